@@ -18,20 +18,20 @@ from signalwire_streams.receiver._protocol import (
     decode_event,
     memory_of,
 )
-from signalwire_streams.receiver._server import AudioSocket, RateLimitedLog, reset
-from signalwire_streams.receiver._session import EndReason, EventQueue, QueueLimits, StreamSession
+from signalwire_streams.receiver._server import RateLimitedLog
+from signalwire_streams.receiver._session import EndReason, QueueLimits, StreamSession
+from signalwire_streams.receiver._socket import AudioSocket, reset
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
 Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 """A user's function: ``async def handler(session)``."""
 
-_WATCH_INTERVAL = 0.05  # seconds that frames may wait in a socket while its handler is busy elsewhere
-_MIN_BACKGROUND = 1.0  # seconds of reading in the background, since a busy handler will be busy again
-_BURST = 100  # messages that are read before other tasks get a turn
+_BURST = 100  # messages that are read before other tasks get a turn, if they are not pushed
+_CHECKS = 4  # of each heartbeat interval
 _PONG_SHARE = 0.5  # of the heartbeat: time that the other end has to answer a ping
 _MIN_IGNORED = 100  # messages without an event that may precede the start event, however small the queue is
-_TEXT = WSMsgType.TEXT
+_DATA = {WSMsgType.TEXT, WSMsgType.BINARY}
 _CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _CLOSE_CODES = {
     EndReason.HANDLER_RETURNED: WSCloseCode.OK,
@@ -41,96 +41,178 @@ _CLOSE_CODES = {
 }
 
 
+OpenSession: TypeAlias = Callable[[StartEvent], StreamSession]
+
+
 class Connection:
-    """One socket. `wait_start` reads it up to the start event, then `run` reads it for a session.
+    """One socket. `wait_session` waits for its start event, then `run` serves the session until both have ended.
 
-    Passing each frame from one task to another would cost as much as reading it. So the task that waits for an event
-    reads the socket itself. While the handler is busy elsewhere, a background task reads, and the queue drops the
-    oldest audio if it overflows.
+    Messages are decoded and queued as they arrive, so a busy handler delays neither their arrival times nor the
+    answer to a ping. A task reads the control messages.
     """
-
-    session: StreamSession
-    queue: EventQueue
 
     def __init__(
         self,
         socket: AudioSocket,
+        open_session: OpenSession,
         *,
         limits: QueueLimits,
         heartbeat: float | None,
         failure_log: RateLimitedLog,
     ) -> None:
-        self.socket = socket  # upgraded
+        self.socket = socket
         self.failure = ""  # why no stream started
+        self._open_session = open_session
         self._limits = limits
         self._heartbeat = heartbeat  # aiohttp's own costs a turn of the event loop for each frame
         self._failure_log = failure_log
         self._early: list[AudioEvent] = []
-        self._early_bytes = self._malformed = self._ignored = self._messages = 0
+        self._early_bytes = self._malformed = self._ignored = 0
+        self.session: StreamSession | None = None
+        loop = asyncio.get_running_loop()
+        self._time = loop.time
+        self._opened: asyncio.Future[StreamSession] = loop.create_future()
         self._reader: asyncio.Task[None] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self._started_at = self._received_at = 0.0
         self._pinged_at = float("-inf")
         self._is_pong_late = False
+        socket.on_message = self._on_message
 
-    async def wait_start(self, timeout: float) -> StartEvent | None:  # noqa: ASYNC109  (it closes the socket)
-        """Wait for the start event. On timeout or after too many other messages, set `failure` and close the socket."""
+    async def wait_session(self, timeout: float) -> StreamSession | None:  # noqa: ASYNC109  (it closes the socket)
+        """Wait for the start event, and return its session.
+
+        On timeout or after too many other messages, set `failure`, close the socket and return None.
+        """
+        self._reader = asyncio.create_task(self._read())
         try:
             async with asyncio.timeout(timeout):
-                while (message := await self.socket.receive()).type not in _CLOSED:
-                    self._messages += 1
-                    if self._messages % _BURST == 0:
-                        await asyncio.sleep(0)
-                    if message.type is WSMsgType.PING:
-                        self._ignore()
-                        await self.socket.pong(message.data)
-                    elif (start := self._on_early_message(message)) is not None:
-                        return start
-            self.failure = "it was closed before a stream started"
+                return await self._opened
         except TimeoutError:
             self.failure = f"nothing more arrived within {timeout:g} s"
-        except ConnectionError:
-            self.failure = "the connection broke"
-        except MalformedFrameError as error:
+        except (ConnectionError, MalformedFrameError) as error:
             self.failure = str(error)
+        except asyncio.CancelledError:
+            await self._stop_task(self._reader)
+            raise
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
         self._failure_log.warning("a socket was opened, but no stream started on it: %s", self.failure)
+        await self._stop_task(self._reader)
         await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 
-    def _on_early_message(self, message: WSMessage) -> StartEvent | None:
-        """Return the start event, or store an event that precedes it."""
-        if message.type is WSMsgType.PONG:
-            self._ignore()
-            return None
-        if message.type is WSMsgType.ERROR:
-            raise MalformedFrameError("the received data is not a WebSocket message")
+    async def _stop_task(self, task: "asyncio.Task[None] | None") -> None:
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _read(self) -> None:
+        """Read the messages that are not pushed, until the socket is closed."""
+        messages = 0
         try:
-            event = decode_event(message.data, elapsed=0.0)
+            while (message := await self.socket.receive()).type not in _CLOSED:
+                if message.type is WSMsgType.ERROR:
+                    break
+                if message.type in _DATA:
+                    self._on_message(message.data)
+                else:
+                    self._received_at = self._time()
+                    if self.session is None:
+                        self._ignore()
+                    if message.type is WSMsgType.PING:
+                        await self.socket.pong(message.data)
+                messages += 1
+                if messages % _BURST == 0:
+                    await asyncio.sleep(0)
+            self._on_close(message)
+        except ConnectionError:  # from the pong
+            self._end(EndReason.LOST, ConnectionError("the connection broke"))
+        except MalformedFrameError as error:
+            self._end(EndReason.FAILED, error)
+        except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
+            self._on_bug()
+
+    def _on_message(self, data: str | bytes) -> None:
+        session = self.session
+        self._received_at = now = self._time()
+        try:
+            if session is None:
+                self._on_early_message(data)
+                return
+            if session.end_reason is not None:
+                return
+            event = decode_event(data, elapsed=now - self._started_at)
+            if isinstance(event, StopEvent):
+                session._close(EndReason.STOPPED)
+            elif not session._enqueue(event, now):
+                session._close(EndReason.OVERFLOW)
+        except MalformedFrameError as error:
+            if session is not None:
+                session.statistics.malformed += 1
+            else:
+                self._end(EndReason.FAILED, error)
+        except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
+            self._on_bug()
+
+    def _on_early_message(self, data: str | bytes) -> None:
+        """Open the session with the start event; store an event that precedes it."""
+        if self._opened.done():
+            return
+        try:
+            event = decode_event(data, elapsed=0.0)
         except MalformedFrameError:
             self._malformed += 1
             self._ignore()
-            return None
+            return
         if isinstance(event, StartEvent):
-            return event
-        if isinstance(event, ConnectedEvent | StopEvent):
+            self._on_start(event)
+        elif isinstance(event, ConnectedEvent | StopEvent):
             self._ignore()
         elif len(self._early) >= self._limits.max_events or self._early_bytes >= self._limits.max_bytes:
             raise MalformedFrameError("too many frames arrived before the start event")
         else:
             self._early.append(event)
             self._early_bytes += memory_of(event)
-        return None
 
     def _ignore(self) -> None:
         self._ignored += 1
         if self._ignored > max(self._limits.max_events, _MIN_IGNORED):
             raise MalformedFrameError("too many frames arrived before the start event")
 
+    def _on_start(self, event: StartEvent) -> None:
+        self.session = session = self._open_session(event)
+        self._started_at = self._received_at
+        session.statistics.malformed += self._malformed
+        for early in self._early:
+            session._enqueue(early, self._started_at)
+        self._early.clear()
+        self._opened.set_result(session)
+
+    def _on_close(self, message: WSMessage) -> None:
+        if message.type is WSMsgType.ERROR:
+            is_invalid = isinstance(message.data, WebSocketError)
+            reason = EndReason.UNREADABLE if is_invalid else EndReason.LOST
+            self._end(reason, ConnectionError("the received data is not a WebSocket message"))
+        else:
+            is_lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
+            reason = EndReason.LOST if is_lost else EndReason.CLOSED
+            self._end(reason, ConnectionError("it was closed before a stream started"))
+
+    def _end(self, reason: EndReason, failure: Exception) -> None:
+        """End the session, or the wait for it."""
+        if self.session is not None:
+            self.session._close(reason)
+        elif not self._opened.done():
+            self._opened.set_exception(failure)
+
+    def _on_bug(self) -> None:
+        self._end(EndReason.FAILED, ConnectionError("the receiver failed"))
+        label = self.session.label if self.session is not None else "that has not started"
+        _LOG.exception("the receiver failed for stream %s", label)
+
     async def run(self, session: StreamSession, handler: Handler) -> None:
         """Run the handler, and read the socket for its session, until both have ended."""
-        self._start_reading(session)
         handling = asyncio.create_task(_handle(handler, session))
         ended = asyncio.create_task(session.wait_closed())
         try:
@@ -139,7 +221,7 @@ class Connection:
                 _LOG.error("the handler of stream %s cancelled itself, so the stream is closed", session.label)
                 session._close(EndReason.HANDLER_FAILED)
             session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
-            await self._close_session()
+            await self._close_session(session)
             await asyncio.wait({handling})
         finally:  # also when it is cancelled
             handling.cancel()
@@ -150,25 +232,14 @@ class Connection:
                 reset(self.socket.transport)
                 abandon(handling)
                 raise
-            await self._close_session()
+            await self._close_session(session)
 
-    def _start_reading(self, session: StreamSession) -> None:
-        self.session, self.queue = session, session._queue
-        self._started_at = self._received_at = asyncio.get_running_loop().time()
-        session.statistics.malformed += self._malformed
-        for event in self._early:
-            session._enqueue(event, self._started_at)
-        self._early.clear()
-        self.queue.read = self._read
-
-    async def _close_session(self) -> None:
-        for task in (self._reader, self._pinger):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
-        if self.session.end_reason is EndReason.LOST:
+    async def _close_session(self, session: StreamSession) -> None:
+        await self._stop_task(self._reader)
+        await self._stop_task(self._pinger)
+        if session.end_reason is EndReason.LOST:
             reset(self.socket.transport)  # no close frame can arrive, and pending sends must fail
-        await self.close(_CLOSE_CODES.get(self.session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+        await self.close(_CLOSE_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
 
     async def close(self, code: WSCloseCode) -> None:
         """Close the socket with a code; reset the connection if this is cancelled."""
@@ -178,72 +249,18 @@ class Connection:
             reset(self.socket.transport)
             raise
 
-    async def _read(self) -> None:
-        """Read one message, in the handler's task or in the background."""
-        try:
-            message = await self.socket.receive()
-            now = self._received_at = asyncio.get_running_loop().time()
-            if message.type is _TEXT or message.type is WSMsgType.BINARY:
-                self._on_frame(message.data, now)
-            elif message.type is WSMsgType.PING:
-                await self.socket.pong(message.data)
-            elif message.type is not WSMsgType.PONG:
-                self._on_close(message)
-            self._messages += 1
-            if self._messages % _BURST == 0:
-                await asyncio.sleep(0)
-        except ConnectionError:  # from the pong
-            self.session._close(EndReason.LOST)
-        except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
-            # In the handler's task it would pass for an error of the handler.
-            self.session._close(EndReason.FAILED)
-            _LOG.exception("the receiver failed for stream %s", self.session.label)
-
-    def _on_frame(self, frame: str | bytes, now: float) -> None:
-        try:
-            event = decode_event(frame, elapsed=now - self._started_at)
-        except MalformedFrameError:
-            self.session.statistics.malformed += 1
-            return
-        if isinstance(event, StopEvent):
-            self.session._close(EndReason.STOPPED)
-        elif not self.session._enqueue(event, now):
-            self.session._close(EndReason.OVERFLOW)
-
-    def _on_close(self, message: WSMessage) -> None:
-        if message.type is WSMsgType.ERROR:
-            is_invalid = isinstance(message.data, WebSocketError)
-            self.session._close(EndReason.UNREADABLE if is_invalid else EndReason.LOST)
-        else:
-            is_lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
-            self.session._close(EndReason.LOST if is_lost else EndReason.CLOSED)
-
-    async def _read_in_background(self, until: float) -> None:
-        while self.session.end_reason is None:
-            if self.queue.is_awaited and self._received_at > until:
-                self.queue.read = self._read
-                self.queue.wake()
-                return
-            await self._read()
-
     def check(self, now: float) -> None:
-        """Make sure that the socket is read, and that the other end is alive. Called by the watchdog."""
-        if self.session.end_reason is not None:
+        """Ping a silent peer, and end the session of one that does not answer. Called by the watchdog."""
+        heartbeat, session = self._heartbeat, self.session
+        if heartbeat is None or session is None or now - self._received_at < heartbeat:
             return
-        if self.queue.read is not None and not self.queue.is_awaited:
-            self.queue.read = None
-            self._reader = asyncio.create_task(self._read_in_background(now + _MIN_BACKGROUND))
-        if self._heartbeat is not None and now - self._received_at >= self._heartbeat:
-            self._check_heartbeat(now, self._heartbeat * _PONG_SHARE)
-
-    def _check_heartbeat(self, now: float, timeout: float) -> None:
         if self._pinged_at < self._received_at:
             self._pinged_at, self._is_pong_late = now, False
             self._pinger = asyncio.create_task(self._ping())
-        elif now - self._pinged_at >= timeout:
+        elif now - self._pinged_at >= heartbeat * _PONG_SHARE:
             # If the loop was blocked, the pong may be in the socket unread: allow one more interval.
             if self._is_pong_late:
-                self.session._close(EndReason.LOST)
+                session._close(EndReason.LOST)
             self._is_pong_late = True
 
     async def _ping(self) -> None:
@@ -252,17 +269,18 @@ class Connection:
 
 
 class Watchdog:
-    """Checks all connections of a receiver with a single timer; one timer each would cost more than the checks."""
+    """Checks the heartbeats of all connections with a single timer."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: float | None) -> None:
+        self._interval = None if heartbeat is None else heartbeat / _CHECKS
         self.connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.contextmanager
     def watch(self, connection: Connection) -> Iterator[None]:
         self.connections.add(connection)
-        if self._timer is None:
-            self._schedule()
+        if self._timer is None and self._interval is not None:
+            self._schedule(self._interval)
         try:
             yield
         finally:
@@ -271,14 +289,14 @@ class Watchdog:
                 self._timer.cancel()
                 self._timer = None
 
-    def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._check_all)
+    def _schedule(self, interval: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(interval, self._check_all, interval)
 
-    def _check_all(self) -> None:
+    def _check_all(self, interval: float) -> None:
         now = asyncio.get_running_loop().time()
         for connection in self.connections:
             connection.check(now)
-        self._schedule()
+        self._schedule(interval)
 
 
 async def _handle(handler: Handler, session: StreamSession) -> None:

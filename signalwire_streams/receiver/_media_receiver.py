@@ -5,6 +5,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from ssl import SSLContext
 from typing import Literal, Self
 
@@ -17,7 +18,6 @@ from signalwire_streams.receiver._connection import Connection, Handler, Watchdo
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._server import (
-    AudioSocket,
     MaskedTokens,
     RateLimitedLog,
     Slot,
@@ -27,14 +27,15 @@ from signalwire_streams.receiver._server import (
     bearer_token,
     default_max_pending,
     mask_tokens,
-    reset,
 )
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
+from signalwire_streams.receiver._socket import AudioSocket, reset
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
+_READ_SIZE = 16 * 1024  # bytes of one read of a socket: 40 frames, or 2,700 empty messages, which take some 15 ms
 _MAX_NAMED = 5  # handlers that a log line names
 _MAX_STUCK_CHECKS = 1_000  # token checks that ignore their cancellation
 
@@ -113,7 +114,8 @@ class MediaReceiver(StarterMixin):
         self._frame_limit = frame_limit
         self._heartbeat = heartbeat
         self._byte_order: Literal["little", "big"] = byte_order
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(heartbeat)
+        self._buffer = memoryview(bytearray(_READ_SIZE))
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[StreamServer] = set()
         self._failure_log = RateLimitedLog(10)
@@ -123,7 +125,8 @@ class MediaReceiver(StarterMixin):
     @property
     def sessions(self) -> set[StreamSession]:
         """The streams that are being received."""
-        return {connection.session for connection in self._watchdog.connections}
+        opened = (connection.session for connection in self._watchdog.connections)
+        return {session for session in opened if session is not None}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it has ended and its handler has returned.
@@ -136,7 +139,7 @@ class MediaReceiver(StarterMixin):
 
     async def _receive(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
         # aiohttp's limit is the first size that it refuses.
-        socket = AudioSocket(request.transport, max_msg_size=self._frame_limit + 1)
+        socket = AudioSocket(request.transport, max_msg_size=self._frame_limit + 1, buffer=self._buffer)
         if not socket.can_prepare(request).ok:  # not a WebSocket request, which must not use up a token
             return web.Response(status=400)
         token = bearer_token(request.headers.get("Authorization"))
@@ -150,17 +153,17 @@ class MediaReceiver(StarterMixin):
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
         if pending is not None or not self._authenticator.admits_everybody:
             slot.admit()
+        connection = self._connect(socket)
         try:
             await socket.prepare(request)
         except ConnectionError:  # the other end left
             if pending is not None:
                 pending.on_socket_failed("the connection broke")
             return web.Response(status=503)  # it can't be sent, but aiohttp fails on a socket that was not upgraded
-        connection = self._connect(socket)
-        start = await self._wait_start(connection)
-        if start is not None:
+        session = await self._wait_session(connection)
+        if session is not None:
             slot.release()
-            task = asyncio.create_task(self._run(connection, start, handler))
+            task = asyncio.create_task(self._run(connection, session, handler))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             if pending is not None:
@@ -171,7 +174,13 @@ class MediaReceiver(StarterMixin):
         return socket
 
     def _connect(self, socket: AudioSocket) -> Connection:
-        return Connection(socket, limits=self._queue_limits, heartbeat=self._heartbeat, failure_log=self._failure_log)
+        return Connection(
+            socket,
+            partial(self._open_session, socket),
+            limits=self._queue_limits,
+            heartbeat=self._heartbeat,
+            failure_log=self._failure_log,
+        )
 
     async def _allows(self, token: str | None, slot: Slot) -> bool | None:
         """Check a token. Return None on timeout, or if the client or the receiver closes first.
@@ -201,31 +210,31 @@ class MediaReceiver(StarterMixin):
             raise RuntimeError(f"the token check raised {type(error).__name__}") from error
         return check.result()
 
-    async def _wait_start(self, connection: Connection) -> StartEvent | None:
+    async def _wait_session(self, connection: Connection) -> StreamSession | None:
         """Wait for the start event, or until the receiver is closed."""
         self.pending_sockets += 1
         try:
-            waiting = asyncio.create_task(connection.wait_start(self._start_timeout))
+            waiting = asyncio.create_task(connection.wait_session(self._start_timeout))
             if await wait_unless(waiting, self._closing):
-                start = waiting.result()
+                session = waiting.result()
             else:
                 await asyncio.wait({waiting})  # a socket must not be closed while a task reads it
-                start = None
+                session = None
         finally:
             self.pending_sockets -= 1
-        if start is None and not connection.failure:
+        if session is None and not connection.failure:
             await connection.close(WSCloseCode.GOING_AWAY)
-        return start
+        return session
 
-    async def _run(self, connection: Connection, start: StartEvent, handler: Handler) -> None:
+    def _open_session(self, socket: AudioSocket, start: StartEvent) -> StreamSession:
         media = start.media_format
         audio_format = AudioFormat.from_start_event(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
-        playback = Playback(
-            connection.socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit
-        )
-        session = StreamSession(start, audio_format=audio_format, playback=playback, limits=self._queue_limits)
+        playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit)
+        return StreamSession(start, audio_format=audio_format, playback=playback, limits=self._queue_limits)
+
+    async def _run(self, connection: Connection, session: StreamSession, handler: Handler) -> None:
         with self._watchdog.watch(connection):
             await connection.run(session, handler)
 

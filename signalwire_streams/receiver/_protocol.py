@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from sys import getsizeof
 from typing import Any, TypeAlias
 
-from attrs import define, evolve, field, frozen, setters
+from attrs import define, evolve, field, frozen
 
 from signalwire_streams.errors import MalformedFrameError
 
@@ -98,10 +98,10 @@ class StartEvent(_JsonEvent):
     extra: Mapping[str, object] = field(factory=dict, repr=False, hash=False)
 
 
-# As immutable as the others, but created in half the time: there are thousands per second.
-@define(kw_only=True, on_setattr=setters.frozen, unsafe_hash=True)
+# Not frozen, which would take four times as long to create: there are thousands per second.
+@define(unsafe_hash=True)
 class MediaEvent:
-    """Audio of one track, usually 20 ms.
+    """Audio of one track, usually 20 ms. Do not modify it.
 
     Attributes:
         track: ``inbound`` or ``outbound``; None if the frame has none.
@@ -180,18 +180,19 @@ _CHARACTER, _ITEM, _LIST, _OBJECT = 4, 176, 96, 288  # bytes of each in memory, 
 _MAX_DIGITS, _MAX_NUMBER = 19, 1 << 63
 _START_KEYS = ("streamSid", "accountSid", "callSid", "conferenceSid", "tracks", "customParameters", "mediaFormat")
 
-# A media frame as both dialects write it; this is twice as fast as JSON. Every other frame is decoded as JSON, to the
-# same event.
-_MEDIA = re.compile(
+# The head and the tail of a media frame as both dialects write it; searching for the end of the payload costs less
+# than matching it. Every other frame is decoded as JSON, to the same event.
+_MEDIA_HEAD = re.compile(
     r"""\{"event":\ ?"media",\ ?
     "sequenceNumber":\ ?"([0-9]{1,18})",\ ?
     (?:"streamSid":\ ?"[0-9A-Za-z-]*",\ ?)?
     "media":\ ?\{"track":\ ?"([a-z_]+)",\ ?
     "chunk":\ ?"([0-9]{1,18})",\ ?"timestamp":\ ?"([0-9]{1,18})",\ ?
-    "payload":\ ?"([^"\\]*)"\}
-    (?:,\ ?"streamSid":\ ?"[0-9A-Za-z-]*")?\}""",
+    "payload":\ ?\"""",
     re.VERBOSE,
-).fullmatch
+).match
+_PLAIN_TAIL = '"}}'
+_MEDIA_TAIL = re.compile(r'"\}(?:, ?"streamSid": ?"[0-9A-Za-z-]*")?\}').fullmatch
 
 
 def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEvent:
@@ -206,21 +207,22 @@ def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEv
             Neither the message nor the traceback's local variables repeat the frame.
     """
     try:
-        media = _MEDIA(frame) if isinstance(frame, str) else None
-        if media is None:
+        if not isinstance(frame, str) or (head := _MEDIA_HEAD(frame)) is None:
             return _decode_json(frame, elapsed)
-        sequence_number, track, chunk, timestamp, payload = media.groups()
-        return MediaEvent(
-            track=track,
-            payload=_decode_base64(payload),
-            chunk=int(chunk),
-            timestamp=int(timestamp),
-            sequence_number=int(sequence_number),
-            elapsed=elapsed,
-        )
+        begin = head.end()
+        end = frame.find('"', begin)
+        tail = frame[end:]
+        if tail != _PLAIN_TAIL and _MEDIA_TAIL(tail) is None:
+            return _decode_json(frame, elapsed)
+        sequence_number, track, chunk, timestamp = head.groups()
+        try:
+            payload = a2b_base64(frame[begin:end], strict_mode=True)
+        except ValueError:  # it may have escapes, such as "\/"
+            return _decode_json(frame, elapsed)
+        return MediaEvent(track, payload, int(chunk), int(timestamp), int(sequence_number), elapsed)
     except MalformedFrameError as error:
         reason = str(error)
-    frame = payload = ""
+    frame = tail = ""
     raise MalformedFrameError(reason)
 
 

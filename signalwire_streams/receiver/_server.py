@@ -14,16 +14,15 @@ import ipaddress
 import logging
 import select
 import socket
-import struct
-from collections.abc import Awaitable, Callable, Collection, Coroutine
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection
 from ssl import SSLContext, SSLError
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-from aiohttp import WSCloseCode, http_exceptions, web
+from aiohttp import http_exceptions, web
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Secret, Unusable, mask
+from signalwire_streams.receiver._socket import CLOSE_TIMEOUT, reset
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _INTERVAL = 60.0
@@ -48,97 +47,6 @@ class RateLimitedLog:
             _LOG.warning(text, *values)
         else:
             self._suppressed += 1
-
-
-_ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written
-_CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
-_MAX_UNBUFFERED = 16 * 1024  # characters that an empty write buffer takes, whatever the size of a character
-_UNANSWERED = {None, WSCloseCode.ABNORMAL_CLOSURE}
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-_Result = TypeVar("_Result")
-
-
-def reset(transport: asyncio.Transport | None) -> None:
-    """Close a connection at once, and drop what was not sent.
-
-    Without a reset the kernel keeps a connection with unsent data for minutes after its descriptor was closed.
-    """
-    if transport is not None:
-        with contextlib.suppress(OSError, AttributeError):  # it is closed already; over TLS that is an AttributeError
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
-
-
-class AudioSocket(web.WebSocketResponse):
-    """A WebSocket whose senders can be cancelled, and whose connection does not outlive its close.
-
-    Its transport is None if the connection was lost before the upgrade.
-    """
-
-    def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int) -> None:
-        super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
-        self.transport = transport
-        self._send_tasks: set[asyncio.Task[Any]] = set()
-        self._close_task: asyncio.Task[bool] | None = None
-
-    async def send_str(self, data: str, compress: int | None = None) -> None:
-        await self._send(super().send_str(data, compress), len(data))
-
-    async def ping(self, message: bytes = b"") -> None:
-        await self._send(super().ping(message), len(message))
-
-    async def pong(self, message: bytes = b"") -> None:
-        await self._send(super().pong(message), len(message))
-
-    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        """Close the WebSocket, or wait until it is closed. aiohttp calls this too, when the other end closes it.
-
-        A connection whose other end does not answer is reset, and so is one that does not close in time.
-        """
-        if self._close_task is None:
-            closing = partial(super().close, code=code, message=message, drain=drain)
-            self._close_task = self._track_task(self._close_in_time(closing))
-        await asyncio.wait({self._close_task})
-        return self._close_task.result()
-
-    async def _close_in_time(self, closing: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        timer = loop.call_later(_CLOSE_TIMEOUT, reset, self.transport)
-        closed = await closing()
-        # After a message that breaks the protocol aiohttp waits for no answer, and the close frame is still to be read.
-        if self.close_code in _UNANSWERED and loop.time() - began >= _ANSWER_TIMEOUT:
-            timer.cancel()
-            reset(self.transport)
-        return closed
-
-    async def _send(self, sending: Coroutine[Any, Any, None], size: int) -> None:
-        """Send a message; if it may block, in a task that continues when the sender is cancelled."""
-        if self._sends_at_once(size):
-            await sending
-        else:
-            task = self._track_task(sending)
-            await asyncio.wait({task})
-            task.result()
-
-    def _sends_at_once(self, size: int) -> bool:
-        """Return whether a message is written, or rejected, without waiting."""
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return True
-        return not self._send_tasks and size <= _MAX_UNBUFFERED and not transport.get_write_buffer_size()
-
-    def _track_task(self, work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
-        task = asyncio.create_task(work)
-        self._send_tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        self._send_tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it when its sender was cancelled
 
 
 Tokens: TypeAlias = str | Collection[str] | Callable[[str], bool | Awaitable[bool]] | None
@@ -398,7 +306,7 @@ class StreamServer(web.Server):
         finally:
             connection.is_handled = False
             if connection in self._open:
-                connection.abort_after(_CLOSE_TIMEOUT)
+                connection.abort_after(CLOSE_TIMEOUT)
             else:
                 connection.release()
         response.force_close()
@@ -450,7 +358,7 @@ class StreamServer(web.Server):
                 lambda: connection,
                 connection.sock,
                 ssl=tls,
-                ssl_shutdown_timeout=None if tls is None else _CLOSE_TIMEOUT,
+                ssl_shutdown_timeout=None if tls is None else CLOSE_TIMEOUT,
             )
 
     def _opened(self, connection: _Connection) -> None:

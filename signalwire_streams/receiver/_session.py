@@ -4,7 +4,7 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 from secrets import token_hex
 from typing import TypeAlias
@@ -54,8 +54,6 @@ class EventQueue:
 
     def __init__(self, limits: QueueLimits, on_drop: Callable[[Droppable], None]) -> None:
         self.max_events, self.max_bytes = limits.max_events, limits.max_bytes
-        self.is_awaited = False
-        self.read: Callable[[], Awaitable[None]] | None = None  # reads one message; None while a task reads them
         self._on_drop = on_drop
         self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
         self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
@@ -106,21 +104,15 @@ class EventQueue:
         while (event := self._pop()) is None:
             if self._is_closed:
                 raise StopAsyncIteration
-            if self.is_awaited:
+            if self._waiter is not None:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
-            self.is_awaited = True
+            # The event itself is not passed through the future, since it would be lost if this is cancelled.
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
-                await (self.read or self._wait)()
+                await self._waiter
             finally:
-                self.is_awaited = False
+                self._waiter = None
         return event
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _pop(self) -> AudioEvent | None:
         if self._kept and self._kept[0][0] <= self._removed:

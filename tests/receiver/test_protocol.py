@@ -256,8 +256,11 @@ def test_fast_path_and_json_path_agree(frame: str, at: int, length: int, instead
     assert outcome_of(frame) == outcome_of(frame.encode("utf-8", "surrogatepass"))
 
 
-def test_events_are_immutable() -> None:
-    event = MediaEvent(track="inbound", payload=b"audio")
-    with pytest.raises(AttributeError):
-        event.track = "outbound"
+def test_events_are_values() -> None:
+    """Equal ones have the same hash, whenever they arrived; those that are rare are immutable as well."""
+    event = MediaEvent(track="inbound", payload=b"audio", elapsed=1.0)
+    assert event == MediaEvent(track="inbound", payload=b"audio", elapsed=2.0)
     assert hash(event) == hash(MediaEvent(track="inbound", payload=b"audio"))
+    key = DtmfEvent(digit="1")
+    with pytest.raises(AttributeError):
+        key.digit = "2"  # type: ignore[misc]

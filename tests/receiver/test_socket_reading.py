@@ -1,8 +1,7 @@
-"""Reading a socket in the handler or in the background, and detecting dead peers."""
+"""Waiting for the events of a socket, and detecting dead peers."""
 
 import asyncio
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -15,9 +14,8 @@ from signalwire_streams.receiver import (
     MediaEvent,
     MediaReceiver,
     StreamSession,
-    StreamStatistics,
     _connection as connections,
-    _server as audio_socket,
+    _socket as audio_socket,
 )
 
 from .conftest import Heard, until
@@ -35,67 +33,6 @@ async def deaf() -> Any:
             return await stack.enter_async_context(session.ws_connect(url, autoping=False))
 
         yield dial
-
-
-@pytest.fixture
-def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check at once whether the handler reads."""
-    monkeypatch.setattr(connections, "_WATCH_INTERVAL", 0.0)
-
-
-async def test_waiting_handler_reads_the_socket_itself(
-    serve: Any, dial: Any, heard: Heard, quick_looks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While a handler waits for events, no other task reads them for it."""
-    readers = set()
-    take = StreamSession._enqueue
-
-    def noting(self: StreamSession, event: Any, now: float) -> bool:
-        readers.add(asyncio.current_task())
-        return take(self, event, now)
-
-    monkeypatch.setattr(StreamSession, "_enqueue", noting)
-    handling = []
-
-    async def handler(session: StreamSession) -> None:
-        handling.append(asyncio.current_task())
-        await heard(session)
-
-    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
-    await peer.send_json(START)
-    for chunk in range(1, 11):
-        await peer.send_json(media(chunk))
-        await until(lambda snapshot=chunk: len(heard.events) == snapshot)  # type: ignore[misc]
-    assert readers == set(handling)
-
-
-async def test_busy_handler_has_its_socket_read_in_background(
-    serve: Any, dial: Any, quick_looks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Events stay in order meanwhile, and the handler reads by itself again once it is back."""
-    monkeypatch.setattr(connections, "_MIN_BACKGROUND", 0.0)
-    come_back, sessions, chunks = asyncio.Event(), [], []
-
-    async def handler(session: StreamSession) -> None:
-        sessions.append(session)
-        await come_back.wait()
-        async for event in session:
-            assert isinstance(event, MediaEvent)
-            chunks.append(event.chunk)
-
-    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
-    await peer.send_json(START)
-    for chunk in range(1, 6):
-        await peer.send_json(media(chunk))
-    await until(lambda: bool(sessions) and sessions[0].statistics.of("inbound").frames == 5)
-    come_back.set()
-    await until(lambda: len(chunks) == 5)
-    for chunk in range(6, 9):
-        await peer.send_json(media(chunk))
-        await until(lambda snapshot=chunk: len(chunks) == snapshot)  # type: ignore[misc]
-    await peer.close()
-    await until(lambda: sessions[0].end_reason is not None)
-    assert chunks == list(range(1, 9))
 
 
 async def test_cancelled_loop_loses_no_event(serve: Any, dial: Any) -> None:
@@ -122,10 +59,8 @@ async def test_cancelled_loop_loses_no_event(serve: Any, dial: Any) -> None:
     assert chunks == list(range(1, 31))
 
 
-@pytest.mark.parametrize("background", [False, True])
-async def test_iterator_continues_after_a_cancelled_wait(
-    serve: Any, dial: Any, quick_looks: None, background: bool
-) -> None:
+@pytest.mark.parametrize("pause", [False, True])
+async def test_iterator_continues_after_a_cancelled_wait(serve: Any, dial: Any, pause: bool) -> None:
     """`anext` on one iterator under a time limit: no event is lost, and only the end of the stream ends it."""
     chunks, cuts = [], 0
     ended = asyncio.Event()
@@ -139,8 +74,8 @@ async def test_iterator_continues_after_a_cancelled_wait(
                     event = await anext(events)
             except TimeoutError:
                 cuts += 1
-                if background:
-                    await asyncio.sleep(0.001)  # so that a task reads meanwhile
+                if pause:
+                    await asyncio.sleep(0.001)  # the event may arrive while nobody waits
             except StopAsyncIteration:
                 assert session.end_reason is EndReason.STOPPED
                 ended.set()
@@ -176,7 +111,7 @@ async def test_ping_is_answered(serve: Any, deaf: Any, heard: Heard, begun: bool
     assert (await heard.end()).end_reason is EndReason.CLOSED
 
 
-async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: Heard, quick_looks: None) -> None:
+async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: Heard) -> None:
     """A connection that died without a word does not stay for ever."""
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.01)))
     await peer.send_json(START)
@@ -185,9 +120,7 @@ async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: H
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
-async def test_silent_peer_that_answers_pings_is_kept(
-    serve: Any, deaf: Any, dial: Any, heard: Heard, quick_looks: None
-) -> None:
+async def test_silent_peer_that_answers_pings_is_kept(serve: Any, deaf: Any, dial: Any, heard: Heard) -> None:
     """Each silence is asked about anew, on each of the sockets."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.05))
     peer, other = await deaf(url), await dial(url)
@@ -210,9 +143,7 @@ async def flood(session: StreamSession) -> None:
         await session.playback._send("media", media={"payload": "A" * 60_000})
 
 
-async def test_peer_that_stops_reading_does_not_block_its_stream(
-    serve: Any, deaf: Any, heard: Heard, quick_looks: None
-) -> None:
+async def test_peer_that_stops_reading_does_not_block_its_stream(serve: Any, deaf: Any, heard: Heard) -> None:
     """Dropping a silent peer fails the task that waits to send to it, and leaves nothing behind."""
     told: list[TransportError] = []
 
@@ -233,7 +164,7 @@ async def test_peer_that_stops_reading_does_not_block_its_stream(
 
 async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that has enough is done, also where its peer takes nothing any more."""
-    monkeypatch.setattr(audio_socket, "_CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(audio_socket, "CLOSE_TIMEOUT", 0.05)
     blocked: list[tuple[StreamSession, asyncio.Task[None]]] = []
 
     async def handler(session: StreamSession) -> None:
@@ -274,24 +205,24 @@ async def test_ping_that_cannot_be_answered_is_no_failure(
     assert "failed" not in caplog.text
 
 
-async def test_pong_that_is_unread_while_the_loop_is_blocked_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pong_that_is_unread_while_the_loop_is_blocked_counts(
+    serve: Any, dial: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loop that was blocked looks once more before it gives a peer up."""
-    receiver = MediaReceiver(heartbeat=1.0, bidirectional=True)
-    ended: list[EndReason] = []
-    session: Any = SimpleNamespace(
-        end_reason=None, _close=ended.append, _queue=SimpleNamespace(is_awaited=True), statistics=StreamStatistics()
-    )
-    connection = receiver._connect(None)  # type: ignore[arg-type]
-    connection._start_reading(session)
+    receiver = MediaReceiver(heard, bearer_tokens=None, heartbeat=1000.0)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    await until(lambda: bool(heard.sessions))
+    [session], [connection] = heard.sessions, receiver._watchdog.connections
     monkeypatch.setattr(connections.Connection, "_ping", lambda _: asyncio.sleep(0))
-    now = asyncio.get_running_loop().time()
-    connection.check(now + 2)
-    connection.check(now + 10)
-    assert not ended
-    connection._received_at = now + 10
-    connection.check(now + 10.05)
-    connection.check(now + 12)
-    connection.check(now + 14)
-    assert not ended
-    connection.check(now + 14.05)
-    assert ended == [EndReason.LOST]
+    now = connection._received_at
+    connection.check(now + 2000)
+    connection.check(now + 10_000)
+    assert session.end_reason is None
+    connection._received_at = now + 10_000
+    connection.check(now + 10_050)
+    connection.check(now + 12_000)
+    connection.check(now + 14_000)
+    assert session.end_reason is None
+    connection.check(now + 14_050)
+    assert session.end_reason is EndReason.LOST
