@@ -169,7 +169,8 @@ class StreamSession:
         statistics: counts of received, missing and dropped frames so far.
         label: a name that is safe in file names and logs: the stream's sid, or a random name if that contains anything
             but letters, digits, ``-`` and ``_``.
-        end_reason: why the stream ended; None while it is running.
+        end_reason: why the stream ended; None while it is running. It is set when the end arrives, while events that
+            arrived before may still wait for the handler.
     """
 
     def __init__(

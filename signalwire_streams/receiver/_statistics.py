@@ -197,7 +197,7 @@ class TrackStatistics:
         jitter: variation of the delay in milliseconds, smoothed as in RFC 3550.
         delay_ms: milliseconds that the last frame was late, by its timestamp, compared with the least delayed frame
             of the last 10 to 20 seconds. A permanent delay is therefore forgotten after that time. A frame arrives
-            when it is read, which may be 50 ms later if the handler has just become busy elsewhere.
+            when it is read from the socket, whatever the handler does meanwhile.
         max_delay_ms: maximum of ``delay_ms``.
     """
 

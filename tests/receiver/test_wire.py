@@ -258,6 +258,35 @@ async def test_long_burst_leaves_turns_to_other_tasks(connect: Connect, heard: H
     assert await peer.receive() == (PONG, b"")
 
 
+async def test_socket_with_too_many_frames_before_the_start_is_closed(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever else comes with them is too late, and changes nothing."""
+    peer = await connect(max_queue=1)
+    await peer.send(frame(PING, b"") + frame(TEXT, b"not JSON") * 200 + text(START) + close())
+    assert await peer.close_code() == 1008
+    await until(lambda: "too many frames arrived before the start event" in caplog.text)
+
+
+async def test_bug_in_reading_ends_its_own_stream(
+    connect: Connect, heard: Heard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = web.WebSocketResponse.receive
+
+    async def broken(self: web.WebSocketResponse) -> Any:
+        message = await receive(self)
+        if message.type == PING:
+            raise RuntimeError("a bug")
+        return message
+
+    monkeypatch.setattr(web.WebSocketResponse, "receive", broken)
+    peer = await connect()
+    await peer.send(text(START) + text(media(1)) + frame(PING, b""))
+    assert (await heard.end()).end_reason is EndReason.FAILED
+    assert chunks_of(heard) == [1]
+    assert "the receiver failed for stream stream-1" in caplog.text
+
+
 async def test_slow_handler_keeps_the_newest_audio_and_every_key(connect: Connect, pushed: bool) -> None:
     """While a handler is busy, its socket is still read: audio ages, keys wait."""
     go_on, sessions, events = asyncio.Event(), list[StreamSession](), list[Any]()
