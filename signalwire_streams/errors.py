@@ -136,7 +136,7 @@ class CircuitOpenError(TransportError):
 
 
 class RunCancelledError(TransportError):
-    """The bulk run ended before this item completed; it may be retried."""
+    """The bulk run ended before this item was sent, or sent again; it is safe to retry."""
 
 
 @define(eq=False, slots=False, str=False)
