@@ -88,7 +88,7 @@ class Connection:
                         return start
             self.failure = "it was closed before a stream started"
         except TimeoutError:
-            self.failure = f"nothing more arrived within {timeout:g} s"
+            self.failure = f"no start event arrived within {timeout:g} s"
         except ConnectionError:
             self.failure = "the connection broke"
         except MalformedFrameError as error:
