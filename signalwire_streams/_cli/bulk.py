@@ -158,7 +158,7 @@ _target_options = adding(
         show_default=True,
         help="Whether bare ids and --all-in-progress mean conferences or calls.",
     ),
-    click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of refusing the FILE."),
+    click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of rejecting the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
     bulk_start_options,
 )
