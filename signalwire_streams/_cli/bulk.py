@@ -261,7 +261,7 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
     """Resume a run that ended early.
 
     Streams that are running are not started again. Starts whose outcome is unknown are sent again under their
-    names, so that the Space can refuse a duplicate; on a call, or without a name, they are only reported.
+    names, so that the Space can reject a duplicate; on a call, or without a name, they are only reported.
     Everything else is started.
 
     A journal contains no secrets. If the run had some, pass them again, with the options or with the original

@@ -126,7 +126,7 @@ class FleetWorker:
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
-            FleetError: Redis refuses the user or password, or is a Redis Cluster.
+            FleetError: Redis rejects the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; other workers get what this one had in flight.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
@@ -357,7 +357,7 @@ async def run_worker(
 
     Raises:
         InvalidRequestError: an argument is invalid, or an environment variable is missing.
-        RateLimiterError: Redis can't be reached at the start, or refuses the user or password.
+        RateLimiterError: Redis can't be reached at the start, or rejects the user or password.
         FleetError: the same, with a rate limiter of the caller's own.
     """
     async with AsyncExitStack() as stack:

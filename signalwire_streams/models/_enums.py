@@ -58,7 +58,7 @@ class Codec(StrEnum):
 
     A start also takes these names with a sample rate and a packet time, as in ``"PCMU@40i"`` (frames of 40 ms) or
     ``"L16@24000h@40i"``. Those, and ``G722``, are documented for the platform's other APIs, not for this field; a Space
-    that does not know one refuses it.
+    that does not know one rejects it.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """

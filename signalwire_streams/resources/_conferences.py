@@ -72,7 +72,7 @@ class Conferences:
         Raises:
             InvalidRequestError: an argument is invalid; nothing was sent.
             StreamOutcomeUnknownError: the stream may or may not be running.
-            ApiError: the Space refused.
+            ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; the stream was not started.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
@@ -123,7 +123,7 @@ class Conferences:
             InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the conference has no stream of that sid or name. A stream object whose sid the Space
                 returned from a start counts as stopped instead.
-            ApiError: the Space refused.
+            ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; stopping again is safe.
         """
         return await self._streams.stop(conference_sid, stream, deadline=deadline)
