@@ -1,4 +1,4 @@
-"""Start and stop SignalWire audio streams from asyncio, never twice.
+"""Start and stop SignalWire audio streams from asyncio, and never start one twice.
 
 >>> async with StreamsClient(space="example", project="...", token="...") as client:  # doctest: +SKIP
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")

@@ -223,7 +223,7 @@ class StreamsClient:
         """Record the requests of a run in a new journal, and send nothing yet.
 
         ``client.start_streams(requests, journal=journal, resume=True)`` then starts them. If that run is killed, the
-        journal alone says what is left to start: `BulkJournal.requests`. Secrets are left out of it.
+        journal alone is enough to resume it: `BulkJournal.requests` returns the requests, without their secrets.
 
         Args:
             requests: the streams to start; all are read, and written in one transaction.

@@ -136,7 +136,7 @@ class CircuitOpenError(TransportError):
 
 
 class RunCancelledError(TransportError):
-    """The bulk run ended before this item completed; it may be retried."""
+    """The bulk run ended before this item was sent, or sent again; it is safe to retry."""
 
 
 @define(eq=False, slots=False, str=False)
@@ -221,10 +221,10 @@ class StreamOutcomeUnknownError(StreamsError):
 
     - Stop the stream by its ``name``.
     - Start it again under the same ``name``: ``await error.start_again()``, or ``start_stream(..., name=error.name,
-      may_be_running=True)``. The result is ``ambiguous``, and is stopped by its name. Only a refusal as a duplicate
+      may_be_running=True)``. The result is ``ambiguous``, and is stopped by its name. Only a rejection as a duplicate
       (``already_started``), or the status callback ``Duplicated stream name``, proves that the stream was running;
-      a successful response proves nothing, since its sid may belong to a stream that the Space then refused. That a
-      second stream of one name is refused is documented for conferences; a call may accept it.
+      a successful response proves nothing, since its sid may belong to a stream that the Space then rejected.
+      Rejection of duplicate names is documented for conferences only; a call may accept a second stream.
     - Without a name, a second start may create a second stream.
 
     Attributes:

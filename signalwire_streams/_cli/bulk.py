@@ -158,7 +158,7 @@ _target_options = adding(
         show_default=True,
         help="Whether bare ids and --all-in-progress mean conferences or calls.",
     ),
-    click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of refusing the FILE."),
+    click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of rejecting the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
     bulk_start_options,
 )
@@ -261,7 +261,7 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
     """Resume a run that ended early.
 
     Streams that are running are not started again. Starts whose outcome is unknown are sent again under their
-    names, so that the Space can refuse a duplicate; on a call, or without a name, they are only reported.
+    names, so that the Space can reject a duplicate; on a call, or without a name, they are only reported.
     Everything else is started.
 
     A journal contains no secrets. If the run had some, pass them again, with the options or with the original

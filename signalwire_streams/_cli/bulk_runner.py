@@ -66,7 +66,7 @@ _ADVICE = {
 }
 _UNKNOWN = "StreamOutcomeUnknownError"
 _UNKNOWN_STARTS = (
-    "These may be running. Resuming sends those on conferences again under their names, so that the Space can refuse "
+    "These may be running. Resuming sends those on conferences again under their names, so that the Space can reject "
     "a second stream. Those on calls are sent again with --resend-call-starts only, which may start a second stream; "
     "those without a name never are."
 )

@@ -1,4 +1,4 @@
-"""Secrets of a run, which neither a journal nor Redis stores: passed again by options, or by the original file."""
+"""A run's secrets, which neither a journal nor Redis stores: passed again as options, or in the original file."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

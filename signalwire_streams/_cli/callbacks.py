@@ -106,7 +106,7 @@ def callbacks() -> None:
     short_help="Diagnose why a signature is rejected.",
     epilog=f"""\b
 Environment:
-  {_KEYS}   the project's Signing Key, or several with commas or blanks
+  {_KEYS}   the project's Signing Key, or several with commas or spaces
                            between them; there is no option for it, since others on
                            this machine can read a command line
   SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read.

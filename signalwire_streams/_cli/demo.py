@@ -255,7 +255,7 @@ def _sent(track: str, length: int) -> "array[int]":
 Examples:
   signalwire-streams demo
   signalwire-streams demo --conferences 5000 --seed 7 --json
-  signalwire-streams demo --recordings heard
+  signalwire-streams demo --recordings recordings
 
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed: nothing leaves this machine.
 """,

@@ -138,7 +138,7 @@ def fleet() -> None:
 
 
 @fleet.command(
-    short_help="Submit a stream to start on each of many conferences or calls.",
+    short_help="Submit a run: start a stream on each of many conferences or calls.",
     epilog=f"""{FILES}
 {ENVIRONMENT}{_ENVIRONMENT}
 The API token is needed for --all-in-progress only.
@@ -154,7 +154,7 @@ Example:
 @target_options
 @_fleet_options
 def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, redact_secrets: bool) -> None:
-    """Submit a stream to start on each of many conferences or calls, from a file or on all that are live.
+    """Submit a run: start a stream on each of many conferences or calls, from a file or on all that are live.
 
     All lines are checked before anything is submitted. A submit that was killed can be repeated with the same
     --run-id.
@@ -235,11 +235,13 @@ Examples:
 )
 @click.argument("run", required=False)
 @click.option(
-    "--follow/--once", default=None, help="Follow the run to its end, or show it once; --follow on a terminal."
+    "--follow/--once",
+    default=None,
+    help="Follow the run to its end, or show it once. Default: --follow on a terminal without --json.",
 )
 @_fleet_options
 def status(account: _FleetAccount, *, run: str | None, follow: bool | None) -> None:
-    """Show the progress of a run, or without a RUN that of all runs, and the active workers. No API token is needed."""
+    """Show the progress of a RUN, or of all runs by default, and the active workers. No API token is needed."""
 
     async def work(fleet: "Fleet") -> bool:
         if run is None:
@@ -433,7 +435,7 @@ def _next_steps(found: "FleetStatus", account: _FleetAccount) -> Iterable[str]:
     if found.cancelled is not None:
         yield f"Nothing more is started: {clean(found.cancel_reason)}."
     elif not found.fully_submitted:
-        yield "It is not fully submitted: if its submit or resume was cut off, repeat the same command."
+        yield "It is not fully submitted: if its submit or resume was interrupted, repeat the same command."
     if not found.is_finished and not found.workers:
         yield _NO_WORKER
     if found.resumed_as is not None:

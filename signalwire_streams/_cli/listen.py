@@ -41,7 +41,7 @@ def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...
     if tokens:
         return tokens
     if source is not None:
-        raise click.UsageError("--bearer-token-file contains no token: write the one that the starts pass into it")
+        raise click.UsageError("--bearer-token-file contains no token: write into it the token that your starts pass")
     raise click.UsageError(
         f"set {_TOKENS}, or name a --bearer-token-file, so that only your streams are accepted; --allow-anonymous "
         "accepts those of anyone who can reach the address"
@@ -240,7 +240,7 @@ def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float
     epilog=f"""\b
 Environment:
   {_TOKENS}  the bearer token that streams must carry, or
-                            several separated by blanks; there is no option
+                            several separated by spaces; there is no option
                             for it, since others on this machine can read a
                             command line
   SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not
@@ -250,7 +250,7 @@ Environment:
 Files are named after the streams: SID.wav, or SID-2.wav if that exists.
 With --mono, and for further tracks: SID-TRACK.wav. If the encoding is
 unknown, the payloads are written to SID-TRACK.raw, one after the other. DTMF
-digits and custom parameters are written nowhere.
+digits and custom parameters are not recorded.
 
 \b
 Examples:

@@ -201,7 +201,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
     callback=_ca_file,
     help="Trust only WebSocket servers with a certificate of this CA (PEM).",
 )
-@_space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire refuses.")
+@_space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire rejects.")
 @_space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
 @json_option("Write one line of JSON when it is ready, and nothing else.")

@@ -255,7 +255,7 @@ def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
         other = _OTHER_TARGET.get(key) if request.operation is not Operation.READ else None
         if other is not None and entry.get(key) is None and entry.get(other) is not None:
             return other
-    # The answer to a start that is repeated as that to a stop says that the stream runs, and the other way round.
+    # A start's response that is delivered for a stop says that the stream is running, and vice versa.
     status = _text(entry.get("status"), None)
     wrong = _OTHER_STATUS[request.operation.is_start] if request.operation is not Operation.READ else ()
     return "status" if status is not None and status.casefold() in wrong else ""

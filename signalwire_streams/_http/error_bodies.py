@@ -1,4 +1,4 @@
-"""Error bodies in any of the platform's shapes, the headers beside them, and redaction of foreign text."""
+"""Parsing of error bodies in all of the platform's shapes and of their headers; redaction of untrusted text."""
 
 import re
 from bisect import bisect_left
@@ -184,10 +184,10 @@ def _number(value: object) -> int | None:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Make text of a peer safe to show: no secret, no line break, no control character, at most 300 characters.
+    """Make a peer's text safe to show: no secret, no line break, no control character, at most 300 characters.
 
-    Secrets go first, since cutting the text could leave half of one, and in every spelling that an answer may use. An
-    answer may also trim a secret, break it into lines or cut it off, so white space does not count, and eight or more
+    Secrets are replaced first, since truncating the text could leave half of one, and in every encoding that a response
+    may use. A response may also trim a secret, wrap or truncate it, so white space does not count, and eight or more
     characters of its beginning are hidden as well. A secret of three characters or fewer is replaced only where it
     stands as a word of its own, since it would otherwise tear other words apart.
     """

@@ -81,12 +81,12 @@ class Request:
         body: the form, encoded once.
         name: the stream's Name, for a start.
         has_unique_name: True if the name was generated for this start, so no other start has it.
-        priority: which requests go first where they wait.
+        priority: its priority in the queues for slots and tokens.
         deadline: seconds that the whole call may take; None for the policy's own.
         headers: further headers, for middlewares to fill.
         echo: values that a response must repeat under these keys, if it has them.
         redact: secrets to remove from errors if the Space repeats them.
-        state: how far the call is.
+        state: the mutable state of the call.
     """
 
     method: str
@@ -128,7 +128,7 @@ class Response:
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
 class Result:
-    """How a request ended: first one attempt, then, above the retry, the whole call.
+    """How a request ended: below the retry middleware one attempt, above it the whole call.
 
     Attributes:
         attempt_result: how the last attempt ended.

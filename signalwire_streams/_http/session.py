@@ -200,7 +200,7 @@ class SessionManager:
 
     @property
     def max_concurrency(self) -> int:
-        """How many requests may be in flight at once: never more than the pool has connections."""
+        """Maximum number of requests in flight, limited by the size of the connection pool."""
         connector = self.borrowed.connector if self.borrowed is not None else None
         if connector is None:
             return self.connections

@@ -126,7 +126,7 @@ class JournalItem:
         name: the stream's Name.
         status: a `BulkStatus`'s text, or ``in_doubt``.
         sid: the stream's id, where it is known.
-        ambiguous: whether ``sid`` may be that of a refused second stream; then ``name`` is the handle.
+        ambiguous: whether ``sid`` may be that of a rejected second stream; then ``name`` is the handle.
         attempts: attempts that were made.
         error: the class and code of its final error.
         message: that error's message.

@@ -282,7 +282,9 @@ class JournalOwner:
 
     def check(self, path: JournalPath, known: "JournalOwner") -> None:
         if known.operation != self.operation:
-            raise InvalidRequestError(f"{path} is the journal of a run that {known.operation}s streams: use it as one")
+            raise InvalidRequestError(
+                f"{path} is the journal of a run that {known.operation}s streams: use it for that only"
+            )
         for noun, its, ours in (("Space", known.origin, self.origin), ("project", known.project, self.project)):
             if its != ours:
                 raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")

@@ -1,7 +1,7 @@
 """The operations of a bulk run: start or stop the stream of one item, and record it in a ledger if there is one.
 
 The ledger decides whether an item is sent at all. A stream that is recorded as running (or as stopped) is not sent
-again. One that may be running is started again under the same name, so that the Space can refuse a duplicate; without
+again. One that may be running is started again under the same name, so that the Space can reject a duplicate; without
 a name, or on a call unless the policy allows it, it is reported as unknown instead.
 """
 

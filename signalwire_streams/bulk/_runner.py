@@ -44,20 +44,20 @@ _OVERLOAD = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 
 
 class FixedConcurrency:
-    """How many items may be in flight: as many as the caller chose."""
+    """The number of items that may be in flight: the one that the caller chose."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
 
     def record(self, latency: float, *, overloaded: bool) -> None:
-        """Take the latency of a request into account, and whether the Space answered 429 or 503."""
+        """Record a request's latency, and whether the Space responded with 429 or 503."""
 
 
 class AdaptiveConcurrency(FixedConcurrency):
     """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
 
-    While answers come about as fast as the fastest lately, the limit grows by one each time that many were answered.
-    When they take twice as long, or the Space answers 429 or 503, it shrinks by three tenths, at most once for the
+    While the latency stays near the lowest recent one, the limit grows by one for each *limit* responses. When the
+    latency doubles, or the Space responds with 429 or 503, the limit shrinks by three tenths, at most once for the
     requests that were in flight together.
     """
 

@@ -55,7 +55,7 @@ class PlannedRequest:
     """A request as a journal stores it, without its secrets.
 
     Attributes:
-        request: what is to be started.
+        request: the request, without its secrets.
         parameters: the names of the parameters whose values are left out.
         bearer_token: whether an ``authorization_bearer_token`` is left out.
         status_callback: whether a ``status_callback`` is left out, because it has a query or a password.

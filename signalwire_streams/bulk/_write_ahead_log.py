@@ -180,7 +180,7 @@ def _log_error(
 ) -> JournalError:
     return JournalError(
         f"the journal {path} is incomplete: {path.beside(LOG).name} {what}, and it contains the run's latest records; "
-        "copy both files from where the run was, and restart nothing until then"
+        "copy both files from where the run was, and do not restart the run until then"
     )
 
 

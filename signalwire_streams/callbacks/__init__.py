@@ -27,7 +27,7 @@ or Starlette::
 
 Callbacks by GET have no body: pass ``method="GET"``, and parse ``parse_qsl(query, keep_blank_values=True)``.
 
-If a genuine signature is refused, `diagnose_signature` tries what proxies usually change and says what to do.
+If a genuine signature is rejected, `diagnose_signature` tries what proxies usually change and says what to do.
 """
 
 from signalwire_streams.callbacks._diagnostics import SignatureDiagnosis, diagnose_signature

@@ -1,4 +1,4 @@
-"""Why a signature is refused: for a person who sets up a server, never for the answer to a request."""
+"""Why a signature is rejected: for a person who sets up a server, never for the response to a request."""
 
 import json
 import re
@@ -58,7 +58,7 @@ _ChangedUrls: TypeAlias = Iterator[tuple[int, UrlParts, str]]
 
 @frozen(kw_only=True)
 class SignatureDiagnosis:
-    """Why a signature is refused. It holds no key and no signature, neither a given nor an expected one.
+    """Why a signature is rejected. It holds no key and no signature, neither a given nor an expected one.
 
     ``str()`` of it is a few lines for a person.
 

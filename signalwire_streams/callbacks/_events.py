@@ -109,7 +109,7 @@ class StreamFailed(_Callback):
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the stream was refused because another one has its id or name; that one is still running."""
+        """Whether the stream was rejected because another one has its id or name; that one is still running."""
         return (self.error or "").lower().startswith("duplicate")
 
     @property

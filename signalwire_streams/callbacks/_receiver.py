@@ -218,7 +218,7 @@ class Dispatcher:
 
 
 def _identity(event: CallbackEvent, raw: bytes) -> bytes:
-    """Return what is the same in each attempt of one callback, and differs between two callbacks.
+    """Return a key that all delivery attempts of one callback share, and that no other callback has.
 
     A stream starts once and stops once, so its id is enough: the time may differ between attempts.
     """
@@ -257,19 +257,20 @@ class CallbackReceiver:
         receiver = CallbackReceiver(on_callback, keys=["PSK_..."], public_url="https://example.com/callbacks")
         app.router.add_route("POST", "/callbacks", receiver.handle)  # "*", if callbacks come by GET as well
 
-    The answer is 204, and does not wait for the function: the platform waits 5 seconds and then sends the callback
-    again, three times in all. The function gets the events of one stream one after the other, and those of different
-    streams concurrently; its exceptions are logged. It gets each callback once, however often that is sent, and no
-    ``stream-started`` after the stream's end.
+    The response is 204, and does not wait for the function: the platform waits 5 seconds and then sends the callback
+    again, up to three times in all. The function gets the events of one stream one after the other, and those of
+    different streams concurrently; its exceptions are logged. It gets each callback once, however often that is sent,
+    and no ``stream-started`` after the stream's end.
 
     A request that cannot be verified is answered with a bare 403. The reason is in the log only: a body that is too
     large or too slow, not a form, no signature or a wrong one. While too many events are pending, and while the
-    receiver closes, the answer is 503, so that the platform tries again.
+    receiver closes, the response is 503, so that the platform tries again.
 
-    Delivery is best effort: callbacks come late, twice, in another order or not at all.
+    Delivery is best effort: callbacks may arrive late, twice, out of order or not at all.
 
-    The receiver limits the body of a request. Its head is up to the application's server, where aiohttp's own limit
-    is an hour: ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection whose head takes longer.
+    The receiver limits size and time of a request's body. The head is left to the application's server, where
+    aiohttp's default time limit is an hour: ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection whose
+    head takes longer.
 
     Use it with ``async with``, or call `aclose` when the application ends::
 
@@ -369,7 +370,7 @@ class CallbackReceiver:
         await self._dispatcher.aclose()
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answer a request: 204, 403, or 503 to have it sent again."""
+        """Handle a request: respond with 204, 403, or 503 to have it sent again."""
         headers = Headers(request.headers)
         urls = self._urls(request, headers)
         try:

@@ -223,16 +223,16 @@ def verify_signature(
     GET                 as a form                          base64 HMAC-SHA1 of the URL
     ==================  =================================  =====================================================
 
-    - For JSON the stronger header decides. If ``X-SignalWire-SHA256-Signature`` is there and wrong, no other one
-      saves the request; if it is missing, the others count. It is defined for JSON only, so for a form, and for a
-      GET, any right signature is enough, whatever that header says.
-    - ``X-SignalWire-Signature`` and its alias are equally strong, so one of the two has to be right.
-    - A signature header that comes twice is refused, and so is a body that contradicts its ``Content-Type``.
+    - For JSON the stronger header decides. If ``X-SignalWire-SHA256-Signature`` is present and wrong, the request
+      is rejected whatever the others say; if it is missing, the others count. It is defined for JSON only, so for a
+      form, and for a GET, any valid signature is enough, whatever that header says.
+    - ``X-SignalWire-Signature`` and its alias are equally strong, so it is enough if one of the two is valid.
+    - A repeated signature header is rejected, and so is a body that contradicts its ``Content-Type``.
     - The URL may have been signed with the standard port or without a port, with user and password or without, and
       without its fragment. Everything else in it, including a trailing slash and the query, counts byte for byte.
 
-    The platform signs neither the method nor the borders between names and values, and no time. So route only the
-    method that you chose for the callback, and expect replays of requests that somebody overheard.
+    The platform signs neither the method, nor the boundaries between names and values, nor a timestamp. So route only
+    the method that you chose for the callback, and expect replays of intercepted requests.
 
     Args:
         url: the URL as the platform knows it, query included: the public one if there is a proxy.

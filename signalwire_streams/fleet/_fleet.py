@@ -114,7 +114,7 @@ class Fleet:
             requests: conferences and calls to start a stream on, mixed in any order; any number of them.
             name: the run's name; a new one by default.
             redact_secrets: True to leave bearer tokens, parameter values and callbacks with a query or password
-                out of what Redis keeps; the workers' ``secrets=`` then puts them back. By default they are refused.
+                out of what Redis keeps; the workers' ``secrets=`` then puts them back. By default they are rejected.
 
         Returns:
             The run's name.

@@ -237,7 +237,7 @@ async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Co
 
 
 def _refusal(error: Exception) -> str | None:
-    """Return what to tell about an error that does not pass, or None."""
+    """Return the message for a permanent error, or None for a transient one."""
     if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
         return "this is a Redis Cluster, which is not supported: use a single Redis"
     # Some versions of redis-py raise a wrong password as a plain ConnectionError.

@@ -1,4 +1,4 @@
-"""Reading a run's items in Redis: its outcomes as they come, and all of its items once it has ended."""
+"""Reading a run's items in Redis: its outcomes as they arrive, and all of its items once it has ended."""
 
 import json
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""A worker of the fleet: gets batches from docket, starts their streams, and shuts down in order."""
+"""A worker of the fleet: gets batches from docket, starts their streams, and shuts down gracefully."""
 
 import asyncio
 import json
@@ -77,8 +77,8 @@ class FleetWorker:
             client: starts the streams, with its own rate limiter and token. The worker does not close it.
             concurrency: number of concurrent starts, including those that wait for the rate limiter, in batches of 25;
                 fewer, but one batch at least, if the shared limit is low when the worker starts.
-            lease_seconds: seconds without a heartbeat before a worker's work is reassigned. A worker that is merely
-                suspended for that long sends nothing more of it when it continues.
+            lease_seconds: seconds without a heartbeat before a worker's work is reassigned. A worker that was
+                only suspended for that long sends none of it when it resumes.
             shutdown_timeout: seconds that starts in flight get after `stop`.
             secrets: returns a request with the secrets that Redis does not keep; raises `InvalidRequestError` if it
                 can't.
@@ -111,22 +111,22 @@ class FleetWorker:
         return f"FleetWorker(name={self.name!r}, concurrency={self.concurrency!r})"
 
     def stop(self) -> None:
-        """Accept nothing new, and finish what is in flight within ``shutdown_timeout``; then `run` returns.
+        """Accept no new batches, and finish the starts in flight within ``shutdown_timeout``; then `run` returns.
 
-        What takes longer is left to other workers. A signal handler may call this. A second call leaves everything to
-        them at once.
+        Starts that take longer are left to other workers. A signal handler may call this. A second call leaves all of
+        them to other workers immediately.
         """
         if self._stop.is_set():
             self._cut()
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until `stop` is called. Cancelling this leaves what is in flight to other workers at once.
+        """Work until `stop` is called. If cancelled, leave the starts in flight to other workers immediately.
 
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
-            FleetError: Redis refuses the user or password, or is a Redis Cluster.
+            FleetError: Redis rejects the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; other workers get what this one had in flight.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
@@ -223,7 +223,7 @@ class FleetWorker:
     async def _process(self, run: str, number: int) -> bool:
         """Process a batch, however often docket delivers it. Return False if another worker has it.
 
-        What is settled is skipped, the rest is started; what is left to other workers raises `RequeueBatch`.
+        Settled items are skipped and the others started; `RequeueBatch` is raised if some are left to other workers.
         """
         record = await read_run(self._connection, self._keys, run)
         if record is None:
@@ -342,7 +342,7 @@ async def run_worker(
     shutdown_timeout: float = 25.0,
     secrets: SecretProvider | None = None,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT; a second one leaves what is in flight to other workers at once.
+    """Run a worker until SIGTERM or SIGINT; a second signal immediately leaves the starts in flight to other workers.
 
     Its client is created from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
@@ -357,7 +357,7 @@ async def run_worker(
 
     Raises:
         InvalidRequestError: an argument is invalid, or an environment variable is missing.
-        RateLimiterError: Redis can't be reached at the start, or refuses the user or password.
+        RateLimiterError: Redis can't be reached at the start, or rejects the user or password.
         FleetError: the same, with a rate limiter of the caller's own.
     """
     async with AsyncExitStack() as stack:

@@ -55,9 +55,9 @@ class _Step:
 class CircuitBreaker:
     """Closed, then open for a while, then one probe decides. It does no I/O and has no clock.
 
-    A permanent rejection (most 4xx) shows that the Space is working and counts as a success. Otherwise a run over
-    conferences that are gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" does
-    not count.
+    A permanent rejection (most 4xx) shows that the Space is working and counts as a success. Otherwise, in a run over
+    conferences that no longer exist (all 404), twenty transient failures would open the breaker. "Too many requests"
+    does not count.
     """
 
     def __init__(self, policy: CircuitBreakerPolicy) -> None:

@@ -32,9 +32,9 @@ class RetryPolicy:
             limits it as well. Attempts that were throttled or did not reach the Space carry nothing out and do not
             count.
         resend_window: seconds after the first such attempt in which it may be sent again.
-        resend_call_starts: whether a named start on a **call** is sent again as well. That a Space rejects the second
-            stream of one name is documented for conferences only, so the default is False; the call then ends in
-            `StreamOutcomeUnknownError`.
+        resend_call_starts: whether a named start on a **call** is sent again as well. Rejection of duplicate names is
+            documented for conferences only, so the default is False, and a start on a call whose response was lost
+            raises `StreamOutcomeUnknownError`.
         deadline: seconds for a whole call, waiting included.
         wait_initial: seconds; the limit of the first wait after a failure.
         wait_max: seconds; the limit of all waits after a failure.
@@ -69,16 +69,16 @@ class RetryPolicy:
 class RateLimit:
     """The Space's limit on POST, PUT and PATCH requests, and how much of it this client uses.
 
-    The limit is that of the whole Space, all projects together. Requests are spaced when they leave for a connection.
-    If connections are slow to open, some may arrive bunched, by at most the rate times the time that takes; the unused
-    part of the limit covers that as well.
+    The limit applies to the whole Space, all projects together. Requests are paced when they are handed to a
+    connection. If connections are slow to open, some requests may arrive in a burst of at most the rate times that
+    delay; the unused part of the limit covers that as well.
     Source: https://signalwire.com/docs/platform/rate-limits (13,800 requests in 10 seconds)
 
     Attributes:
         requests: requests that the Space accepts in one window.
         window: seconds.
         utilization: the fraction of it that this client uses; the rest is for others and for network jitter.
-        burst: requests that may go out at once after a pause; None for half a percent of the limit.
+        burst: requests that may go out at once after a pause; None for half a percent of `max_requests`.
     """
 
     requests: int = field(default=13_800, validator=validate_count, metadata=_AT_LEAST_ONE)

@@ -86,7 +86,7 @@ class TokenBucket:
 
         Args:
             now: the time.
-            sent_at: when the refused request was sent. Requests from before the last cut extend the pause, and do not
+            sent_at: when the rejected request was sent. Requests from before the last cut extend the pause, and do not
                 cut again.
             retry_after: seconds that the Space asked to wait.
         """
@@ -235,7 +235,7 @@ class RateLimiter(Protocol):
         ...
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """Called when the Space refused a request with "too many requests". *sent_at* is on the client's clock."""
+        """Called when the Space rejected a request with "too many requests". *sent_at* is on the client's clock."""
         ...
 
     def on_success(self) -> None:

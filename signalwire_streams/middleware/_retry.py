@@ -49,7 +49,7 @@ _REJECTIONS = frozenset(
 SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
 REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-"""Answers by which the Space did not accept the request. (A gateway may answer so of a request that it did accept.)"""
+"""Temporary rejections. (A gateway may respond like this although the Space has accepted the request.)"""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
@@ -132,7 +132,7 @@ def full_jitter(initial: float, most: float, retries: int, random: Callable[[], 
 def at_least(asked: float, jitter: float) -> float:
     """Return a wait that is never shorter than *asked*, and a little longer so that not all clients return at once.
 
-    The jitter is at most a tenth of what was asked for, unless nothing was.
+    The jitter is at most a tenth of *asked*, or 50 ms if that is more. If *asked* is 0, the wait is the jitter alone.
     """
     return asked + min(jitter, max(asked * 0.1, 0.05)) if asked else jitter
 

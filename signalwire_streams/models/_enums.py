@@ -1,7 +1,7 @@
-"""The vendor's fixed vocabularies.
+"""The API's enumerations.
 
-A value in a request that is not listed is refused before anything is sent. In responses an unknown one is kept as it
-came, as a plain ``str``.
+A request value that is not listed is rejected before anything is sent. An unknown value in a response is kept as a
+plain ``str``.
 """
 
 from enum import StrEnum
@@ -12,7 +12,7 @@ from signalwire_streams.models._attempts import Operation
 
 
 class _Choice(StrEnum):
-    """A field of a request that takes no other values than these."""
+    """The values of a request field; any other value is rejected."""
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
@@ -21,7 +21,7 @@ class _Choice(StrEnum):
 
 
 class TargetKind(StrEnum):
-    """What a stream is on.
+    """The kind of resource that a stream is on.
 
     Attributes:
         collection: its name in paths.
@@ -58,7 +58,7 @@ class Codec(StrEnum):
 
     A start also takes these names with a sample rate and a packet time, as in ``"PCMU@40i"`` (frames of 40 ms) or
     ``"L16@24000h@40i"``. Those, and ``G722``, are documented for the platform's other APIs, not for this field; a Space
-    that does not know one refuses it.
+    that does not know one rejects it.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """

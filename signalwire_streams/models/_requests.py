@@ -79,10 +79,10 @@ class StartStream:
 
     Attributes:
         url: ``Url``, the wss address that the Space connects to; no query string.
-        name: ``Name``, unique per conference or call. Left out, the client generates one, because the name is
-            what makes a start safe to send again and what the stream can be stopped by.
-        unnamed: True to send no ``Name`` at all. A start without a name is never sent twice, so a lost
-            answer ends in `StreamOutcomeUnknownError`.
+        name: ``Name``, unique per conference or call. If it is omitted, the client generates one: the name makes
+            the start safe to send again, and the stream can be stopped by it.
+        unnamed: True to send no ``Name`` at all. A start without a name is not sent again once it may have been
+            executed, so a lost response ends in `StreamOutcomeUnknownError`.
         track: ``Track``; the API's default is both.
         status_callback: ``StatusCallback``, the http(s) URL that receives status callbacks.
         status_callback_method: ``StatusCallbackMethod``; the API's default is POST.

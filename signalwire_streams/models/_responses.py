@@ -111,7 +111,7 @@ class _Stream(_Updated):
         uri: the stream's path on the Space.
         ambiguous: True if an earlier attempt of the same start may have started it, or the response did not name what
             was asked for. ``sid`` may then belong to another stream, so the handle is the **name**.
-        already_started: True if the Space refused a repeated start as a duplicate of its own first attempt.
+        already_started: True if the Space rejected a repeated start as a duplicate of its own first attempt.
         already_ended: True if a stop found that the stream had ended before, by itself or with its call or conference.
         extra: keys of the response that this version does not know, as received.
     """

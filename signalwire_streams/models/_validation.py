@@ -94,7 +94,7 @@ def _check_stream_url(url: str) -> None:
         raise InvalidRequestError(f"url {shown!r} contains whitespace or control characters: percent-encode them")
     if "?" in url:
         raise InvalidRequestError(
-            f"url {shown!r} has a query string, which SignalWire refuses: pass the values as parameters={{...}}"
+            f"url {shown!r} has a query string, which SignalWire rejects: pass the values as parameters={{...}}"
         )
     if "#" in url:
         raise InvalidRequestError(f"url {shown!r} has a fragment: remove the '#' and everything after it")

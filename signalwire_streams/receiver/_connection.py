@@ -89,7 +89,7 @@ class Connection:
             async with asyncio.timeout(timeout):
                 return await self._opened
         except TimeoutError:
-            self.failure = f"nothing more arrived within {timeout:g} s"
+            self.failure = f"no start event arrived within {timeout:g} s"
         except (ConnectionError, MalformedFrameError) as error:
             self.failure = str(error)
         except asyncio.CancelledError:

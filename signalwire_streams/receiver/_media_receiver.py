@@ -51,7 +51,7 @@ class MediaReceiver(StarterMixin):
 
     Attributes:
         pending_sockets: number of open WebSockets that have not sent a start event.
-        rejected_upgrades: number of upgrades that were refused for a missing or wrong token.
+        rejected_upgrades: number of upgrades that were rejected for a missing or wrong token.
     """
 
     pending_sockets: int

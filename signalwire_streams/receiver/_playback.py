@@ -31,8 +31,8 @@ class Socket(Protocol):
 class Playback:
     """Sends audio, marks and DTMF over one bidirectional stream.
 
-    Every method raises `InvalidRequestError` if the stream is not bidirectional, and `TransportError` if it has ended,
-    or ends before all was sent.
+    Every method raises `InvalidRequestError` unless the receiver has ``bidirectional=True``, and `TransportError` if
+    the stream has ended, or ends before everything was sent.
 
     Attributes:
         stream_sid: the stream's id, which is in every message.

@@ -141,7 +141,7 @@ _HTTP_LOG.addFilter(_MalformedRequestFilter())
 
 
 class Slot:
-    """A connection's place among those without a stream. On its own, as in your own application, it limits nothing."""
+    """A connection's place among those without a stream. This base class, for your own application, limits nothing."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()  # set when the connection is closed
@@ -231,7 +231,7 @@ class _Connection(Slot, asyncio.Protocol):
 
 
 class StreamServer(web.Server):
-    """Serves one handler, one request a connection.
+    """Serves one handler, with one request per connection.
 
     A connection is pending until it carries a stream. It has `handshake_timeout` seconds, counted from its accept, for
     its TLS handshake and the head of its request. When more than `max_pending` are pending, or when no file descriptor

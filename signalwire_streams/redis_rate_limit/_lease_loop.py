@@ -20,8 +20,8 @@ _SLOW_LEASES = 5
 class LeaseLoop:
     """Leases tokens for this client's waiting requests.
 
-    Tokens are leased for requests that wait already, so they are used as they come. A token whose request was cancelled
-    meanwhile serves the next one, until it lapses.
+    Tokens are leased for requests that are already waiting, so they are used as they arrive. A token whose request was
+    cancelled in the meantime goes to the next request, until it expires.
     """
 
     def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:

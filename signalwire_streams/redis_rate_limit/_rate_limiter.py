@@ -79,7 +79,7 @@ class RedisRateLimiter:
         """Check that Redis is available.
 
         Raises:
-            RateLimiterError: Redis can't be reached, or refuses access.
+            RateLimiterError: Redis can't be reached, or denies access.
         """
         self._guard.enter()
         try:
@@ -127,7 +127,7 @@ class RedisRateLimiter:
         """Wait until one POST may be sent; see `RateLimiter.acquire`.
 
         Raises:
-            RateLimiterError: Redis refuses access.
+            RateLimiterError: Redis denies access.
             ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
         """
         self._check()
@@ -149,7 +149,7 @@ class RedisRateLimiter:
         """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`.
 
         Raises:
-            RateLimiterError: Redis refuses access.
+            RateLimiterError: Redis denies access.
             ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
         """
         while True:

@@ -38,15 +38,15 @@ class Calls:
     ) -> CallStream:
         """Start a stream that sends the call's audio to a WebSocket server.
 
-        The arguments are the fields of `StartCallStream`. Without a ``name`` one is generated. That a Space refuses a
-        second stream of one name is documented for conferences only, so a start on a call whose response was lost is
-        not sent again (`RetryPolicy.resend_call_starts` changes that).
+        The arguments are the fields of `StartCallStream`. If ``name`` is omitted, one is generated. Rejection of
+        duplicate names is documented for conferences only, so a start on a call whose response was lost is not sent
+        again (`RetryPolicy.resend_call_starts` changes that).
 
         Args:
             call_sid: the call.
             url: the wss address that the Space connects to; no query string.
             name: unique within the call.
-            unnamed: True to send no name; such a start is never sent twice.
+            unnamed: True to send no name; such a start is not sent again once it may have been executed.
             track: which side of the audio; the API's default is both.
             codec: for conferences only; None.
             realtime: for conferences only; None.
@@ -54,9 +54,9 @@ class Calls:
             status_callback_method: GET or POST; the API's default is POST.
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
-            may_be_running: True to start a stream again, under its ``name``, that may be running already, as a
-                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary response does not prove
-                that this start made the stream, and it is stopped by its name.
+            may_be_running: True to start a stream again that may already be running under this ``name``, after a
+                `StreamOutcomeUnknownError`. The result is ``ambiguous``: a successful response does not prove that
+                this start created the stream, so the stream is stopped by its name.
                 A call may accept a second stream of that name.
             deadline: seconds for the whole call, retries included.
 
@@ -66,7 +66,7 @@ class Calls:
         Raises:
             InvalidRequestError: an argument is invalid; nothing was sent.
             StreamOutcomeUnknownError: the stream may or may not be running.
-            ApiError: the Space refused.
+            ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; the stream was not started.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/streams
@@ -113,7 +113,7 @@ class Calls:
             InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the call has no stream of that sid or name. A stream object whose sid the Space returned from
                 a start counts as stopped instead.
-            ApiError: the Space refused.
+            ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; stopping again is safe.
         """
         return await self._streams.stop(call_sid, stream, deadline=deadline)

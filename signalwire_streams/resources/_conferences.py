@@ -46,14 +46,14 @@ class Conferences:
     ) -> ConferenceStream:
         """Start a stream that sends the conference's audio to a WebSocket server.
 
-        The arguments are the fields of `StartConferenceStream`. Without a ``name`` one is generated, because the name
-        makes the start safe to send again.
+        The arguments are the fields of `StartConferenceStream`. If ``name`` is omitted, one is generated, because
+        the name makes the start safe to send again.
 
         Args:
             conference_sid: the conference.
             url: the wss address that the Space connects to; no query string.
             name: unique within the conference.
-            unnamed: True to send no name; such a start is never sent twice.
+            unnamed: True to send no name; such a start is not sent again once it may have been executed.
             track: which side of the audio; the API's default is both.
             codec: how the audio is encoded; a `Codec`, or a text with modifiers such as ``"L16@24000h@40i"``.
             realtime: the API's ``StreamRealTime``.
@@ -61,9 +61,9 @@ class Conferences:
             status_callback_method: GET or POST; the API's default is POST.
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
-            may_be_running: True to start a stream again, under its ``name``, that may be running already, as a
-                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary response does not prove
-                that this start made the stream, and it is stopped by its name.
+            may_be_running: True to start a stream again that may already be running under this ``name``, after a
+                `StreamOutcomeUnknownError`. The result is ``ambiguous``: a successful response does not prove that
+                this start created the stream, so the stream is stopped by its name.
             deadline: seconds for the whole call, retries included.
 
         Returns:
@@ -72,7 +72,7 @@ class Conferences:
         Raises:
             InvalidRequestError: an argument is invalid; nothing was sent.
             StreamOutcomeUnknownError: the stream may or may not be running.
-            ApiError: the Space refused.
+            ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; the stream was not started.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
@@ -123,7 +123,7 @@ class Conferences:
             InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the conference has no stream of that sid or name. A stream object whose sid the Space
                 returned from a start counts as stopped instead.
-            ApiError: the Space refused.
+            ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; stopping again is safe.
         """
         return await self._streams.stop(conference_sid, stream, deadline=deadline)
@@ -150,7 +150,7 @@ class Conferences:
         Args:
             status: only those with this status.
             friendly_name: only the conference of this name.
-            date_created: only those of this day; likewise the other dates, in UTC.
+            date_created: only those created on this day (in UTC, as are the other days).
             date_created_before: only those created before this day.
             date_created_after: only those created after this day.
             date_updated: only those updated on this day.

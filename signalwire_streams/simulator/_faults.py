@@ -276,12 +276,12 @@ class FaultKind(StrEnum):
 
     @property
     def requires_audio(self) -> bool:
-        """Whether it can happen only in a Space with audio, which dials."""
+        """Whether it requires a Space with audio, which connects to WebSocket servers."""
         return _DEFINITIONS[self].subject in {_DIALLING, _EXECUTED_START}
 
     @property
     def requires_callbacks(self) -> bool:
-        """Whether it can happen only in a Space with callbacks."""
+        """Whether it requires a Space with callbacks."""
         return _DEFINITIONS[self].subject is _CALLBACK
 
     LATENCY = "latency", _of_seconds(_REQUEST, executed=True)

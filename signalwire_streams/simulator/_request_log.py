@@ -159,7 +159,7 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
     def max_in_window(self, seconds: float = 10.0) -> int:
         """Return the largest number of POSTs in any window of that many seconds, by the Space's monotonic clock.
 
-        Every POST counts, also if it was refused or its response replaced. A window includes its start, not its end.
+        Every POST counts, even if it was rejected or its response replaced. A window includes its start, not its end.
         """
         busiest = first = 0
         for last, moment in enumerate(self._posts):

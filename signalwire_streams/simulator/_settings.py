@@ -1,4 +1,4 @@
-"""What a Space was created with, as its parts read it."""
+"""The settings of a simulated Space, shared by its components."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ DuplicateNames = Literal["stream-error", "http-error", "allow"]
 
 @define(eq=False, kw_only=True)
 class SpaceSettings:
-    """The arguments of `SimulatedSpace`, which describes them, and what follows from its seed."""
+    """The arguments of `SimulatedSpace`, documented there, and the values drawn from its seed."""
 
     conferences: int = field(default=0, validator=ge(0))
     calls: int = field(default=0, validator=ge(0))

@@ -38,8 +38,8 @@ class SimulatedSpace(SpaceSettings):
         limit_headers: whether responses report limit and remainder; the vendor does not document those headers' names.
         retry_after: seconds, sent with the Space's own 429s; None sends no Retry-After.
         advertised_limit: a limit that the headers claim instead of the true one.
-        duplicate_names: how a start is answered whose Name is in use on that conference or call. "stream-error" is
-            what the documentation describes: 200 and a new sid whose stream never runs. "http-error" is 422,
+        duplicate_names: the response to a start whose Name is already in use on that conference or call.
+            "stream-error" is the documented one: 200 and a new sid whose stream never runs. "http-error" is 422,
             "allow" starts a second stream.
         streams_by_name: whether a stream can be stopped by its name over REST.
         long_september: write September as "Sept", as the vendor's examples do.
@@ -47,13 +47,13 @@ class SimulatedSpace(SpaceSettings):
         audio: the audio of conferences and calls. With it the Space connects to the WebSocket server of each stream
             that starts; without it streams run without a connection.
         real_time: whether audio is sent in real time; otherwise as fast as the other end reads.
-        dialect: whose frames are sent.
+        dialect: the vendor whose frame format is sent.
         ssl_context: which certificates of WebSocket and callback servers are accepted; None for those of well-known
             authorities.
         bidirectional: whether streams play the audio that they receive (in real time if ``real_time``), as those of
-            cXML's ``<Connect><Stream>`` do; each `Stream` has what was played.
+            cXML's ``<Connect><Stream>`` do; `Stream.played_audio` holds the played audio.
         callbacks: whether status callbacks are sent, signed with the signing key.
-        allow_ws: whether ``ws://`` URLs on loopback are accepted and dialled, for clients that would send them;
+        allow_ws: whether ``ws://`` URLs on loopback are accepted and connected to, for clients that send them;
             the vendor accepts wss only, and so does this package's client.
         clock: the clock of dates, in POSIX seconds.
         monotonic: the clock of the limit's window and of the request log, in seconds.
@@ -170,10 +170,10 @@ class SimulatedSpace(SpaceSettings):
         self._state.end_call(sid)
 
     async def send_dtmf(self, target_sid: str, digits: str, milliseconds: int = 100) -> None:
-        """Press keys on a caller's phone in a conference or call, each this long: its streams send them.
+        """Press keys on a caller's phone, each for *milliseconds*; the streams of that conference or call send them.
 
         Raises:
-            ValueError: one of them is not a key.
+            ValueError: one of the digits is not a DTMF digit.
         """
         if not digits or not set(digits) <= DTMF_KEYS:
             raise ValueError(f"{digits!r} are not keys: write them of 0 to 9, *, # and A to D")

@@ -225,7 +225,7 @@ class AudioFormat:
         *,
         byte_order: ByteOrder = "little",
     ) -> Self:
-        """Create the format from a start event, whatever that holds.
+        """Create the format from a start event, even if its values are missing or invalid.
 
         A missing sample rate is taken from the encoding (``L16@16000h``, ``audio/L16;rate=16000``). A rate that is
         still missing, or invalid, is 8000; an invalid number of channels is 1.
