@@ -16,16 +16,16 @@ from signalwire_streams.callbacks._signature import (
     ALIAS_HEADER,
     FORM_TYPE,
     MAX_BODY,
+    MISMATCH,
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
     SignedRequest,
     UnverifiableError,
-    check_request,
+    comparisons,
     encoded,
     read_form,
     read_query,
     read_request,
-    read_signatures,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
@@ -63,7 +63,7 @@ class SignatureDiagnosis:
     ``str()`` of it is a few lines for a person.
 
     Attributes:
-        valid: whether `verify_signature` accepts the request unchanged.
+        valid: whether `verify_signature` accepts the request unchanged; False also if the time did not suffice to see.
         summary: the problem in one sentence, or that there is none.
         suggestions: what to change, in sentences, the likeliest first.
         candidate_urls: the URLs that `verify_signature` tries, without passwords and the values of queries.
@@ -104,7 +104,7 @@ def diagnose_signature(
     ``Forwarded`` have it), the port, a trailing slash, a prefix that was removed, order and encoding of the query,
     the content type, a body that was serialized again or lost its blank fields. It finds any one of these and any two
     of them, at most one of them apart from the URL. That takes up to two seconds, so do not call it for each request;
-    if a large body or many keys and candidates need more, the summary says that the search stopped early.
+    if a large body or many keys and candidates need more, the summary says that the time limit was reached.
 
     Args:
         url: as for `verify_signature`.
@@ -120,14 +120,19 @@ def diagnose_signature(
     Raises:
         InvalidRequestError: an argument has the wrong type; the message says what to write.
     """
+    until = thread_time() + _MAX_CPU_TIME
     request = read_request(url=url, headers=headers, body=body, method=method)
     suspected = _split_candidates(candidates)
     usable = usable_keys(keys)
     tried = tuple(dict.fromkeys(map(_shown, equivalent_urls(request.url, request.headers))))
     try:
-        check_request(request, usable)
+        signed, _ = _find_match(request, usable, until)
+    except TimeoutError:
+        summary = "Not all keys were tried: the time limit was reached."
+        change = "Pass only the keys of the request's own project."
+        return SignatureDiagnosis(valid=False, summary=summary, suggestions=(change,), candidate_urls=tried)
     except UnverifiableError as refusal:
-        diagnosis = _search(request, suspected, usable)
+        diagnosis = _search(request, suspected, usable, until)
         changes = diagnosis.suggestions or _likely_causes(request, usable)
         return evolve(
             diagnosis,
@@ -135,7 +140,6 @@ def diagnose_signature(
             suggestions=changes,
             candidate_urls=tried,
         )
-    signed, _ = next(_matches(request, usable))
     return SignatureDiagnosis(
         valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=str(signed)
     )
@@ -150,20 +154,43 @@ def _split_candidates(candidates: object) -> list[UrlParts]:
     return absolute
 
 
-def _search(request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret]) -> SignatureDiagnosis:
-    until = thread_time() + _MAX_CPU_TIME
+def _search(
+    request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret], until: float
+) -> SignatureDiagnosis:
+    change = "A key has leading or trailing whitespace: remove it."
+    changed_keys: dict[str, _Changes] = {Secret(key.strip()): (change,) for key in keys}
+    changed_keys.update(dict.fromkeys(keys, ()))
     attempts = 0
     for candidate, changes in _candidates(request, suspected):
         attempts += bool(changes)
-        for url, more in _matches(candidate, keys):
-            summary = f" It would match as {_shown(url)}, with these changes."
-            return SignatureDiagnosis(
-                valid=False, summary=summary, suggestions=(*changes, *more), attempts=attempts, url=str(url)
-            )
-        if thread_time() >= until:
+        try:
+            url, key = _find_match(candidate, changed_keys, until)
+        except UnverifiableError:
+            continue
+        except TimeoutError:
             summary = " The search stopped early: its time limit was reached."
             return SignatureDiagnosis(valid=False, summary=summary, attempts=attempts)
+        summary = f" It would match as {_shown(url)}, with these changes."
+        suggestions = (*changes, *changed_keys[key])
+        return SignatureDiagnosis(
+            valid=False, summary=summary, suggestions=suggestions, attempts=attempts, url=str(url)
+        )
     return SignatureDiagnosis(valid=False, summary="", attempts=attempts)
+
+
+def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tuple[str, str]:
+    """Return the URL and the key that a request was signed with.
+
+    Raises:
+        UnverifiableError: it was signed with none of the keys.
+        TimeoutError: the time is up.
+    """
+    _check_time(until)  # a body that can't be read takes time as well
+    for url, key, is_signed in comparisons(request, tuple(keys)):
+        if is_signed:
+            return url, key
+        _check_time(until)
+    raise UnverifiableError(MISMATCH)
 
 
 def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
@@ -173,22 +200,14 @@ def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterat
         if len(changes) <= 1:
             near.append((candidate, changes))
         yield candidate, changes
-    for (other, change), (candidate, changes) in product(_changed_requests(request), near):
-        yield evolve(other, url=candidate.url), (change, *changes)
+    for other, change in _changed_requests(request):  # one at a time, since each may have a body of its own
+        for candidate, changes in near:
+            yield evolve(other, url=candidate.url), (change, *changes)
 
 
-def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[str, _Changes]]:
-    """Yield the URLs that were signed, each with what to change about its key."""
-    try:
-        signatures = read_signatures(request)
-    except UnverifiableError:
-        return
-    change = "A key has leading or trailing whitespace: remove it."
-    stripped = [(Secret(key.strip()), (change,)) for key in keys if key != key.strip()]
-    for url in equivalent_urls(request.url, request.headers):
-        for key, changes in [*((key, ()) for key in keys), *stripped]:
-            if encoded(url) is not None and any(signature.verify(url, key) for signature in signatures):
-                yield url, changes
+def _check_time(until: float) -> None:
+    if thread_time() >= until:
+        raise TimeoutError
 
 
 def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:

@@ -58,6 +58,7 @@ CallbackHandler: TypeAlias = Callable[[CallbackEvent], Awaitable[object]]
 _LOG = logging.getLogger("signalwire_streams.callbacks")
 _CANCEL_TIMEOUT = 1.0  # seconds that a cancelled handler may take to end
 _RETRY_AFTER = "1"
+_MAX_HASHED_HERE = 64 * 1024  # a larger body is hashed in a thread: it takes milliseconds for each key and URL
 _MAX_PENDING_BYTES = 8 * 1024 * 1024  # of bodies; a parsed document may take twenty times the memory of its body
 
 
@@ -377,7 +378,10 @@ class CallbackReceiver:
             if not urls:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
-            check_request(signed, self._keys, *urls)
+            if len(body) > _MAX_HASHED_HERE:
+                await asyncio.to_thread(check_request, signed, self._keys, *urls)
+            else:
+                check_request(signed, self._keys, *urls)
             event = _parse(signed, request.raw_path)
         except UnverifiableError as refusal:
             self.statistics.refused += 1

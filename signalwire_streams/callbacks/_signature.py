@@ -9,8 +9,10 @@ import hashlib
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import product
 from typing import Literal, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -33,6 +35,8 @@ ALIAS_HEADER = "X-Twilio-Signature"
 MAX_BODY = 1024 * 1024
 """Bytes; a longer body is refused, since it would be hashed once for each key and URL."""
 FORM_TYPE = "application/x-www-form-urlencoded"
+
+MISMATCH = "the signature does not match"
 
 _MAX_FIELDS = 1_000
 _ERRORS = "surrogateescape"
@@ -67,15 +71,14 @@ def as_pairs(fields: object) -> Pairs:
     items = fields.items() if isinstance(fields, Mapping) else fields
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise InvalidRequestError(_WANTED)
-    return tuple(map(_as_pair, items))
-
-
-def _as_pair(item: object) -> tuple[str, str]:
-    match item:
-        case [str(name), str(value)]:
-            return name, value
-        case _:
-            raise InvalidRequestError(_WANTED)
+    pairs = []
+    for item in items:
+        match item:
+            case [str(name), str(value)]:
+                pairs.append((name, value))
+            case _:
+                raise InvalidRequestError(_WANTED)
+    return tuple(pairs)
 
 
 @frozen(kw_only=True)
@@ -112,16 +115,20 @@ class UnverifiableError(Exception):
 
 @frozen(kw_only=True)
 class Signature:
-    """One signature of a request, and the bytes that it covers after the URL."""
+    """One kind of signature: its values in a request, one of which has to be right, and what follows the URL in it."""
 
-    given: bytes = field(repr=False)
+    given: tuple[bytes, ...] = field(repr=False)
     algorithm: Algorithm
     encoding: Encoding
     tail: bytes = field(repr=False)
 
     def verify(self, url: str, key: str) -> bool:
         """Return, in constant time, whether the key signed this URL."""
-        return hmac.compare_digest(self.given, _signature_of(key, url, self.tail, self.algorithm, self.encoding))
+        # What is expected is in no local variable, so that no traceback shows it.
+        matches = map(
+            partial(hmac.compare_digest, _signature_of(key, url, self.tail, self.algorithm, self.encoding)), self.given
+        )
+        return any([*matches])
 
 
 def _signature_of(key: str, url: str, tail: bytes, algorithm: Algorithm, encoding: Encoding) -> bytes:
@@ -155,17 +162,15 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
     if not strong and not weak:
         raise UnverifiableError("there is no signature")
     by_sha1 = tuple(
-        Signature(given=given, algorithm="sha1", encoding=encoding, tail=tail)
+        Signature(given=weak, algorithm="sha1", encoding=encoding, tail=tail)
         for encoding, tail in _covered_by_sha1(request)
-        for given in weak
+        if weak
     )
     is_json = request.is_json
     if not is_json and weak and (len(strong) != 1 or not strong[0]):
         return by_sha1
-    by_sha256 = tuple(
-        Signature(given=given, algorithm="sha256", encoding="hex", tail=request.body)
-        for given in _given(request.headers, SHA256_SIGNATURE_HEADER)
-    )
+    given = _given(request.headers, SHA256_SIGNATURE_HEADER)
+    by_sha256 = (Signature(given=given, algorithm="sha256", encoding="hex", tail=request.body),) if given else ()
     return by_sha256 or by_sha1 if is_json else by_sha256 + by_sha1
 
 
@@ -314,14 +319,20 @@ def check_request(request: SignedRequest, keys: Sequence[str], *urls: str) -> No
         keys: the keys.
         urls: the URLs that may have been signed, if there are several; all have the same query.
     """
+    # All are compared, so that timing does not reveal which one is valid.
+    if not any([is_signed for *_, is_signed in comparisons(request, keys, *urls)]):  # noqa: C419
+        raise UnverifiableError(MISMATCH)
+
+
+def comparisons(request: SignedRequest, keys: Sequence[str], *urls: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield each form of the URLs, each key, and whether it signed that: one hash of the body at a time."""
     signatures = read_signatures(request)
     if not keys:
         raise UnverifiableError("there is no key")
     forms = [form for url in urls or (request.url,) for form in equivalent_urls(url, request.headers)]
-    signed = [form for form in forms if encoded(form) is not None]
-    # All are compared, so that timing does not reveal which one is valid.
-    if not any([signature.verify(url, key) for key in keys for url in signed for signature in signatures]):  # noqa: C419
-        raise UnverifiableError("the signature does not match")
+    for key, url in product(keys, (form for form in forms if encoded(form) is not None)):
+        for signature in signatures:
+            yield url, key, signature.verify(url, key)
 
 
 def usable_keys(keys: object) -> tuple[Secret, ...]:
