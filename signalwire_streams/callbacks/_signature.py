@@ -92,12 +92,8 @@ class SignedRequest:
 
     @property
     def is_json(self) -> bool:
-        """Whether the body is read as JSON, and not as a form.
-
-        Raises:
-            UnverifiableError: the body contradicts its content type.
-        """
-        types = self.headers.all("Content-Type") if self.method == "POST" else ()
+        """Whether the body is read as JSON, and not as a form; `UnverifiableError` if its content type contradicts."""
+        types = self.headers.getall("Content-Type", []) if self.method == "POST" else []
         if len(types) > 1:
             raise UnverifiableError("Content-Type appears more than once")
         media_type = (*types, "")[0].partition(";")[0].strip().lower()
@@ -147,9 +143,6 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
 
     Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
     defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
-
-    Raises:
-        UnverifiableError: the request cannot be a signed one.
     """
     if request.method not in {"GET", "POST"}:
         raise UnverifiableError("the method is neither GET nor POST")
@@ -157,7 +150,7 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
         raise UnverifiableError("a GET has a body")
     if len(request.body) > MAX_BODY:
         raise UnverifiableError("the body is too large")
-    strong = request.headers.all(SHA256_SIGNATURE_HEADER)
+    strong = request.headers.getall(SHA256_SIGNATURE_HEADER, [])
     weak = _given(request.headers, SIGNATURE_HEADER) + _given(request.headers, ALIAS_HEADER)
     if not strong and not weak:
         raise UnverifiableError("there is no signature")
@@ -175,7 +168,7 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
 
 
 def _given(headers: Headers, name: str) -> tuple[bytes, ...]:
-    values = headers.all(name)
+    values = headers.getall(name, [])
     if len(values) > 1:
         raise UnverifiableError(f"{name} appears more than once")
     if "" in values:
@@ -314,10 +307,7 @@ def read_request(*, url: object, headers: object, body: object, method: object) 
 def check_request(request: SignedRequest, keys: Sequence[str], *urls: str) -> None:
     """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
 
-    Args:
-        request: the request.
-        keys: the keys.
-        urls: the URLs that may have been signed, if there are several; all have the same query.
+    If several URLs may have been signed, they have the same query.
     """
     # All are compared, so that timing does not reveal which one is valid.
     if not any([is_signed for *_, is_signed in comparisons(request, keys, *urls)]):  # noqa: C419
