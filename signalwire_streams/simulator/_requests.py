@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._audio.sources import CODECS
+from signalwire_streams.simulator._sources import CODECS
 
 TargetKind = Literal["conference", "call"]
 

@@ -10,9 +10,9 @@ from typing import Literal
 from attrs import define, field
 from attrs.validators import ge, in_
 
-from signalwire_streams.simulator._audio.sources import Sound
 from signalwire_streams.simulator._faults import Faults
 from signalwire_streams.simulator._request_log import RequestLog
+from signalwire_streams.simulator._sources import Sound
 from signalwire_streams.simulator._state import new_sid
 
 Dialect = Literal["signalwire", "twilio"]

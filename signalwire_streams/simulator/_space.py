@@ -8,10 +8,10 @@ from typing import Self, cast
 from aiohttp import web
 from attrs import define, field
 
-from signalwire_streams.simulator._audio.dialer import Dialer
-from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect, bind
+from signalwire_streams.simulator._dialer import Dialer
 from signalwire_streams.simulator._faults import matching_rules
+from signalwire_streams.simulator._media_session import DTMF_KEYS
 from signalwire_streams.simulator._server import Server
 from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry

@@ -13,10 +13,10 @@ from typing import Any
 import aiohttp
 from attrs import field, frozen
 
-from signalwire_streams.simulator._audio.frames import EncodedAudio, FrameEncoder
-from signalwire_streams.simulator._audio.sources import codec_of
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
+from signalwire_streams.simulator._frames import EncodedAudio, FrameEncoder
 from signalwire_streams.simulator._settings import SpaceSettings
+from signalwire_streams.simulator._sources import codec_of
 from signalwire_streams.simulator._state import Stream
 
 DTMF_KEYS = frozenset("0123456789*#ABCD")

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 
 import aiohttp
 
-from signalwire_streams.simulator._audio.frames import EncodedAudio
-from signalwire_streams.simulator._audio.media_session import MediaSession, OutboundCall
-from signalwire_streams.simulator._audio.sources import Silence, is_encodable
 from signalwire_streams.simulator._connections import OutboundClient, new_session
 from signalwire_streams.simulator._faults import FaultKind, matching_rules
+from signalwire_streams.simulator._frames import EncodedAudio
+from signalwire_streams.simulator._media_session import MediaSession, OutboundCall
 from signalwire_streams.simulator._settings import SpaceSettings
+from signalwire_streams.simulator._sources import Silence, is_encodable
 from signalwire_streams.simulator._state import Stream
 
 _HANDSHAKE_SECONDS = 5.0

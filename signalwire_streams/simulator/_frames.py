@@ -11,8 +11,8 @@ from itertools import count, zip_longest
 from math import gcd
 from typing import TypeAlias
 
-from signalwire_streams.simulator._audio.sources import Codec, Sound, codec_of
 from signalwire_streams.simulator._settings import SpaceSettings
+from signalwire_streams.simulator._sources import Codec, Sound, codec_of
 from signalwire_streams.simulator._state import Stream
 
 TRACKS: Mapping[str, tuple[str, ...]] = {
