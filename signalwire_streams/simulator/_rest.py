@@ -11,15 +11,18 @@ from typing import TypeVar
 from attrs import asdict, field, frozen
 
 from signalwire_streams.simulator._pagination import Item, list_document
-from signalwire_streams.simulator._request_log import RequestLog, redact_fields, redact_url, redact_values
+from signalwire_streams.simulator._request_log import RequestLog
 from signalwire_streams.simulator._requests import (
     Fields,
     Problem,
     Route,
     TargetKind,
+    attributes_of,
     check_fields,
     is_ws_on_loopback,
-    parameters_of,
+    redact_fields,
+    redact_url,
+    redact_values,
 )
 from signalwire_streams.simulator._serializers import (
     Json,
@@ -129,7 +132,13 @@ class CompatibilityApi:
         duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
             _refuse(kind, [Problem(_DUPLICATED_NAME)])
-        stream = self._new_stream(kind, target, values)
+        stream = Stream(
+            sid=self._state.draw_sid(),
+            target_kind=kind,
+            target_sid=target.sid,
+            created_at=self._state.now(),
+            **attributes_of(values),
+        )
         if duplicate == "stream-error":
             # The response is that of a start that worked; only a status callback reports the error.
             stream.error, stream.status = _DUPLICATED_NAME, "stopped"
@@ -164,24 +173,6 @@ class CompatibilityApi:
 
     def _conference(self, route: Route) -> Conference:
         return _found(self._state.conferences.get(route.target_sid or ""))
-
-    def _new_stream(self, kind: TargetKind, target: Conference | Call, values: Mapping[str, str]) -> Stream:
-        realtime = values.get("StreamRealTime")
-        return Stream(
-            sid=self._state.draw_sid(),
-            target_kind=kind,
-            target_sid=target.sid,
-            created_at=self._state.now(),
-            url=values["Url"],
-            name=values.get("Name"),
-            track=values.get("Track", "both_tracks"),
-            codec=values.get("StreamCodec"),
-            realtime=None if realtime is None else realtime == "true",
-            status_callback=values.get("StatusCallback"),
-            status_callback_method=values.get("StatusCallbackMethod", "POST"),
-            parameters=parameters_of(values),
-            authorization_bearer_token=values.get("AuthorizationBearerToken"),
-        )
 
 
 def _list(request: ApiRequest, name: str, items: Iterable[Item], serialize: Callable[[Item], Json]) -> Response:

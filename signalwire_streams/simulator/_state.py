@@ -2,20 +2,16 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from attrs import Factory, define, field
 
-from signalwire_streams.simulator._request_log import ReadOnlyList, redact_url, redact_values
-from signalwire_streams.simulator._requests import TargetKind
-
-
-def _redacted(url: str | None) -> str:
-    return repr(None if url is None else redact_url(url))
+from signalwire_streams.simulator._request_log import ReadOnlyList
+from signalwire_streams.simulator._requests import StreamRequest, TargetKind
 
 
 @define(eq=False, kw_only=True)
-class Stream:
+class Stream(StreamRequest):
     """One stream: its request and its state.
 
     ``name`` is None if the start had none. ``error`` says why a stream that was answered with 200 did not run, or ended
@@ -30,15 +26,6 @@ class Stream:
     target_kind: TargetKind
     target_sid: str
     created_at: float
-    url: str = field(repr=_redacted)
-    name: str | None = None
-    track: str = "both_tracks"
-    codec: str | None = None
-    realtime: bool | None = None
-    status_callback: str | None = field(default=None, repr=_redacted)
-    status_callback_method: str = "POST"
-    parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(redact_values(parameters)))
-    authorization_bearer_token: str | None = field(default=None, repr=False)
     status: str = "queued"
     alive: bool = False
     error: str | None = None
