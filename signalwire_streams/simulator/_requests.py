@@ -162,7 +162,7 @@ def _read_json(body: bytes) -> Fields:
     return Fields(values)
 
 
-_INVALID_ARGUMENT = 10000
+INVALID_ARGUMENT = 10000
 _INVALID_URL = 21402
 _INVALID_CALLBACK = 21456
 _INVALID_CODEC = 53404
@@ -178,7 +178,7 @@ class Problem:
     """A validation error of a request, with the API's error code."""
 
     message: str
-    code: int = _INVALID_ARGUMENT
+    code: int = INVALID_ARGUMENT
 
 
 _Check = Callable[[str], str | None]
@@ -259,7 +259,7 @@ class _StartField:
 
     wire_name: str
     check: _Check
-    code: int = _INVALID_ARGUMENT
+    code: int = INVALID_ARGUMENT
     conferences_only: bool = False
     parse: Callable[[str], object] = str
     shown: Callable[[str], str] = str
@@ -308,7 +308,7 @@ def _start_of(kind: TargetKind) -> _Schema:
     return _Schema(checks, required="Url", has_parameters=True)
 
 
-_STOP = _Schema({"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}, required="Status")
+_STOP = _Schema({"Status": (_one_of("stopped"), INVALID_ARGUMENT)}, required="Status")
 _SCHEMAS = {
     "start-call-stream": _start_of("call"),
     "start-conference-stream": _start_of("conference"),
@@ -316,9 +316,9 @@ _SCHEMAS = {
     "stop-conference-stream": _STOP,
     "end-conference": _Schema(
         {
-            "Status": (_one_of("completed"), _INVALID_ARGUMENT),
+            "Status": (_one_of("completed"), INVALID_ARGUMENT),
             "AnnounceUrl": (_callback_url, _INVALID_URL),
-            "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+            "AnnounceMethod": (_one_of("GET", "POST"), INVALID_ARGUMENT),
         }
     ),
 }

@@ -13,6 +13,7 @@ from attrs import asdict, field, frozen
 from signalwire_streams.simulator._pagination import Item, list_document
 from signalwire_streams.simulator._request_log import RequestLog
 from signalwire_streams.simulator._requests import (
+    INVALID_ARGUMENT,
     Fields,
     Problem,
     Route,
@@ -38,7 +39,6 @@ from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, S
 
 _Resource = TypeVar("_Resource")
 
-_INVALID_ARGUMENT = 10000
 _AUTHENTICATION = 20003
 _NO_SUCH_RESOURCE = 20404
 _NOT_IN_PROGRESS = 21220
@@ -51,7 +51,6 @@ class ApiRequest:
 
     route: Route
     authorization: str | None = field(repr=False)
-    query: Mapping[str, str]
     fields: Fields
     duplicate: DuplicateNames | None = None
 
@@ -88,7 +87,7 @@ class CompatibilityApi:
         if operation is None or request.route.account_sid != self._settings.project:
             return _NOT_FOUND
         if request.fields.problem is not None:
-            return api_error(400, _INVALID_ARGUMENT, request.fields.problem)
+            return api_error(400, INVALID_ARGUMENT, request.fields.problem)
         try:
             return operation(request)
         except Refused as refused:
@@ -176,7 +175,7 @@ class CompatibilityApi:
 
 
 def _list(request: ApiRequest, name: str, items: Iterable[Item], serialize: Callable[[Item], Json]) -> Response:
-    return json_response(list_document(name, items, serialize, path=request.route.path, query=request.query))
+    return json_response(list_document(name, items, serialize, request.route))
 
 
 _NOT_FOUND = api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not found")

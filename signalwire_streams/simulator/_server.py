@@ -215,7 +215,7 @@ class Server:
         rule, route = arrival.fault, arrival.route
         duplicate = rule.settings.as_ if rule is not None and rule.kind is FaultKind.DUPLICATE_NAME else None
         authorization = arrival.request.headers.get("Authorization")
-        return self._api.answer(ApiRequest(route, authorization, route.query_fields(), fields, duplicate))
+        return self._api.answer(ApiRequest(route, authorization, fields, duplicate))
 
     def _log_and_send(self, arrival: _Arrival, fields: Fields, response: Response) -> web.StreamResponse:
         self._record(arrival, fields, answered=response.status, created=response.created)

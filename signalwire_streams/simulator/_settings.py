@@ -5,7 +5,7 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from attrs import define, field
 from attrs.validators import ge, in_
@@ -34,9 +34,7 @@ class SpaceSettings:
     limit_headers: bool = True
     retry_after: float | None = None
     advertised_limit: int | None = None
-    duplicate_names: DuplicateNames = field(
-        default="stream-error", validator=in_(("stream-error", "http-error", "allow"))
-    )
+    duplicate_names: DuplicateNames = field(default="stream-error", validator=in_(get_args(DuplicateNames)))
     streams_by_name: bool = True
     long_september: bool = False
     log_requests: bool = True

@@ -111,15 +111,15 @@ _NOT_STARTED = frozenset({"queued", "ringing"})
 
 
 @define(eq=False, kw_only=True)
-class _Resource:
-    ordinal: int
+class Resource:
+    ordinal: int  # the place among everything that the Space ever created; lists are ordered by it
     status: str
     created_at: float
     updated_at: float = Factory(lambda self: self.created_at, takes_self=True)
 
 
 @define(eq=False, kw_only=True)
-class Call(_Resource):
+class Call(Resource):
     """A call leg; ``conference_sid`` is set on those of a conference's participants."""
 
     sid: str
@@ -133,7 +133,7 @@ class Call(_Resource):
 
 
 @define(eq=False, kw_only=True)
-class Participant(_Resource):
+class Participant(Resource):
     call_sid: str
     conference_sid: str
     muted: bool = False
@@ -141,7 +141,7 @@ class Participant(_Resource):
 
 
 @define(eq=False, kw_only=True)
-class Conference(_Resource):
+class Conference(Resource):
     """A conference; `status` is init, in-progress or completed."""
 
     sid: str
