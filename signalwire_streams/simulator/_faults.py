@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 from attrs import Attribute, Factory, define, evolve, field, frozen
 
 from signalwire_streams.simulator._requests import OPERATIONS, UNKNOWN
-from signalwire_streams.simulator._serializers import (
+from signalwire_streams.simulator._responses import (
     Response,
     api_error,
     http_message,

@@ -20,9 +20,8 @@ import aiohttp
 from attrs import field, frozen
 
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
-from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._sources import Codec, Sound, codec_of
-from signalwire_streams.simulator._state import Stream
+from signalwire_streams.simulator._state import SpaceSettings, Stream
 
 DTMF_KEYS = frozenset("0123456789*#ABCD")
 

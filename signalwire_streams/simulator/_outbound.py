@@ -22,9 +22,8 @@ from yarl import URL
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, matching_rules
 from signalwire_streams.simulator._media_session import EncodedAudio, MediaSession, OutboundCall
 from signalwire_streams.simulator._requests import redact_url
-from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._sources import Silence, is_encodable
-from signalwire_streams.simulator._state import Stream
+from signalwire_streams.simulator._state import SpaceSettings, Stream
 
 _HANDSHAKE_SECONDS = 5.0
 _CLOSE_TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from signalwire_streams.simulator._requests import INVALID_ARGUMENT, Route
-from signalwire_streams.simulator._serializers import Json, Refused, api_error
+from signalwire_streams.simulator._responses import Json, Refused, api_error
 from signalwire_streams.simulator._state import Resource
 
 _INVALID_PAGE_TOKEN = 21481

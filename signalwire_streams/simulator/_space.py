@@ -14,8 +14,7 @@ from signalwire_streams.simulator._faults import matching_rules
 from signalwire_streams.simulator._media_session import DTMF_KEYS
 from signalwire_streams.simulator._outbound import Dialer, StatusCallbackSender
 from signalwire_streams.simulator._server import Server
-from signalwire_streams.simulator._settings import SpaceSettings
-from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry
+from signalwire_streams.simulator._state import IN_PROGRESS, SpaceSettings, SpaceState, Stream, StreamRegistry
 
 _BACKLOG = 2048  # a client that opens a thousand connections at once must not wait for SYN retries
 

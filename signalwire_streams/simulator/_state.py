@@ -1,13 +1,76 @@
-"""The Space's state: conferences, participants, calls, streams (pure; the clock is injected)."""
+"""The Space's settings, and its state: conferences, participants, calls, streams (pure; the clock is injected)."""
 
+import asyncio
 import random
+import ssl
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal, get_args
 
 from attrs import Factory, define, field
+from attrs.validators import ge, in_
 
-from signalwire_streams.simulator._request_log import ReadOnlyList
+from signalwire_streams.simulator._faults import Faults
+from signalwire_streams.simulator._request_log import ReadOnlyList, RequestLog
 from signalwire_streams.simulator._requests import StreamRequest, TargetKind
+from signalwire_streams.simulator._sources import Sound
+
+
+def new_sid(source: random.Random) -> str:
+    """Draw a version 4 UUID; SignalWire's sids are UUIDs (https://signalwire.com/docs/compatibility-api/)."""
+    bits = source.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
+    text = f"{bits:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+Dialect = Literal["signalwire", "twilio"]
+DuplicateNames = Literal["stream-error", "http-error", "allow"]
+
+
+@define(eq=False, kw_only=True)
+class SpaceSettings:
+    """The arguments of `SimulatedSpace`, which describes them, and what follows from its seed."""
+
+    conferences: int = field(default=0, validator=ge(0))
+    calls: int = field(default=0, validator=ge(0))
+    participants: int = field(default=2, validator=ge(0))
+    seed: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    rate_limit: int | None = 13_800
+    window: float = 10.0
+    limit_headers: bool = True
+    retry_after: float | None = None
+    advertised_limit: int | None = None
+    duplicate_names: DuplicateNames = field(default="stream-error", validator=in_(get_args(DuplicateNames)))
+    streams_by_name: bool = True
+    long_september: bool = False
+    log_requests: bool = True
+    audio: Sound | None = None
+    real_time: bool = True
+    dialect: Dialect = "signalwire"
+    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
+    bidirectional: bool = False
+    callbacks: bool = False
+    allow_ws: bool = False
+    clock: Callable[[], float] = field(default=time.time, repr=False)
+    monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
+    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
+    project: str = field(init=False)
+    token: str = field(init=False, repr=False)
+    signing_key: str = field(init=False, repr=False)
+    requests: RequestLog = field(init=False, repr=False)
+    faults: Faults = field(init=False, repr=False)
+    _random: random.Random = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._random = random.Random(self.seed)  # noqa: S311  (reproducible, and protects nothing)
+        self.project = new_sid(self._random)
+        self.token = f"PT{self._random.getrandbits(192):048x}"
+        self.signing_key = f"PSK_{self._random.getrandbits(128):032x}"
+        self.requests = RequestLog(self.log_requests)
+        self.faults = Faults(random.Random(f"faults {self.seed}"))  # noqa: S311  (the same)
 
 
 @define(eq=False, kw_only=True)
@@ -147,13 +210,6 @@ class Conference(Resource):
     sid: str
     friendly_name: str
     participants: list[Participant] = field(factory=list)
-
-
-def new_sid(source: random.Random) -> str:
-    """Draw a version 4 UUID; SignalWire's sids are UUIDs (https://signalwire.com/docs/compatibility-api/)."""
-    bits = source.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
-    text = f"{bits:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class SpaceState:
