@@ -215,8 +215,6 @@ _CALLBACK = _Subject(
 
 @frozen(kw_only=True)
 class _Definition:
-    """A kind of fault: its subject, its settings, the one it needs, the defaults of the others, and what it does."""
-
     subject: _Subject = _REQUEST
     takes: tuple[str, ...] = ()
     needs: str | None = None

@@ -42,7 +42,6 @@ class OutboundClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """Cancel the tasks, and drop the connections."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

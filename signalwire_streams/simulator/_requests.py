@@ -42,8 +42,6 @@ OPERATIONS = frozenset({*_OPERATIONS.values(), UNKNOWN})
 
 @frozen
 class Route:
-    """A parsed request line: its operation, and the sids in its path."""
-
     operation: str
     path: str
     query: str = ""
@@ -175,8 +173,6 @@ _MAX_PARAMETERS = 99
 
 @frozen
 class Problem:
-    """A validation error of a request, with the API's error code."""
-
     message: str
     code: int = INVALID_ARGUMENT
 
@@ -242,8 +238,6 @@ _Checks = Mapping[str, tuple[_Check, int]]
 
 @frozen
 class _Schema:
-    """The fields of an operation's body: their checks, each with the code of its problem."""
-
     checks: _Checks
     required: str | None = None
     has_parameters: bool = False
@@ -325,7 +319,6 @@ _SCHEMAS = {
 
 
 def check_fields(operation: str, values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of an operation's body."""
     schema = _SCHEMAS[operation]
     problems = []
     if schema.required is not None and schema.required not in values:
