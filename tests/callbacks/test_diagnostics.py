@@ -282,6 +282,8 @@ class TestHints:
         hints = self.hints(keys=["PT0123456789abcdef"])
         assert "looks like an API token" in hints
         assert "0123456789abcdef" not in hints
+        assert "looks like an API token" in self.hints(keys=["PSK_b", "PT0123456789abcdef"])
+        assert "looks like an API token" not in self.hints(keys=[])
 
     def test_body_shorter_than_content_length_is_named(self) -> None:
         """Something else has read it."""
