@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
-from urllib.parse import urlsplit
 
 import pytest
 from attrs import define, field
@@ -70,6 +69,7 @@ class _LeakCheck:
     """Finds what a test left running, before the first of the fixtures closes anything."""
 
     allow_leaks: bool
+    space_arguments: dict[str, Any]
     space: "SimulatedSpace | None" = None
     receiver: "MediaReceiver | None" = None
     leaks: list[str] | None = None
@@ -109,15 +109,13 @@ class _LeakCheck:
             yield f"a socket is still open: of stream {sid}, on {targets.get(sid, 'an unknown target')}"
         if self.receiver is not None and self.receiver.pending_sockets:
             yield f"a socket is still open: {self.receiver.pending_sockets} without a started stream"
-        if self.space is not None and (connections := self._connections(self.space)):
-            yield f"a client is not closed: it has {connections} connections to the Space open"
+        if self.space is not None:
+            from signalwire_streams._http.session import idle_in_lent_sessions  # noqa: PLC0415
 
-    @staticmethod
-    def _connections(space: "SimulatedSpace") -> int:
-        """Count the connections to the Space, without the idle ones of a session that the client borrowed."""
-        from signalwire_streams._http.session import idle_in_lent_sessions  # noqa: PLC0415
-
-        return max(len(space.connections) - idle_in_lent_sessions(urlsplit(space.base_url).port), 0)
+            # A session that the client borrowed keeps its idle connections.
+            connections = len(self.space.connections) - idle_in_lent_sessions(self.space.port)
+            if connections > 0:
+                yield f"a client is not closed: it has {connections} connections to the Space open"
 
 
 @define(eq=False)
@@ -183,12 +181,6 @@ def _arguments(request: pytest.FixtureRequest, marker: str, allowed: Iterable[st
     return given
 
 
-def _space_arguments(request: pytest.FixtureRequest) -> dict[str, Any]:
-    from signalwire_streams.simulator import SimulatedSpace  # noqa: PLC0415
-
-    return _arguments(request, "signalwire_space", {*inspect.signature(SimulatedSpace).parameters, "allow_leaks"})
-
-
 def _check_test(request: pytest.FixtureRequest) -> None:
     """Reject a test that is not a coroutine: it blocks the event loop, so the Space would not respond."""
     function = request.function
@@ -223,7 +215,11 @@ def _signalwire_leak_check(request: pytest.FixtureRequest) -> Iterator[_LeakChec
     """Report what the test left running; torn down last, so that there is one report."""
     _check_test(request)
     _check_loops(request)
-    check = _LeakCheck(allow_leaks=_space_arguments(request).get("allow_leaks", False))
+    from signalwire_streams.simulator import SimulatedSpace  # noqa: PLC0415
+
+    known = {*inspect.signature(SimulatedSpace).parameters, "allow_leaks"}
+    arguments = _arguments(request, "signalwire_space", known)
+    check = _LeakCheck(allow_leaks=arguments.pop("allow_leaks", False), space_arguments=arguments)
     yield check
     if not check.leaks:
         return
@@ -249,9 +245,7 @@ def signalwire_certificates() -> "Certificates":
 
 @_async_fixture
 async def signalwire_space(
-    request: pytest.FixtureRequest,
-    signalwire_certificates: "Certificates",
-    _signalwire_leak_check: _LeakCheck,
+    signalwire_certificates: "Certificates", _signalwire_leak_check: _LeakCheck
 ) -> "AsyncIterator[SimulatedSpace]":
     """A simulated Space with three conferences and three calls that sends audio and status callbacks.
 
@@ -260,9 +254,8 @@ async def signalwire_space(
     from signalwire_streams.simulator import SimulatedSpace, Tone  # noqa: PLC0415
 
     usual: dict[str, Any] = {"conferences": 3, "calls": 3, "audio": Tone(), "callbacks": True}
-    given = usual | {"ssl_context": signalwire_certificates.trust} | _space_arguments(request)
-    given.pop("allow_leaks", None)
-    async with SimulatedSpace(**given) as space:
+    usual["ssl_context"] = signalwire_certificates.trust
+    async with SimulatedSpace(**usual | _signalwire_leak_check.space_arguments) as space:
         _signalwire_leak_check.space = space
         yield space
         await _signalwire_leak_check.run()

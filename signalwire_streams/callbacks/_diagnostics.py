@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import combinations, permutations, product
+from itertools import chain, combinations, permutations, product
 from time import thread_time
 from typing import TypeAlias
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlencode
@@ -16,16 +16,16 @@ from signalwire_streams.callbacks._signature import (
     ALIAS_HEADER,
     FORM_TYPE,
     MAX_BODY,
+    MISMATCH,
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
     SignedRequest,
     UnverifiableError,
-    check_request,
+    comparisons,
     encoded,
     read_form,
     read_query,
     read_request,
-    read_signatures,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
@@ -33,6 +33,7 @@ from signalwire_streams.callbacks._urls import (
     Headers,
     UrlParts,
     equivalent_urls,
+    parse_each,
     query_of,
     read_forwarded,
     split_host,
@@ -63,7 +64,7 @@ class SignatureDiagnosis:
     ``str()`` of it is a few lines for a person.
 
     Attributes:
-        valid: whether `verify_signature` accepts the request unchanged.
+        valid: whether `verify_signature` accepts the request unchanged; False also if the time did not suffice to see.
         summary: the problem in one sentence, or that there is none.
         suggestions: what to change, in sentences, the likeliest first.
         candidate_urls: the URLs that `verify_signature` tries, without passwords and the values of queries.
@@ -104,7 +105,7 @@ def diagnose_signature(
     ``Forwarded`` have it), the port, a trailing slash, a prefix that was removed, order and encoding of the query,
     the content type, a body that was serialized again or lost its blank fields. It finds any one of these and any two
     of them, at most one of them apart from the URL. That takes up to two seconds, so do not call it for each request;
-    if a large body or many keys and candidates need more, the summary says that the search stopped early.
+    if a large body or many keys and candidates need more, the summary says that the time limit was reached.
 
     Args:
         url: as for `verify_signature`.
@@ -120,50 +121,66 @@ def diagnose_signature(
     Raises:
         InvalidRequestError: an argument has the wrong type; the message says what to write.
     """
+    until = thread_time() + _MAX_CPU_TIME
     request = read_request(url=url, headers=headers, body=body, method=method)
-    suspected = _split_candidates(candidates)
+    suspected = parse_each(candidates, UrlParts.split)
+    if suspected is None:
+        raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
     usable = usable_keys(keys)
     tried = tuple(dict.fromkeys(map(_shown, equivalent_urls(request.url, request.headers))))
     try:
-        check_request(request, usable)
+        signed, _ = _find_match(request, usable, until)
+    except TimeoutError:
+        summary = "Not all keys were tried: the time limit was reached."
+        change = "Pass only the keys of the request's own project."
+        return SignatureDiagnosis(valid=False, summary=summary, suggestions=(change,), candidate_urls=tried)
     except UnverifiableError as refusal:
-        diagnosis = _search(request, suspected, usable)
-        changes = diagnosis.suggestions or _likely_causes(request, usable)
-        return evolve(
-            diagnosis,
-            summary=f"Refused: {refusal}.{diagnosis.summary}",
-            suggestions=changes,
-            candidate_urls=tried,
-        )
-    signed, _ = next(_matches(request, usable))
+        diagnosis = _search(request, suspected, usable, until)
+        changes = diagnosis.suggestions or tuple(_likely_causes(request, usable))
+        summary = f"Refused: {refusal}.{diagnosis.summary}"
+        return evolve(diagnosis, summary=summary, suggestions=changes, candidate_urls=tried)
     return SignatureDiagnosis(
         valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=str(signed)
     )
 
 
-def _split_candidates(candidates: object) -> list[UrlParts]:
-    listed = list(candidates) if isinstance(candidates, Iterable) and not isinstance(candidates, str) else [None]
-    split = [UrlParts.split(candidate) if isinstance(candidate, str) else None for candidate in listed]
-    absolute = [parts for parts in split if parts is not None]
-    if len(absolute) < len(split):
-        raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
-    return absolute
-
-
-def _search(request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret]) -> SignatureDiagnosis:
-    until = thread_time() + _MAX_CPU_TIME
+def _search(
+    request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret], until: float
+) -> SignatureDiagnosis:
+    change = "A key has leading or trailing whitespace: remove it."
+    changed_keys: dict[str, _Changes] = {Secret(key.strip()): (change,) for key in keys}
+    changed_keys.update(dict.fromkeys(keys, ()))
     attempts = 0
     for candidate, changes in _candidates(request, suspected):
         attempts += bool(changes)
-        for url, more in _matches(candidate, keys):
-            summary = f" It would match as {_shown(url)}, with these changes."
-            return SignatureDiagnosis(
-                valid=False, summary=summary, suggestions=(*changes, *more), attempts=attempts, url=str(url)
-            )
-        if thread_time() >= until:
+        try:
+            url, key = _find_match(candidate, changed_keys, until)
+        except UnverifiableError:
+            continue
+        except TimeoutError:
             summary = " The search stopped early: its time limit was reached."
             return SignatureDiagnosis(valid=False, summary=summary, attempts=attempts)
+        summary = f" It would match as {_shown(url)}, with these changes."
+        suggestions = (*changes, *changed_keys[key])
+        return SignatureDiagnosis(
+            valid=False, summary=summary, suggestions=suggestions, attempts=attempts, url=str(url)
+        )
     return SignatureDiagnosis(valid=False, summary="", attempts=attempts)
+
+
+def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tuple[str, str]:
+    """Return the URL and the key that a request was signed with.
+
+    Raises:
+        UnverifiableError: it was signed with none of the keys.
+        TimeoutError: the time is up.
+    """
+    _check_time(until)  # a body that can't be read takes time as well
+    for url, key, is_signed in comparisons(request, tuple(keys)):
+        if is_signed:
+            return url, key
+        _check_time(until)
+    raise UnverifiableError(MISMATCH)
 
 
 def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
@@ -173,22 +190,14 @@ def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterat
         if len(changes) <= 1:
             near.append((candidate, changes))
         yield candidate, changes
-    for (other, change), (candidate, changes) in product(_changed_requests(request), near):
-        yield evolve(other, url=candidate.url), (change, *changes)
+    for other, change in _changed_requests(request):  # one at a time, since each may have a body of its own
+        for candidate, changes in near:
+            yield evolve(other, url=candidate.url), (change, *changes)
 
 
-def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[str, _Changes]]:
-    """Yield the URLs that were signed, each with what to change about its key."""
-    try:
-        signatures = read_signatures(request)
-    except UnverifiableError:
-        return
-    change = "A key has leading or trailing whitespace: remove it."
-    stripped = [(Secret(key.strip()), (change,)) for key in keys if key != key.strip()]
-    for url in equivalent_urls(request.url, request.headers):
-        for key, changes in [*((key, ()) for key in keys), *stripped]:
-            if encoded(url) is not None and any(signature.verify(url, key) for signature in signatures):
-                yield url, changes
+def _check_time(until: float) -> None:
+    if thread_time() >= until:
+        raise TimeoutError
 
 
 def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
@@ -198,23 +207,18 @@ def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Ite
     if given is None:
         return
     found = {request.url}
-    for parts, changes in _changed_twice(given, request.headers, suspected):
+    once = [*_replace_by(given, suspected), *_changed_once(given, request.headers)]
+    twice = (
+        (parts, (change, second))
+        for kind, changed, change in once
+        for another, parts, second in _changed_once(changed, request.headers)
+        if another > kind
+    )
+    for parts, changes in chain(((parts, (change,)) for _, parts, change in once), twice):
         url = str(parts)
         if url not in found:
             found.add(url)
             yield evolve(request, url=url), changes
-
-
-def _changed_twice(
-    given: UrlParts, headers: Headers, suspected: Sequence[UrlParts]
-) -> Iterator[tuple[UrlParts, _Changes]]:
-    once = [*_replace_by(given, suspected), *_changed_once(given, headers)]
-    for _, parts, change in once:
-        yield parts, (change,)
-    for kind, parts, change in once:
-        for another, other, second in _changed_once(parts, headers):
-            if another > kind:
-                yield other, (change, second)
 
 
 def _replace_by(given: UrlParts, candidates: Sequence[UrlParts]) -> _ChangedUrls:
@@ -239,7 +243,7 @@ def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _Chang
         yield 1, evolve(parts, scheme=other), change
     sources = {
         "X-Forwarded-Host or Forwarded": (said.host or parts.host, said.port),
-        "the Host header": split_host(headers.first("Host")) or ("", ""),
+        "the Host header": split_host(headers.get("Host", "")) or ("", ""),
     }
     for source, (name, port) in sources.items():
         if name and (name, port) != (parts.host, parts.port):
@@ -287,7 +291,7 @@ def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, s
     if request.method == "GET":
         change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
         yield evolve(request, method="POST", body=encoded(query_of(request.url)) or b""), change
-    if headers.all(SHA256_SIGNATURE_HEADER):
+    if SHA256_SIGNATURE_HEADER in headers:
         change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
         yield evolve(request, headers=headers.replaced(SHA256_SIGNATURE_HEADER)), change
     for kind in (FORM_TYPE, "application/json"):
@@ -313,51 +317,30 @@ def _serialized_again(body: bytes) -> Iterator[bytes]:
             yield text.encode("utf-8", "replace")
 
 
-def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> tuple[str, ...]:
-    """Return likely causes when no candidate matches; what is certain comes first."""
-    length = request.headers.first("Content-Length")
-    project = _fields(request).get("AccountSid", "")[:_MAX_SHOWN]
-    causes = (
-        (not keys, "No key was passed: pass the project's Signing Key, which begins with PSK_."),
-        (
-            not any(map(request.headers.all, _SIGNATURE_HEADERS)),
-            (
-                f"No {SIGNATURE_HEADER} was received: either the platform did not send this, or a proxy removes that "
-                "header."
-            ),
-        ),
-        (
-            UrlParts.split(request.url) is None,
-            "The URL is not absolute: pass the full URL, as 'https://host/path?query'.",
-        ),
-        (
-            re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body),
-            (
-                f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote "
-                "it. Pass the raw bytes of the request."
-            ),
-        ),
-        (
-            any(key.startswith("PT") for key in keys),
-            "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_.",
-        ),
-        (project, f"The request belongs to project {project!r}: use the Signing Key of that project."),
-        (
-            True,
-            (
-                "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
-                "cannot be seen from a request; after a reset pass the new key and the old one."
-            ),
-        ),
-        (True, "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."),
+def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
+    """Yield likely causes when no candidate matches; what is certain comes first."""
+    if not keys:
+        yield "No key was passed: pass the project's Signing Key, which begins with PSK_."
+    if request.headers.keys().isdisjoint(_SIGNATURE_HEADERS):
+        sent = "either the platform did not send this, or a proxy removes that header"
+        yield f"No {SIGNATURE_HEADER} was received: {sent}."
+    if UrlParts.split(request.url) is None:
+        yield "The URL is not absolute: pass the full URL, as 'https://host/path?query'."
+    length = request.headers.get("Content-Length", "")
+    if re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body):
+        lengths = f"Content-Length says {length} bytes, and the body has {len(request.body)}"
+        yield f"{lengths}: something read or rewrote it. Pass the raw bytes of the request."
+    if any(key.startswith("PT") for key in keys):
+        yield "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_."
+    is_readable = len(request.body) <= MAX_BODY
+    fields = read_query(query_of(request.url)) if request.method == "GET" else is_readable and read_form(request.body)
+    if project := dict(fields or ()).get("AccountSid", "")[:_MAX_SHOWN]:
+        yield f"The request belongs to project {project!r}: use the Signing Key of that project."
+    yield (
+        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
+        "cannot be seen from a request; after a reset pass the new key and the old one."
     )
-    return tuple(sentence for applies, sentence in causes if applies)
-
-
-def _fields(request: SignedRequest) -> Mapping[str, str]:
-    if request.method == "GET":
-        return dict(read_query(query_of(request.url)))
-    return dict(read_form(request.body) or ()) if len(request.body) <= MAX_BODY else {}
+    yield "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."
 
 
 def _shown(url: str) -> str:

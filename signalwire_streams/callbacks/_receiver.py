@@ -35,6 +35,7 @@ from signalwire_streams.callbacks._urls import (
     Headers,
     HostPattern,
     is_public_url,
+    parse_each,
     path_and_query,
     public_urls,
     query_of,
@@ -58,6 +59,7 @@ CallbackHandler: TypeAlias = Callable[[CallbackEvent], Awaitable[object]]
 _LOG = logging.getLogger("signalwire_streams.callbacks")
 _CANCEL_TIMEOUT = 1.0  # seconds that a cancelled handler may take to end
 _RETRY_AFTER = "1"
+_MAX_HASHED_HERE = 64 * 1024  # a larger body is hashed in a thread: it takes milliseconds for each key and URL
 _MAX_PENDING_BYTES = 8 * 1024 * 1024  # of bodies; a parsed document may take twenty times the memory of its body
 
 
@@ -121,12 +123,7 @@ class Dispatcher:
         self._seen, self._ended = _Recent(dedup_size), _Recent(dedup_size)
 
     def offer(self, event: CallbackEvent, raw: bytes) -> bool:
-        """Accept an event, or return False if it should be sent again later.
-
-        Args:
-            event: the event.
-            raw: the body or query that it was parsed from.
-        """
+        """Accept an event, or return False if it should be sent again later; it was parsed from these raw bytes."""
         self.statistics.received += 1
         identity, stream = _identity(event, raw), _digest(event.stream_key)
         if identity in self._seen:
@@ -320,9 +317,16 @@ class CallbackReceiver:
             raise InvalidRequestError("handler must be an async function of one event: write async def handler(event)")
         self.keys = keys
         self.public_url: str | None = _check_public_url(public_url)
-        self.allowed_hosts: tuple[HostPattern, ...] | None = _check_allowed_hosts(allowed_hosts)
-        if self.public_url is not None and self.allowed_hosts is not None:
-            raise InvalidRequestError("public_url already names the host: omit allowed_hosts or public_url")
+        self.allowed_hosts: tuple[HostPattern, ...] | None = None
+        if allowed_hosts is not None:
+            self.allowed_hosts = parse_each(allowed_hosts, HostPattern.parse)
+            if not self.allowed_hosts:
+                raise InvalidRequestError(
+                    "allowed_hosts is not a list of hosts: write ['example.com'], ['example.com:8443'] or "
+                    "['*.example.com']"
+                )
+            if self.public_url is not None:
+                raise InvalidRequestError("public_url already names the host: omit allowed_hosts or public_url")
         self.trust_forwarded: bool = check_flag(trust_forwarded, "trust_forwarded")
         self.body_limit: int = check_count(body_limit, "body_limit")
         if body_limit > MAX_BODY:
@@ -374,11 +378,14 @@ class CallbackReceiver:
         headers = Headers(request.headers)
         urls = self._urls(request, headers)
         try:
-            body = await self._read_in_time(request)
+            body = await self._read(request)
             if not urls:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
-            check_request(signed, self._keys, *urls)
+            if len(body) > _MAX_HASHED_HERE:
+                await asyncio.to_thread(check_request, signed, self._keys, *urls)
+            else:
+                check_request(signed, self._keys, *urls)
             event = _parse(signed, request.raw_path)
         except UnverifiableError as refusal:
             self.statistics.refused += 1
@@ -389,23 +396,20 @@ class CallbackReceiver:
             return web.Response(status=204)
         return web.Response(status=503, headers={"Retry-After": _RETRY_AFTER})
 
-    async def _read_in_time(self, request: web.Request) -> bytes:
+    async def _read(self, request: web.Request) -> bytes:
+        body = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout):
-                return await self._read(request)
+                if (request.content_length or 0) <= self.body_limit:
+                    while len(body) <= self.body_limit and (piece := await request.content.readany()):
+                        body += piece
+                    body += b"" if body else await request.read()  # there is none, or a middleware has read it
+                    if len(body) <= self.body_limit:
+                        return bytes(body)
         except TimeoutError:
             raise UnverifiableError("the body did not arrive in time") from None
         except (OSError, web.RequestPayloadError) as error:
             raise UnverifiableError(f"the body could not be read: {type(error).__name__}") from None
-
-    async def _read(self, request: web.Request) -> bytes:
-        body = bytearray()
-        if (request.content_length or 0) <= self.body_limit:
-            while len(body) <= self.body_limit and (piece := await request.content.readany()):
-                body += piece
-            body += b"" if body else await request.read()  # there is none, or a middleware has read it
-            if len(body) <= self.body_limit:
-                return bytes(body)
         raise UnverifiableError("the body is too large")
 
     def _urls(self, request: web.Request, headers: Headers) -> tuple[str, ...]:
@@ -446,16 +450,3 @@ def _check_public_url(url: object) -> str | None:
             f"public_url {redact_url(url)!r} has a query: omit it, since each request has its own"
         )
     return url
-
-
-def _check_allowed_hosts(hosts: object) -> tuple[HostPattern, ...] | None:
-    if hosts is None:
-        return None
-    listed = tuple(hosts) if isinstance(hosts, Iterable) and not isinstance(hosts, str) else ()
-    patterns = [HostPattern.parse(host) for host in listed if isinstance(host, str)]
-    allowed = tuple(pattern for pattern in patterns if pattern is not None)
-    if not allowed or len(allowed) < len(listed):
-        raise InvalidRequestError(
-            "allowed_hosts is not a list of hosts: write ['example.com'], ['example.com:8443'] or ['*.example.com']"
-        )
-    return allowed

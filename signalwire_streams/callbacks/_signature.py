@@ -9,8 +9,10 @@ import hashlib
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import product
 from typing import Literal, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -33,6 +35,8 @@ ALIAS_HEADER = "X-Twilio-Signature"
 MAX_BODY = 1024 * 1024
 """Bytes; a longer body is refused, since it would be hashed once for each key and URL."""
 FORM_TYPE = "application/x-www-form-urlencoded"
+
+MISMATCH = "the signature does not match"
 
 _MAX_FIELDS = 1_000
 _ERRORS = "surrogateescape"
@@ -67,15 +71,14 @@ def as_pairs(fields: object) -> Pairs:
     items = fields.items() if isinstance(fields, Mapping) else fields
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise InvalidRequestError(_WANTED)
-    return tuple(map(_as_pair, items))
-
-
-def _as_pair(item: object) -> tuple[str, str]:
-    match item:
-        case [str(name), str(value)]:
-            return name, value
-        case _:
-            raise InvalidRequestError(_WANTED)
+    pairs = []
+    for item in items:
+        match item:
+            case [str(name), str(value)]:
+                pairs.append((name, value))
+            case _:
+                raise InvalidRequestError(_WANTED)
+    return tuple(pairs)
 
 
 @frozen(kw_only=True)
@@ -89,12 +92,8 @@ class SignedRequest:
 
     @property
     def is_json(self) -> bool:
-        """Whether the body is read as JSON, and not as a form.
-
-        Raises:
-            UnverifiableError: the body contradicts its content type.
-        """
-        types = self.headers.all("Content-Type") if self.method == "POST" else ()
+        """Whether the body is read as JSON, and not as a form; `UnverifiableError` if its content type contradicts."""
+        types = self.headers.getall("Content-Type", []) if self.method == "POST" else []
         if len(types) > 1:
             raise UnverifiableError("Content-Type appears more than once")
         media_type = (*types, "")[0].partition(";")[0].strip().lower()
@@ -112,16 +111,20 @@ class UnverifiableError(Exception):
 
 @frozen(kw_only=True)
 class Signature:
-    """One signature of a request, and the bytes that it covers after the URL."""
+    """One kind of signature: its values in a request, one of which has to be right, and what follows the URL in it."""
 
-    given: bytes = field(repr=False)
+    given: tuple[bytes, ...] = field(repr=False)
     algorithm: Algorithm
     encoding: Encoding
     tail: bytes = field(repr=False)
 
     def verify(self, url: str, key: str) -> bool:
         """Return, in constant time, whether the key signed this URL."""
-        return hmac.compare_digest(self.given, _signature_of(key, url, self.tail, self.algorithm, self.encoding))
+        # What is expected is in no local variable, so that no traceback shows it.
+        matches = map(
+            partial(hmac.compare_digest, _signature_of(key, url, self.tail, self.algorithm, self.encoding)), self.given
+        )
+        return any([*matches])
 
 
 def _signature_of(key: str, url: str, tail: bytes, algorithm: Algorithm, encoding: Encoding) -> bytes:
@@ -140,9 +143,6 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
 
     Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
     defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
-
-    Raises:
-        UnverifiableError: the request cannot be a signed one.
     """
     if request.method not in {"GET", "POST"}:
         raise UnverifiableError("the method is neither GET nor POST")
@@ -150,27 +150,25 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
         raise UnverifiableError("a GET has a body")
     if len(request.body) > MAX_BODY:
         raise UnverifiableError("the body is too large")
-    strong = request.headers.all(SHA256_SIGNATURE_HEADER)
+    strong = request.headers.getall(SHA256_SIGNATURE_HEADER, [])
     weak = _given(request.headers, SIGNATURE_HEADER) + _given(request.headers, ALIAS_HEADER)
     if not strong and not weak:
         raise UnverifiableError("there is no signature")
     by_sha1 = tuple(
-        Signature(given=given, algorithm="sha1", encoding=encoding, tail=tail)
+        Signature(given=weak, algorithm="sha1", encoding=encoding, tail=tail)
         for encoding, tail in _covered_by_sha1(request)
-        for given in weak
+        if weak
     )
     is_json = request.is_json
     if not is_json and weak and (len(strong) != 1 or not strong[0]):
         return by_sha1
-    by_sha256 = tuple(
-        Signature(given=given, algorithm="sha256", encoding="hex", tail=request.body)
-        for given in _given(request.headers, SHA256_SIGNATURE_HEADER)
-    )
+    given = _given(request.headers, SHA256_SIGNATURE_HEADER)
+    by_sha256 = (Signature(given=given, algorithm="sha256", encoding="hex", tail=request.body),) if given else ()
     return by_sha256 or by_sha1 if is_json else by_sha256 + by_sha1
 
 
 def _given(headers: Headers, name: str) -> tuple[bytes, ...]:
-    values = headers.all(name)
+    values = headers.getall(name, [])
     if len(values) > 1:
         raise UnverifiableError(f"{name} appears more than once")
     if "" in values:
@@ -309,19 +307,22 @@ def read_request(*, url: object, headers: object, body: object, method: object) 
 def check_request(request: SignedRequest, keys: Sequence[str], *urls: str) -> None:
     """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
 
-    Args:
-        request: the request.
-        keys: the keys.
-        urls: the URLs that may have been signed, if there are several; all have the same query.
+    If several URLs may have been signed, they have the same query.
     """
+    # All are compared, so that timing does not reveal which one is valid.
+    if not any([is_signed for *_, is_signed in comparisons(request, keys, *urls)]):  # noqa: C419
+        raise UnverifiableError(MISMATCH)
+
+
+def comparisons(request: SignedRequest, keys: Sequence[str], *urls: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield each form of the URLs, each key, and whether it signed that: one hash of the body at a time."""
     signatures = read_signatures(request)
     if not keys:
         raise UnverifiableError("there is no key")
     forms = [form for url in urls or (request.url,) for form in equivalent_urls(url, request.headers)]
-    signed = [form for form in forms if encoded(form) is not None]
-    # All are compared, so that timing does not reveal which one is valid.
-    if not any([signature.verify(url, key) for key in keys for url in signed for signature in signatures]):  # noqa: C419
-        raise UnverifiableError("the signature does not match")
+    for key, url in product(keys, (form for form in forms if encoded(form) is not None)):
+        for signature in signatures:
+            yield url, key, signature.verify(url, key)
 
 
 def usable_keys(keys: object) -> tuple[Secret, ...]:

@@ -7,12 +7,13 @@ scheme, host or path. The regular expressions here run on what anybody sends, so
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 from attrs import field, frozen
+from multidict import CIMultiDict
 
 from signalwire_streams.models._validation import HiddenItems, Secret
 
@@ -27,30 +28,19 @@ _FIRST_HOP = re.compile(rf'(?:[^,"]|{_QUOTED})*')
 _HOP_PARTS = re.compile(rf'(?:[^;"]|{_QUOTED})+')  # of a first hop only: its quotes are all closed
 
 
-class Headers:
-    """A request's headers, read once. Names ignore case, and values have no whitespace around them.
-
-    A value that is not a str counts as empty.
-    """
+class Headers(CIMultiDict[str]):
+    """A request's headers, without whitespace around their values; a value that is not a str counts as empty."""
 
     def __init__(self, headers: Mapping[str, object] | HiddenItems) -> None:
-        self._values: dict[str, list[Secret]] = {}
-        for name, value in headers.items():
-            text = value.strip(" \t") if isinstance(value, str) else ""
-            self._values.setdefault(str(name).lower(), []).append(Secret(text))
-
-    def all(self, name: str) -> Sequence[str]:
-        """Return one value for each time a header came."""
-        return self._values.get(name.lower(), ())
-
-    def first(self, name: str) -> str:
-        """Return the first value of a header, or an empty text."""
-        return (*self.all(name), "")[0]
+        super().__init__(
+            (str(name), Secret(value.strip(" \t") if isinstance(value, str) else "")) for name, value in headers.items()
+        )
 
     def replaced(self, name: str, *values: str) -> "Headers":
         """Return headers with these values instead of a header's own."""
-        changed = Headers({})
-        changed._values = {**self._values, name.lower(): list(map(Secret, values))}
+        changed = Headers(self)
+        changed.popall(name, None)
+        changed.extend((name, value) for value in values)
         return changed
 
 
@@ -117,9 +107,21 @@ def equivalent_urls(url: str, headers: Headers) -> tuple[Secret, ...]:
     return tuple(dict.fromkeys(urls))
 
 
+_Parsed = TypeVar("_Parsed")
+
+
+def parse_each(texts: object, parse: Callable[[str], _Parsed | None]) -> tuple[_Parsed, ...] | None:
+    """Parse a list of texts; return None if it is no list, or if one of them is invalid."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        return None
+    listed = list(texts)
+    parsed = tuple(found for text in listed if isinstance(text, str) and (found := parse(text)) is not None)
+    return parsed if len(parsed) == len(listed) else None
+
+
 def _userinfo(headers: Headers) -> str:
     """Return the credentials of a request as userinfo, quoted so that they cannot pass for another part of a URL."""
-    values = headers.all("Authorization")
+    values = headers.getall("Authorization", ())
     kind, _, credentials = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     if kind.lower() != "basic":
         return ""
@@ -191,10 +193,10 @@ class Forwarded:
 
 def read_forwarded(headers: Headers) -> Forwarded:
     """Parse `X-Forwarded-*` and `Forwarded` (RFC 7239), as written by the proxy nearest to the sender."""
-    hop = _first_hop(headers.first("Forwarded"))
+    hop = _first_hop(headers.get("Forwarded", ""))
 
     def first(name: str) -> str:
-        return headers.first(name).partition(",")[0].strip()
+        return headers.get(name, "").partition(",")[0].strip()
 
     scheme = (first("X-Forwarded-Proto") or hop.get("proto", "")).lower() + "://"
     host = split_host(first("X-Forwarded-Host") or hop.get("host", ""))
@@ -224,12 +226,7 @@ def request_url(*, scheme: str, host: str, target: str, proxies: Forwarded | Non
 
     A host must look like one. Otherwise a sender could write a whole URL and a `#` there, and the URL that was really
     asked for would be a mere fragment of it.
-
-    Args:
-        scheme: `http` or `https`.
-        host: the `Host` header.
-        target: the request's target, which is kept byte for byte. An absolute one overrides `host`, as in HTTP.
-        proxies: set only if they can be trusted.
+    The target is kept byte for byte; an absolute one overrides the `Host` header, as in HTTP.
     """
     asked = UrlParts.split(target)
     start = f"{scheme}://" if asked is None else asked.scheme

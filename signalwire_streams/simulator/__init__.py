@@ -11,13 +11,12 @@ async with SimulatedSpace(conferences=200, calls=20) as space:
 ```
 """
 
-from signalwire_streams.simulator._audio.sources import Silence, Sound, Tone, WavFile
 from signalwire_streams.simulator._connections import Certificates
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, FaultSettings
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
-from signalwire_streams.simulator._settings import Dialect
+from signalwire_streams.simulator._sources import Silence, Sound, Tone, WavFile
 from signalwire_streams.simulator._space import SimulatedSpace
-from signalwire_streams.simulator._state import Stream, StreamRegistry
+from signalwire_streams.simulator._state import Dialect, Stream, StreamRegistry
 
 __all__ = [
     "Certificates",

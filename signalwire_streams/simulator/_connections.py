@@ -1,4 +1,4 @@
-"""The Space's TCP connections: to it, counted, and closed, reset or refused as a test needs; and its own to others."""
+"""The TCP connections to the Space: counted, and closed, reset or refused as a test needs."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,8 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Coroutine
-from typing import Any, Self, cast
+from typing import Self, cast
 
-import aiohttp
 from aiohttp import web
 from attrs import field, frozen
 
@@ -51,65 +49,8 @@ class Certificates:
         return cls(server, trust, authority.cert_pem.bytes())
 
 
-class OutboundClient:
-    """Connects to the user's servers, in tasks that end with the Space."""
-
-    def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
-        self._ssl = True if ssl_context is None else ssl_context
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._sessions: list[aiohttp.ClientSession] = []
-
-    async def close(self) -> None:
-        """Cancel the tasks, and drop the connections."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        for session in self._sessions:
-            await session.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def _shared_session(self) -> aiohttp.ClientSession:
-        if not self._sessions:
-            self._sessions.append(new_session())
-        return self._sessions[0]
-
-
-def new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
-    # Each stream needs its connection for as long as it lasts, so there may be as many as there are streams.
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trace_configs=list(tracing)
-    )
-
-
-_BACKLOG = 2048  # a client that opens a thousand connections at once must not wait for SYN retries
-
-
-class Listener:
-    def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-        self._factory = factory
-        self._server: asyncio.Server | None = None
-
-    async def listen(self, endpoint: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._factory, sock=endpoint, backlog=_BACKLOG)
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-
-    async def wait_closed(self) -> None:
-        if self._server is not None:
-            await self._server.wait_closed()
-
-
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket for `Listener.listen`. Until then the kernel refuses connections to it and keeps its port."""
+    """Return a socket to listen on. Until then the kernel refuses connections to it and keeps its port."""
     endpoint = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

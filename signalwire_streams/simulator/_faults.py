@@ -14,12 +14,12 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from math import inf
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from attrs import Attribute, Factory, define, evolve, field, frozen
 
 from signalwire_streams.simulator._requests import OPERATIONS, UNKNOWN
-from signalwire_streams.simulator._serializers import (
+from signalwire_streams.simulator._responses import (
     Response,
     api_error,
     http_message,
@@ -32,10 +32,7 @@ Body = Literal["api", "html", "empty"]
 DuplicateAnswer = Literal["http-error", "stream-error"]
 
 
-_Test: TypeAlias = Callable[[Any], bool]
-
-
-def _setting(default: object, wanted: str, is_valid: _Test) -> Any:  # noqa: ANN401  (as attrs' own field)
+def _setting(default: object, wanted: str, is_valid: Callable[[Any], bool]) -> Any:  # noqa: ANN401  (as attrs' own field)
     def check(_: object, attribute: "Attribute[Any]", value: object) -> None:
         if not is_valid(value):
             raise ValueError(f"{attribute.name} must be {wanted}, not {value!r}")
@@ -43,17 +40,10 @@ def _setting(default: object, wanted: str, is_valid: _Test) -> Any:  # noqa: ANN
     return field(default=default, validator=check)
 
 
-def _one_of(*words: str) -> tuple[str, _Test]:
-    *most, last = map(repr, words)
-    return f"{', '.join(most)} or {last}", words.__contains__
+def _of(kind: Any) -> Callable[[Any], bool]:  # noqa: ANN401  (a type or a union of types)
+    return lambda value: isinstance(value, kind)
 
 
-def _of(*kinds: type | None) -> _Test:
-    return lambda value: isinstance(value, tuple(type(None) if kind is None else kind for kind in kinds))
-
-
-_BODY = _one_of("api", "html", "empty")
-_REPORT = _one_of("http-error", "stream-error")
 _COUNT = "a whole number from 1", lambda value: isinstance(value, int) and value >= 1
 
 
@@ -83,12 +73,14 @@ class FaultSettings:
     )
     read_body: bool = _setting(True, "True or False", _of(bool))
     status: int = _setting(500, "an HTTP status from 200 to 599", lambda value: value in range(200, 600))
-    body: Body = _setting("html", *_BODY)  # noqa: RUF009  (as attrs' own field)
-    code: int | None = _setting(None, "an error code such as 20429", _of(int, None))
-    retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int, float, str, None))
+    body: Body = _setting("html", "'api', 'html' or 'empty'", get_args(Body).__contains__)  # noqa: RUF009  (as attrs' own field)
+    code: int | None = _setting(None, "an error code such as 20429", _of(int | None))
+    retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int | float | str | None))
     headers: Mapping[str, str] = _setting(Factory(dict), "a mapping of header names to values", _of(Mapping))
     location: str = _setting("/", "a text", _of(str))
-    as_: DuplicateAnswer = _setting("http-error", *_REPORT)  # noqa: RUF009  (the same)
+    as_: DuplicateAnswer = _setting(  # noqa: RUF009  (the same)
+        "http-error", "'http-error' or 'stream-error'", get_args(DuplicateAnswer).__contains__
+    )
     after: int = _setting(10, *_COUNT)
     every: int = _setting(10, *_COUNT)
     frames: int = _setting(10, *_COUNT)
@@ -223,8 +215,6 @@ _CALLBACK = _Subject(
 
 @frozen(kw_only=True)
 class _Definition:
-    """A kind of fault: its subject, its settings, the one it needs, the defaults of the others, and what it does."""
-
     subject: _Subject = _REQUEST
     takes: tuple[str, ...] = ()
     needs: str | None = None

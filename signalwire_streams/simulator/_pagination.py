@@ -11,12 +11,13 @@ from contextlib import suppress
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from operator import attrgetter, eq, gt, lt
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from signalwire_streams.simulator._serializers import Json, Refused, api_error
+from signalwire_streams.simulator._requests import INVALID_ARGUMENT, Route
+from signalwire_streams.simulator._responses import Json, Refused, api_error
+from signalwire_streams.simulator._state import Resource
 
-_INVALID_ARGUMENT = 10000
 _INVALID_PAGE_TOKEN = 21481
 _DEFAULT_SIZE, _MAX_SIZE = 50, 1000
 _MAX_PAGE = 2**31 - 1
@@ -25,12 +26,7 @@ _FORWARD, _BACKWARD = "PA", "PB"
 _TOKEN = re.compile(r"(?P<direction>PA|PB)(?P<ordinal>[0-9a-f]+)")
 
 
-class _Listed(Protocol):
-    ordinal: int
-    """The place among everything that the Space ever created; lists are ordered by it."""
-
-
-Item = TypeVar("Item", bound=_Listed)
+Item = TypeVar("Item", bound=Resource)
 _Parser = Callable[[str], object]
 _ordinal = attrgetter("ordinal")
 
@@ -103,19 +99,13 @@ _FILTERS: dict[str, dict[str, _Filter]] = {
 }
 
 
-def list_document(
-    name: str,
-    items: Iterable[Item],
-    serialize: Callable[[Item], Json],
-    *,
-    path: str,
-    query: Mapping[str, str],
-) -> Json:
-    """Return the page of a list that a query asks for: "conferences", "calls" or "participants".
+def list_document(name: str, items: Iterable[Item], serialize: Callable[[Item], Json], route: Route) -> Json:
+    """Return the page of a list that a request asks for: "conferences", "calls" or "participants".
 
     Raises:
         Refused: a filter or a paging field is invalid.
     """
+    query = route.query_fields()
     tests = [_test(field, value, *_FILTERS[name][field]) for field, value in query.items() if field in _FILTERS[name]]
     matching = [item for item in items if all(test(item) for test in tests)]
     number = _number(query, "Page", 0, 0, _MAX_PAGE)
@@ -129,7 +119,7 @@ def list_document(
         paging = [("Page", str(page_number)), ("PageSize", str(size))]
         if page_token is not None:
             paging.append(("PageToken", page_token))
-        return f"{path}?{urlencode([*paging, *filters])}"
+        return f"{route.path}?{urlencode([*paging, *filters])}"
 
     following = f"{_FORWARD}{page[-1].ordinal if page else 0:08x}"
     preceding = f"{_BACKWARD}{page[0].ordinal if page else 0:08x}"
@@ -150,7 +140,7 @@ def _test(
     try:
         wanted = parser(value)
     except ValueError as error:
-        raise Refused(api_error(422, _INVALID_ARGUMENT, f"{field.rstrip('<>')} {error}")) from None
+        raise Refused(api_error(422, INVALID_ARGUMENT, f"{field.rstrip('<>')} {error}")) from None
 
     def test(item: object) -> bool:
         actual = getattr(item, attribute)
@@ -181,5 +171,5 @@ def _number(query: Mapping[str, str], name: str, default: int, least: int, most:
         return default
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else -1
     if not least <= number <= most:
-        raise Refused(api_error(400, _INVALID_ARGUMENT, f"{name} must be a number from {least} to {most}"))
+        raise Refused(api_error(400, INVALID_ARGUMENT, f"{name} must be a number from {least} to {most}"))
     return number

@@ -1,7 +1,6 @@
-"""The log of received requests, and their redaction for display."""
+"""The log of received requests."""
 
 import asyncio
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,43 +8,9 @@ from typing import TypeVar, overload
 
 from attrs import field, frozen
 
+from signalwire_streams.simulator._requests import redact_fields
+
 _T = TypeVar("_T")
-
-_HIDDEN = "***"
-_URLS = frozenset({"Url", "StatusCallback", "AnnounceUrl"})
-_PUBLIC = frozenset(
-    {"Name", "Track", "StatusCallbackMethod", "StreamCodec", "StreamRealTime", "Status", "AnnounceMethod"}
-)
-_PARAMETER_NAME = re.compile(r"Parameter[0-9]+\.Name")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-def redact_url(url: str) -> str:
-    """Return a URL without user, password, query and fragment.
-
-    All up to the last ``@`` is taken for user and password, since one that was not encoded can hold anything.
-    """
-    before, _, rest = url.rpartition("@")
-    scheme = _SCHEME.match(before)
-    return (scheme[0] if scheme else "") + re.split(r"[?#]", rest, maxsplit=1)[0]
-
-
-def redact_fields(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return a body's fields with the values of those that hold no secret.
-
-    An unknown name may be a misspelled one of the others, so its value is hidden.
-    """
-    return {name: _redacted(name, value) for name, value in fields.items()}
-
-
-def redact_values(parameters: Mapping[str, str]) -> dict[str, str]:
-    return dict.fromkeys(parameters, _HIDDEN)
-
-
-def _redacted(name: str, value: str) -> str:
-    if name in _URLS:
-        return redact_url(value)
-    return value if name in _PUBLIC or _PARAMETER_NAME.fullmatch(name) else _HIDDEN
 
 
 @frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""Requests to the Compatibility API: their routing, parsing and documented validation (pure).
+"""Requests to the Compatibility API: their routing, parsing, documented validation and redaction (pure).
 
 Source: https://signalwire.com/docs/compatibility-api/ and its OpenAPI description, which also forbids every field
 that it does not name. Codes: 21402 bad URL, 21456 bad callback URL, 53404 unsupported codec, 10000 the rest. The
@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
-from attrs import field, frozen
+from attrs import NOTHING, define, field, fields, frozen
 
-from signalwire_streams.simulator._audio.sources import CODECS
+from signalwire_streams.simulator._sources import CODECS
 
 TargetKind = Literal["conference", "call"]
 
@@ -42,8 +42,6 @@ OPERATIONS = frozenset({*_OPERATIONS.values(), UNKNOWN})
 
 @frozen
 class Route:
-    """A parsed request line: its operation, and the sids in its path."""
-
     operation: str
     path: str
     query: str = ""
@@ -80,6 +78,23 @@ def find_route(method: str, raw_path: str) -> Route:
         target_sid=target,
         stream=stream,
     )
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def redact_url(url: str) -> str:
+    """Return a URL without user, password, query and fragment.
+
+    All up to the last ``@`` is taken for user and password, since one that was not encoded can hold anything.
+    """
+    before, _, rest = url.rpartition("@")
+    scheme = _SCHEME.match(before)
+    return (scheme[0] if scheme else "") + re.split(r"[?#]", rest, maxsplit=1)[0]
+
+
+def redact_values(parameters: Mapping[str, str]) -> dict[str, str]:
+    return dict.fromkeys(parameters, "***")
 
 
 _FORM = "application/x-www-form-urlencoded"
@@ -145,22 +160,21 @@ def _read_json(body: bytes) -> Fields:
     return Fields(values)
 
 
-_INVALID_ARGUMENT = 10000
+INVALID_ARGUMENT = 10000
 _INVALID_URL = 21402
 _INVALID_CALLBACK = 21456
 _INVALID_CODEC = 53404
 
 _CODEC = re.compile(rf"({'|'.join(CODECS)}|G722)(@[1-9][0-9]{{3,5}}h)?(@[1-9][0-9]{{0,2}}i)?")
+_PARAMETER_NAME = re.compile(r"Parameter[0-9]+\.Name")
 _PARAMETER = re.compile(r"Parameter([1-9][0-9]{0,5})\.(Name|Value)")
 _MAX_PARAMETERS = 99
 
 
 @frozen
 class Problem:
-    """A validation error of a request, with the API's error code."""
-
     message: str
-    code: int = _INVALID_ARGUMENT
+    code: int = INVALID_ARGUMENT
 
 
 _Check = Callable[[str], str | None]
@@ -224,44 +238,87 @@ _Checks = Mapping[str, tuple[_Check, int]]
 
 @frozen
 class _Schema:
-    """The fields of an operation's body: their checks, each with the code of its problem."""
-
     checks: _Checks
     required: str | None = None
     has_parameters: bool = False
 
 
-_CALL_STREAM: _Checks = {
-    "Url": (_stream_url, _INVALID_URL),
-    "Name": (_not_blank, _INVALID_ARGUMENT),
-    "Track": (_one_of("inbound_track", "outbound_track", "both_tracks"), _INVALID_ARGUMENT),
-    "StatusCallback": (_callback_url, _INVALID_CALLBACK),
-    "StatusCallbackMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
-    "AuthorizationBearerToken": (lambda _: None, _INVALID_ARGUMENT),
+def _hide(_: str) -> str:
+    return "***"
+
+
+@frozen
+class _StartField:
+    """A field of a start: how it is sent and checked, and what may be shown of it."""
+
+    wire_name: str
+    check: _Check
+    code: int = INVALID_ARGUMENT
+    conferences_only: bool = False
+    parse: Callable[[str], object] = str
+    shown: Callable[[str], str] = str
+
+
+def _asked(wire_name: str, check: _Check, *, default: object = None, **settings: Any) -> Any:  # noqa: ANN401  (attrs')
+    start_field = _StartField(wire_name, check, **settings)
+    shown = start_field.shown
+    return field(
+        default=default,
+        repr=shown is not _hide if shown in {str, _hide} else lambda value: repr(value and shown(value)),
+        metadata={_StartField: start_field},
+    )
+
+
+@define(eq=False, kw_only=True)
+class StreamRequest:
+    """What a start asks for. To add a field, add it here: the rest of the Space takes it from this table."""
+
+    url: str = _asked("Url", _stream_url, default=NOTHING, code=_INVALID_URL, shown=redact_url)
+    name: str | None = _asked("Name", _not_blank)
+    track: str = _asked("Track", _one_of("inbound_track", "outbound_track", "both_tracks"), default="both_tracks")
+    codec: str | None = _asked("StreamCodec", _codec, code=_INVALID_CODEC, conferences_only=True)
+    realtime: bool | None = _asked(
+        "StreamRealTime", _one_of("true", "false"), conferences_only=True, parse="true".__eq__
+    )
+    status_callback: str | None = _asked("StatusCallback", _callback_url, code=_INVALID_CALLBACK, shown=redact_url)
+    status_callback_method: str = _asked("StatusCallbackMethod", _one_of("GET", "POST"), default="POST")
+    authorization_bearer_token: str | None = _asked("AuthorizationBearerToken", lambda _: None, shown=_hide)
+    parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(redact_values(parameters)))
+
+
+_START_FIELDS: Mapping[str, _StartField] = {
+    attribute.name: attribute.metadata[_StartField]
+    for attribute in fields(StreamRequest)
+    if _StartField in attribute.metadata
 }
-_CONFERENCE_STREAM: _Checks = {
-    **_CALL_STREAM,
-    "StreamCodec": (_codec, _INVALID_CODEC),
-    "StreamRealTime": (_one_of("true", "false"), _INVALID_ARGUMENT),
-}
-_STOP = _Schema({"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}, required="Status")
+
+
+def _start_of(kind: TargetKind) -> _Schema:
+    checks = {
+        asked.wire_name: (asked.check, asked.code)
+        for asked in _START_FIELDS.values()
+        if kind == "conference" or not asked.conferences_only
+    }
+    return _Schema(checks, required="Url", has_parameters=True)
+
+
+_STOP = _Schema({"Status": (_one_of("stopped"), INVALID_ARGUMENT)}, required="Status")
 _SCHEMAS = {
-    "start-call-stream": _Schema(_CALL_STREAM, required="Url", has_parameters=True),
-    "start-conference-stream": _Schema(_CONFERENCE_STREAM, required="Url", has_parameters=True),
+    "start-call-stream": _start_of("call"),
+    "start-conference-stream": _start_of("conference"),
     "stop-call-stream": _STOP,
     "stop-conference-stream": _STOP,
     "end-conference": _Schema(
         {
-            "Status": (_one_of("completed"), _INVALID_ARGUMENT),
+            "Status": (_one_of("completed"), INVALID_ARGUMENT),
             "AnnounceUrl": (_callback_url, _INVALID_URL),
-            "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+            "AnnounceMethod": (_one_of("GET", "POST"), INVALID_ARGUMENT),
         }
     ),
 }
 
 
 def check_fields(operation: str, values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of an operation's body."""
     schema = _SCHEMAS[operation]
     problems = []
     if schema.required is not None and schema.required not in values:
@@ -278,12 +335,37 @@ def check_fields(operation: str, values: Mapping[str, str]) -> list[Problem]:
     return [*problems, *(_parameters(others) if schema.has_parameters else map(_unknown, others))]
 
 
-def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the custom parameters by name, from fields that have been checked."""
+def attributes_of(values: Mapping[str, str]) -> dict[str, Any]:
+    """Return the attributes of a `StreamRequest` from the fields of a start, which have been checked."""
+    asked = {
+        name: start_field.parse(values[start_field.wire_name])
+        for name, start_field in _START_FIELDS.items()
+        if start_field.wire_name in values
+    }
+    parameters = {
+        value: values[f"{name.removesuffix('.Name')}.Value"]
+        for name, value in values.items()
+        if _PARAMETER_NAME.fullmatch(name)
+    }
+    return {**asked, "parameters": parameters}
+
+
+_SHOWN: Mapping[str, Callable[[str], str]] = {
+    **{asked.wire_name: asked.shown for asked in _START_FIELDS.values()},
+    "Status": str,
+    "AnnounceMethod": str,
+    "AnnounceUrl": redact_url,
+}
+
+
+def redact_fields(values: Mapping[str, str]) -> dict[str, str]:
+    """Return a body's fields with the values of those that hold no secret.
+
+    An unknown name may be a misspelled one of the others, so its value is hidden.
+    """
     return {
-        value: values[f"{field.removesuffix('.Name')}.Value"]
-        for field, value in values.items()
-        if field.startswith("Parameter") and field.endswith(".Name")
+        name: _SHOWN.get(name, str if _PARAMETER_NAME.fullmatch(name) else _hide)(value)
+        for name, value in values.items()
     }
 
 

@@ -11,35 +11,163 @@ from typing import TypeVar
 from attrs import asdict, field, frozen
 
 from signalwire_streams.simulator._pagination import Item, list_document
-from signalwire_streams.simulator._request_log import RequestLog, redact_fields, redact_url, redact_values
+from signalwire_streams.simulator._request_log import RequestLog
 from signalwire_streams.simulator._requests import (
+    BASE_PATH,
+    INVALID_ARGUMENT,
     Fields,
     Problem,
     Route,
     TargetKind,
+    attributes_of,
     check_fields,
     is_ws_on_loopback,
-    parameters_of,
+    redact_fields,
+    redact_url,
+    redact_values,
 )
-from signalwire_streams.simulator._serializers import (
+from signalwire_streams.simulator._responses import (
     Json,
     Refused,
     Response,
-    Serializer,
     api_error,
+    date_and_time,
     error_list,
     json_response,
 )
-from signalwire_streams.simulator._settings import DuplicateNames, SpaceSettings
-from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
+from signalwire_streams.simulator._state import (
+    IN_PROGRESS,
+    Call,
+    Conference,
+    DuplicateNames,
+    Participant,
+    SpaceSettings,
+    SpaceState,
+    Stream,
+)
 
 _Resource = TypeVar("_Resource")
 
-_INVALID_ARGUMENT = 10000
 _AUTHENTICATION = 20003
 _NO_SUCH_RESOURCE = 20404
 _NOT_IN_PROGRESS = 21220
+_API_VERSION = "2010-04-01"
+_NORTH_AMERICAN_DIGITS = 12
+_KNOWN_AFTERWARDS = (  # of a call
+    *("annotation", "group_sid", "audio_in_mos", "sip_result_code", "audio_rtt_avg", "audio_rtt_min", "audio_rtt_max"),
+    *("audio_out_jitter_min", "audio_out_jitter_max", "audio_out_jitter_avg", "audio_out_lost"),
+)
 _DUPLICATED_NAME = "Duplicated stream name"  # documented as a status callback's StreamError, never as an HTTP error
+
+
+@frozen
+class Serializer:
+    """Serializes one project's resources; ``long_september`` writes "Sept", as the vendor's examples do.
+
+    The shapes are those of https://signalwire.com/docs/compatibility-api/ and its OpenAPI description.
+    """
+
+    project: str
+    long_september: bool = False
+
+    def conference(self, conference: Conference) -> Json:
+        uri = f"{BASE_PATH}{self.project}/Conferences/{conference.sid}"
+        return {
+            "sid": conference.sid,
+            "account_sid": self.project,
+            "date_created": self._date(conference.created_at),
+            "date_updated": self._date(conference.updated_at),
+            "friendly_name": conference.friendly_name,
+            "status": conference.status,
+            "api_version": _API_VERSION,
+            "region": "us1",
+            "uri": f"{uri}.json",
+            "subresource_uris": {
+                "participants": f"{uri}/Participants.json",
+                "recordings": f"{uri}/Recordings.json",
+            },
+        }
+
+    def participant(self, participant: Participant) -> Json:
+        room = f"{BASE_PATH}{self.project}/Conferences/{participant.conference_sid}"
+        return {
+            "account_sid": self.project,
+            "call_sid": participant.call_sid,
+            "call_sid_to_coach": None,
+            "coaching": False,
+            "conference_sid": participant.conference_sid,
+            "date_created": self._date(participant.created_at),
+            "status": participant.status,
+            "date_updated": self._date(participant.updated_at),
+            "end_conference_on_exit": False,
+            "muted": participant.muted,
+            "hold": participant.hold,
+            "start_conference_on_enter": True,
+            "uri": f"{room}/Participants/{participant.call_sid}.json",
+        }
+
+    def call(self, call: Call) -> Json:
+        """Serialize a call; what is not known before it ends is null, as documented."""
+        uri = f"{BASE_PATH}{self.project}/Calls/{call.sid}"
+        caller, callee = _formatted(call.from_number), _formatted(call.to_number)
+        return {
+            "sid": call.sid,
+            "account_sid": self.project,
+            "date_created": self._date(call.created_at),
+            "date_updated": self._date(call.updated_at),
+            "parent_call_sid": call.parent_call_sid,
+            "to": call.to_number,
+            "formatted_to": callee,
+            "to_formatted": callee,
+            "from": call.from_number,
+            "formatted_from": caller,
+            "from_formatted": caller,
+            "phone_number_sid": None,
+            "status": call.status,
+            "start_time": self._date_or_null(call.started_at),
+            "end_time": self._date_or_null(call.ended_at),
+            "duration": 0 if call.started_at is None or call.ended_at is None else int(call.ended_at - call.started_at),
+            "price": None,
+            "price_unit": "USD",
+            "direction": call.direction,
+            "answered_by": None,
+            "api_version": _API_VERSION,
+            "forwarded_from": None,
+            "caller_name": None,
+            "uri": f"{uri}.json",
+            "subresource_uris": {"notifications": None, "recordings": f"{uri}/Recordings.json"},
+            **dict.fromkeys(_KNOWN_AFTERWARDS),
+        }
+
+    def stream(self, stream: Stream, *, status: str) -> Json:
+        """Serialize a stream.
+
+        An unnamed conference stream's name is null; a call stream's name is never null in the documentation, and
+        ``StreamName`` defaults to the stream's sid there, so it is the sid here.
+        """
+        is_call = stream.target_kind == "call"
+        target = f"{'Calls' if is_call else 'Conferences'}/{stream.target_sid}"
+        return {
+            "sid": stream.sid,
+            "account_sid": self.project,
+            "call_sid" if is_call else "conference_sid": stream.target_sid,
+            "name": stream.sid if is_call and stream.name is None else stream.name,
+            "status": status,
+            "date_updated": self._date(stream.updated_at),
+            "uri": f"{BASE_PATH}{self.project}/{target}/Streams/{stream.sid}.json",
+        }
+
+    def _date(self, moment: float) -> str:
+        return f"{date_and_time(int(moment), self.long_september)} +0000"
+
+    def _date_or_null(self, moment: float | None) -> str | None:
+        return None if moment is None else self._date(moment)
+
+
+def _formatted(number: str) -> str:
+    if len(number) == _NORTH_AMERICAN_DIGITS and number.startswith("+1"):
+        return f"({number[2:5]}) {number[5:8]}-{number[8:]}"
+    return number
 
 
 @frozen
@@ -48,7 +176,6 @@ class ApiRequest:
 
     route: Route
     authorization: str | None = field(repr=False)
-    query: Mapping[str, str]
     fields: Fields
     duplicate: DuplicateNames | None = None
 
@@ -85,7 +212,7 @@ class CompatibilityApi:
         if operation is None or request.route.account_sid != self._settings.project:
             return _NOT_FOUND
         if request.fields.problem is not None:
-            return api_error(400, _INVALID_ARGUMENT, request.fields.problem)
+            return api_error(400, INVALID_ARGUMENT, request.fields.problem)
         try:
             return operation(request)
         except Refused as refused:
@@ -129,7 +256,13 @@ class CompatibilityApi:
         duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
             _refuse(kind, [Problem(_DUPLICATED_NAME)])
-        stream = self._new_stream(kind, target, values)
+        stream = Stream(
+            sid=self._state.draw_sid(),
+            target_kind=kind,
+            target_sid=target.sid,
+            created_at=self._state.now(),
+            **attributes_of(values),
+        )
         if duplicate == "stream-error":
             # The response is that of a start that worked; only a status callback reports the error.
             stream.error, stream.status = _DUPLICATED_NAME, "stopped"
@@ -165,27 +298,9 @@ class CompatibilityApi:
     def _conference(self, route: Route) -> Conference:
         return _found(self._state.conferences.get(route.target_sid or ""))
 
-    def _new_stream(self, kind: TargetKind, target: Conference | Call, values: Mapping[str, str]) -> Stream:
-        realtime = values.get("StreamRealTime")
-        return Stream(
-            sid=self._state.draw_sid(),
-            target_kind=kind,
-            target_sid=target.sid,
-            created_at=self._state.now(),
-            url=values["Url"],
-            name=values.get("Name"),
-            track=values.get("Track", "both_tracks"),
-            codec=values.get("StreamCodec"),
-            realtime=None if realtime is None else realtime == "true",
-            status_callback=values.get("StatusCallback"),
-            status_callback_method=values.get("StatusCallbackMethod", "POST"),
-            parameters=parameters_of(values),
-            authorization_bearer_token=values.get("AuthorizationBearerToken"),
-        )
-
 
 def _list(request: ApiRequest, name: str, items: Iterable[Item], serialize: Callable[[Item], Json]) -> Response:
-    return json_response(list_document(name, items, serialize, path=request.route.path, query=request.query))
+    return json_response(list_document(name, items, serialize, request.route))
 
 
 _NOT_FOUND = api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not found")

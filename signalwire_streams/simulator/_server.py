@@ -21,10 +21,9 @@ from signalwire_streams.simulator._faults import (
 )
 from signalwire_streams.simulator._request_log import ReceivedRequest, count_post, count_request
 from signalwire_streams.simulator._requests import Fields, Route, find_route, read_fields
+from signalwire_streams.simulator._responses import Response, api_error, http_date, http_message, retry_after_header
 from signalwire_streams.simulator._rest import ADMIN_PREFIX, AdminApi, ApiRequest, CompatibilityApi
-from signalwire_streams.simulator._serializers import Response, api_error, http_date, http_message, retry_after_header
-from signalwire_streams.simulator._settings import SpaceSettings
-from signalwire_streams.simulator._state import SpaceState
+from signalwire_streams.simulator._state import SpaceSettings, SpaceState
 
 _COUNTED_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _TOO_MANY_REQUESTS = 20429
@@ -215,7 +214,7 @@ class Server:
         rule, route = arrival.fault, arrival.route
         duplicate = rule.settings.as_ if rule is not None and rule.kind is FaultKind.DUPLICATE_NAME else None
         authorization = arrival.request.headers.get("Authorization")
-        return self._api.answer(ApiRequest(route, authorization, route.query_fields(), fields, duplicate))
+        return self._api.answer(ApiRequest(route, authorization, fields, duplicate))
 
     def _log_and_send(self, arrival: _Arrival, fields: Fields, response: Response) -> web.StreamResponse:
         self._record(arrival, fields, answered=response.status, created=response.created)

@@ -1,6 +1,7 @@
 """The simulated Space: its parts, its listening socket, its lifetime."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self, cast
@@ -8,14 +9,14 @@ from typing import Self, cast
 from aiohttp import web
 from attrs import define, field
 
-from signalwire_streams.simulator._audio.dialer import Dialer
-from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
-from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect, bind
+from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, ResetOnConnect, bind
 from signalwire_streams.simulator._faults import matching_rules
+from signalwire_streams.simulator._media_session import DTMF_KEYS
+from signalwire_streams.simulator._outbound import Dialer, StatusCallbackSender
 from signalwire_streams.simulator._server import Server
-from signalwire_streams.simulator._settings import SpaceSettings
-from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry
-from signalwire_streams.simulator._status_callbacks import StatusCallbackSender
+from signalwire_streams.simulator._state import IN_PROGRESS, SpaceSettings, SpaceState, Stream, StreamRegistry
+
+_BACKLOG = 2048  # a client that opens a thousand connections at once must not wait for SYN retries
 
 
 @define(eq=False, kw_only=True)
@@ -74,7 +75,7 @@ class SimulatedSpace(SpaceSettings):
     _callback_sender: StatusCallbackSender = field(init=False, repr=False)
     _server: Server = field(init=False, repr=False)
     _http: web.Server | None = field(default=None, init=False, repr=False)
-    _listener: Listener = field(init=False, repr=False)
+    _tcp: asyncio.Server | None = field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -87,7 +88,6 @@ class SimulatedSpace(SpaceSettings):
         self._dialer = Dialer(self, on_connected=self._on_connected, on_ended=self._on_media_ended)
         self._callback_sender = StatusCallbackSender(self)
         self._server = Server(self, self._state, wait_for_audio=self._dialer.wait_for_audio)
-        self._listener = Listener(self._new_protocol)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -108,16 +108,17 @@ class SimulatedSpace(SpaceSettings):
         self._http = web.Server(self._server.handle)
         endpoint = bind(self.host, self.port)
         self.port = endpoint.getsockname()[1]
-        await self._listener.listen(endpoint)
+        await self._listen(endpoint)
 
     async def close(self) -> None:
         """Stop listening and drop every connection; requests that hang are never answered. Safe to repeat."""
-        self._listener.stop()
+        self._stop_listening()
         self._server.close()
         await self._dialer.close()
         await self._callback_sender.close()
         await self.connections.close()
-        await self._listener.wait_closed()
+        if self._tcp is not None:
+            await self._tcp.wait_closed()
 
     @property
     def base_url(self) -> str:
@@ -182,7 +183,7 @@ class SimulatedSpace(SpaceSettings):
     @asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
         """Refuse new connections for a block, and close idle ones; requests that are being served continue."""
-        self._listener.stop()
+        self._stop_listening()
         endpoint = bind(self.host, self.port)
         idle = self.connections.idle()
         self.connections.close_idle()
@@ -193,7 +194,15 @@ class SimulatedSpace(SpaceSettings):
         try:
             yield
         finally:
-            await self._listener.listen(endpoint)
+            await self._listen(endpoint)
+
+    async def _listen(self, endpoint: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._tcp = await loop.create_server(self._new_protocol, sock=endpoint, backlog=_BACKLOG)
+
+    def _stop_listening(self) -> None:
+        if self._tcp is not None:
+            self._tcp.close()
 
     def _on_stream_change(self, stream: Stream) -> None:
         if not stream.alive:

@@ -1,21 +1,80 @@
-"""The Space's state: conferences, participants, calls, streams (pure; the clock is injected)."""
+"""The Space's settings, and its state: conferences, participants, calls, streams (pure; the clock is injected)."""
 
+import asyncio
 import random
+import ssl
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal, get_args
 
 from attrs import Factory, define, field
+from attrs.validators import ge, in_
 
-from signalwire_streams.simulator._request_log import ReadOnlyList, redact_url, redact_values
-from signalwire_streams.simulator._requests import TargetKind
+from signalwire_streams.simulator._faults import Faults
+from signalwire_streams.simulator._request_log import ReadOnlyList, RequestLog
+from signalwire_streams.simulator._requests import StreamRequest, TargetKind
+from signalwire_streams.simulator._sources import Sound
 
 
-def _redacted(url: str | None) -> str:
-    return repr(None if url is None else redact_url(url))
+def new_sid(source: random.Random) -> str:
+    """Draw a version 4 UUID; SignalWire's sids are UUIDs (https://signalwire.com/docs/compatibility-api/)."""
+    bits = source.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
+    text = f"{bits:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+Dialect = Literal["signalwire", "twilio"]
+DuplicateNames = Literal["stream-error", "http-error", "allow"]
 
 
 @define(eq=False, kw_only=True)
-class Stream:
+class SpaceSettings:
+    """The arguments of `SimulatedSpace`, documented there, and the values drawn from its seed."""
+
+    conferences: int = field(default=0, validator=ge(0))
+    calls: int = field(default=0, validator=ge(0))
+    participants: int = field(default=2, validator=ge(0))
+    seed: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    rate_limit: int | None = 13_800
+    window: float = 10.0
+    limit_headers: bool = True
+    retry_after: float | None = None
+    advertised_limit: int | None = None
+    duplicate_names: DuplicateNames = field(default="stream-error", validator=in_(get_args(DuplicateNames)))
+    streams_by_name: bool = True
+    long_september: bool = False
+    log_requests: bool = True
+    audio: Sound | None = None
+    real_time: bool = True
+    dialect: Dialect = "signalwire"
+    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
+    bidirectional: bool = False
+    callbacks: bool = False
+    allow_ws: bool = False
+    clock: Callable[[], float] = field(default=time.time, repr=False)
+    monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
+    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
+    project: str = field(init=False)
+    token: str = field(init=False, repr=False)
+    signing_key: str = field(init=False, repr=False)
+    requests: RequestLog = field(init=False, repr=False)
+    faults: Faults = field(init=False, repr=False)
+    _random: random.Random = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._random = random.Random(self.seed)  # noqa: S311  (reproducible, and protects nothing)
+        self.project = new_sid(self._random)
+        self.token = f"PT{self._random.getrandbits(192):048x}"
+        self.signing_key = f"PSK_{self._random.getrandbits(128):032x}"
+        self.requests = RequestLog(self.log_requests)
+        self.faults = Faults(random.Random(f"faults {self.seed}"))  # noqa: S311  (the same)
+
+
+@define(eq=False, kw_only=True)
+class Stream(StreamRequest):
     """One stream: its request and its state.
 
     ``name`` is None if the start had none. ``error`` says why a stream that was answered with 200 did not run, or ended
@@ -30,15 +89,6 @@ class Stream:
     target_kind: TargetKind
     target_sid: str
     created_at: float
-    url: str = field(repr=_redacted)
-    name: str | None = None
-    track: str = "both_tracks"
-    codec: str | None = None
-    realtime: bool | None = None
-    status_callback: str | None = field(default=None, repr=_redacted)
-    status_callback_method: str = "POST"
-    parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(redact_values(parameters)))
-    authorization_bearer_token: str | None = field(default=None, repr=False)
     status: str = "queued"
     alive: bool = False
     error: str | None = None
@@ -124,15 +174,15 @@ _NOT_STARTED = frozenset({"queued", "ringing"})
 
 
 @define(eq=False, kw_only=True)
-class _Resource:
-    ordinal: int
+class Resource:
+    ordinal: int  # the place among everything that the Space ever created; lists are ordered by it
     status: str
     created_at: float
     updated_at: float = Factory(lambda self: self.created_at, takes_self=True)
 
 
 @define(eq=False, kw_only=True)
-class Call(_Resource):
+class Call(Resource):
     """A call leg; ``conference_sid`` is set on those of a conference's participants."""
 
     sid: str
@@ -146,7 +196,7 @@ class Call(_Resource):
 
 
 @define(eq=False, kw_only=True)
-class Participant(_Resource):
+class Participant(Resource):
     call_sid: str
     conference_sid: str
     muted: bool = False
@@ -154,19 +204,12 @@ class Participant(_Resource):
 
 
 @define(eq=False, kw_only=True)
-class Conference(_Resource):
+class Conference(Resource):
     """A conference; `status` is init, in-progress or completed."""
 
     sid: str
     friendly_name: str
     participants: list[Participant] = field(factory=list)
-
-
-def new_sid(source: random.Random) -> str:
-    """Draw a version 4 UUID; SignalWire's sids are UUIDs (https://signalwire.com/docs/compatibility-api/)."""
-    bits = source.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
-    text = f"{bits:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class SpaceState:

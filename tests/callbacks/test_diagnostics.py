@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import count
 from time import thread_time
 from typing import Any
 from urllib.parse import quote
@@ -281,6 +282,8 @@ class TestHints:
         hints = self.hints(keys=["PT0123456789abcdef"])
         assert "looks like an API token" in hints
         assert "0123456789abcdef" not in hints
+        assert "looks like an API token" in self.hints(keys=["PSK_b", "PT0123456789abcdef"])
+        assert "looks like an API token" not in self.hints(keys=[])
 
     def test_body_shorter_than_content_length_is_named(self) -> None:
         """Something else has read it."""
@@ -330,13 +333,38 @@ STOPPED = "The search stopped early: its time limit was reached."
 
 def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
-    monkeypatch.setattr(_diagnostics, "_MAX_CPU_TIME", 0.0)
+    monkeypatch.setattr(_diagnostics, "thread_time", count(step=0.2).__next__)
     stopped = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
 
     assert whole.attempts > 50
-    assert stopped.attempts == 0
+    assert stopped.attempts == 2
     assert whole.summary == "Refused: the signature does not match."
     assert stopped.summary == f"Refused: the signature does not match. {STOPPED}"
+
+
+def test_diagnosis_that_cannot_try_all_keys_in_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether one of the others signed the request is not known then, so it is not called refused."""
+    monkeypatch.setattr(_diagnostics, "thread_time", count(step=0.2).__next__)
+    explanation = explained(keys=[f"PSK_{number}" for number in range(60)], candidates=[URL])
+
+    assert explanation.summary == "Not all keys were tried: the time limit was reached."
+    assert not explanation.valid
+    assert (explanation.url, explanation.attempts) == (None, 0)
+    assert "the request's own project" in str(explanation)
+
+
+@pytest.mark.parametrize("body", [b"a=" + b"x" * (MAX_BODY - 2), b"[" + b" " * (MAX_BODY - 2) + b"]"])
+def test_diagnosis_with_many_keys_and_a_large_body_stays_within_its_limit(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is looked at after each hash, also while the request itself is verified."""
+    monkeypatch.setattr(_diagnostics, "_MAX_CPU_TIME", 0.05)
+    headers = {"X-Twilio-Signature": "x", SHA256_SIGNATURE_HEADER: "x", "Authorization": "Basic dTpw"}
+    began = thread_time()
+    explanation = explained(keys=[f"PSK_{number}" for number in range(400)], headers=headers, body=body)
+
+    assert "time limit was reached" in explanation.summary
+    assert thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize(
@@ -356,7 +384,7 @@ def test_search_over_large_request_is_bounded(body: bytes, query: str, monkeypat
     began = thread_time()
     explanation = explained("https://elsewhere.example/", f"{URL}?{query}", body=body, candidates=candidates)
 
-    assert explanation.summary.endswith(STOPPED)
+    assert explanation.summary.endswith("time limit was reached.")
     assert thread_time() - began < 3
 
 

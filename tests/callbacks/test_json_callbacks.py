@@ -79,6 +79,8 @@ def test_unknown_state_is_kept_as_received(state: Any, read: str | None, ending:
         (1_790_000_000, datetime.fromtimestamp(1_790_000_000, UTC)),
         ("1790000000.5", datetime.fromtimestamp(1_790_000_000.5, UTC)),
         (1_790_000_000_250, datetime.fromtimestamp(1_790_000_000.25, UTC)),
+        (100_000_000_000, datetime.fromtimestamp(100_000_000_000, UTC)),
+        (100_000_000_001, datetime.fromtimestamp(100_000_000.001, UTC)),
         ("2026-11-21T10:15:00Z", datetime(2026, 11, 21, 10, 15, tzinfo=UTC)),
         (float("nan"), None),
         (float("inf"), None),

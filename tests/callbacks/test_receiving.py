@@ -1,7 +1,9 @@
 """`CallbackReceiver` over a real socket, from the request to the user's function."""
 
 import asyncio
+import hmac
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -556,6 +558,30 @@ async def test_answer_does_not_wait_for_the_handler() -> None:
         hold.set()
 
     assert order[2:] == [("slow", StreamStarted), ("slow", StreamStopped)]
+
+
+async def test_large_body_is_hashed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another callback is answered meanwhile; a small body is not worth a thread."""
+    started, answered = asyncio.Event(), threading.Event()
+    loop, threads = asyncio.get_running_loop(), []
+    digest = hmac.digest
+
+    def hashing(key: bytes, text: bytes, algorithm: str) -> bytes:
+        if len(text) > 64 * 1024:
+            threads.append(threading.current_thread())
+            loop.call_soon_threadsafe(started.set)
+            assert answered.wait(5)
+        return digest(key, text, algorithm)
+
+    monkeypatch.setattr(hmac, "digest", hashing)
+    large = [*STARTED, ("padding", "x" * 64 * 1024)]
+    async with serving(body_limit=1024 * 1024) as server:
+        sending = asyncio.create_task(server.post(large))
+        await started.wait()
+        assert await server.post(fields("stream-stopped", "stream-2")) == 204
+        answered.set()
+        assert await sending == 204
+    assert threading.main_thread() not in threads
 
 
 async def test_repeated_and_late_callbacks_are_answered_204() -> None:

@@ -557,6 +557,20 @@ def test_all_signatures_are_compared_in_any_case(monkeypatch: pytest.MonkeyPatch
     assert counts == [2 * 2 * 2 * 2] * 3
 
 
+def test_header_and_alias_cost_one_hash_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body may have 1 MiB, and anybody can send both headers."""
+    digest, hashed = hmac.digest, []
+
+    def counting(key: bytes, text: bytes, algorithm: str) -> bytes:
+        hashed.append(algorithm)
+        return digest(key, text, algorithm)
+
+    monkeypatch.setattr(hmac, "digest", counting)
+    headers = {SIGNATURE_HEADER: "x", "X-Twilio-Signature": "y", SHA256_SIGNATURE_HEADER: "z"}
+    assert not verify_signature(url="/relative", headers=headers, body=form(STARTED), keys=[KEY, "PSK_b"])
+    assert sorted(hashed) == ["sha1", "sha1", "sha256", "sha256"]
+
+
 class TestSigning:
     """`sign`, for tests and simulators."""
 

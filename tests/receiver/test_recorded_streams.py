@@ -14,7 +14,7 @@ import pytest
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, WavFile
-from signalwire_streams.simulator._audio.sources import codec_of
+from signalwire_streams.simulator._sources import codec_of
 
 SECONDS = 1.51  # the last frame is a short one
 

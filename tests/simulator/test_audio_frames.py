@@ -14,7 +14,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from signalwire_streams.simulator import Silence, Sound, Stream, Tone, WavFile
-from signalwire_streams.simulator._audio.frames import EncodedAudio
+from signalwire_streams.simulator._media_session import EncodedAudio
 
 from .peer import simulated
 

@@ -15,7 +15,7 @@ from aiohttp import (
 
 from signalwire_streams.simulator import FaultKind, FaultSettings, _faults
 from signalwire_streams.simulator._faults import RawBytes
-from signalwire_streams.simulator._serializers import Response, http_message
+from signalwire_streams.simulator._responses import Response, http_message
 
 from .peer import assert_logged, simulated
 

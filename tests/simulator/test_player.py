@@ -2,7 +2,7 @@
 
 import pytest
 
-from signalwire_streams.simulator._audio.media_session import Player
+from signalwire_streams.simulator._media_session import Player
 
 
 def test_player_plays_audio_in_real_time() -> None:

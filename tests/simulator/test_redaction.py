@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from signalwire_streams.simulator import Stream
-from signalwire_streams.simulator._request_log import redact_url
-from signalwire_streams.simulator._status_callbacks import StatusCallback
+from signalwire_streams.simulator._outbound import StatusCallback
+from signalwire_streams.simulator._requests import redact_url
 
 from .peer import Peer, simulated
 

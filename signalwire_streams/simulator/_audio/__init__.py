@@ -1,1 +1,0 @@
-"""The Space's audio: the sound of its conferences and calls, sent to WebSocket servers."""

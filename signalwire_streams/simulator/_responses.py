@@ -1,0 +1,91 @@
+"""The Space's HTTP responses: JSON, errors, dates, messages (pure)."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from http import HTTPStatus
+
+from attrs import field, frozen
+
+# strftime would follow the machine's locale.
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SEPTEMBER = 9
+
+
+@lru_cache(maxsize=1024)
+def date_and_time(seconds: int, long_september: bool) -> str:  # noqa: FBT001  (a cache key)
+    moment = time.gmtime(seconds)
+    month = "Sept" if long_september and moment.tm_mon == _SEPTEMBER else _MONTHS[moment.tm_mon - 1]
+    clock = f"{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}"
+    return f"{_DAYS[moment.tm_wday]}, {moment.tm_mday:02} {month} {moment.tm_year} {clock}"
+
+
+def http_date(moment: float) -> str:
+    """Format a POSIX timestamp as the Date header does, ``Wed, 19 Sep 2018 21:00:00 GMT``."""
+    return f"{date_and_time(int(moment), False)} GMT"
+
+
+Json = dict[str, object]
+
+_MORE_INFO = "https://signalwire.com/docs/compatibility-api/reference/errors"
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+@frozen
+class Response:
+    """An HTTP response. ``created`` is the sid of the stream that it started, for the request log."""
+
+    status: int
+    body: bytes = field(repr=False)
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(factory=dict)
+    created: str | None = None
+
+
+class Refused(Exception):  # noqa: N818  (a response to the client, not a failure of the simulator)
+    """Ends an operation with an error response."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+
+def json_response(body: Mapping[str, object], *, status: int = 200, created: str | None = None) -> Response:
+    return Response(status, json.dumps(body).encode(), created=created)
+
+
+def api_error(status: int, code: int, message: str) -> Response:
+    """Return the API's usual error, ``{code, message, more_info, status}``."""
+    return json_response(
+        {"code": code, "message": message, "more_info": f"{_MORE_INFO}#{code}", "status": status}, status=status
+    )
+
+
+def error_list(messages: Iterable[str]) -> Response:
+    """Return 422 as conference streams do: ``{"errors": [text, ...]}``, all problems at once."""
+    return json_response({"errors": list(messages)}, status=422)
+
+
+def reason_phrase(status: int) -> str:
+    return _REASONS.get(status, "Unknown")
+
+
+def retry_after_header(retry_after: float | str | None) -> dict[str, str]:
+    """Return a Retry-After header: seconds without a trailing fraction of zero, a text unchanged; empty for None."""
+    if retry_after is None:
+        return {}
+    return {"Retry-After": retry_after if isinstance(retry_after, str) else f"{retry_after:g}"}
+
+
+def http_message(response: Response, more_headers: Mapping[str, str] | None = None) -> bytes:
+    """Encode a response: status line, headers, body; its own headers override the additional ones."""
+    head = (
+        f"HTTP/1.1 {response.status} {reason_phrase(response.status)}\r\n"
+        f"Content-Type: {response.content_type}\r\n"
+        f"Content-Length: {len(response.body)}\r\n"
+    )
+    headers = {**(more_headers or {}), **response.headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{head}{lines}\r\n".encode("latin-1") + response.body
