@@ -233,7 +233,7 @@ SPELLED = [
     json.dumps({**MEDIA, "sequenceNumber": 42}),
     json.dumps(MEDIA).replace("/", "\\/"),
     json.dumps(MEDIA).replace("inbound", "in\\u0062ound"),
-    json.dumps(MEDIA).replace("\"}}", "\", \"more\": 1}}"),
+    json.dumps(MEDIA).replace('"}}', '", "more": 1}}'),
 ]
 
 
