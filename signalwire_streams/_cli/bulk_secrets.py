@@ -1,6 +1,5 @@
 """Secrets of a run, which neither a journal nor Redis stores: passed again by options, or by the original file."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from attrs import evolve, field, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream
 from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Line, Read, Start, make_request, make_requests
-from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, adding, field_option
+from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, field_option, passing
 from signalwire_streams.bulk._serialization import folded
 
 _OPTIONAL = set(FIELDS) - {"parameters", "authorization_bearer_token", *SIDS}
@@ -81,16 +80,8 @@ class Secrets:
         )
 
 
-def secret_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the fields that no journal keeps, and pass them to the command as its `Secrets`."""
-
-    @adding(*map(field_option, SECRETS))
-    @functools.wraps(command)
-    def with_secrets(**options: Any) -> None:  # noqa: ANN401
-        secrets = Secrets({name: options.pop(name) for name in SECRETS})
-        command(secrets=secrets, **options)
-
-    return with_secrets
+secret_options = passing("secrets", lambda **options: Secrets(options), *map(field_option, SECRETS))
+"""The options of the fields that no journal keeps."""
 
 
 def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:

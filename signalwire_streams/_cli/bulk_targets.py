@@ -52,12 +52,7 @@ def read_source(file: str) -> str:
     """
     if file == STANDARD_INPUT and token_is_on_standard_input():
         raise click.UsageError("standard input can't be the FILE and the bearer token: name a file for one of them")
-    try:
-        content = read_input(file)
-    except OSError as error:
-        raise click.UsageError(f"{clean(file)} can't be read: {error.strerror}") from None
-    except ValueError:  # a name that no file can have
-        raise click.UsageError(f"{clean(file)} can't be read: {_NAME_A_FILE}") from None
+    content = read_input(file, clean(file), "text file in UTF-8")
     for signature, why in _OTHER_FILES.items():
         if content.startswith(signature):
             raise click.UsageError(f"{clean(file)} {why}")

@@ -46,6 +46,8 @@ _PHRASES = (
     (" True is unknown", " true is unknown"),
     (" False is unknown", " false is unknown"),
     ("with that name and may_be_running=True", "with --name and --may-be-running"),
+    ("may_be_running=True needs", "--may-be-running needs"),
+    ("pass it as name=...", "pass it as --name"),
     ("pass project= and token= instead", "set SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN instead"),
     ("and the token as token=", "and the token in SIGNALWIRE_API_TOKEN"),
 )
@@ -187,9 +189,9 @@ def write_report(
         click.echo(step)
 
 
-def bare_table(*, show_header: bool = True) -> Table:
+def bare_table() -> Table:
     """Create a table without lines, which looks the same in every terminal."""
-    return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), show_header=show_header)
+    return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0))
 
 
 def write_rich(table: Table) -> None:

@@ -114,8 +114,10 @@ def _ca_file(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSL
         return None
     try:
         return ssl.create_default_context(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        raise click.BadParameter(f"{path!r} contains no PEM certificate: {error.strerror}") from None
+    except ssl.SSLError:
+        raise click.BadParameter(f"{path!r} contains no PEM certificate: name the file of a CA") from None
+    except OSError as error:
+        raise click.BadParameter(f"{path!r} can't be read: {error.strerror}") from None
 
 
 def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
@@ -136,7 +138,6 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
         "type": _type_of(attribute.type),
         "is_flag": attribute.type is bool,
         "default": attribute.default,
-        "show_default": attribute.default is not False,
     }
     return click.option(option, help=help_text, **found | settings)
 

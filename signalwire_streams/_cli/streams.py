@@ -1,7 +1,5 @@
 """The commands ``conferences`` and ``calls``."""
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -43,7 +41,6 @@ from signalwire_streams._cli.output import (
     silenced,
     write_aligned,
     write_json,
-    write_note,
     write_table,
 )
 
@@ -57,18 +54,13 @@ _SID, _STATUS, _CREATED = Column("SID", whole=True), Column("STATUS", whole=True
 
 
 def example(command: str) -> str:
-    """Return the epilog of a command that needs an account."""
     return f"{ENVIRONMENT}\n\b\nExample:\n  signalwire-streams {command}\n"
 
 
-@click.group()
-def conferences() -> None:
-    """List and show conferences; start and stop streams on them."""
-
-
-@click.group()
-def calls() -> None:
-    """List and show calls; start and stop streams on them."""
+conferences, calls = (
+    click.Group(name, help=f"List and show {name}; start and stop streams on them.")
+    for name in ("conferences", "calls")
+)
 
 
 def _add_list_command(
@@ -238,7 +230,6 @@ class _Target:
     sid: str
 
     def start(self, **fields: Any) -> None:  # noqa: ANN401  (the options, which the client checks)
-        """Start a stream, and print how to stop it."""
         attempts: list[Attempt] = []
 
         async def work(client: StreamsClient) -> None:
@@ -273,8 +264,6 @@ class _Target:
         stop = self._stop_command(handle) if handle else None
         note = f"the stream was started: sid {stream.sid or '-'}, name {stream.name or '-'}"
         note += "" if stop is None else f"; stop it with: {stop}"
-        if sys.stdout is None:  # the shell closed it
-            write_note(note)
         with noting(note, also_for_pipes=True):
             if self.account.as_json:
                 write_json({**_stream_facts(stream), "stop_command": stop})
@@ -305,10 +294,7 @@ class _Target:
         )
 
     def _stop_command(self, handle: str) -> str:
-        words = ["signalwire-streams", f"{self.noun}s", "stop-stream", *self.account.options]
-        if self.sid.startswith("-") or handle.startswith("-"):
-            words.append("--")
-        return shlex.join([*words, self.sid, handle])
+        return self.account.command(f"{self.noun}s stop-stream", self.sid, handle)
 
 
 def _write_stream(stream: _Stream) -> None:
@@ -324,7 +310,6 @@ def _stream_facts(stream: _Stream) -> dict[str, object]:
 
 
 def _add_stream_commands(group: click.Group, noun: Noun, start_help: str, start_example: str) -> None:
-    """Add ``start-stream`` and ``stop-stream`` to a group."""
     metavar = f"{noun.upper()}_SID"
     is_call = noun == "call"
 
