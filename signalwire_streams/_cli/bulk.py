@@ -73,11 +73,7 @@ class Targets:
     dry_run: bool
 
     def find(self, account: Account) -> Sequence[Start]:
-        """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run.
-
-        Raises:
-            UsageError: there are invalid lines, and they are not to be skipped.
-        """
+        """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run."""
         requests = account.run(self._list_live) if self.file is None else self._read(self.file, account)
         if self.dry_run:
             _write_dry_run(requests, as_json=account.as_json)
@@ -382,7 +378,6 @@ def _write_status(book: BulkJournal, found: JournalStatus) -> None:
 
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
-    """Return the state of a run, or the commands that can follow."""
     roll_back = f"Roll back:\n  {command_line('bulk stop', str(book.path))}"
     if found.is_locked:
         yield "It is running now."

@@ -127,14 +127,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
 
 
 class BulkRunner:
-    """Iterates over a run, shows its progress, and sums it up.
-
-    Attributes:
-        already_done: items that an earlier part of the run had completed.
-        stuck: unknown starts that a resumed run would only report again.
-        stopped_by: the first signal that arrived, or None.
-        error: what ended the run, apart from its items, or None.
-    """
+    """Iterates over a run, shows its progress, and sums it up."""
 
     def __init__(
         self,
@@ -149,9 +142,10 @@ class BulkRunner:
         has_secrets: bool = False,
     ) -> None:
         self.run = run
-        self.already_done = self.stuck = 0
-        self.stopped_by: Signals | None = None
-        self.error: StreamsError | None = None
+        self.already_done = 0  # items that an earlier part of the run had completed
+        self.stuck = 0  # unknown starts that a resumed run would only report again
+        self.stopped_by: Signals | None = None  # the first one
+        self.error: StreamsError | None = None  # what ended the run, apart from its items
         self._is_start = operation == "start"
         self._total = total
         self._options = options
@@ -168,7 +162,6 @@ class BulkRunner:
         self._started_at = time.monotonic()
 
     async def execute(self) -> None:
-        """Iterate over the run. What ended it early is in ``error`` and ``stopped_by``."""
         with on_signals(self._interrupt):
             async with shown(self._progress, as_json=self._as_json) as self._show:
                 try:

@@ -22,11 +22,7 @@ class Secrets:
     lines: Mapping[str, Sequence[Line]] = field(factory=dict, repr=False)
 
     def complete(self, plan: Callable[[], Iterable[PlannedRequest]]) -> Iterator[Start]:
-        """Return each request of a journal with its secrets. The plan is read twice, since it may be long.
-
-        Raises:
-            UsageError: one is missing, or it is uncertain which line a request came from.
-        """
+        """Return each request of a journal with its secrets. The plan is read twice, since it may be long."""
         plans: dict[str, list[PlannedRequest]] = {}
         for planned in plan() if self.lines else ():
             if (sid := folded(planned.request.target)) in self.lines:
@@ -41,11 +37,6 @@ class Secrets:
             yield self._completed(planned, {} if match is None else next(match).fields)
 
     def add_to(self, planned: PlannedRequest) -> Start:
-        """Return a request with the secrets from the options.
-
-        Raises:
-            InvalidRequestError: one is missing.
-        """
         try:
             return self._completed(planned, {})
         except click.UsageError:
@@ -85,11 +76,7 @@ secret_options = passing("secrets", lambda **options: Secrets(options), *map(fie
 
 
 def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
-    """Group a file's lines by the id of their conference or call; those that are invalid started nothing.
-
-    Raises:
-        UsageError: a line makes those after it unreadable.
-    """
+    """Group a file's lines by the id of their conference or call; those that are invalid started nothing."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         if isinstance(line, BadLine) and line.hides_more:
@@ -102,11 +89,7 @@ def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
 
 
 def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Line]:
-    """Return the line of each request that a run planned on one target.
-
-    Raises:
-        UsageError: that is uncertain, and the lines differ in their secrets.
-    """
+    """Return the line of each request that a run planned on one target; refuse to guess between different secrets."""
     target = plan[0].request.target
     if len(lines) == len(plan):
         # Either the start took all of them, or the file was written for the resume and repeats the secrets only.

@@ -43,13 +43,7 @@ _NAME_A_FILE = "write the name of a text file in UTF-8, or -"
 
 
 def read_source(file: str) -> str:
-    """Read a file, or standard input for ``-``: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
-
-    Excel writes UTF-16 as "Unicode text".
-
-    Raises:
-        UsageError: it can't be read.
-    """
+    """Read a file, or standard input for ``-``: UTF-8, or UTF-16 or UTF-32 with a byte order mark, as Excel writes."""
     if file == STANDARD_INPUT and token_is_on_standard_input():
         raise click.UsageError("standard input can't be the FILE and the bearer token: name a file for one of them")
     content = read_input(file, clean(file), "text file in UTF-8")

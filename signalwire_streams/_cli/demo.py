@@ -288,7 +288,6 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
 
 
 def _directory(wanted: Path | None) -> AbstractContextManager[Path | str]:
-    """Create the directory for recordings, by default one that is deleted afterwards."""
     if wanted is None:
         return TemporaryDirectory(prefix="signalwire-streams-")
     try:

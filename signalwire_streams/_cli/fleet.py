@@ -123,7 +123,6 @@ _fleet_options = passing(
 
 
 def _fleet_module() -> Any:  # noqa: ANN401  (a module)
-    """Import the fleet, which needs an extra."""
     # docket's messages are for developers; the fleet itself logs that Redis is unavailable.
     logging.getLogger("docket").setLevel(logging.CRITICAL)
     try:

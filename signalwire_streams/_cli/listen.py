@@ -8,7 +8,6 @@ import re
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM, Signals
@@ -46,7 +45,6 @@ _OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
 
 def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
-    """Return the bearer tokens, from a file or from the environment; None if no token is required."""
     if allow_anonymous:
         if source is not None:
             raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
@@ -101,8 +99,6 @@ def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
 
 
 class Listener:
-    """Records streams until a signal, a time or a number of streams ends it."""
-
     def __init__(
         self,
         options: RecordingOptions,
@@ -225,7 +221,7 @@ class Listener:
         )
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def live_table(
     look: Callable[[], tuple[Sequence[StreamRecorder], str]], *, as_json: bool
 ) -> AsyncIterator[Display]:

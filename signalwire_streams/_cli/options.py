@@ -279,10 +279,6 @@ bulk_start_options: Decorator = adding(
 )
 """The options of a run for all of its starts."""
 
-limit_option: Decorator = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results."
-)
-
 
 def _host(_: click.Context, __: click.Parameter, host: str) -> str:
     if not host:  # which would be all addresses

@@ -291,8 +291,6 @@ class Failure(click.ClickException):
 
 
 class UsageError(Failure):
-    """An argument is invalid; nothing was sent."""
-
     exit_code = USAGE_ERROR
 
 

@@ -77,7 +77,6 @@ def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _describe_kinds() -> str:
-    """Return the kinds of faults for the help text, with the settings that they take."""
     kinds_by_settings: dict[tuple[str, ...], list[str]] = {}
     for kind in FaultKind:
         names = (name.removesuffix("_") for name in kind.settings)
