@@ -385,11 +385,7 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
     async def work() -> None:
         async with account.shared_client(options) as client:
             one = module.FleetWorker(
-                account.redis,
-                client,
-                concurrency=options.concurrency,
-                secrets=secrets.add_to,
-                **seconds,
+                account.redis, client, concurrency=options.concurrency, secrets=secrets.add_to, **seconds
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
             notes = iter((_DRAINING, _HANDING_OVER))

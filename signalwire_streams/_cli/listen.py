@@ -395,9 +395,7 @@ def listen(
     if ca_file is not None:
         ssl_context = _create_certificate(host, ca_file)
     options = RecordingOptions(
-        directory=directory,
-        layout="mono" if mono else "stereo",
-        encoding="passthrough" if passthrough else "pcm",
+        directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if passthrough else "pcm"
     )
     listener = Listener(options, tokens=tokens, byte_order=byte_order, streams=streams, as_json=as_json)
     # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.

@@ -161,7 +161,9 @@ def draw(progress: Progress) -> Group:
     row.add_column(no_wrap=True)
     bar = ProgressBar(total=max(progress.total, 1), completed=progress.done)
     row.add_row(progress.title, bar, progress.count, progress.remaining)
-    return Group(row, Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis"))
+    facts = Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis")
+    # The terminal writes ^C at the cursor: at the end of a full line it would go on to the next, which is not erased.
+    return Group(row, facts, Text())
 
 
 def format_duration(seconds: float) -> str:

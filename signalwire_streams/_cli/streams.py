@@ -202,17 +202,12 @@ class _Target:
     def _interruption(self, attempts: Sequence[Attempt]) -> Interruption:
         name = attempts[-1].name if attempts else None
         was_sent = any(attempt.sent != "no" for attempt in attempts)
+        sent = "maybe" if was_sent else "no"
         stop = self._stop_command(name) if was_sent and name else None
         remedy = f"stop it with: {stop}" if stop else f"end the {self.noun} to stop it"
         return Interruption(
             f"interrupted: the stream may be running; {remedy}" if was_sent else "interrupted: nothing was sent",
-            {
-                "sent": "maybe" if was_sent else "no",
-                "attempts": len(attempts),
-                "target": self.sid,
-                "name": name,
-                "stop_command": stop,
-            },
+            {"sent": sent, "attempts": len(attempts), "target": self.sid, "name": name, "stop_command": stop},
             as_json=self.account.as_json,
         )
 
@@ -288,10 +283,7 @@ conferences = _group(
 )
 calls = _group(
     "call",
-    [
-        *("sid", "status", "direction", "from_", "to", "answered_by", "duration"),
-        *("date_created", "start_time", "end_time"),
-    ],
+    ["sid", "status", "direction", "from_", "to", "answered_by", "duration", "date_created", "start_time", "end_time"],
     """Stream a call's audio to a WebSocket server.
 
     Rejection of duplicate names is documented for conferences only. A start on a call is therefore not retried
