@@ -1,6 +1,6 @@
 """The command ``bulk``: start streams on many conferences or calls, resume and roll back such runs."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -10,18 +10,7 @@ from typing import Any
 import click
 from attrs import asdict, evolve, field, frozen
 
-from signalwire_streams import (
-    BulkJournal,
-    BulkRun,
-    BulkStatus,
-    Call,
-    Conference,
-    JournalStatus,
-    PlannedRequest,
-    StartCallStream,
-    StartConferenceStream,
-    StreamsClient,
-)
+from signalwire_streams import BulkJournal, BulkRun, BulkStatus, JournalStatus, PlannedRequest, StreamsClient
 from signalwire_streams._cli.bulk_runner import RunOptions, execute, run_options
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
 from signalwire_streams._cli.bulk_targets import SIDS, Start, make_request, make_requests, read_lines, read_source
@@ -48,7 +37,7 @@ from signalwire_streams._cli.output import (
     write_report,
     write_table,
 )
-from signalwire_streams._cli.streams import Noun
+from signalwire_streams._cli.streams import Noun, resource_of
 from signalwire_streams.models._requests import SECRET
 
 _HIDDEN = "***"
@@ -102,10 +91,9 @@ class Targets:
         return list(requests.values())
 
     async def _list_live(self, client: StreamsClient) -> Sequence[Start]:
-        resource: Any = client.conferences if self.kind == "conference" else client.calls
-        listing: AsyncIterator[Conference | Call] = aiter(resource.list(status="in-progress", page_size=_PAGE_SIZE))
+        live = resource_of(client, self.kind).list(status="in-progress", page_size=_PAGE_SIZE)
         # An item can move to the next page while the list is read, and come twice.
-        sids = dict.fromkeys([item.sid async for item in listing])
+        sids = dict.fromkeys([item.sid async for item in live])
         return [make_request({f"{self.kind}_sid": sid}, self.defaults) for sid in sids]
 
 
@@ -122,8 +110,7 @@ def _write_dry_run(requests: Sequence[Start], *, as_json: bool) -> None:
 def _request_facts(request: Start) -> Mapping[str, Any]:
     """Return the JSON object of a request in a dry run; secrets are masked."""
     stored = PlannedRequest.from_request(request).request
-    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
-    facts: dict[str, Any] = {"kind": kind, "target": request.target}
+    facts: dict[str, Any] = {"kind": request.kind, "target": request.target}
     for name in (name for name in FIELDS if name not in SIDS):
         value = getattr(request, name)
         if value in (None, {}):
@@ -144,13 +131,7 @@ def _request_cells(request: Start) -> tuple[str, ...]:
 
 
 def _make_targets(
-    *,
-    file: str | None,
-    all_in_progress: bool,
-    kind: Noun,
-    skip_invalid: bool,
-    dry_run: bool,
-    **defaults: Any,  # noqa: ANN401  (the fields of a start)
+    *, file: str | None, all_in_progress: bool, kind: Noun, skip_invalid: bool, dry_run: bool, **defaults: object
 ) -> Targets:
     if (file is None) is not all_in_progress:
         raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
@@ -217,7 +198,7 @@ def start(account: Account, *, targets: Targets, journal: str | None, no_journal
     if journal is None and not no_journal:
         journal = f"bulk-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(2)}.db"
 
-    def begin(client: StreamsClient) -> BulkRun[Start]:
+    def start_run(client: StreamsClient) -> BulkRun[Start]:
         if journal is None:
             write_note("No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.")
             return client.start_streams(requests, concurrency=options.concurrency)
@@ -227,7 +208,7 @@ def start(account: Account, *, targets: Targets, journal: str | None, no_journal
     execute(
         account,
         options,
-        begin,
+        start_run,
         total=len(requests),
         journal=None if journal is None else Path(journal),
         has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in requests),
@@ -246,7 +227,7 @@ Space and project default to those of the journal.
 Examples:
   signalwire-streams bulk resume bulk-20261121T101500Z-1f3a.db
   signalwire-streams bulk resume run.db targets.csv
-""",
+"""
 )
 @click.argument("journal")
 @click.argument("file", required=False)
@@ -270,9 +251,8 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
             f"{journal} was created by a program, which knows what is left: resume it there, with resume=True"
         )
     if file is not None:
-        first = next((one.request for one in book.requests()), None)
-        kind: Noun = "call" if isinstance(first, StartCallStream) else "conference"
-        secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), f"{kind}_sid")))
+        sid_field = next((planned.request.kind.target_key for planned in book.requests()), "conference_sid")
+        secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), sid_field)))
     for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
         pass
     execute(
@@ -292,7 +272,7 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
 \b
 Example:
   signalwire-streams bulk stop bulk-20261121T101500Z-1f3a.db
-""",
+"""
 )
 @click.argument("journal")
 @run_options(resend=False)

@@ -340,11 +340,10 @@ def sum_of(counts: Mapping[Any, int], *statuses: str) -> int:
 
 def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
     item, stream, error = outcome.item, outcome.stream, outcome.error
-    kind = "conference" if hasattr(item, "conference_sid") else "call"
     return {
         "index": outcome.index,
-        "kind": kind,
-        "target": getattr(item, f"{kind}_sid"),
+        "kind": item.kind,
+        "target": getattr(item, item.kind.target_key),
         "status": outcome.status,
         "sid": stream.sid if stream is not None else None,
         "name": stream.name if stream is not None else getattr(error, "name", None) or item.name,
@@ -365,13 +364,13 @@ def format_latencies(latencies: Mapping[int, float]) -> str:
 def execute(
     account: Account,
     options: RunOptions,
-    begin: Callable[[StreamsClient], BulkRun[Any]],
+    start_run: Callable[[StreamsClient], BulkRun[Any]],
     **facts: Any,  # noqa: ANN401  (of the runner)
 ) -> None:
     """Execute a run, write its summary, and end the command with its exit code."""
 
     async def work(client: StreamsClient) -> BulkRunner:
-        runner = BulkRunner(begin(client), account, options, **facts)
+        runner = BulkRunner(start_run(client), account, options, **facts)
         await runner.execute_and_report()
         return runner
 

@@ -25,17 +25,8 @@ from signalwire_streams import (
     StreamStatus,
 )
 from signalwire_streams._cli.bulk_runner import format_latencies
-from signalwire_streams._cli.options import json_option
-from signalwire_streams._cli.output import (
-    FAILED,
-    OUTCOMES,
-    RATE_LIMIT,
-    Failure,
-    clean,
-    silenced,
-    write_aligned,
-    write_json,
-)
+from signalwire_streams._cli.options import create_directory, json_option
+from signalwire_streams._cli.output import FAILED, OUTCOMES, RATE_LIMIT, clean, silenced, write_aligned, write_json
 from signalwire_streams._cli.progress import Meter, Progress, shown
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import WavRecorder
@@ -290,10 +281,7 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
 def _directory(wanted: Path | None) -> AbstractContextManager[Path | str]:
     if wanted is None:
         return TemporaryDirectory(prefix="signalwire-streams-")
-    try:
-        wanted.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failure(f"can't create {wanted}: {error.strerror}") from None
+    create_directory(wanted, "--recordings")
     return nullcontext(wanted)
 
 

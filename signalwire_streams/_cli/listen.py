@@ -6,7 +6,6 @@ import ipaddress
 import os
 import re
 import ssl
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,13 @@ from rich.text import Text
 
 from signalwire_streams._cli import ignore_interrupts
 from signalwire_streams._cli.listen_recording import FLOOR, RecordingOptions, StreamRecorder
-from signalwire_streams._cli.options import FiniteRange, address_options, json_option, read_secret_file
+from signalwire_streams._cli.options import (
+    FiniteRange,
+    address_options,
+    create_directory,
+    json_option,
+    read_secret_file,
+)
 from signalwire_streams._cli.output import FAILED, Failure, bare_table, cannot_listen, clean, logging_to, write_json
 from signalwire_streams._cli.progress import Display, format_duration, live_display, on_signals, repeating
 from signalwire_streams.receiver import MediaReceiver, StreamSession
@@ -356,9 +361,7 @@ Examples:
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
 @click.option(
-    "--bearer-token-file",
-    metavar="FILE",
-    help=f"File with the tokens, instead of {_TOKENS}; - reads standard input.",
+    "--bearer-token-file", metavar="FILE", help=f"File with the tokens, instead of {_TOKENS}; - reads standard input."
 )
 @click.option("--allow-anonymous", is_flag=True, help="Require no token: anyone who can reach the address can send.")
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
@@ -390,7 +393,7 @@ def listen(
     """
     ssl_context = _load_certificate(cert, key, self_signed=self_signed)
     tokens = _read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
-    _check_directory(directory)
+    create_directory(directory, "--directory")
     ca_file = directory / _CA_FILE if self_signed else None
     if ca_file is not None:
         ssl_context = _create_certificate(host, ca_file)
@@ -405,13 +408,3 @@ def listen(
         )
     if listener.failed:
         raise click.exceptions.Exit(FAILED)
-
-
-def _check_directory(directory: Path) -> None:
-    """Create the directory, and check that files can be created in it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise Failure(f"can't write to {directory}: {error.strerror}: name another --directory") from None

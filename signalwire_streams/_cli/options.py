@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 from attrs import evolve, fields, frozen
 
 from signalwire_streams import InvalidRequestError, StartConferenceStream, StreamsClient
-from signalwire_streams._cli.output import verbose_option
+from signalwire_streams._cli.output import Failure, verbose_option
 from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
 from signalwire_streams.models._validation import CODEC_NAMES
 
@@ -133,6 +134,16 @@ ACCOUNT: Decorator = adding(
     verbose_option,
 )
 account_options = passing("account", make_account, ACCOUNT)
+
+
+def create_directory(directory: Path, option: str) -> None:
+    """Create the directory of an option unless it exists, and check that files can be created in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise Failure(f"can't write to {directory}: {error.strerror}: name another {option}") from None
 
 
 class FiniteRange(click.FloatRange):
@@ -287,13 +298,7 @@ def _host(_: click.Context, __: click.Parameter, host: str) -> str:
 
 
 address_options: Decorator = adding(
-    click.option(
-        "--host",
-        default="127.0.0.1",
-        callback=_host,
-        metavar="ADDRESS",
-        help="The address to listen on.",
-    ),
+    click.option("--host", default="127.0.0.1", callback=_host, metavar="ADDRESS", help="The address to listen on."),
     click.option(
         "--port",
         type=click.IntRange(0, 65535),

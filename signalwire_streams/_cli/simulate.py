@@ -125,11 +125,7 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
         option += f"/--no-{option.removeprefix('--')}"
-    found = {
-        "type": _type_of(attribute.type),
-        "is_flag": attribute.type is bool,
-        "default": attribute.default,
-    }
+    found = {"type": _type_of(attribute.type), "is_flag": attribute.type is bool, "default": attribute.default}
     return click.option(option, help=help_text, **found | settings)
 
 
@@ -197,13 +193,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
 @json_option("Write one line of JSON when it is ready, and nothing else.")
-def simulate(
-    *,
-    faults: Sequence[str],
-    no_request_log: bool,
-    as_json: bool,
-    **settings: Any,  # noqa: ANN401  (the Space's own)
-) -> None:
+def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Simulate a Space on this machine: its REST API with conferences and calls.
 
     With --audio it connects to the WebSocket server of each stream that starts, and sends audio in real time.

@@ -110,7 +110,7 @@ _LABELS = {
 }
 
 
-def _resource(client: StreamsClient, noun: Noun) -> Any:  # noqa: ANN401  (both have the same operations)
+def resource_of(client: StreamsClient, noun: Noun) -> Any:  # noqa: ANN401  (both have the same operations)
     return client.conferences if noun == "conference" else client.calls
 
 
@@ -156,7 +156,7 @@ class _Target:
         attempts: list[Attempt] = []
 
         async def work(client: StreamsClient) -> None:
-            self._write_started(await _resource(client, self.noun).start_stream(self.sid, **fields))
+            self._write_started(await resource_of(client, self.noun).start_stream(self.sid, **fields))
 
         with silenced(OUTCOMES):
             try:
@@ -166,7 +166,7 @@ class _Target:
 
     def stop(self, handle: str) -> None:
         async def work(client: StreamsClient) -> None:
-            stream: _Stream = await _resource(client, self.noun).stop_stream(self.sid, handle)
+            stream: _Stream = await resource_of(client, self.noun).stop_stream(self.sid, handle)
             with noting("the stream was stopped"):
                 if self.account.as_json:
                     write_json(_stream_facts(stream))
@@ -237,7 +237,7 @@ def _group(noun: Noun, fields: Sequence[str], start_help: str, start_example: st
     @account_options
     def get(account: Account, *, sid: str) -> None:
         async def work(client: StreamsClient) -> None:
-            item = await _resource(client, noun).get(sid)
+            item = await resource_of(client, noun).get(sid)
             if account.as_json:
                 write_json(_item_facts(item))
                 return
