@@ -51,15 +51,11 @@ _PHRASES = (
 
 def for_command_line(message: str) -> str:
     """Replace Python's terms in a message of the library by those of the command line."""
-    message = _TYPE.sub(_in_json_terms, message)
+    message = _TYPE.sub(lambda found: f"{found[1].removesuffix(' of type')} {_JSON_TYPES[found[2]]}", message)
     message = _BOOLEANS.sub(lambda found: found[0].lower(), message)
     for python, words in _PHRASES:
         message = message.replace(python, words)
     return message
-
-
-def _in_json_terms(found: "re.Match[str]") -> str:
-    return f"{found[1].removesuffix(' of type')} {_JSON_TYPES[found[2]]}"
 
 
 def clean(text: object) -> str:
