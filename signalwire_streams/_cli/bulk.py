@@ -1,8 +1,8 @@
 """The command ``bulk``: start streams on many conferences or calls, resume and roll back such runs."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import wraps
+from pathlib import Path
 from secrets import token_hex
 from textwrap import fill, indent
 from typing import Any
@@ -10,18 +10,8 @@ from typing import Any
 import click
 from attrs import asdict, evolve, field, frozen
 
-from signalwire_streams import (
-    BulkJournal,
-    BulkStatus,
-    Call,
-    Conference,
-    JournalStatus,
-    PlannedRequest,
-    StartCallStream,
-    StartConferenceStream,
-    StreamsClient,
-)
-from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, execute, run_options
+from signalwire_streams import BulkJournal, BulkRun, BulkStatus, JournalStatus, PlannedRequest, StreamsClient
+from signalwire_streams._cli.bulk_runner import RunOptions, execute, run_options
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
 from signalwire_streams._cli.bulk_targets import SIDS, Start, make_request, make_requests, read_lines, read_source
 from signalwire_streams._cli.options import (
@@ -29,10 +19,10 @@ from signalwire_streams._cli.options import (
     FIELDS,
     Account,
     account_options,
-    adding,
     bulk_start_options,
     command_line,
     json_option,
+    passing,
     refuse_conference_options,
 )
 from signalwire_streams._cli.output import (
@@ -47,7 +37,7 @@ from signalwire_streams._cli.output import (
     write_report,
     write_table,
 )
-from signalwire_streams._cli.streams import Noun
+from signalwire_streams._cli.streams import Noun, resource_of
 from signalwire_streams.models._requests import SECRET
 
 _HIDDEN = "***"
@@ -65,8 +55,6 @@ JSON object per line. CSV and JSON may have these fields for each stream:
 
 @frozen
 class Targets:
-    """What the options say about the targets of a run and their fields."""
-
     file: str | None
     defaults: Mapping[str, Any] = field(repr=False)
     kind: Noun
@@ -74,11 +62,7 @@ class Targets:
     dry_run: bool
 
     def find(self, account: Account) -> Sequence[Start]:
-        """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run.
-
-        Raises:
-            UsageError: there are invalid lines, and they are not to be skipped.
-        """
+        """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run."""
         requests = account.run(self._list_live) if self.file is None else self._read(self.file, account)
         if self.dry_run:
             _write_dry_run(requests, as_json=account.as_json)
@@ -107,10 +91,9 @@ class Targets:
         return list(requests.values())
 
     async def _list_live(self, client: StreamsClient) -> Sequence[Start]:
-        resource: Any = client.conferences if self.kind == "conference" else client.calls
-        listing: AsyncIterator[Conference | Call] = aiter(resource.list(status="in-progress", page_size=_PAGE_SIZE))
+        live = resource_of(client, self.kind).list(status="in-progress", page_size=_PAGE_SIZE)
         # An item can move to the next page while the list is read, and come twice.
-        sids = dict.fromkeys([item.sid async for item in listing])
+        sids = dict.fromkeys([item.sid async for item in live])
         return [make_request({f"{self.kind}_sid": sid}, self.defaults) for sid in sids]
 
 
@@ -127,8 +110,7 @@ def _write_dry_run(requests: Sequence[Start], *, as_json: bool) -> None:
 def _request_facts(request: Start) -> Mapping[str, Any]:
     """Return the JSON object of a request in a dry run; secrets are masked."""
     stored = PlannedRequest.from_request(request).request
-    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
-    facts: dict[str, Any] = {"kind": kind, "target": request.target}
+    facts: dict[str, Any] = {"kind": request.kind, "target": request.target}
     for name in (name for name in FIELDS if name not in SIDS):
         value = getattr(request, name)
         if value in (None, {}):
@@ -148,40 +130,34 @@ def _request_cells(request: Start) -> tuple[str, ...]:
     return (*map(clean, first), clean(" ".join(words)))
 
 
-_target_options = adding(
+def _make_targets(
+    *, file: str | None, all_in_progress: bool, kind: Noun, skip_invalid: bool, dry_run: bool, **defaults: object
+) -> Targets:
+    if (file is None) is not all_in_progress:
+        raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
+    defaults["unnamed"] = defaults["unnamed"] or None
+    if kind == "call":
+        refuse_conference_options(defaults, "calls")
+    # An invalid option is reported once, and not with each line.
+    make_request({f"{kind}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
+    return Targets(file, defaults, kind, skip_invalid, dry_run)
+
+
+target_options = passing(
+    "targets",
+    _make_targets,
     click.argument("file", required=False),
     click.option("--all-in-progress", is_flag=True, help="All live conferences or calls, instead of a FILE."),
     click.option(
         "--kind",
         type=click.Choice(["conference", "call"]),
         default="conference",
-        show_default=True,
         help="Whether bare ids and --all-in-progress mean conferences or calls.",
     ),
     click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of rejecting the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
     bulk_start_options,
 )
-
-
-def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that name the targets and their fields, and pass them to the command as its `Targets`."""
-
-    @_target_options
-    @wraps(command)
-    def with_targets(*, file: str | None, all_in_progress: bool, **options: Any) -> None:  # noqa: ANN401
-        if (file is None) is not all_in_progress:
-            raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
-        defaults = {name: options.pop(name) for name in FIELDS if name in options}
-        defaults["unnamed"] = defaults["unnamed"] or None
-        how = {name: options.pop(name) for name in ("kind", "skip_invalid", "dry_run")}
-        if how["kind"] == "call":
-            refuse_conference_options(defaults, "calls")
-        # An invalid option is reported once, and not with each line.
-        make_request({f"{how['kind']}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
-        command(targets=Targets(file, defaults, **how), **options)
-
-    return with_targets
 
 
 @click.group(short_help="Start, resume and stop thousands of streams.")
@@ -219,23 +195,24 @@ def start(account: Account, *, targets: Targets, journal: str | None, no_journal
     if not requests:
         return
 
-    def prepare(client: StreamsClient) -> BulkRunner:
-        if no_journal:
-            write_note("No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.")
-            path = None
-        else:
-            default = f"bulk-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(2)}.db"
-            path = client.create_journal(requests, journal=default if journal is None else journal).path
-        return BulkRunner(
-            client.start_streams(requests, journal=path, resume=path is not None, concurrency=options.concurrency),
-            account,
-            options,
-            total=len(requests),
-            journal=path,
-            has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in requests),
-        )
+    if journal is None and not no_journal:
+        journal = f"bulk-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(2)}.db"
 
-    execute(account, options, prepare)
+    def start_run(client: StreamsClient) -> BulkRun[Start]:
+        if journal is None:
+            write_note("No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.")
+            return client.start_streams(requests, concurrency=options.concurrency)
+        client.create_journal(requests, journal=journal)
+        return client.start_streams(requests, journal=journal, resume=True, concurrency=options.concurrency)
+
+    execute(
+        account,
+        options,
+        start_run,
+        total=len(requests),
+        journal=None if journal is None else Path(journal),
+        has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in requests),
+    )
 
 
 _OF_THE_JOURNAL = """
@@ -250,7 +227,7 @@ Space and project default to those of the journal.
 Examples:
   signalwire-streams bulk resume bulk-20261121T101500Z-1f3a.db
   signalwire-streams bulk resume run.db targets.csv
-""",
+"""
 )
 @click.argument("journal")
 @click.argument("file", required=False)
@@ -274,24 +251,20 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
             f"{journal} was created by a program, which knows what is left: resume it there, with resume=True"
         )
     if file is not None:
-        first = next((one.request for one in book.requests()), None)
-        kind: Noun = "call" if isinstance(first, StartCallStream) else "conference"
-        secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), f"{kind}_sid")))
+        sid_field = next((planned.request.kind.target_key for planned in book.requests()), "conference_sid")
+        secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), sid_field)))
     for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
         pass
-
-    def prepare(client: StreamsClient) -> BulkRunner:
-        requests = secrets.complete(book.requests)
-        return BulkRunner(
-            client.start_streams(requests, journal=book.path, resume=True, concurrency=options.concurrency),
-            account,
-            options,
-            total=status.planned or 0,
-            journal=book.path,
-            has_secrets=any(not planned.is_complete for planned in book.requests()),
-        )
-
-    execute(account.or_else(space=status.origin, project=status.project), options, prepare)
+    execute(
+        account.or_else(space=status.origin, project=status.project),
+        options,
+        lambda client: client.start_streams(
+            secrets.complete(book.requests), journal=book.path, resume=True, concurrency=options.concurrency
+        ),
+        total=status.planned,
+        journal=book.path,
+        has_secrets=not all(planned.is_complete for planned in book.requests()),
+    )
 
 
 @bulk.command(
@@ -299,7 +272,7 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
 \b
 Example:
   signalwire-streams bulk stop bulk-20261121T101500Z-1f3a.db
-""",
+"""
 )
 @click.argument("journal")
 @run_options(resend=False)
@@ -312,18 +285,14 @@ def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     """
     book = BulkJournal(journal)
     status = book.status()
-
-    def prepare(client: StreamsClient) -> BulkRunner:
-        return BulkRunner(
-            client.stop_started(book.path, concurrency=options.concurrency),
-            account,
-            options,
-            total=sum(1 for _ in book.streams()),
-            operation="stop",
-            journal=book.path,
-        )
-
-    execute(account.or_else(space=status.origin, project=status.project), options, prepare)
+    execute(
+        account.or_else(space=status.origin, project=status.project),
+        options,
+        lambda client: client.stop_started(book.path, concurrency=options.concurrency),
+        total=sum(1 for _ in book.streams()),
+        operation="stop",
+        journal=book.path,
+    )
 
 
 IN_DOUBT = "in_doubt"
@@ -389,7 +358,6 @@ def _write_status(book: BulkJournal, found: JournalStatus) -> None:
 
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
-    """Return the state of a run, or the commands that can follow."""
     roll_back = f"Roll back:\n  {command_line('bulk stop', str(book.path))}"
     if found.is_locked:
         yield "It is running now."

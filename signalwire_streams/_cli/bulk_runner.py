@@ -1,9 +1,7 @@
 """Execution of a bulk run: its options, its client, its progress and its summary."""
 
 import contextlib
-import functools
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +24,7 @@ from signalwire_streams import (
     StreamsClient,
     StreamsError,
 )
-from signalwire_streams._cli.options import Account, Decorator, adding
+from signalwire_streams._cli.options import Account, Decorator, FiniteRange, passing
 from signalwire_streams._cli.output import (
     FAILED,
     INTERRUPTED,
@@ -77,14 +75,7 @@ _UNKNOWN_STARTS_WITHOUT_JOURNAL = (
 _UNKNOWN_STOPS = "These may still be running: stop them again."
 
 
-def _not_nan(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is not a number: write requests per second, such as 100")
-    return value
-
-
 def rate_limit(rate: float | None) -> RateLimit:
-    """Return the rate limit of a client for a number of requests per second."""
     if rate is None:
         return RateLimit()
     return RateLimit(requests=max(1, round(rate * RateLimit().window)), utilization=1.0)
@@ -105,39 +96,6 @@ class RunOptions:
         }
 
 
-def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
-    """Add the options of a run, and pass them to the command as its `RunOptions`; *whose* says what the rate is of."""
-    add = adding(
-        click.option(
-            "--concurrency",
-            type=click.IntRange(min=1),
-            metavar="N",
-            default=concurrency,
-            show_default=concurrency is not None,
-            help=f"Concurrent requests{'; tuned automatically by default' if concurrency is None else ''}.",
-        ),
-        click.option(
-            "--rate",
-            type=click.FloatRange(min=0.1, max=_SPACE_LIMIT),
-            callback=_not_nan,
-            metavar="N",
-            help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
-        ),
-        *([_RESEND] if resend else []),
-    )
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @add
-        @functools.wraps(command)
-        def with_options(*, concurrency: int | None, rate: float | None, **others: Any) -> None:  # noqa: ANN401
-            resend_call_starts = others.pop("resend_call_starts", False)
-            command(options=RunOptions(concurrency, rate, resend_call_starts), **others)
-
-        return with_options
-
-    return decorate
-
-
 _RESEND = click.option(
     "--resend-call-starts",
     is_flag=True,
@@ -146,15 +104,30 @@ _RESEND = click.option(
 )
 
 
-class BulkRunner:
-    """Iterates over a run, shows its progress, and sums it up.
+def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
+    """Add the options of a run, and pass them to the command as its `RunOptions`; *whose* says what the rate is of."""
+    return passing(
+        "options",
+        RunOptions,
+        click.option(
+            "--concurrency",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=concurrency,
+            help=f"Concurrent requests{'; tuned automatically by default' if concurrency is None else ''}.",
+        ),
+        click.option(
+            "--rate",
+            type=FiniteRange(min=0.1, max=_SPACE_LIMIT),
+            metavar="N",
+            help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
+        ),
+        *([_RESEND] if resend else []),
+    )
 
-    Attributes:
-        already_done: items that an earlier part of the run had completed.
-        stuck: unknown starts that a resumed run would only report again.
-        stopped_by: the first signal that arrived, or None.
-        error: what ended the run, apart from its items, or None.
-    """
+
+class BulkRunner:
+    """Iterates over a run, shows its progress, and sums it up."""
 
     def __init__(
         self,
@@ -169,9 +142,10 @@ class BulkRunner:
         has_secrets: bool = False,
     ) -> None:
         self.run = run
-        self.already_done = self.stuck = 0
-        self.stopped_by: Signals | None = None
-        self.error: StreamsError | None = None
+        self.already_done = 0  # items that an earlier part of the run had completed
+        self.stuck = 0  # unknown starts that a resumed run would only report again
+        self.stopped_by: Signals | None = None  # the first one
+        self.error: StreamsError | None = None  # what ended the run, apart from its items
         self._is_start = operation == "start"
         self._total = total
         self._options = options
@@ -188,7 +162,6 @@ class BulkRunner:
         self._started_at = time.monotonic()
 
     async def execute(self) -> None:
-        """Iterate over the run. What ended it early is in ``error`` and ``stopped_by``."""
         with on_signals(self._interrupt):
             async with shown(self._progress, as_json=self._as_json) as self._show:
                 try:
@@ -216,7 +189,6 @@ class BulkRunner:
                 raise
 
     def end(self) -> None:
-        """End the command with the error that ended the run, or with its exit code."""
         if self.error is not None:
             raise self.error
         if self.exit_code:
@@ -277,7 +249,6 @@ class BulkRunner:
 
     @property
     def resume_command(self) -> str | None:
-        """The command that resumes the run, or None if there is none."""
         if self._succeeded + self.stuck >= self._total or self._command is None:
             return None
         return self._command("resume" if self._is_start else "stop")
@@ -369,11 +340,10 @@ def sum_of(counts: Mapping[Any, int], *statuses: str) -> int:
 
 def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
     item, stream, error = outcome.item, outcome.stream, outcome.error
-    kind = "conference" if hasattr(item, "conference_sid") else "call"
     return {
         "index": outcome.index,
-        "kind": kind,
-        "target": getattr(item, f"{kind}_sid"),
+        "kind": item.kind,
+        "target": getattr(item, item.kind.target_key),
         "status": outcome.status,
         "sid": stream.sid if stream is not None else None,
         "name": stream.name if stream is not None else getattr(error, "name", None) or item.name,
@@ -391,11 +361,16 @@ def format_latencies(latencies: Mapping[int, float]) -> str:
     return ", ".join(f"{names.get(p, f'p{p}')} {value * _MILLISECONDS:,.0f}" for p, value in latencies.items()) + " ms"
 
 
-def execute(account: Account, options: RunOptions, prepare: Callable[[StreamsClient], BulkRunner]) -> None:
-    """Execute the run that a function prepares, write its summary, and end the command with its exit code."""
+def execute(
+    account: Account,
+    options: RunOptions,
+    start_run: Callable[[StreamsClient], BulkRun[Any]],
+    **facts: Any,  # noqa: ANN401  (of the runner)
+) -> None:
+    """Execute a run, write its summary, and end the command with its exit code."""
 
     async def work(client: StreamsClient) -> BulkRunner:
-        runner = prepare(client)
+        runner = BulkRunner(start_run(client), account, options, **facts)
         await runner.execute_and_report()
         return runner
 

@@ -1,6 +1,5 @@
 """A run's secrets, which neither a journal nor Redis stores: passed again as options, or in the original file."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from attrs import evolve, field, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream
 from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Line, Read, Start, make_request, make_requests
-from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, adding, field_option
+from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, field_option, passing
 from signalwire_streams.bulk._serialization import folded
 
 _OPTIONAL = set(FIELDS) - {"parameters", "authorization_bearer_token", *SIDS}
@@ -23,11 +22,7 @@ class Secrets:
     lines: Mapping[str, Sequence[Line]] = field(factory=dict, repr=False)
 
     def complete(self, plan: Callable[[], Iterable[PlannedRequest]]) -> Iterator[Start]:
-        """Return each request of a journal with its secrets. The plan is read twice, since it may be long.
-
-        Raises:
-            UsageError: one is missing, or it is uncertain which line a request came from.
-        """
+        """Return each request of a journal with its secrets. The plan is read twice, since it may be long."""
         plans: dict[str, list[PlannedRequest]] = {}
         for planned in plan() if self.lines else ():
             if (sid := folded(planned.request.target)) in self.lines:
@@ -42,11 +37,6 @@ class Secrets:
             yield self._completed(planned, {} if match is None else next(match).fields)
 
     def add_to(self, planned: PlannedRequest) -> Start:
-        """Return a request with the secrets from the options.
-
-        Raises:
-            InvalidRequestError: one is missing.
-        """
         try:
             return self._completed(planned, {})
         except click.UsageError:
@@ -81,24 +71,12 @@ class Secrets:
         )
 
 
-def secret_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the fields that no journal keeps, and pass them to the command as its `Secrets`."""
-
-    @adding(*map(field_option, SECRETS))
-    @functools.wraps(command)
-    def with_secrets(**options: Any) -> None:  # noqa: ANN401
-        secrets = Secrets({name: options.pop(name) for name in SECRETS})
-        command(secrets=secrets, **options)
-
-    return with_secrets
+secret_options = passing("secrets", lambda **options: Secrets(options), *map(field_option, SECRETS))
+"""The options of the fields that no journal keeps."""
 
 
 def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
-    """Group a file's lines by the id of their conference or call; those that are invalid started nothing.
-
-    Raises:
-        UsageError: a line makes those after it unreadable.
-    """
+    """Group a file's lines by the id of their conference or call; those that are invalid started nothing."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         if isinstance(line, BadLine) and line.hides_more:
@@ -111,11 +89,7 @@ def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
 
 
 def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Line]:
-    """Return the line of each request that a run planned on one target.
-
-    Raises:
-        UsageError: that is uncertain, and the lines differ in their secrets.
-    """
+    """Return the line of each request that a run planned on one target; refuse to guess between different secrets."""
     target = plan[0].request.target
     if len(lines) == len(plan):
         # Either the start took all of them, or the file was written for the resume and repeats the secrets only.

@@ -43,21 +43,10 @@ _NAME_A_FILE = "write the name of a text file in UTF-8, or -"
 
 
 def read_source(file: str) -> str:
-    """Read a file, or standard input for ``-``: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
-
-    Excel writes UTF-16 as "Unicode text".
-
-    Raises:
-        UsageError: it can't be read.
-    """
+    """Read a file, or standard input for ``-``: UTF-8, or UTF-16 or UTF-32 with a byte order mark, as Excel writes."""
     if file == STANDARD_INPUT and token_is_on_standard_input():
         raise click.UsageError("standard input can't be the FILE and the bearer token: name a file for one of them")
-    try:
-        content = read_input(file)
-    except OSError as error:
-        raise click.UsageError(f"{clean(file)} can't be read: {error.strerror}") from None
-    except ValueError:  # a name that no file can have
-        raise click.UsageError(f"{clean(file)} can't be read: {_NAME_A_FILE}") from None
+    content = read_input(file, clean(file), "text file in UTF-8")
     for signature, why in _OTHER_FILES.items():
         if content.startswith(signature):
             raise click.UsageError(f"{clean(file)} {why}")

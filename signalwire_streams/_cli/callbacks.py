@@ -2,17 +2,15 @@
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 from email.parser import HeaderParser
-from pathlib import Path
 from typing import Any
 
 import click
 from attrs import asdict
 from multidict import CIMultiDict
 
-from signalwire_streams._cli.options import STANDARD_INPUT, json_option
+from signalwire_streams._cli.options import STANDARD_INPUT, json_option, read_input, read_secret_file
 from signalwire_streams._cli.output import FAILED, clean, write_json
 from signalwire_streams.callbacks import diagnose_signature
 from signalwire_streams.models._validation import Secret
@@ -23,6 +21,10 @@ _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _REQUEST_LINE = re.compile(r"([A-Za-z]+) (\S+)(?: HTTP/[0-9.]+)?")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}(;[^\r\n]*)?\r\n")
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
@@ -60,35 +62,14 @@ def _headers(_: click.Context, __: click.Parameter, lines: Sequence[str]) -> CIM
     return parse_headers("\n".join(lines).encode("utf-8", "surrogateescape"))
 
 
-def _decode(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
-
-
 def _candidates(_: click.Context, __: click.Parameter, urls: Sequence[str]) -> Sequence[str]:
     if not all(map(_ABSOLUTE.match, urls)):
         raise click.UsageError("a --candidate is not an absolute URL: write it as https://host/path")
     return urls
 
 
-def _read(option: str, source: str | None) -> bytes:
-    if source is None:
-        return b""
-    try:
-        if source != STANDARD_INPUT:
-            return Path(source).read_bytes()
-        # Standard input is None where the shell closed it.
-        return b"" if sys.stdin is None else sys.stdin.buffer.read()
-    except OSError as error:
-        raise click.UsageError(f"{option} can't be read: {error.strerror}") from None
-    except ValueError:  # a name that no file can have
-        raise click.UsageError(f"{option} can't be read: write the name of a file, or -") from None
-
-
 def _signing_keys(source: str | None) -> list[Secret]:
-    if source is None:
-        text = os.environ.get(_KEYS, "")
-    else:
-        text = _decode(_read("--key-file", source).removeprefix(_BYTE_ORDER_MARK))
+    text = os.environ.get(_KEYS, "") if source is None else read_secret_file(source, "--key-file")
     keys = [Secret(key) for key in re.split(r"[\s,]+", text) if key]
     if keys:
         return keys
@@ -182,9 +163,10 @@ def explain(
         raise click.UsageError("nothing to diagnose: pass a --request, or --url with --header and --body")
     keys = _signing_keys(key_file)
     if request is not None:
-        captured = read_captured(_read("--request", request), url)
+        captured = read_captured(read_input(request, "--request"), url)
     else:
-        captured = {"url": url, "method": method or "POST", "headers": headers, "body": _read("--body", body)}
+        content = b"" if body is None else read_input(body, "--body")
+        captured = {"url": url, "method": method or "POST", "headers": headers, "body": content}
     found = diagnose_signature(**captured, keys=keys, candidates=candidates)
     if as_json:
         write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # that one may hold secrets

@@ -25,18 +25,9 @@ from signalwire_streams import (
     StreamStatus,
 )
 from signalwire_streams._cli.bulk_runner import format_latencies
-from signalwire_streams._cli.options import json_option
-from signalwire_streams._cli.output import (
-    FAILED,
-    OUTCOMES,
-    RATE_LIMIT,
-    Failure,
-    clean,
-    silenced,
-    write_aligned,
-    write_json,
-)
-from signalwire_streams._cli.progress import RETRIES, Meter, Progress, shown
+from signalwire_streams._cli.options import create_directory, json_option
+from signalwire_streams._cli.output import FAILED, OUTCOMES, RATE_LIMIT, clean, silenced, write_aligned, write_json
+from signalwire_streams._cli.progress import Meter, Progress, shown
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import WavRecorder
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
@@ -73,7 +64,6 @@ class Result:
 
     @property
     def facts(self) -> dict[str, object]:
-        """The JSON object."""
         rows = (row for rows in self.rows.values() for row in rows)
         return {**{row.key: row.value for row in rows if row.key}, "failures": self.failures}
 
@@ -95,7 +85,6 @@ def simulated_space(conferences: int, seed: int) -> SimulatedSpace:
 
 
 async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
-    """Start a stream on each live conference, and stop them all."""
     attempts: list[Attempt] = []
     meter = Meter()
 
@@ -125,7 +114,7 @@ async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
     failures = [str(outcome.error) for report in reports.values() for outcome in report.failures]
     created = sum(stream.error is None for stream in space.streams)
     running, duplicates = len(space.streams.active()), len(space.streams.duplicates())
-    retries = [attempt for attempt in attempts if attempt.decision in RETRIES]
+    retries = [attempt for attempt in attempts if attempt.decision.is_retry]
     client_rows = [
         _count("live conferences found", "found", len(found)),
         _count("streams started", "started", len(started), len(found)),
@@ -260,10 +249,8 @@ Examples:
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed: nothing leaves this machine.
 """,
 )
-@click.option(
-    "--conferences", type=click.IntRange(min=1), default=1_000, show_default=True, metavar="N", help="Live conferences."
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all ids and faults.")
+@click.option("--conferences", type=click.IntRange(min=1), default=1_000, metavar="N", help="Live conferences.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of all ids and faults.")
 @click.option(
     "--recordings",
     type=click.Path(file_okay=False, path_type=Path),
@@ -292,13 +279,9 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
 
 
 def _directory(wanted: Path | None) -> AbstractContextManager[Path | str]:
-    """Create the directory for recordings, by default one that is deleted afterwards."""
     if wanted is None:
         return TemporaryDirectory(prefix="signalwire-streams-")
-    try:
-        wanted.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failure(f"can't create {wanted}: {error.strerror}") from None
+    create_directory(wanted, "--recordings")
     return nullcontext(wanted)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial, wraps
+from functools import partial
 from importlib import import_module
 from signal import Signals
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,7 @@ from signalwire_streams import InvalidRequestError, PlannedRequest, StreamsClien
 from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_options
 from signalwire_streams._cli.bulk_runner import SUCCEEDED, BulkRunner, RunOptions, outcome_facts, run_options, sum_of
 from signalwire_streams._cli.bulk_secrets import Secrets, secret_options
-from signalwire_streams._cli.options import ENVIRONMENT, Account, account_options
+from signalwire_streams._cli.options import ACCOUNT, ENVIRONMENT, Account, make_account, passing
 from signalwire_streams._cli.output import (
     FAILED,
     Column,
@@ -96,34 +96,33 @@ class _FleetAccount(Account):
             yield client
 
 
-def _fleet_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--redis`` and the options of an account, and pass them to the command as its `_FleetAccount`."""
-
-    @click.option(
-        "--redis",
-        "redis_url",
-        metavar="URL",
-        help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
-    )
-    @account_options
-    @wraps(command)
-    def with_redis(account: Account, *, redis_url: str | None, **others: object) -> None:
-        if redis_url is not None and _has_password(redis_url):
-            raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
-        found = redis_url or os.environ.get(_REDIS)
-        command(_FleetAccount(**asdict(account, recurse=False), redis_url=found), **others)
-
-    return with_redis
-
-
 def _has_password(url: str) -> bool:
     with suppress(ValueError):
         return urlsplit(url).password is not None
     return "@" in url
 
 
+def _make_account(*, redis_url: str | None, **values: Any) -> _FleetAccount:  # noqa: ANN401  (the options of an account)
+    if redis_url is not None and _has_password(redis_url):
+        raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
+    found = redis_url or os.environ.get(_REDIS)
+    return _FleetAccount(**asdict(make_account(**values), recurse=False), redis_url=found)
+
+
+_fleet_options = passing(
+    "account",
+    _make_account,
+    click.option(
+        "--redis",
+        "redis_url",
+        metavar="URL",
+        help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
+    ),
+    ACCOUNT,
+)
+
+
 def _fleet_module() -> Any:  # noqa: ANN401  (a module)
-    """Import the fleet, which needs an extra."""
     # docket's messages are for developers; the fleet itself logs that Redis is unavailable.
     logging.getLogger("docket").setLevel(logging.CRITICAL)
     try:
@@ -364,7 +363,6 @@ Example:
     "--lease-seconds",
     type=float,
     default=15.0,
-    show_default=True,
     metavar="N",
     help="Seconds without a heartbeat before a worker's work is reassigned.",
 )
@@ -372,7 +370,6 @@ Example:
     "--shutdown-timeout",
     type=float,
     default=25.0,
-    show_default=True,
     metavar="SECONDS",
     help="Time to finish work in progress after SIGTERM.",
 )
@@ -390,11 +387,7 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
     async def work() -> None:
         async with account.shared_client(options) as client:
             one = module.FleetWorker(
-                account.redis,
-                client,
-                concurrency=options.concurrency,
-                secrets=secrets.add_to,
-                **seconds,
+                account.redis, client, concurrency=options.concurrency, secrets=secrets.add_to, **seconds
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
             notes = iter((_DRAINING, _HANDING_OVER))

@@ -3,24 +3,31 @@
 import asyncio
 import contextlib
 import ipaddress
-import math
 import os
 import re
 import ssl
-import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM, Signals
-from typing import get_args
+from typing import Any, get_args
 
 import click
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from signalwire_streams._cli import ignore_interrupts
-from signalwire_streams._cli.listen_display import live_table
-from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder
-from signalwire_streams._cli.options import address_options, json_option, read_token_file
-from signalwire_streams._cli.output import FAILED, Failure, cannot_listen, clean, write_json
-from signalwire_streams._cli.progress import Display, format_duration, on_signals
+from signalwire_streams._cli.listen_recording import FLOOR, RecordingOptions, StreamRecorder
+from signalwire_streams._cli.options import (
+    FiniteRange,
+    address_options,
+    create_directory,
+    json_option,
+    read_secret_file,
+)
+from signalwire_streams._cli.output import FAILED, Failure, bare_table, cannot_listen, clean, logging_to, write_json
+from signalwire_streams._cli.progress import Display, format_duration, live_display, on_signals, repeating
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
@@ -29,14 +36,25 @@ _TOKENS = "SIGNALWIRE_STREAMS_TOKEN"
 _CA_FILE = "authority.pem"
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
+_DRAWN_EVERY = 0.25
+_BAR, _EIGHTHS = 8, " ▏▎▍▌▋▊▉"
+_LOUD, _HOT = -6.0, -1.0
+_SHORT = {"inbound": "in", "outbound": "out"}
+_MAX_TRACK = 4
+_MAX_LEVELS = 2
+_NUMBERS = {"TIME", "FRAMES", "LOST"}
+_MIN_WIDTHS = {"TIME": 0, "LEVEL": 56, "FRAMES": 72, "LOST": 0, "STATUS": 72}
+"""The columns, and the width that a terminal needs for each, so that there is room for the sid."""
+
+_OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
+
 
 def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
-    """Return the bearer tokens, from a file or from the environment; None if no token is required."""
     if allow_anonymous:
         if source is not None:
             raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
         return None
-    text = os.environ.get(_TOKENS, "") if source is None else read_token_file(source)
+    text = os.environ.get(_TOKENS, "") if source is None else read_secret_file(source)
     tokens = tuple(dict.fromkeys(text.split()))
     if tokens:
         return tokens
@@ -86,8 +104,6 @@ def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
 
 
 class Listener:
-    """Records streams until a signal, a time or a number of streams ends it."""
-
     def __init__(
         self,
         options: RecordingOptions,
@@ -110,17 +126,8 @@ class Listener:
         self._output_error: OSError | None = None
         self._display = Display()
 
-    async def run(
-        self,
-        *,
-        host: str,
-        port: int,
-        path: str,
-        ssl_context: ssl.SSLContext | None,
-        ca_file: Path | None,
-        seconds: float | None,
-    ) -> None:
-        """Listen until the command ends, then finish the recordings."""
+    async def run(self, *, ca_file: Path | None, seconds: float | None, **server: Any) -> None:  # noqa: ANN401
+        """Listen until the command ends, with these options of `MediaReceiver.serve`, then finish the recordings."""
         try:
             with on_signals(self._interrupt):
                 async with (
@@ -128,13 +135,11 @@ class Listener:
                     contextlib.AsyncExitStack() as stack,
                 ):
                     # Live streams could continue for hours, and the user asked to end now.
-                    server = self._receiver.serve(
-                        host=host, port=port, path=path, ssl_context=ssl_context, shutdown_timeout=0
-                    )
+                    serving = self._receiver.serve(**server, shutdown_timeout=0)
                     try:
-                        url = await stack.enter_async_context(server)
+                        url = await stack.enter_async_context(serving)
                     except (OSError, UnicodeError) as error:
-                        raise cannot_listen(host, port, error) from None
+                        raise cannot_listen(server["host"], server["port"], error) from None
                     self._announce(url, ca_file)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
@@ -221,18 +226,91 @@ class Listener:
         )
 
 
+@contextlib.asynccontextmanager
+async def live_table(
+    look: Callable[[], tuple[Sequence[StreamRecorder], str]], *, as_json: bool
+) -> AsyncIterator[Display]:
+    """Show the live streams and a last line while the block runs, if there is a terminal; and the receiver's log."""
+    with (
+        live_display(as_json=as_json) as (display, console),
+        logging_to(lambda line: display.warn(f"error: {line}"), name="signalwire_streams.receiver"),
+    ):
+        if not display.is_live:
+            yield display
+            return
+
+        def show() -> None:
+            width, height = console.size
+            display.update(draw(*look(), width=width, height=height, plain=console.options.ascii_only))
+
+        async with repeating(show, _DRAWN_EVERY):
+            yield display
+
+
+def draw(streams: Sequence[StreamRecorder], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
+    room = max(height - _OTHER_LINES, 1)
+    shown = streams if len(streams) <= room else streams[: max(room - 1, 1)]
+    more = len(streams) - len(shown)
+    parts: list[Table | Text] = []
+    if shown:
+        parts.append(_table(shown, width, plain=plain))
+    if more:
+        parts.append(_line(f"and {more:,} more"))
+    parts.append(_line(last_line))
+    return Group(*parts)
+
+
+def _table(streams: Sequence[StreamRecorder], width: int, *, plain: bool) -> Table:
+    titles = [title for title, needed in _MIN_WIDTHS.items() if width >= needed]
+    table = bare_table()
+    table.add_column("STREAM")  # it gives way: half a sid will do, since all of it is printed at the end
+    for title in titles:
+        table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
+    for one in streams:
+        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+        cells = {
+            "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
+            "LEVEL": _levels(one.levels, plain=plain),
+            "FRAMES": Text(f"{one.frames:,}"),
+            "LOST": Text(f"{one.lost:,}", style="red" if one.lost else ""),
+            "STATUS": Text(one.status),
+        }
+        table.add_row(sid, *(cells[title] for title in titles))
+    return table
+
+
+def _levels(levels: Sequence[tuple[str, float | None]], *, plain: bool) -> Text:
+    text = Text()
+    for name, level in levels[:_MAX_LEVELS]:
+        text.append(f"{_SHORT.get(name) or _as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
+        style = "green" if level is None or level < _LOUD else "yellow" if level < _HOT else "red"
+        text.append(bar(level, plain=plain), style=style)
+        text.append(" ")
+    return text
+
+
+def _as_plain(text: str, *, plain: bool) -> str:
+    return text.encode("ascii", "replace").decode() if plain else text
+
+
+def bar(level: float | None, *, plain: bool = False) -> str:
+    part = 0.0 if level is None else max(0.0, min(1.0, 1 - level / FLOOR))
+    if plain:
+        return ("#" * round(part * _BAR)).ljust(_BAR, ".")
+    whole, eighths = divmod(round(part * _BAR * len(_EIGHTHS)), len(_EIGHTHS))
+    return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
+
+
+def _line(text: str) -> Text:
+    return Text(text, style="dim", no_wrap=True, overflow="crop")
+
+
 def _path(_: click.Context, __: click.Parameter, text: str) -> str:
     if not _PATH.fullmatch(text):
         raise click.BadParameter(
             f"{text!r} is not a path: write it as /audio, with letters, digits, '/', '.', '_', '~', '-'"
         )
     return text
-
-
-def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("not a number of seconds: write one such as 60")
-    return value
 
 
 @click.command(
@@ -261,12 +339,11 @@ Examples:
 """,
 )
 @address_options
-@click.option("--path", default="/", show_default=True, callback=_path, metavar="PATH", help="The path of streams.")
+@click.option("--path", default="/", callback=_path, metavar="PATH", help="The path of streams.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
     default=Path(),
-    show_default=True,
     metavar="DIR",
     help="The directory for recordings; created if it does not exist.",
 )
@@ -276,7 +353,6 @@ Examples:
     "--byte-order",
     type=click.Choice(get_args(ByteOrder)),
     default="little",
-    show_default=True,
     help="Byte order of L16, which is undocumented.",
 )
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
@@ -285,18 +361,10 @@ Examples:
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
 @click.option(
-    "--bearer-token-file",
-    metavar="FILE",
-    help=f"File with the tokens, instead of {_TOKENS}; - reads standard input.",
+    "--bearer-token-file", metavar="FILE", help=f"File with the tokens, instead of {_TOKENS}; - reads standard input."
 )
 @click.option("--allow-anonymous", is_flag=True, help="Require no token: anyone who can reach the address can send.")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=_finite,
-    metavar="N",
-    help="Stop after this many seconds.",
-)
+@click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
 @json_option("Write one JSON object when it is ready, and one for each stream that ended.")
 def listen(
@@ -325,30 +393,18 @@ def listen(
     """
     ssl_context = _load_certificate(cert, key, self_signed=self_signed)
     tokens = _read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
-    _check_directory(directory)
+    create_directory(directory, "--directory")
     ca_file = directory / _CA_FILE if self_signed else None
     if ca_file is not None:
         ssl_context = _create_certificate(host, ca_file)
     options = RecordingOptions(
-        directory=directory,
-        layout="mono" if mono else "stereo",
-        encoding="passthrough" if passthrough else "pcm",
+        directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if passthrough else "pcm"
     )
     listener = Listener(options, tokens=tokens, byte_order=byte_order, streams=streams, as_json=as_json)
     # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
-            listener.run(host=host, port=port, path=path, ssl_context=ssl_context, ca_file=ca_file, seconds=seconds)
+            listener.run(ca_file=ca_file, seconds=seconds, host=host, port=port, path=path, ssl_context=ssl_context)
         )
     if listener.failed:
         raise click.exceptions.Exit(FAILED)
-
-
-def _check_directory(directory: Path) -> None:
-    """Create the directory, and check that files can be created in it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise Failure(f"can't write to {directory}: {error.strerror}: name another --directory") from None

@@ -60,7 +60,6 @@ class LevelMeter:
         self._level, self._at = max(magnitude, self._decayed(now)), now
 
     def level(self, now: float) -> float | None:
-        """Return the present level in dBFS, or None in silence."""
         return dbfs(self._decayed(now))
 
     def _decayed(self, now: float) -> float:
@@ -69,7 +68,7 @@ class LevelMeter:
 
 
 def dbfs(magnitude: float) -> float | None:
-    """Return the level of a magnitude in decibels below full scale, or None for zero."""
+    """Return a level in decibels below full scale, or None in silence."""
     return 20 * math.log10(magnitude / _FULL_SCALE) if magnitude else None
 
 
@@ -111,15 +110,11 @@ class Recording:
     """The files of one stream.
 
     Tracks that the stream did not announce get files of their own as they come, so that nothing is lost.
-
-    Attributes:
-        files: the file of each track by the track's name, which is empty if frames name none.
-        left_out: frames of more tracks than any stream has.
     """
 
     def __init__(self, options: RecordingOptions, session: StreamSession) -> None:
-        self.files: dict[str, Path] = {}
-        self.left_out = 0
+        self.files: dict[str, Path] = {}  # by tracks; the name of a track is empty if frames name none
+        self.left_out = 0  # frames of more tracks than any stream has
         self._options = options
         self._format = session.audio_format
         self._tracks = _announced(session)
@@ -128,7 +123,6 @@ class Recording:
         self._closing = ExitStack()
 
     def open(self) -> None:
-        """Create the files of the tracks that the stream announced; others are created as frames come."""
         if not self._format.is_supported:
             return
         is_pair = len(self._tracks) == len(_BOTH) and self._format.channels == 1
@@ -184,8 +178,6 @@ def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
 
 
 class _RawFile:
-    """A file of payloads, one after the other."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO
@@ -237,7 +229,6 @@ class StreamRecorder:
         self._last_audio_at = 0.0
 
     async def run(self) -> None:
-        """Record the stream until it ends, or as long as it can be recorded."""
         try:
             with closing(self.recording):
                 await self._with_descriptors(self.recording.open)
@@ -272,7 +263,6 @@ class StreamRecorder:
 
     @property
     def sid(self) -> str:
-        """The stream's id, fit to be shown."""
         return clean(self._session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
 
     @property

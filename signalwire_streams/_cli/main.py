@@ -90,7 +90,7 @@ class _Program(click.Group):
 
 @click.group(
     cls=_Program,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="""\b
 Without an account:
   signalwire-streams demo        start and stop 1,000 streams under faults
@@ -143,7 +143,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
-        write_note(f"error: {clean(error.format_message())}{hint}")
+        write_note(f"error: {clean(error.format_message()).removesuffix('.')}{hint}")
         return error.exit_code
     except click.Abort:
         return INTERRUPTED

@@ -1,11 +1,12 @@
 """Options that several commands share: the account, JSON, and the fields of a start."""
 
 import asyncio
-import errno
 import functools
+import math
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,8 +16,9 @@ import click
 from attrs import evolve, fields, frozen
 
 from signalwire_streams import InvalidRequestError, StartConferenceStream, StreamsClient
-from signalwire_streams._cli.output import verbose_option
+from signalwire_streams._cli.output import Failure, verbose_option
 from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
+from signalwire_streams.models._validation import CODEC_NAMES
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
 
@@ -44,11 +46,27 @@ def adding(*options: Decorator) -> Decorator:
     return add
 
 
+def passing(argument: str, make: Callable[..., object], *options: Decorator) -> Decorator:
+    """Add options, and pass the command one argument that is made of their values."""
+    add = adding(*options)
+    names = [str(option.name) for option in click.command(add(lambda: None)).params if option.expose_value]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @add
+        @functools.wraps(command)
+        def with_argument(**values: object) -> None:
+            made = make(**{name: values.pop(name) for name in names})
+            command(**{argument: made}, **values)
+
+        return with_argument
+
+    return decorate
+
+
 _WANTS_JSON = "signalwire_streams.wants_json"
 
 
 def wants_json(context: click.Context) -> bool:
-    """Return whether the command was asked for JSON."""
     return bool(context.meta.get(_WANTS_JSON))
 
 
@@ -86,8 +104,6 @@ class Account:
         return StreamsClient(space=self.space, project=self.project, token=token, **options)
 
     def run(self, work: Callable[[StreamsClient], Awaitable[_Result]], **options: Any) -> _Result:  # noqa: ANN401
-        """Run a coroutine with a client that is created with these options and closed afterwards."""
-
         async def with_client() -> _Result:
             async with self.client(**options) as client:
                 return await work(client)
@@ -95,7 +111,6 @@ class Account:
         return asyncio.run(with_client())
 
     def command(self, words: str, *arguments: str) -> str:
-        """Return a command of this account for the user to run."""
         return command_line(words, *arguments, options=self.options)
 
     def or_else(self, *, space: str, project: str) -> "Account":
@@ -103,61 +118,74 @@ class Account:
         return evolve(self, space=self.space or space, project=self.project or project)
 
 
-def account_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--space``, ``--project`` and ``--json``, and pass them to the command as its `Account`."""
-
-    @click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; overrides {SPACE}.")
-    @click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; overrides {PROJECT}.")
-    @json_option("Write JSON, one object per line; errors as well.")
-    @verbose_option
-    @functools.wraps(command)
-    def with_account(*, space: str | None, project: str | None, as_json: bool, **others: object) -> None:
-        command(Account(space, project, as_json, _on_command_line(space=space, project=project)), **others)
-
-    return with_account
-
-
-def _on_command_line(**values: str | None) -> tuple[str, ...]:
+def make_account(*, space: str | None, project: str | None, as_json: bool) -> Account:
     context = click.get_current_context()
-    return tuple(
-        word
-        for name, value in values.items()
-        if value and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        for word in (f"--{name}", value)
-    )
+    options: list[str] = []
+    for name, value in (("space", space), ("project", project)):
+        if value and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            options += f"--{name}", value
+    return Account(space, project, as_json, tuple(options))
+
+
+ACCOUNT: Decorator = adding(
+    click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; overrides {SPACE}."),
+    click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; overrides {PROJECT}."),
+    json_option("Write JSON, one object per line; errors as well."),
+    verbose_option,
+)
+account_options = passing("account", make_account, ACCOUNT)
+
+
+def create_directory(directory: Path, option: str) -> None:
+    """Create the directory of an option unless it exists, and check that files can be created in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise Failure(f"can't write to {directory}: {error.strerror}: name another {option}") from None
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without nan and inf: nan is in every range, since it is neither below nor above a limit."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number: write one such as 60", param, ctx)
+        return number
 
 
 STANDARD_INPUT = "-"
 _INPUT_IS_TAKEN = "signalwire_streams.input_is_taken"
 
 
-def read_input(source: str) -> bytes:
-    """Read a file, or standard input for ``-``.
+def read_input(source: str, option: str, kind: str = "file") -> bytes:
+    """Read the file of an option, or standard input for ``-``.
 
-    Raises:
-        OSError: it cannot be read.
-        ValueError: no file can have this name.
+    An error names the option, and not the file: that may be a secret, passed by mistake.
     """
-    if source != STANDARD_INPUT:
-        return Path(source).read_bytes()
-    if sys.stdin is None:  # the shell closed it
-        raise OSError(errno.EBADF, "standard input is closed: name a FILE, or pipe it in")
-    buffer = getattr(sys.stdin, "buffer", None)
-    return buffer.read() if buffer is not None else sys.stdin.read().encode()
-
-
-def read_token_file(source: str, option: str = "--bearer-token-file") -> str:
-    """Read the file of an option. An error does not repeat its name: it may be the token itself, passed by mistake."""
     try:
-        return read_input(source).decode("utf-8-sig")
+        if source != STANDARD_INPUT:
+            return Path(source).read_bytes()
+        if sys.stdin is None:  # the shell closed it
+            raise click.UsageError(f"{option} can't be read: standard input is closed: name a FILE, or pipe it in")
+        buffer = getattr(sys.stdin, "buffer", None)
+        return buffer.read() if buffer is not None else sys.stdin.read().encode()
     except OSError as error:
         raise click.UsageError(f"{option} can't be read: {error.strerror}") from None
-    except ValueError:
+    except ValueError:  # a name that no file can have
+        raise click.UsageError(f"{option} can't be read: write the name of a {kind}, or -") from None
+
+
+def read_secret_file(source: str, option: str = "--bearer-token-file") -> str:
+    try:
+        return read_input(source, option, "text file").decode("utf-8-sig")
+    except UnicodeDecodeError:
         raise click.UsageError(f"{option} can't be read: write the name of a text file, or -") from None
 
 
 def token_is_on_standard_input() -> bool:
-    """Return whether standard input is used up, since the bearer token was read from it."""
     return bool(click.get_current_context().meta.get(_INPUT_IS_TAKEN))
 
 
@@ -166,7 +194,7 @@ def _secret_from_file(context: click.Context, option: click.Parameter, source: s
         return None
     if source == STANDARD_INPUT:
         context.meta[_INPUT_IS_TAKEN] = True
-    return read_token_file(source, option.opts[0]).strip()
+    return read_secret_file(source, option.opts[0]).strip()
 
 
 def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> dict[str, str]:
@@ -200,7 +228,8 @@ _HELP = {
     "status_callback_method": "HTTP method of status callbacks; POST by default.",
     "parameters": "A value for the WebSocket server; repeatable.",
     "authorization_bearer_token": "File with the token that the WebSocket server expects; - reads standard input.",
-    "codec": "PCMU, PCMA, L16 or G722, optionally with sample rate and packet time: L16@24000h@40i.",
+    "codec": f"{', '.join(CODEC_NAMES[:-1])} or {CODEC_NAMES[-1]}, optionally with sample rate and packet time: "
+    "L16@24000h@40i.",
 }
 _METAVARS = {"url": "wss://...", "status_callback": "URL"}
 
@@ -261,10 +290,6 @@ bulk_start_options: Decorator = adding(
 )
 """The options of a run for all of its starts."""
 
-limit_option: Decorator = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results."
-)
-
 
 def _host(_: click.Context, __: click.Parameter, host: str) -> str:
     if not host:  # which would be all addresses
@@ -273,19 +298,11 @@ def _host(_: click.Context, __: click.Parameter, host: str) -> str:
 
 
 address_options: Decorator = adding(
-    click.option(
-        "--host",
-        default="127.0.0.1",
-        show_default=True,
-        callback=_host,
-        metavar="ADDRESS",
-        help="The address to listen on.",
-    ),
+    click.option("--host", default="127.0.0.1", callback=_host, metavar="ADDRESS", help="The address to listen on."),
     click.option(
         "--port",
         type=click.IntRange(0, 65535),
         default=0,
-        show_default=True,
         metavar="N",
         help="The port to listen on; 0 chooses a free one.",
     ),

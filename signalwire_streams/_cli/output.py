@@ -33,19 +33,17 @@ _JSON_TYPES = {
     "NoneType": "null",
 }
 _TYPE = re.compile(rf"(must be [\w ]+, not|is of type) ({'|'.join(_JSON_TYPES)})\b")
+_BOOLEANS = re.compile(r"must be True or False(, not (True|False))?| (True|False) is unknown")
 _PHRASES = (
     ("pass the values as parameters={...}", "pass each value as --parameter NAME=VALUE"),
     ("pass authorization_bearer_token=... instead", "pass the token with --bearer-token-file instead"),
     ("name and unnamed=True contradict each other", "a name and --unnamed contradict each other"),
     ("write its value as a str", "write its value as a string"),
     ("must be a mapping of names to values", "must be an object"),
-    ("must be True or False, not True", "must be true or false, not true"),
-    ("must be True or False, not False", "must be true or false, not false"),
-    ("must be True or False", "must be true or false"),
     ("must be a str", "must be a string"),
-    (" True is unknown", " true is unknown"),
-    (" False is unknown", " false is unknown"),
     ("with that name and may_be_running=True", "with --name and --may-be-running"),
+    ("may_be_running=True needs", "--may-be-running needs"),
+    ("pass it as name=...", "pass it as --name"),
     ("pass project= and token= instead", "set SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN instead"),
     ("and the token as token=", "and the token in SIGNALWIRE_API_TOKEN"),
 )
@@ -53,15 +51,11 @@ _PHRASES = (
 
 def for_command_line(message: str) -> str:
     """Replace Python's terms in a message of the library by those of the command line."""
-    message = _TYPE.sub(_in_json_terms, message)
+    message = _TYPE.sub(lambda found: f"{found[1].removesuffix(' of type')} {_JSON_TYPES[found[2]]}", message)
+    message = _BOOLEANS.sub(lambda found: found[0].lower(), message)
     for python, words in _PHRASES:
         message = message.replace(python, words)
     return message
-
-
-def _in_json_terms(found: "re.Match[str]") -> str:
-    beginning = "is" if found[1] == "is of type" else found[1]
-    return f"{beginning} {_JSON_TYPES[found[2]]}"
 
 
 def clean(text: object) -> str:
@@ -187,9 +181,9 @@ def write_report(
         click.echo(step)
 
 
-def bare_table(*, show_header: bool = True) -> Table:
+def bare_table() -> Table:
     """Create a table without lines, which looks the same in every terminal."""
-    return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), show_header=show_header)
+    return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0))
 
 
 def write_rich(table: Table) -> None:
@@ -289,8 +283,6 @@ class Failure(click.ClickException):
 
 
 class UsageError(Failure):
-    """An argument is invalid; nothing was sent."""
-
     exit_code = USAGE_ERROR
 
 

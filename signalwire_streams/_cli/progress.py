@@ -16,25 +16,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from signalwire_streams import Attempt, Operation, RetryDecision
+from signalwire_streams import Attempt, Operation
 from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_note
 
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0
 _SETTLING = 1.0  # seconds before an estimate of the remaining time is worth showing
 _MINUTE, _HOUR = 60, 3600
-
-RETRIES = frozenset(
-    {
-        RetryDecision.RETRY,
-        RetryDecision.RETRY_UNSENT,
-        RetryDecision.RETRY_IMMEDIATELY,
-        RetryDecision.RETRY_IMMEDIATELY_ONCE,
-        RetryDecision.RESEND,
-        RetryDecision.WAIT_FOR_RATE_LIMIT,
-    }
-)
-"""Decisions after which another attempt of the same call follows."""
 
 
 class Meter:
@@ -50,7 +38,7 @@ class Meter:
         now = self._clock()
         if self._started_at is None:
             self._started_at = now
-        self.retries += attempt.decision in RETRIES
+        self.retries += attempt.decision.is_retry
         if attempt.operation is not Operation.READ and attempt.sent != "no":
             self.requests += 1
             self._recent.append(now)
@@ -111,7 +99,6 @@ class Display:
             click.echo(text)
 
     def warn(self, text: str) -> None:
-        """Write a line of text to stderr, without its control characters."""
         if self._live is not None:
             self._live.console.print(Text(clean(text)), soft_wrap=True)
         else:
@@ -174,7 +161,9 @@ def draw(progress: Progress) -> Group:
     row.add_column(no_wrap=True)
     bar = ProgressBar(total=max(progress.total, 1), completed=progress.done)
     row.add_row(progress.title, bar, progress.count, progress.remaining)
-    return Group(row, Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis"))
+    facts = Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis")
+    # The terminal writes ^C at the cursor: at the end of a full line it would go on to the next, which is not erased.
+    return Group(row, facts, Text())
 
 
 def format_duration(seconds: float) -> str:

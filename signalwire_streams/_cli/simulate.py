@@ -16,15 +16,7 @@ from attrs import fields
 from signalwire_streams._cli.options import Decorator, address_options, json_option
 from signalwire_streams._cli.output import cannot_listen, write_json
 from signalwire_streams._cli.progress import on_signals
-from signalwire_streams.simulator import (
-    FaultKind,
-    FaultSettings,
-    Silence,
-    SimulatedSpace,
-    Sound,
-    Tone,
-    WavFile,
-)
+from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
 _TYPES: "Mapping[Any, click.ParamType[Any]]" = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}
 _LIMIT = re.compile("[1-9][0-9]{0,8}")
@@ -77,7 +69,6 @@ def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _describe_kinds() -> str:
-    """Return the kinds of faults for the help text, with the settings that they take."""
     kinds_by_settings: dict[tuple[str, ...], list[str]] = {}
     for kind in FaultKind:
         names = (name.removesuffix("_") for name in kind.settings)
@@ -114,8 +105,10 @@ def _ca_file(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSL
         return None
     try:
         return ssl.create_default_context(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        raise click.BadParameter(f"{path!r} contains no PEM certificate: {error.strerror}") from None
+    except ssl.SSLError:
+        raise click.BadParameter(f"{path!r} contains no PEM certificate: name the file of a CA") from None
+    except OSError as error:
+        raise click.BadParameter(f"{path!r} can't be read: {error.strerror}") from None
 
 
 def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
@@ -132,12 +125,7 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
         option += f"/--no-{option.removeprefix('--')}"
-    found = {
-        "type": _type_of(attribute.type),
-        "is_flag": attribute.type is bool,
-        "default": attribute.default,
-        "show_default": attribute.default is not False,
-    }
+    found = {"type": _type_of(attribute.type), "is_flag": attribute.type is bool, "default": attribute.default}
     return click.option(option, help=help_text, **found | settings)
 
 
@@ -205,13 +193,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
 @json_option("Write one line of JSON when it is ready, and nothing else.")
-def simulate(
-    *,
-    faults: Sequence[str],
-    no_request_log: bool,
-    as_json: bool,
-    **settings: Any,  # noqa: ANN401  (the Space's own)
-) -> None:
+def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Simulate a Space on this machine: its REST API with conferences and calls.
 
     With --audio it connects to the WebSocket server of each stream that starts, and sends audio in real time.

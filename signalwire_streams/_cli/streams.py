@@ -1,7 +1,5 @@
 """The commands ``conferences`` and ``calls``."""
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -29,7 +27,6 @@ from signalwire_streams._cli.options import (
     account_options,
     adding,
     conference_options,
-    limit_option,
     refuse_conference_options,
     start_options,
 )
@@ -43,7 +40,6 @@ from signalwire_streams._cli.output import (
     silenced,
     write_aligned,
     write_json,
-    write_note,
     write_table,
 )
 
@@ -57,18 +53,7 @@ _SID, _STATUS, _CREATED = Column("SID", whole=True), Column("STATUS", whole=True
 
 
 def example(command: str) -> str:
-    """Return the epilog of a command that needs an account."""
     return f"{ENVIRONMENT}\n\b\nExample:\n  signalwire-streams {command}\n"
-
-
-@click.group()
-def conferences() -> None:
-    """List and show conferences; start and stop streams on them."""
-
-
-@click.group()
-def calls() -> None:
-    """List and show calls; start and stop streams on them."""
 
 
 def _add_list_command(
@@ -94,7 +79,7 @@ def _add_list_command(
         epilog=example(f"{group.name} {name} {usage}"),
     )
     @adding(*options)
-    @limit_option
+    @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results.")
     @account_options
     def list_command(account: Account, *, limit: int | None, **filters: Any) -> None:  # noqa: ANN401
         async def work(client: StreamsClient) -> None:
@@ -114,65 +99,6 @@ def _add_list_command(
         account.run(work)
 
 
-_add_list_command(
-    conferences,
-    "list",
-    {_SID: "sid", _STATUS: "status", Column("NAME"): "friendly_name", _CREATED: "date_created"},
-    click.option("--status", type=click.Choice([word.value for word in ConferenceStatus]), help="Filter by status."),
-    click.option("--friendly-name", metavar="NAME", help="Filter by friendly name."),
-    items="the project's conferences",
-    usage="--status in-progress --limit 20",
-    list_items=lambda client, **filters: client.conferences.list(**filters),
-)
-_add_list_command(
-    conferences,
-    "participants",
-    {
-        Column("CALL SID", whole=True): "call_sid",
-        _STATUS: "status",
-        Column("MUTED"): "muted",
-        Column("HOLD"): "hold",
-        Column("JOINED (UTC)", spare=True): "date_created",
-    },
-    click.argument("conference_sid"),
-    click.option("--muted/--not-muted", default=None, help="Only participants who are muted, or who are not."),
-    click.option("--hold/--not-on-hold", default=None, help="Only participants on hold, or not on hold."),
-    items="the participants of a conference",
-    usage="CONFERENCE_SID",
-    list_items=lambda client, conference_sid, **filters: client.conferences.participants(conference_sid, **filters),
-)
-_add_list_command(
-    calls,
-    "list",
-    {_SID: "sid", _STATUS: "status", Column("FROM"): "from_", Column("TO"): "to", _CREATED: "date_created"},
-    click.option("--status", type=click.Choice([word.value for word in CallStatus]), help="Filter by status."),
-    click.option("--from", "from_", metavar="ADDRESS", help="Filter by the caller's number or address."),
-    click.option("--to", metavar="ADDRESS", help="Filter by the called number or address."),
-    items="the project's calls",
-    usage="--status in-progress --from +12015550100",
-    list_items=lambda client, **filters: client.calls.list(**filters),
-)
-
-
-def _add_get_command(group: click.Group, noun: Noun, fields: Sequence[str]) -> None:
-    """Add a command that shows these fields of one item, without those that the Space left out."""
-    metavar = f"{noun.upper()}_SID"
-
-    @group.command("get", help=f"Show one {noun}.", epilog=example(f"{group.name} get {metavar}"))
-    @click.argument("sid", metavar=metavar)
-    @account_options
-    def get_command(account: Account, *, sid: str) -> None:
-        async def work(client: StreamsClient) -> None:
-            item = await _resource(client, noun).get(sid)
-            if account.as_json:
-                write_json(_item_facts(item))
-                return
-            values = {_LABELS.get(field, field): _value(item, field) for field in fields}
-            write_aligned([(label, clean(value)) for label, value in values.items() if value is not None])
-
-        account.run(work)
-
-
 _LABELS = {
     "friendly_name": "name",
     "from_": "from",
@@ -182,20 +108,9 @@ _LABELS = {
     "start_time": "started",
     "end_time": "ended",
 }
-_add_get_command(
-    conferences, "conference", ["sid", "friendly_name", "status", "region", "date_created", "date_updated"]
-)
-_add_get_command(
-    calls,
-    "call",
-    [
-        *("sid", "status", "direction", "from_", "to", "answered_by", "duration"),
-        *("date_created", "start_time", "end_time"),
-    ],
-)
 
 
-def _resource(client: StreamsClient, noun: Noun) -> Any:  # noqa: ANN401  (both have the same operations)
+def resource_of(client: StreamsClient, noun: Noun) -> Any:  # noqa: ANN401  (both have the same operations)
     return client.conferences if noun == "conference" else client.calls
 
 
@@ -238,11 +153,10 @@ class _Target:
     sid: str
 
     def start(self, **fields: Any) -> None:  # noqa: ANN401  (the options, which the client checks)
-        """Start a stream, and print how to stop it."""
         attempts: list[Attempt] = []
 
         async def work(client: StreamsClient) -> None:
-            self._write_started(await _resource(client, self.noun).start_stream(self.sid, **fields))
+            self._write_started(await resource_of(client, self.noun).start_stream(self.sid, **fields))
 
         with silenced(OUTCOMES):
             try:
@@ -252,7 +166,7 @@ class _Target:
 
     def stop(self, handle: str) -> None:
         async def work(client: StreamsClient) -> None:
-            stream: _Stream = await _resource(client, self.noun).stop_stream(self.sid, handle)
+            stream: _Stream = await resource_of(client, self.noun).stop_stream(self.sid, handle)
             with noting("the stream was stopped"):
                 if self.account.as_json:
                     write_json(_stream_facts(stream))
@@ -273,8 +187,6 @@ class _Target:
         stop = self._stop_command(handle) if handle else None
         note = f"the stream was started: sid {stream.sid or '-'}, name {stream.name or '-'}"
         note += "" if stop is None else f"; stop it with: {stop}"
-        if sys.stdout is None:  # the shell closed it
-            write_note(note)
         with noting(note, also_for_pipes=True):
             if self.account.as_json:
                 write_json({**_stream_facts(stream), "stop_command": stop})
@@ -290,25 +202,17 @@ class _Target:
     def _interruption(self, attempts: Sequence[Attempt]) -> Interruption:
         name = attempts[-1].name if attempts else None
         was_sent = any(attempt.sent != "no" for attempt in attempts)
+        sent = "maybe" if was_sent else "no"
         stop = self._stop_command(name) if was_sent and name else None
         remedy = f"stop it with: {stop}" if stop else f"end the {self.noun} to stop it"
         return Interruption(
             f"interrupted: the stream may be running; {remedy}" if was_sent else "interrupted: nothing was sent",
-            {
-                "sent": "maybe" if was_sent else "no",
-                "attempts": len(attempts),
-                "target": self.sid,
-                "name": name,
-                "stop_command": stop,
-            },
+            {"sent": sent, "attempts": len(attempts), "target": self.sid, "name": name, "stop_command": stop},
             as_json=self.account.as_json,
         )
 
     def _stop_command(self, handle: str) -> str:
-        words = ["signalwire-streams", f"{self.noun}s", "stop-stream", *self.account.options]
-        if self.sid.startswith("-") or handle.startswith("-"):
-            words.append("--")
-        return shlex.join([*words, self.sid, handle])
+        return self.account.command(f"{self.noun}s stop-stream", self.sid, handle)
 
 
 def _write_stream(stream: _Stream) -> None:
@@ -323,37 +227,53 @@ def _stream_facts(stream: _Stream) -> dict[str, object]:
     return {**facts, "date_updated": moment.isoformat() if moment is not None else None}
 
 
-def _add_stream_commands(group: click.Group, noun: Noun, start_help: str, start_example: str) -> None:
-    """Add ``start-stream`` and ``stop-stream`` to a group."""
-    metavar = f"{noun.upper()}_SID"
-    is_call = noun == "call"
+def _group(noun: Noun, fields: Sequence[str], start_help: str, start_example: str) -> click.Group:
+    """Create the commands of conferences or calls, except the lists; *fields* are those that ``get`` shows."""
+    nouns, metavar, is_call = f"{noun}s", f"{noun.upper()}_SID", noun == "call"
+    group = click.Group(nouns, help=f"List and show {nouns}; start and stop streams on them.")
 
-    @group.command("start-stream", help=start_help, epilog=example(f"{noun}s start-stream {metavar} {start_example}"))
+    @group.command(help=f"Show one {noun}.", epilog=example(f"{nouns} get {metavar}"))
+    @click.argument("sid", metavar=metavar)
+    @account_options
+    def get(account: Account, *, sid: str) -> None:
+        async def work(client: StreamsClient) -> None:
+            item = await resource_of(client, noun).get(sid)
+            if account.as_json:
+                write_json(_item_facts(item))
+                return
+            values = {_LABELS.get(field, field): _value(item, field) for field in fields}
+            # The Space leaves some out.
+            write_aligned([(label, clean(value)) for label, value in values.items() if value is not None])
+
+        account.run(work)
+
+    @group.command(help=start_help, epilog=example(f"{nouns} start-stream {metavar} {start_example}"))
     @click.argument("sid", metavar=metavar)
     @start_options
     @conference_options(hidden=is_call)
     @account_options
-    def start(account: Account, *, sid: str, **fields: Any) -> None:  # noqa: ANN401  (the client checks them)
+    def start_stream(account: Account, *, sid: str, **fields: Any) -> None:  # noqa: ANN401  (the client checks them)
         if is_call:
             refuse_conference_options(fields, "a call")
             fields = {name: value for name, value in fields.items() if name not in CONFERENCE_ONLY}
         _Target(account, noun, sid).start(**fields)
 
     @group.command(
-        "stop-stream",
         help=f"Stop a stream on a {noun}, given by its sid or its name.",
-        epilog=example(f"{noun}s stop-stream {metavar} audit-1"),
+        epilog=example(f"{nouns} stop-stream {metavar} audit-1"),
     )
     @click.argument("sid", metavar=metavar)
     @click.argument("stream")
     @account_options
-    def stop(account: Account, *, sid: str, stream: str) -> None:
+    def stop_stream(account: Account, *, sid: str, stream: str) -> None:
         _Target(account, noun, sid).stop(stream)
 
+    return group
 
-_add_stream_commands(
-    conferences,
+
+conferences = _group(
     "conference",
+    ["sid", "friendly_name", "status", "region", "date_created", "date_updated"],
     """Stream a conference's audio to a WebSocket server.
 
     If the response is lost, the start is retried under the same name, so that the stream is started once. If it
@@ -361,13 +281,51 @@ _add_stream_commands(
     """,
     "\\\n      --url wss://audio.example.com/live --codec PCMU --parameter tenant=acme",
 )
-_add_stream_commands(
-    calls,
+calls = _group(
     "call",
+    ["sid", "status", "direction", "from_", "to", "answered_by", "duration", "date_created", "start_time", "end_time"],
     """Stream a call's audio to a WebSocket server.
 
     Rejection of duplicate names is documented for conferences only. A start on a call is therefore not retried
     if its response is lost; the error then says that the stream may be running.
     """,
     "--url wss://audio.example.com/live",
+)
+_add_list_command(
+    conferences,
+    "list",
+    {_SID: "sid", _STATUS: "status", Column("NAME"): "friendly_name", _CREATED: "date_created"},
+    click.option("--status", type=click.Choice([word.value for word in ConferenceStatus]), help="Filter by status."),
+    click.option("--friendly-name", metavar="NAME", help="Filter by friendly name."),
+    items="the project's conferences",
+    usage="--status in-progress --limit 20",
+    list_items=lambda client, **filters: client.conferences.list(**filters),
+)
+_add_list_command(
+    conferences,
+    "participants",
+    {
+        Column("CALL SID", whole=True): "call_sid",
+        _STATUS: "status",
+        Column("MUTED"): "muted",
+        Column("HOLD"): "hold",
+        Column("JOINED (UTC)", spare=True): "date_created",
+    },
+    click.argument("conference_sid"),
+    click.option("--muted/--not-muted", default=None, help="Only participants who are muted, or who are not."),
+    click.option("--hold/--not-on-hold", default=None, help="Only participants on hold, or not on hold."),
+    items="the participants of a conference",
+    usage="CONFERENCE_SID",
+    list_items=lambda client, conference_sid, **filters: client.conferences.participants(conference_sid, **filters),
+)
+_add_list_command(
+    calls,
+    "list",
+    {_SID: "sid", _STATUS: "status", Column("FROM"): "from_", Column("TO"): "to", _CREATED: "date_created"},
+    click.option("--status", type=click.Choice([word.value for word in CallStatus]), help="Filter by status."),
+    click.option("--from", "from_", metavar="ADDRESS", help="Filter by the caller's number or address."),
+    click.option("--to", metavar="ADDRESS", help="Filter by the called number or address."),
+    items="the project's calls",
+    usage="--status in-progress --from +12015550100",
+    list_items=lambda client, **filters: client.calls.list(**filters),
 )

@@ -80,6 +80,9 @@ class AttemptResult(_Word):
 class RetryDecision(_Word):
     """The decision after an attempt."""
 
+    is_retry: bool
+    """Whether another attempt of the same call follows."""
+
     SUCCEED = "succeed", "finish"
     RETRY = "retry", "retry"
     RETRY_UNSENT = "retry_unsent", "retry, nothing was sent"
@@ -92,6 +95,10 @@ class RetryDecision(_Word):
     SUCCEED_WITHOUT_SID = "succeed_without_sid", "running, known by its name"
     FAIL = "fail", "fail"
     UNKNOWN = "unknown", "the outcome is unknown"
+
+    def __init__(self, value: str, _: str) -> None:
+        """Derive the kind from the value."""
+        self.is_retry = value.startswith(("retry", "resend", "wait"))
 
 
 @frozen(kw_only=True)

@@ -26,8 +26,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _MAY_HOLD_SECRET = re.compile("[?#@]")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
 _PLAIN = re.compile(r"[0-9A-Za-z_-]+")
-_CODEC_NAMES = tuple(dict.fromkeys([*(codec.partition("@")[0] for codec in Codec), "G722"]))
-_CODEC = re.compile(rf"({'|'.join(_CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
+CODEC_NAMES = tuple(dict.fromkeys([*(codec.partition("@")[0] for codec in Codec), "G722"]))
+_CODEC = re.compile(rf"({'|'.join(CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
 _CODECS = frozenset(codec.value for codec in Codec)
 _RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
 _YEAR = 366 * 24 * 3600
@@ -220,7 +220,7 @@ def check_codec(value: Codec | str) -> Codec | str:
             return text
     documented = ", ".join(repr(codec.value) for codec in Codec)
     raise InvalidRequestError(
-        f"codec {value!r} is unknown: write one of {documented}, or {', '.join(_CODEC_NAMES)} with a sample rate "
+        f"codec {value!r} is unknown: write one of {documented}, or {', '.join(CODEC_NAMES)} with a sample rate "
         f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) if wanted, "
         "as in 'PCMU@40i' or 'L16@24000h@40i'"
     )

@@ -76,7 +76,8 @@ async def test_demo_reports_a_directory_that_cannot_be_created(bare_shell: Shell
     (tmp_path / "file").touch()
     ran = await bare_shell("demo", "--recordings", str(tmp_path / "file" / "heard"))
     assert ran.code == 1
-    assert "can't create" in ran.err
+    assert "can't write to " in ran.err
+    assert "name another --recordings" in ran.err
 
 
 async def test_demo_writes_a_table(bare_shell: Shell) -> None:

@@ -468,7 +468,7 @@ async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
         (("--allow-anonymous", "--host", ""), "empty: write an address such as 127.0.0.1, or 0.0.0.0 for all"),
         (("--allow-anonymous", "--self-signed", "--host", "a..b"), "--host 'a..b' is neither a name nor an address"),
         (("--allow-anonymous", "--self-signed", "--host", "a b"), "--host 'a b' is neither a name nor an address"),
-        (("--allow-anonymous", "--seconds", "nan"), "not a number of seconds"),
+        (("--allow-anonymous", "--seconds", "nan"), "nan is not a finite number"),
         (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
         (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
         (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),

@@ -194,11 +194,11 @@ def test_progress_line() -> None:
     ],
 )
 @pytest.mark.parametrize("columns", [80, 60])
-def test_a_terminal_gets_two_lines_that_fit(look: Progress, columns: int) -> None:
+def test_a_terminal_gets_two_lines_that_fit_and_one_for_the_cursor(look: Progress, columns: int) -> None:
     written = io.StringIO()
     Console(file=written, width=columns, color_system=None).print(draw(look))
     bar, facts, *rest = written.getvalue().split("\n")
-    assert rest == [""]
+    assert rest == ["", ""]
     assert max(cell_len(bar), cell_len(facts)) <= columns
     assert bar.startswith(f"{look.title}  ")
     assert f"  {look.done:,} of {look.total:,}" in bar

@@ -57,6 +57,7 @@ async def test_errors_of_lines_use_no_python_terms(offline_shell: Shell, tmp_pat
         ("--url", f"{URL}?key=hush"),
         ("--url", "wss://u:hush@host/x"),
         ("--url", URL, "--name", "n", "--unnamed"),
+        ("--url", URL, "--may-be-running"),
         ("--url", URL, "--deadline", "-1"),
         ("--url", URL, "--status-callback", "nowhere"),
         ("--url", URL, "--space", "https://u:hush@host"),

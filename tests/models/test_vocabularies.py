@@ -15,6 +15,7 @@ from signalwire_streams.models import (
     Operation,
     ParticipantStatus,
     Priority,
+    RetryDecision,
     StreamStatus,
     Track,
 )
@@ -55,6 +56,18 @@ def test_is_start_is_true_for_starts_only(kind: Operation, *, is_start: bool) ->
     """Reads and stops may be done twice; starts may not."""
     assert kind.is_start is is_start
     assert kind.is_stop is (kind in {Operation.STOP, Operation.STOP_BY_NAME})
+
+
+def test_is_retry_is_true_for_decisions_after_which_another_attempt_follows() -> None:
+    final = {decision for decision in RetryDecision if not decision.is_retry}
+    assert final == {
+        RetryDecision.SUCCEED,
+        RetryDecision.ALREADY_STARTED,
+        RetryDecision.ALREADY_STOPPED,
+        RetryDecision.SUCCEED_WITHOUT_SID,
+        RetryDecision.FAIL,
+        RetryDecision.UNKNOWN,
+    }
 
 
 def test_priorities() -> None:
