@@ -168,7 +168,7 @@ class GuardedPayload(BytesPayload):
         super().__init__(body, content_type=_FORM)
         self.content, self._guard = body, guard
 
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+    async def write_with_length(self, writer: AbstractStreamWriter, _: int | None) -> None:
         await self._guard.write(writer, self)
 
 

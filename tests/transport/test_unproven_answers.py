@@ -47,6 +47,10 @@ FOREIGN: dict[str, bytes] = {
     "an error of a gateway": http(200, {"code": 404, "message": "no route"}),
     "an error of a gateway, cut": cut(200, b'{"code": 404, "mess'),
     "an error without a code": http(202, {"message": "Forbidden"}),
+    "a problem of RFC 9457": http(200, {"type": "about:blank", "title": "Bad Gateway", "status": 502}),
+    "a fault of a gateway": http(200, {"fault": {"faultstring": "no route"}}),
+    "a fault of a gateway, cut": cut(200, b'{"fault": {"fau'),
+    "a state of a gateway": http(200, {"status": "ok"}),
 }
 ACCEPTED: dict[str, bytes] = {
     "202": http(202),
