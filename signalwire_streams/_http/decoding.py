@@ -140,7 +140,6 @@ def read_stream(document: object, model: type[_Value], asked: Mapping[str, objec
 
 
 def read_item(document: object, model: type[_Value]) -> _Value:
-    """Structure one conference, call or participant, which must have an id."""
     key = "call_sid" if model is Participant else "sid"
     if not isinstance(document, dict) or not has_key(document, key):
         raise MalformedResponseError(f"the Space returned a {model.__name__.lower()} without {key}", sent="yes")
@@ -148,7 +147,6 @@ def read_item(document: object, model: type[_Value]) -> _Value:
 
 
 def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
-    """Structure one page of a list, whose items are under *key*."""
     items = document.get(key) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(items, list):
         raise MalformedResponseError(f"the Space returned a page without a list of {key}", sent="yes")

@@ -121,7 +121,6 @@ class Problem:
 
     @property
     def is_of_platform(self) -> bool:
-        """Whether it is an error of the platform, in whichever shape."""
         return self.status is not None or (self.code or 0) >= _FIRST_CODE
 
     @property

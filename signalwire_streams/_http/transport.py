@@ -343,7 +343,6 @@ class HttpTransport:
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
     async def __call__(self, request: Request) -> Result:
-        """Send the request and return how the attempt ended."""
         state = request.state
         session = self._sessions.session()
         if session is None:
