@@ -158,6 +158,7 @@ class StreamsClient:
         self._bulk_deadline = _BULK_DEADLINE + 2 * MAX_CONCURRENCY / rate
 
     @classmethod
+    @masks_secrets
     def from_env(cls, environment: Mapping[str, str] | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Create a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
@@ -170,10 +171,8 @@ class StreamsClient:
                 sets.
         """
         space, project, token = _read_environment(os.environ if environment is None else environment)
-        environment = None  # its repr would show the token in a traceback
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
-            del options  # likewise
             raise InvalidRequestError(
                 f"from_env reads the Space and its credentials from the environment: leave out {', '.join(twice)}, "
                 "or write StreamsClient(...)"

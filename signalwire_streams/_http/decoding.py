@@ -140,7 +140,6 @@ def read_stream(document: object, model: type[_Value], asked: Mapping[str, objec
 
 
 def read_item(document: object, model: type[_Value]) -> _Value:
-    """Structure one conference, call or participant, which must have an id."""
     key = "call_sid" if model is Participant else "sid"
     if not isinstance(document, dict) or not has_key(document, key):
         raise MalformedResponseError(f"the Space returned a {model.__name__.lower()} without {key}", sent="yes")
@@ -148,7 +147,6 @@ def read_item(document: object, model: type[_Value]) -> _Value:
 
 
 def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
-    """Structure one page of a list, whose items are under *key*."""
     items = document.get(key) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(items, list):
         raise MalformedResponseError(f"the Space returned a page without a list of {key}", sent="yes")
@@ -192,7 +190,12 @@ _OTHER_STATUS = {
     False: frozenset({StreamStatus.QUEUED, StreamStatus.IN_PROGRESS}),
 }
 _ERROR_KEYS = ("code", "errors", "error", "message", "detail")
-_BEGINS_AS_ERROR = re.compile(rb'\{\s*"(?:%b)"' % "|".join(_ERROR_KEYS).encode())
+# Of streams and pages. A status is not among them, since gateways have one too.
+_FIRST_KEYS = tuple(
+    f'"{key}"'.encode()
+    for key in ("sid", "name", "account_sid", "conference_sid", "call_sid", "uri", "date_updated", "api_version")
+)
+_STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
@@ -286,7 +289,7 @@ def classify(request: Request, response: Response) -> AttemptResult:
     if problem.code in _BY_CODE:
         return _BY_CODE[problem.code]
     if status < _REDIRECT:
-        return AttemptResult.ACCEPTED if _may_be_api_success(response) else AttemptResult.MALFORMED
+        return AttemptResult.ACCEPTED if _may_be_api_success(request, response) else AttemptResult.MALFORMED
     if status >= _FAULT:
         # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
         # A bare one comes from a proxy, and the Space behind it may have done the work.
@@ -297,16 +300,23 @@ def classify(request: Request, response: Response) -> AttemptResult:
     return _BY_STATUS.get(status, permanent)
 
 
-def _may_be_api_success(response: Response) -> bool:
+def _may_be_api_success(request: Request, response: Response) -> bool:
     """Return False if a 2xx without a sid is not the API's, such as a proxy's page or a gateway's error.
 
-    An empty body may be the API's, and so may the beginning of an object whose rest was lost.
+    An empty body or object may be the API's. Gateways' own objects have no common form, so any other has to have a key
+    that a stream has; if the rest of it was lost, at its beginning.
     """
     document, body = response.document, response.body.strip()
     if response.complete and body:
-        return isinstance(document, dict) and not any(document.get(key) for key in _ERROR_KEYS)
-    is_page = not response.complete and "html" in response.headers.get("Content-Type", "").lower()
-    return not is_page and body[:1] in {b"", b"{"} and not _BEGINS_AS_ERROR.match(body)
+        if not isinstance(document, dict) or any(document.get(key) for key in _ERROR_KEYS):
+            return False
+        is_stream = not document or _text(document.get("status"), None) in _STATUSES
+        return is_stream or not document.keys().isdisjoint({request.required_key, *request.echo})
+    if not response.complete and "html" in response.headers.get("Content-Type", "").lower():
+        return False
+    key = body[1:].lstrip()
+    begins_as_stream = any(key.startswith(known) or known.startswith(key) for known in _FIRST_KEYS)
+    return not body or (body[:1] == b"{" and begins_as_stream)
 
 
 def _refusal(operation: Operation, status: int, problem: Problem) -> AttemptResult:

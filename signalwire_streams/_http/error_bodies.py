@@ -4,7 +4,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from html import escape
+from itertools import islice
 from json import dumps
 from math import isfinite
 from unicodedata import combining, normalize
@@ -68,6 +70,7 @@ _LONGEST_CHARACTER = 12  # characters that one may take when it is encoded: "%F0
 _MAX_SENTENCES = 20
 _SHORT = 3
 _PREFIX, _LONG_PREFIX = 8, 16
+_BEGINNING = 24  # characters whose normal form has the letters of a prefix: a Korean syllable may take three
 _MAX_DIGITS = 9
 _DIGITS = re.compile(f"[0-9]{{1,{_MAX_DIGITS}}}")
 _FIRST_CODE = 10_000
@@ -118,7 +121,6 @@ class Problem:
 
     @property
     def is_of_platform(self) -> bool:
-        """Whether it is an error of the platform, in whichever shape."""
         return self.status is not None or (self.code or 0) >= _FIRST_CODE
 
     @property
@@ -215,7 +217,8 @@ def _find(secrets: Iterable[str], text: str) -> Iterator[tuple[int, int]]:
     for secret in secrets:
         # Secrets may be many and large, and hardly any is in the text; each spelling has plain letters as they are.
         letters = _LETTERS.match(normalize("NFC", secret))
-        if letters is not None and letters[1][:_PREFIX].lower() not in folded:
+        beginnings = _spellings(_beginning(secret)) if letters is None else {letters[1].lower()}
+        if not any(beginning[:_PREFIX] in folded for beginning in beginnings):
             continue
         bare = _fold(secret)
         is_trimmed = len(bare) <= _SHORT and secret.casefold() not in text.casefold()
@@ -265,9 +268,19 @@ def _is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
+def _beginning(secret: str) -> str:
+    """Return a part of a secret each of whose spellings begins, for the length of a prefix, as that of all of it."""
+    clusters = list(islice(_clusters(secret), _BEGINNING))
+    return secret[: clusters[-1][1][1]] if clusters else secret
+
+
 def _fold(text: str) -> str:
     """Return a text without white space, case and ways to write an accent."""
-    return _UNSEEN.sub("", text).lower() if text.isascii() else "".join(letters for letters, _ in _clusters(text))
+    if text.isascii():
+        return _UNSEEN.sub("", text).lower()
+    if not any(map(combining, text)):
+        return "".join(map(_letters, text))
+    return "".join(letters for letters, _ in _clusters(text))
 
 
 def _clusters(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -277,12 +290,22 @@ def _clusters(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
         stop = start + 1
         while stop < len(text) and combining(text[stop]):
             stop += 1
-        cluster = normalize("NFC", text[start:stop])
-        if not cluster.isspace() and cluster.isprintable():
-            # The upper case first, since some letters of different alphabets share it.
-            letters = cluster.upper().casefold()
-            yield "".join(letter for letter in letters if not combining(letter)) or letters, (start, stop)
+        letters = _letters(text[start]) if stop == start + 1 else _fold_cluster(text[start:stop])
+        if letters:
+            yield letters, (start, stop)
         start = stop
+
+
+def _fold_cluster(cluster: str) -> str:
+    cluster = normalize("NFC", cluster)
+    if cluster.isspace() or not cluster.isprintable():
+        return ""
+    # The upper case first, since some letters of different alphabets share it.
+    letters = cluster.upper().casefold()
+    return "".join(letter for letter in letters if not combining(letter)) or letters
+
+
+_letters = lru_cache(maxsize=4096)(_fold_cluster)  # of single characters, which tell nothing of a secret
 
 
 def _spellings(secret: str) -> set[str]:

@@ -87,7 +87,6 @@ def _quoted_address(url: str) -> str:
 
 
 def query(filters: Mapping[str, object]) -> str:
-    """Return the query with its question mark, without filters that are None, or an empty string."""
     written = {_quoted(name): _text(value) for name, value in filters.items() if value is not None}
     return "?" + _encode(written) if written else ""
 
@@ -166,7 +165,6 @@ def stop(
     deadline: float | None,
     context: CallContext,
 ) -> Request:
-    """Build a stop of the stream with a sid or name, the *handle*."""
     echo = {kind.target_key: target}
     if operation is not Operation.STOP_BY_NAME:
         echo["sid"] = handle

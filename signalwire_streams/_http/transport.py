@@ -124,8 +124,8 @@ class AttemptGuard:
             self._record_written(in_one_write=True)
         return response
 
-    async def write(self, writer: AbstractStreamWriter, body: bytes) -> None:
-        """Write the body, together with the headers.
+    async def write(self, writer: AbstractStreamWriter, payload: "GuardedPayload") -> None:
+        """Write the body, together with the headers. It has secrets, so no local variable is bound to it.
 
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
@@ -136,11 +136,11 @@ class AttemptGuard:
         self._writer = writer
         self.state.phase = Phase.WRITING
         try:
-            await writer.write(body)
+            await writer.write(payload.content)
         except Exception:
             self.record_unwritten()  # a trace hook, which aiohttp calls before it writes, may have raised it
             raise
-        self._record_written(in_one_write=len(body) <= _ONE_WRITE)
+        self._record_written(in_one_write=len(payload.content) <= _ONE_WRITE)
 
     def record_unwritten(self) -> None:
         """Correct the phase if nothing was written and nothing can be written any more."""
@@ -166,10 +166,10 @@ class GuardedPayload(BytesPayload):
 
     def __init__(self, body: bytes, guard: AttemptGuard) -> None:
         super().__init__(body, content_type=_FORM)
-        self._guard = guard
+        self.content, self._guard = body, guard
 
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        await self._guard.write(writer, self._value[:content_length])
+    async def write_with_length(self, writer: AbstractStreamWriter, _: int | None) -> None:
+        await self._guard.write(writer, self)
 
 
 class _ProtocolWrapper(asyncio.Protocol):
@@ -343,7 +343,6 @@ class HttpTransport:
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
     async def __call__(self, request: Request) -> Result:
-        """Send the request and return how the attempt ended."""
         state = request.state
         session = self._sessions.session()
         if session is None:

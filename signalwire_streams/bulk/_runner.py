@@ -212,7 +212,7 @@ class WorkerPool(Generic[_Item]):
 
     def _skip(self, index: int, item: _Item, why: str) -> None:
         result = self.operation.recorded(item) or RunCancelledError(why)
-        self._put(self._outcome(index, item, result))
+        self._put(self._outcome(index, item, result, CallState()))
 
     async def _run(self, index: int, item: _Item) -> None:
         context = CallContext(Priority.BULK)
@@ -233,20 +233,20 @@ class WorkerPool(Generic[_Item]):
         if state.acquired_at is not None:
             latency = self.clock.now() - state.acquired_at
             self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
-        outcome = self._outcome(index, item, result, state.attempts, self.clock.now() - started_at)
+        outcome = self._outcome(index, item, result, state, self.clock.now() - started_at)
         self.operation.note(state, outcome)
         self._put(outcome)
 
     def _outcome(
-        self, index: int, item: _Item, result: _Result, attempts: int = 0, duration: float = 0.0
+        self, index: int, item: _Item, result: _Result, state: CallState, duration: float = 0.0
     ) -> BulkOutcome[_Item]:
         return BulkOutcome(
             index=index,
             item=item,
-            status=self._status(result),
+            status=self._status(result, state),
             stream=None if isinstance(result, StreamsError) else result,
             error=result if isinstance(result, StreamsError) else None,
-            attempts=attempts,
+            attempts=state.attempts,
             duration=duration,
         )
 
@@ -270,9 +270,12 @@ class WorkerPool(Generic[_Item]):
                     raise
             await self.clock.sleep(pause * (1 + self.clock.random()))
 
-    def _status(self, result: _Result) -> BulkStatus:
+    def _status(self, result: _Result, state: CallState) -> BulkStatus:
         if isinstance(result, StreamsError):
-            return to_status(result, starting=self.operation.is_start)
+            # Whatever the last attempt says, one before it may have been carried out.
+            return (
+                BulkStatus.UNKNOWN if state.may_have_succeeded else to_status(result, starting=self.operation.is_start)
+            )
         if not self.operation.is_start:
             return BulkStatus.STOPPED
         return BulkStatus.ALREADY_STARTED if result.already_started else BulkStatus.STARTED

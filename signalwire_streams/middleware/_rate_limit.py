@@ -78,7 +78,6 @@ class TokenBucket:
         return 0.0
 
     def refund(self) -> None:
-        """Return the token of a request that was not sent after all."""
         self._tokens = min(self._burst, self._tokens + 1.0)
 
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
@@ -170,7 +169,6 @@ class PriorityQueue:
         return True
 
     def refuse(self, error: Exception) -> None:
-        """End all waits with an error."""
         while (turn := self._next()) is not None:
             turn.set_exception(copy(error))  # each raises its own, or their tracebacks would become one
 
@@ -196,7 +194,6 @@ class PrioritySemaphore:
         self._queue = PriorityQueue()
 
     async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
-        """Acquire a slot within *timeout* seconds. Return False on timeout."""
         if self.free > 0:
             self.free -= 1
             return True

@@ -46,6 +46,7 @@ _REJECTIONS = frozenset(
         AttemptResult.TARGET_ENDED,
     }
 )
+_DENIALS = frozenset({AttemptResult.REJECTED, AttemptResult.NOT_FOUND})
 SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
 REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
@@ -212,16 +213,17 @@ class RetryState:
         if action not in _RETRIES:
             if result in SERVED:
                 self.budget.refund(self._spent)
-            return Decision(self._end(action))
+            return Decision(self._end(action, result))
         delay = self._delay(action, retry_after)
         if not self._is_allowed(action, now, delay, retry_after):
-            return Decision(self._end(RetryDecision.FAIL))
+            return Decision(self._end(RetryDecision.FAIL, result))
         self._retries[action] = self._retries.get(action, 0) + 1
         return Decision(action, delay)
 
-    def _end(self, action: RetryDecision) -> RetryDecision:
+    def _end(self, action: RetryDecision, result: AttemptResult) -> RetryDecision:
         """Escalate FAIL to UNKNOWN if an earlier attempt may have succeeded."""
-        if self._accepted and self.operation.is_stop:
+        # A 2xx that says nothing may be another request's, so the Space's own words about this one count for more.
+        if self._accepted and self.operation.is_stop and result not in _DENIALS:
             return RetryDecision.ALREADY_STOPPED
         if action is RetryDecision.FAIL and self.ambiguous and self.operation.is_start:
             return RetryDecision.UNKNOWN

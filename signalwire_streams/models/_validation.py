@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import lru_cache, wraps
 from itertools import zip_longest
-from typing import Any, ParamSpec, SupportsIndex, TypeVar
+from typing import Any, ParamSpec, SupportsIndex, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from attrs import Attribute, frozen
@@ -317,6 +317,7 @@ def _hide_items(value: object) -> object:
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
     "candidates": mask_each,
+    "environment": mask,
     "headers": _hide_items,
     "key": mask,
     "keys": mask_each,
@@ -331,21 +332,35 @@ _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
 }
 
 
+def _unchanged(value: object) -> object:
+    return value
+
+
 def masks_secrets(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a function whose arguments may be secrets: its own frame gets them masked, by their names."""
+    """Decorate a function whose arguments may be secrets: its own frame gets them masked, by their names.
+
+    An argument that it does not take is masked too, since the secret may be the one with the wrong name or place.
+    """
+    parameters = inspect.signature(function).parameters.values()
     by_position = [
-        _MASKED_ARGUMENTS.get(parameter.name) if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else None
-        for parameter in inspect.signature(function).parameters.values()
+        _MASKED_ARGUMENTS.get(parameter.name, _unchanged)
+        for parameter in parameters
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
-    takes_positional = any(by_position)
+    plain_positions = 0 if any(hide is not _unchanged for hide in by_position) else len(by_position)
+    plain_names = {parameter.name for parameter in parameters} - _MASKED_ARGUMENTS.keys()
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:  # Unpack[...] of a TypedDict
+            [options] = get_args(parameter.annotation)
+            plain_names |= options.__annotations__.keys() - _MASKED_ARGUMENTS.keys()
 
     @wraps(function)
     def masked(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-        if takes_positional:
-            masks = zip_longest(by_position[: len(arguments)], arguments)
-            arguments = tuple(value if mask is None else mask(value) for mask, value in masks)  # type: ignore[assignment]
-        for name in named.keys() & _MASKED_ARGUMENTS.keys():
-            named[name] = _MASKED_ARGUMENTS[name](named[name])
+        if len(arguments) > plain_positions:
+            masks = zip_longest(by_position[: len(arguments)], arguments, fillvalue=mask)
+            arguments = tuple(hide(value) for hide, value in masks)  # type: ignore[assignment]
+        for name in named.keys() - plain_names:
+            named[name] = _MASKED_ARGUMENTS.get(name, mask)(named[name])
         return function(*arguments, **named)
 
     if inspect.iscoroutinefunction(function):

@@ -58,7 +58,6 @@ class Streams(Generic[_Stream]):
     def paginate(
         self, model: type[_Item], filters: Mapping[str, object], page_size: int | None, *inside: str
     ) -> Paginator[_Item]:
-        """List all conferences or calls, or what is *inside* one of them."""
         first = requests.read_list(self._account, self._kind, *inside, filters=filters, page_size=page_size)
         return Paginator(self._send, self._account, first, model)
 

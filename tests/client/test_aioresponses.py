@@ -73,3 +73,15 @@ async def test_mocked_exception(mocked: aioresponses) -> None:
         assert (await streams.conferences.start_stream("room", url="wss://rx.example.com/a")).sid == "a-stream"
         with pytest.raises(ServerError):
             await streams.conferences.get("room")
+
+
+@pytest.mark.parametrize("answer", [{}, {"sid": "x"}, {"status": "stopped"}])
+async def test_mocks_with_as_little_as_possible(mocked: aioresponses, answer: dict[str, str]) -> None:
+    """A start that is answered with a sid only, and a stop with next to nothing, succeed without ambiguity."""
+    mocked.post(PATH, payload={"sid": "x"})
+    mocked.post(f"{PATH}/x", payload=answer)
+
+    async with client() as streams:
+        stream = await streams.conferences.start_stream("room", url="wss://rx.example.com/a")
+        assert (stream.sid, stream.ambiguous) == ("x", False)
+        assert (await streams.conferences.stop_stream(stream)).sid == "x"

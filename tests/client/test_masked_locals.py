@@ -10,6 +10,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
+import aiohttp
 import pytest
 
 import signalwire_streams
@@ -135,6 +136,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "name and unnamed": {"name": "a", "unnamed": True},
     "may be running": {"may_be_running": True},
     "a misspelt argument": {"paramters": {}},
+    "a misspelt secret": {"bearer_token": BEARER},
 }
 
 
@@ -155,6 +157,45 @@ async def test_refused_argument_shows_no_secret(space: SimulatedSpace, client_fo
     with pytest.raises((InvalidRequestError, TypeError)) as caught:
         make(conference_sid=sid, **fields)
     shown(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["hush", b"hush", ["hush"]])
+async def test_argument_that_is_not_taken_shows_no_secret(client: StreamsClient, secret: object) -> None:
+    """It has the wrong name, or is passed by position where only a keyword is taken."""
+    untyped: Any = client.conferences.start_stream
+    assert shown(await failing(lambda: untyped("room", URL, secret)))
+    assert shown(await failing(lambda: untyped("room", url=URL, token=secret)))
+    environment = {"SIGNALWIRE_SPACE": "a", "SIGNALWIRE_PROJECT_ID": "p", "SIGNALWIRE_API_TOKEN": "hush"}
+    for make in (
+        StreamsClient,
+        StartCallStream,
+        partial(StreamsClient.from_env, environment),
+        partial(StreamsClient, space="example"),
+    ):
+        for arguments, named in ((("example", "p", secret), {}), ((), {"api_token": secret})):
+            with pytest.raises(TypeError) as caught:
+                make(*arguments, **named)  # type: ignore[arg-type]  # which is the mistake
+            assert shown(caught.value)
+
+
+@pytest.mark.parametrize("hook", ["on_request_headers_sent", "on_request_chunk_sent", "on_request_end"])
+async def test_start_whose_trace_hook_raises_shows_no_secret(space: SimulatedSpace, hook: str) -> None:
+    """One is called while the body is written, from the frame that has it."""
+    tracing = aiohttp.TraceConfig()
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError
+
+    getattr(tracing, hook).append(fail)
+    async with aiohttp.ClientSession(trace_configs=[tracing]) as session:
+        options: Any = {"session": session, "retry": RetryPolicy(max_connect_retries=0)}
+        async with StreamsClient(
+            base_url=space.base_url, project=space.project, token=space.token, **options
+        ) as client:
+            start: Any = client.conferences.start_stream
+            error = await failing(lambda: start(space.conference_sids[0], url=URL, **SECRETS))
+    assert shown(error, space.token, "Basic ")
+    assert isinstance(error.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3, 50])
@@ -229,8 +270,8 @@ def test_client_that_cannot_be_made_shows_no_secret(settings: dict[str, Any]) ->
     from_env: Any = StreamsClient.from_env
     for space, project in (("a b", "p"), ("https://ada:hush@example.org", "p"), ("a b", "p:hush"), ("", "p:hush")):
         environment = {"SIGNALWIRE_SPACE": space, "SIGNALWIRE_PROJECT_ID": project, "SIGNALWIRE_API_TOKEN": "hush"}
-        for options in ({}, {"token": "hush"}, {"connections": 0}):
-            with pytest.raises(InvalidRequestError) as from_environment:
+        for options in ({}, {"token": "hush"}, {"connections": 0}, {"api_token": "hush"}):
+            with pytest.raises((InvalidRequestError, TypeError)) as from_environment:
                 from_env(environment, **options)
             assert shown(from_environment.value)
 

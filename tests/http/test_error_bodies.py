@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from html import escape
 from json import dumps
+from unicodedata import normalize
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -255,6 +256,27 @@ def test_many_secrets_of_repeated_letters_are_redacted_in_time(text: str, secret
     began = time.process_time()
     assert set(redact(text, secrets)) <= set("*b")
     assert time.process_time() - began < 2
+
+
+def test_many_large_secrets_that_are_not_in_a_text_take_no_time() -> None:
+    """An error has some twenty texts, so that what each secret costs counts that many times."""
+    secrets = ["\u65e5\u672c\u8a9e" * 680 + str(number) for number in range(99)]
+    began = time.process_time()
+    for number in range(20):
+        assert redact(f"\u65e5\u672c\u306e\u30a8\u30e9\u30fc {number}", secrets).endswith(str(number))
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["\u1100\u1161\u11a8" * 30, "\u65e5\u672c\u8a9e-hush", " \u00e9\u0301-hush", "/\u200b/hush"],
+    ids=["Korean", "Japanese", "accents", "signs"],
+)
+def test_secret_that_begins_with_no_plain_letter_is_redacted_in_any_spelling(secret: str) -> None:
+    """Whether its letters are composed or not, and encoded or not."""
+    spellings = (secret, normalize("NFC", secret), normalize("NFD", secret), quote_plus(secret), dumps(secret)[1:-1])
+    for spelling in spellings:
+        assert redact(f"<{spelling}>", [secret]).replace(" ", "") == "<***>"
 
 
 def test_secret_that_repeats_its_own_beginning_is_redacted_whole() -> None:
