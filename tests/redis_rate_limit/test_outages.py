@@ -93,17 +93,17 @@ async def test_closed_idle_connection_is_no_outage(
 async def test_fallback_clients_keep_limit_while_redis_restarts(
     redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limiters = [limiter_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 4.5))
-    await asyncio.sleep(1.0)
+    limiters = [limiter_for(redis, requests=400, window=1.0, fallback_clients=3) for _ in range(3)]
+    draining = asyncio.create_task(drain(limiters, 2.8))
+    await asyncio.sleep(0.5)
     redis.kill()
     away_from = time.monotonic()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.8)
     away_until = time.monotonic()
     redis.start()
     times = sorted(itertools.chain(*await draining))
 
-    assert fullest_window(times, 2.0) <= 400
+    assert fullest_window(times, 1.0) <= 400
     meanwhile = [one for one in times if away_from + 0.2 <= one <= away_until]
     assert len(meanwhile) > 25
     assert len([one for one in times if one > away_until + 0.5]) > 25
@@ -113,15 +113,15 @@ async def test_fallback_clients_keep_limit_while_redis_restarts(
 
 
 async def test_waiting_clients_keep_limit_while_redis_restarts(redis: RedisServer, limiter_for: LimiterFactory) -> None:
-    limiters = [limiter_for(redis, requests=400, window=2.0) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 3.0))
+    limiters = [limiter_for(redis, requests=400, window=1.0) for _ in range(3)]
+    draining = asyncio.create_task(drain(limiters, 1.7))
     for _ in range(2):
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(0.4)
         redis.kill()
         redis.start()
     times = sorted(itertools.chain(*await draining))
 
-    assert fullest_window(times, 2.0) <= 400
+    assert fullest_window(times, 1.0) <= 400
     assert len(times) > 50
 
 
@@ -151,10 +151,10 @@ async def test_fallback_client_keeps_its_share_for_a_second(redis: RedisServer, 
     await until(lambda: not limiter._fallback.is_active)
     back = time.monotonic()
 
-    [times] = await drain([limiter], 2.0)
+    [times] = await drain([limiter], 1.5)
 
     assert len([one for one in times if one < back + 0.9]) <= 12
-    assert len([one for one in times if one > back + 1.1]) >= 50
+    assert len([one for one in times if one > back + 1.1]) >= 20
 
 
 async def test_late_answers_are_an_outage(
@@ -222,7 +222,7 @@ async def test_script_that_failed_is_repeated_and_grants_no_more_than_the_limit(
     ):
         assert await limiter.acquire(Priority.BULK, 10) == 0
         spoiled = proxy.spoil(SCRIPT, ERRORS[error], times=2)
-        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 1.0) for _ in range(80)))
+        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 0.5) for _ in range(80)))
         limiter.on_throttled(time.monotonic(), 30.0)
         await until(lambda: not limiter._state.has_update)
     assert 1 <= granted.count(0) <= 40
