@@ -31,6 +31,18 @@ async def drain(limiters: Sequence[RedisRateLimiter], seconds: float, each: int 
     return went
 
 
+async def start_streams(redis: RedisServer, space: SimulatedSpace, conferences: Sequence[str]) -> None:
+    """Start streams with a client of its own, which expects the limit to be 200 requests a second."""
+    limit = RateLimit(requests=200, window=1.0)
+    async with (
+        RedisRateLimiter(redis.url, rate_limit=limit) as limiter,
+        StreamsClient(
+            base_url=space.base_url, project=space.project, token=space.token, rate_limiter=limiter
+        ) as client,
+    ):
+        await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in conferences))
+
+
 async def test_no_window_of_three_clients_exceeds_the_limit(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiters = [limiter_for(redis, requests=600, window=1.0) for _ in range(3)]
 
@@ -51,18 +63,7 @@ async def test_three_clients_use_the_limit_evenly(redis: RedisServer, limiter_fo
 
 async def test_three_clients_are_never_refused_by_the_space(redis: RedisServer) -> None:
     async with SimulatedSpace(conferences=240, rate_limit=200, window=1.0) as space:
-
-        async def start(sids: Sequence[str]) -> None:
-            limit = RateLimit(requests=200, window=1.0)
-            async with (
-                RedisRateLimiter(redis.url, rate_limit=limit) as limiter,
-                StreamsClient(
-                    base_url=space.base_url, project=space.project, token=space.token, rate_limiter=limiter
-                ) as client,
-            ):
-                await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in sids))
-
-        await asyncio.gather(*(start(space.conference_sids[first::3]) for first in range(3)))
+        await asyncio.gather(*(start_streams(redis, space, space.conference_sids[first::3]) for first in range(3)))
 
         assert len(space.streams.active()) == space.requests.count() == 240
         assert space.requests.max_in_window(1.0) <= 200
