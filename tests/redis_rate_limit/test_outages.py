@@ -93,35 +93,35 @@ async def test_closed_idle_connection_is_no_outage(
 async def test_fallback_clients_keep_limit_while_redis_restarts(
     redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limiters = [limiter_for(redis, requests=400, window=1.0, fallback_clients=3) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 2.8))
-    await asyncio.sleep(0.5)
+    limiters = [limiter_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
+    draining = asyncio.create_task(drain(limiters, 3.3))
+    await asyncio.sleep(0.6)
     redis.kill()
     away_from = time.monotonic()
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(1.0)
     away_until = time.monotonic()
     redis.start()
     times = sorted(itertools.chain(*await draining))
 
-    assert fullest_window(times, 1.0) <= 400
+    assert fullest_window(times, 2.0) <= 400
     meanwhile = [one for one in times if away_from + 0.2 <= one <= away_until]
     assert len(meanwhile) > 25
     assert len([one for one in times if one > away_until + 0.5]) > 25
-    assert len(said(caplog)) == 6
+    assert len(said(caplog)) >= 6  # more if a busy machine answers late
     assert f"the Redis at {redis.url} is unavailable" in said(caplog)[0]
     assert said(caplog)[0].endswith("this client continues with its share of the limit, one of 3")
 
 
 async def test_waiting_clients_keep_limit_while_redis_restarts(redis: RedisServer, limiter_for: LimiterFactory) -> None:
-    limiters = [limiter_for(redis, requests=400, window=1.0) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 1.7))
+    limiters = [limiter_for(redis, requests=400, window=2.0) for _ in range(3)]
+    draining = asyncio.create_task(drain(limiters, 2.4))
     for _ in range(2):
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.6)
         redis.kill()
         redis.start()
     times = sorted(itertools.chain(*await draining))
 
-    assert fullest_window(times, 1.0) <= 400
+    assert fullest_window(times, 2.0) <= 400
     assert len(times) > 50
 
 
