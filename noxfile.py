@@ -21,6 +21,9 @@ MATRIX = [
     (RUNNING, "lowest"),
 ]
 
+# Each module is compiled once, and not by each worker of pytest-xdist and each process that a test starts.
+COMPILED_ONCE = {"PYTHONDONTWRITEBYTECODE": None}
+
 
 def dependencies(group: str) -> list[str]:
     """Return the requirements of a dependency group."""
@@ -48,7 +51,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests on all cores. If CI is set, also require complete branch coverage."""
     session.install("--editable", EVERYTHING, *dependencies("test"))
     if session.posargs:
-        session.run("pytest", *session.posargs)
+        session.run("pytest", *session.posargs, env=COMPILED_ONCE)
         return
     at_least = "100"
     if shutil.which("redis-server") is None:
@@ -57,7 +60,7 @@ def tests(session: nox.Session) -> None:
         )
         at_least = "0"
     covered = ["--cov", "--cov-report", "term:skip-covered", "--cov-fail-under", at_least]
-    session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()))
+    session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()), env=COMPILED_ONCE)
 
 
 @nox.session
@@ -66,7 +69,9 @@ def matrix(session: nox.Session, versions: str) -> None:
     """Run the tests on the other installed Pythons, and with the lowest supported versions of the dependencies."""
     pinned = lowest(PROJECT["project"]["dependencies"]) if versions == "lowest" else []
     session.install("--editable", EVERYTHING, *dependencies("test"), *pinned)
-    session.run("pytest", "--numprocesses", "auto", "--hypothesis-profile", "short", *session.posargs)
+    session.run(
+        "pytest", "--numprocesses", "auto", "--hypothesis-profile", "short", *session.posargs, env=COMPILED_ONCE
+    )
 
 
 @nox.session

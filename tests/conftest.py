@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
@@ -22,6 +22,13 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("short", UNTIMED, max_examples=20)
 settings.register_profile("long", UNTIMED, max_examples=200, derandomize=True, database=None, print_blob=True)
 settings.load_profile("long" if os.environ.get("CI") else "short")
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Run two workers per core: many tests wait, for processes, for Redis, and for bytes to arrive."""
+    cores = yield
+    return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 2 * cores
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
 ) -> None:
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     results = project.parent / "mutants.json"
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # this project's tests need none
     monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0", "--at-most", "10", "--json", str(results)])
 
     with pytest.raises(SystemExit) as ended:

@@ -11,7 +11,7 @@ import re
 import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from platform import python_version
 from typing import Any
@@ -327,6 +327,11 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
     return any(int(line[1]) != response.status for line in quoted if line is not None)
 
 
+@cache  # the version is read from a file, which would be half of what a client costs
+def _user_agent() -> str:
+    return f"signalwire-streams/{version('signalwire-streams')} aiohttp/{aiohttp.__version__} Python/{python_version()}"
+
+
 class HttpTransport:
     """Sends one request, once."""
 
@@ -335,8 +340,7 @@ class HttpTransport:
         self._headers: Mapping[str, str] = {
             _AUTHORIZATION: account.authorization,
             "Accept": "application/json",
-            "User-Agent": f"signalwire-streams/{version('signalwire-streams')} "
-            f"aiohttp/{aiohttp.__version__} Python/{python_version()}",
+            "User-Agent": _user_agent(),
         }
         self._form_headers = {**self._headers, "Content-Type": _FORM}
         self._sessions, self._timeouts, self._clock = sessions, timeouts, clock

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from signalwire_streams import (
 from signalwire_streams.bulk import _journal as journal_module, _journal_file as journal_file, _write_ahead_log as wal
 from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath
 from signalwire_streams.simulator import SimulatedSpace
+from tests.forks import fork
 
 URL = "wss://rx.example.com/audio"
 
@@ -396,6 +396,7 @@ async def test_failed_checkpoint_ends_the_run_unless_the_journal_is_busy(
     assert BulkJournal(path).status().counts == {"started": run.snapshot.counts[BulkStatus.STARTED]}
 
 
+IMPORTS = ["signalwire_streams.bulk", "signalwire_streams._client"]
 FULL_DISK = """
 import asyncio, json, os, resource, sys
 from signalwire_streams import JournalError, StartConferenceStream, StreamsClient
@@ -425,6 +426,15 @@ asyncio.run(main())
 """
 
 
+async def run_until_the_disk_is_full(space: SimulatedSpace, path: Path, moment: int, size: int) -> Any:
+    """Return how a run ended whose process may write no file beyond a size, and what it counted."""
+    known = [space.base_url, space.project, space.token, space.conference_sids, str(path), moment, size]
+    child = await fork(json.dumps(known), code=FULL_DISK, imports=IMPORTS, environment=os.environ, stderr=None)
+    written, _ = await child.communicate()
+    child.close()
+    return json.loads(written)
+
+
 @pytest.mark.parametrize(
     ("moment", "size"),
     [(-1, 0), (-1, 4096), (-1, 10_000), (-1, 22_000), (0, 0), (5, 0), (5, 40_000), (19, 0)],
@@ -432,12 +442,7 @@ asyncio.run(main())
 async def test_full_disk_ends_the_run(space: SimulatedSpace, tmp_path: Path, moment: int, size: int) -> None:
     """At whatever moment nothing more can be written: JournalError, and nothing was sent that is not recorded."""
     path = tmp_path / "run.db"
-    known = [space.base_url, space.project, space.token, space.conference_sids, str(path), moment, size]
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", FULL_DISK, json.dumps(known), stdout=asyncio.subprocess.PIPE
-    )
-    written, _ = await child.communicate()
-    ended, counts = json.loads(written)
+    ended, counts = await run_until_the_disk_is_full(space, path, moment, size)
     assert ended.startswith(f"the journal {path}")
     assert "can't be" in ended
     sent = space.requests.count()
@@ -461,12 +466,7 @@ async def test_full_disk_at_the_last_checkpoint_loses_nothing(
     client.create_journal(more, journal=path)
     await client.start_streams(on_conferences(space)[:1], journal=path, resume=True).report()
     assert path.stat().st_size > size  # so the items can be copied, and the index that a resumed run makes can't
-    known = [space.base_url, space.project, space.token, space.conference_sids, str(path), 19, size]
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", FULL_DISK, json.dumps(known), stdout=asyncio.subprocess.PIPE
-    )
-    written, _ = await child.communicate()
-    ended, counts = json.loads(written)
+    ended, counts = await run_until_the_disk_is_full(space, path, 19, size)
     assert "can't be written" in ended
     assert counts == {"started": 20}
     assert BulkJournal(path).status().counts["started"] == 20

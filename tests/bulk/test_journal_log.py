@@ -17,6 +17,7 @@ import pytest
 
 from signalwire_streams import (
     BulkJournal,
+    BulkOutcome,
     BulkStatus,
     ConferenceStream,
     InvalidRequestError,
@@ -27,7 +28,6 @@ from signalwire_streams import (
 from signalwire_streams.bulk import _journal as store
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, connect_to_write, is_busy, journal_path
-from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._write_ahead_log import Header, header_of, next_generation
 from signalwire_streams.simulator import SimulatedSpace
 

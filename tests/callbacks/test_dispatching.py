@@ -11,13 +11,14 @@ import pytest
 
 from signalwire_streams.callbacks import (
     CallbackEvent,
+    CallbackHandler,
     StreamFailed,
     StreamStarted,
     StreamStopped,
     UnknownCallback,
     parse_callback,
 )
-from signalwire_streams.callbacks._receiver import CallbackHandler, Dispatcher
+from signalwire_streams.callbacks._receiver import Dispatcher
 
 from .signing import fields
 

@@ -8,9 +8,8 @@ from datetime import datetime
 import pytest
 from attrs import evolve
 
-from signalwire_streams import BulkStatus, Clock, InvalidRequestError
+from signalwire_streams import BulkOutcome, BulkStatus, Clock, InvalidRequestError
 from signalwire_streams._http.messages import CallState
-from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, key_of

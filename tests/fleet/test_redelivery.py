@@ -7,9 +7,15 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from attrs import evolve
 
-from signalwire_streams import BulkStatus, RetryPolicy, StartConferenceStream, StreamOutcomeUnknownError, StreamsClient
+from signalwire_streams import (
+    BulkOutcome,
+    BulkStatus,
+    RetryPolicy,
+    StartConferenceStream,
+    StreamOutcomeUnknownError,
+    StreamsClient,
+)
 from signalwire_streams._http.messages import CallState
-from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.fleet._items import Batch, ItemMark, key_of

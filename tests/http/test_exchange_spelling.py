@@ -6,8 +6,9 @@ import pytest
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.messages import CallContext, CallState, Request
+from signalwire_streams._http.messages import CallContext, CallState
 from signalwire_streams.errors import InvalidRequestError, Phase, Sent
+from signalwire_streams.middleware import Request
 from signalwire_streams.models import Operation, Priority, StartCallStream, StartConferenceStream, TargetKind
 
 ACCOUNT = find_account(space="example", base_url=None, project="project", token="PThush")

@@ -13,7 +13,7 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.decoding import classify, read_response
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.messages import CallContext, Request, Result
+from signalwire_streams._http.messages import CallContext
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -31,6 +31,7 @@ from signalwire_streams.errors import (
     TransportError,
     UnprocessableError,
 )
+from signalwire_streams.middleware import Request, Result
 from signalwire_streams.models import (
     AttemptResult,
     Operation,

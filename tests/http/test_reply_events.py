@@ -8,7 +8,7 @@ from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
 from signalwire_streams._http.decoding import classify, read_response
-from signalwire_streams._http.messages import Request, Response
+from signalwire_streams.middleware import Request, Response
 from signalwire_streams.models import AttemptResult, Operation
 
 STARTS = [Operation.CONFERENCE_START, Operation.CALL_START, Operation.UNNAMED_START]

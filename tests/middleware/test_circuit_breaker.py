@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, strategies as st
 
+from signalwire_streams import CircuitBreakerPolicy
 from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, Permit
-from signalwire_streams.middleware._policies import CircuitBreakerPolicy
 from signalwire_streams.models import AttemptResult
 
 FAILED = [

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.middleware._policies import RetryPolicy
+from signalwire_streams import RetryPolicy
 from signalwire_streams.middleware._retry import REFUSED_STOPS, RetryBudget, RetryState
 from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 

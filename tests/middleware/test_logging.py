@@ -18,8 +18,8 @@ from signalwire_streams import (
     StreamsClient,
     StreamsError,
 )
-from signalwire_streams._http.messages import Request, Result
 from signalwire_streams.errors import Phase
+from signalwire_streams.middleware import Request, Result
 from signalwire_streams.middleware._retry import OutcomeLog
 from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace

@@ -6,9 +6,8 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
-from signalwire_streams._http.session import Timeouts
+from signalwire_streams import CircuitBreakerPolicy, RateLimit, RetryPolicy, Timeouts
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLimit, RetryPolicy
 
 NAN, ENDLESS = float("nan"), float("inf")
 NO_COUNT = [-1, 1.5, "3", None, True, NAN, ENDLESS]

@@ -11,7 +11,7 @@ import pytest
 from attrs import define, field
 from hypothesis import given, strategies as st
 
-from signalwire_streams.middleware._policies import RateLimit
+from signalwire_streams import RateLimit
 from signalwire_streams.middleware._rate_limit import TokenBucket
 
 Step: TypeAlias = tuple[str, float, float]

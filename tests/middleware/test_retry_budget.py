@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.middleware._policies import RetryPolicy
+from signalwire_streams import RetryPolicy
 from signalwire_streams.middleware._retry import RetryBudget, RetryState
 from signalwire_streams.models import AttemptResult, Operation
 

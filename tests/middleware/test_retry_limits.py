@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.middleware._policies import RetryPolicy
+from signalwire_streams import RetryPolicy
 from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState
 from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from signalwire_streams.middleware._policies import RetryPolicy
+from signalwire_streams import RetryPolicy
 from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState, rule_for
 from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 

@@ -11,11 +11,12 @@ import pytest
 from attrs import evolve, field, frozen
 from multidict import CIMultiDict
 
+from signalwire_streams import RetryPolicy
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
-from signalwire_streams._http.messages import CallContext, Request
-from signalwire_streams.middleware._policies import RetryPolicy
+from signalwire_streams._http.messages import CallContext
+from signalwire_streams.middleware import Request
 from signalwire_streams.middleware._retry import RetryBudget, RetryState
 from signalwire_streams.models import (
     AttemptResult,

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from signalwire_streams import ClientStateError
-from signalwire_streams.receiver._protocol import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
+from signalwire_streams.receiver import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
 from signalwire_streams.receiver._session import Droppable, EventQueue, QueueLimits
 
 pytestmark = pytest.mark.usefixtures("idle_clock")

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import InvalidRequestError, TransportError
-from signalwire_streams.receiver import MarkEvent, MediaReceiver, StreamSession
-from signalwire_streams.receiver._playback import Playback
+from signalwire_streams.receiver import MarkEvent, MediaReceiver, Playback, StreamSession
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 
 pytestmark = pytest.mark.usefixtures("idle_clock")

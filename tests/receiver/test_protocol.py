@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import MalformedFrameError
-from signalwire_streams.receiver._protocol import (
+from signalwire_streams.receiver import (
     ConnectedEvent,
     DtmfEvent,
     MarkEvent,

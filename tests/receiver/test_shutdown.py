@@ -58,6 +58,8 @@ async def test_serve_ends_in_time_with_handlers_that_refuse_to_be_cancelled(
     conduct: Callable[[asyncio.Event], Awaitable[None]], dial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are named in one line, the sockets are closed, and nothing is said of them later."""
+    gc.collect()
+    caplog.clear()  # of what asyncio says about the garbage of other tests
     begun, end = [], asyncio.Event()
 
     async def handler(session: StreamSession) -> None:

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from signalwire_streams.receiver._protocol import MediaEvent
-from signalwire_streams.receiver._statistics import StreamStatistics, TrackStatistics
+from signalwire_streams.receiver import MediaEvent, StreamStatistics, TrackStatistics
 
 
 def counted(chunks: list[int | None], *, payload: bytes = b"12") -> TrackStatistics:

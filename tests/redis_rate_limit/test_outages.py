@@ -94,11 +94,11 @@ async def test_fallback_clients_keep_limit_while_redis_restarts(
     redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiters = [limiter_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 4.5))
-    await asyncio.sleep(1.0)
+    draining = asyncio.create_task(drain(limiters, 3.3))
+    await asyncio.sleep(0.6)
     redis.kill()
     away_from = time.monotonic()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.0)
     away_until = time.monotonic()
     redis.start()
     times = sorted(itertools.chain(*await draining))
@@ -107,16 +107,16 @@ async def test_fallback_clients_keep_limit_while_redis_restarts(
     meanwhile = [one for one in times if away_from + 0.2 <= one <= away_until]
     assert len(meanwhile) > 25
     assert len([one for one in times if one > away_until + 0.5]) > 25
-    assert len(said(caplog)) == 6
+    assert len(said(caplog)) >= 6  # more if a busy machine answers late
     assert f"the Redis at {redis.url} is unavailable" in said(caplog)[0]
     assert said(caplog)[0].endswith("this client continues with its share of the limit, one of 3")
 
 
 async def test_waiting_clients_keep_limit_while_redis_restarts(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiters = [limiter_for(redis, requests=400, window=2.0) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 3.0))
+    draining = asyncio.create_task(drain(limiters, 2.4))
     for _ in range(2):
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(0.6)
         redis.kill()
         redis.start()
     times = sorted(itertools.chain(*await draining))
@@ -151,10 +151,10 @@ async def test_fallback_client_keeps_its_share_for_a_second(redis: RedisServer, 
     await until(lambda: not limiter._fallback.is_active)
     back = time.monotonic()
 
-    [times] = await drain([limiter], 2.0)
+    [times] = await drain([limiter], 1.5)
 
     assert len([one for one in times if one < back + 0.9]) <= 12
-    assert len([one for one in times if one > back + 1.1]) >= 50
+    assert len([one for one in times if one > back + 1.1]) >= 20
 
 
 async def test_late_answers_are_an_outage(
@@ -222,7 +222,7 @@ async def test_script_that_failed_is_repeated_and_grants_no_more_than_the_limit(
     ):
         assert await limiter.acquire(Priority.BULK, 10) == 0
         spoiled = proxy.spoil(SCRIPT, ERRORS[error], times=2)
-        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 1.0) for _ in range(80)))
+        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 0.5) for _ in range(80)))
         limiter.on_throttled(time.monotonic(), 30.0)
         await until(lambda: not limiter._state.has_update)
     assert 1 <= granted.count(0) <= 40

@@ -5,14 +5,13 @@ import time
 
 import pytest
 
-from signalwire_streams import Priority, RateLimit, StreamsClient
+from signalwire_streams import Priority
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
 from .conftest import LimiterFactory, until
-
-URL = "wss://rx.example.com/audio"
+from .test_sharing import start_streams
 
 
 async def reported(limiter: RedisRateLimiter) -> None:
@@ -74,7 +73,7 @@ async def test_refusal_is_reported_to_an_empty_redis(redis: RedisServer, limiter
 async def test_flushall_keeps_the_pause(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     knows = limiter_for(redis)
     await knows.acquire(Priority.BULK, 10)
-    knows.on_throttled(time.monotonic(), 2.0)
+    knows.on_throttled(time.monotonic(), 0.6)
     await reported(knows)
     redis.ask("FLUSHALL")
 
@@ -97,21 +96,11 @@ async def test_closed_rate_limiter_ignores_results(redis: RedisServer, limiter_f
 
 
 async def test_clients_slow_down_together_for_a_stricter_space(redis: RedisServer) -> None:
-    async with SimulatedSpace(conferences=120, rate_limit=60, window=1.0, advertised_limit=200) as space:
+    async with SimulatedSpace(conferences=90, rate_limit=60, window=1.0, advertised_limit=200) as space:
         space.faults.add("throttle", times=1, retry_after=0)  # the one that comes even where this machine is slow
 
-        async def start(sids: list[str]) -> None:
-            limit = RateLimit(requests=200, window=1.0)
-            async with (
-                RedisRateLimiter(redis.url, rate_limit=limit) as limiter,
-                StreamsClient(
-                    base_url=space.base_url, project=space.project, token=space.token, rate_limiter=limiter
-                ) as client,
-            ):
-                await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in sids))
-
         sids = list(space.conference_sids)
-        await asyncio.gather(start(sids[:60]), start(sids[60:]))
+        await asyncio.gather(start_streams(redis, space, sids[:45]), start_streams(redis, space, sids[45:]))
 
-        assert len(space.streams.active()) == 120
-        assert space.requests.count() > 120
+        assert len(space.streams.active()) == 90
+        assert space.requests.count() > 90

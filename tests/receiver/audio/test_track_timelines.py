@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver._protocol import MediaEvent
-from signalwire_streams.receiver._statistics import TrackStatistics
+from signalwire_streams.receiver import MediaEvent, TrackStatistics
 from signalwire_streams.receiver.audio import AudioFormat, TimelineStatistics, TrackTimeline, UnknownEncodingError
 
 Frame: TypeAlias = tuple[int | None, int | None, int]

@@ -13,7 +13,7 @@ from attrs import frozen
 from hypothesis import given, settings, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver._protocol import MediaEvent
+from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import (
     AudioFormat,
     RecordingError,
