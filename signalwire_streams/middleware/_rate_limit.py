@@ -32,20 +32,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
 _GROWTH = 0.4
 
 
-def recovered_rate(before: float, elapsed: float) -> float:
-    """Return the rate that CUBIC allows *elapsed* seconds after a cut; it grows beyond the rate before the cut."""
+def recovered_rate(before: float, elapsed: float, *, window: float, ceiling: float) -> float:
+    """Return the rate that CUBIC allows *elapsed* seconds after a cut; it grows beyond the rate *before* the cut."""
     plateau_at: float = ((before * (1 - CUT)) / _GROWTH) ** (1 / 3)
     grown: float = _GROWTH * (elapsed - plateau_at) ** 3
-    return grown + before
+    return min(max(grown + before, before * CUT, LEAST_RATE / window), ceiling)
 
 
 class TokenBucket:
-    """A token bucket that slows down after a 429 and recovers. It does no I/O and has no clock.
-
-    Attributes:
-        rate: requests per second that are let through now.
-        closed_until: no request is let through before this time.
-    """
+    """A token bucket that slows down after a 429 and recovers. It does no I/O and has no clock."""
 
     def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
@@ -56,12 +51,12 @@ class TokenBucket:
         self._cut_at: float | None = None
         self._rate_before_cut = 0.0
         self._pause = FIRST_PAUSE
-        self.rate = self._ceiling
-        self.closed_until = float("-inf")
+        self._closed_until = float("-inf")
+        self.rate = self._ceiling  # requests per second that are let through now
 
     def time_until_open(self, now: float) -> float:
         """Return the seconds for which no request at all is let through."""
-        return max(0.0, self.closed_until - now)
+        return max(0.0, self._closed_until - now)
 
     def try_acquire(self, now: float) -> float:
         """Take a token and return 0, or return the seconds after which to try again."""
@@ -82,36 +77,27 @@ class TokenBucket:
         self._tokens = min(self._burst, self._tokens + 1.0)
 
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
-        """Pause and slow down after a 429.
-
-        Args:
-            now: the time.
-            sent_at: when the refused request was sent. Requests from before the last cut extend the pause, and do not
-                cut again.
-            retry_after: seconds that the Space asked to wait.
-        """
+        """Pause and slow down after a 429; one of a request from before the last cut does not cut the rate again."""
+        pause = retry_after
         if self._cut_at is None or sent_at > self._cut_at:
             self._recover(now)
-            self._rate_before_cut = self.rate
-            self.rate = max(self.rate * CUT, LEAST_RATE / self.limit.window)
-            self._cut_at = now
-            pause = self._pause
+            self._rate_before_cut, self._cut_at = self.rate, now
+            self._recover(now)
+            pause = self._pause if retry_after is None else retry_after
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
-            self.closed_until = max(self.closed_until, now + (pause if retry_after is None else 0.0))
-        if retry_after is not None:
-            self.closed_until = max(self.closed_until, now + retry_after)
+        if pause is not None:
+            self._closed_until = max(self._closed_until, now + pause)
 
     def on_success(self) -> None:
         """Start with a short pause again at the next 429."""
         self._pause = FIRST_PAUSE
 
     def _recover(self, now: float) -> None:
-        if self._cut_at is None:
-            return
-        grown = recovered_rate(self._rate_before_cut, now - self._cut_at)
-        self.rate = min(max(grown, self.rate), self._ceiling)
-        if self.rate >= self._ceiling:
-            self._cut_at = None
+        if self._cut_at is not None:
+            elapsed, window = now - self._cut_at, self.limit.window
+            self.rate = recovered_rate(self._rate_before_cut, elapsed, window=window, ceiling=self._ceiling)
+            if self.rate >= self._ceiling:
+                self._cut_at = None
 
 
 class PriorityQueue:
@@ -351,6 +337,7 @@ class RateLimitMiddleware:
             if wait:
                 return _deadline_exceeded("the wait for the rate limiter would exceed the call's deadline", wait)
             state.acquired_at = sent_at = now()
+            state.attempts += 1
             result = await send(request)
         finally:
             self._slots.release()

@@ -3,11 +3,12 @@
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
+from itertools import count
 
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_bodies import redact
-from signalwire_streams._http.messages import CallState, Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -170,21 +171,16 @@ class Decision:
 
 @define(eq=False)
 class RetryState:
-    """The memory and the decisions of one call. Time and randomness are passed in.
-
-    Attributes:
-        ambiguous_since: when an attempt was first made that may have been carried out, or None.
-        was_refused_for_now: whether an attempt was refused for now, in this call or before it.
-    """
+    """The memory and the decisions of one call. Time and randomness are passed in."""
 
     policy: RetryPolicy
     operation: Operation
     budget: RetryBudget
     random: Callable[[], float]
     deadline_at: float
-    ambiguous_since: float | None = None
+    ambiguous_since: float | None = None  # when an attempt was first made that may have been carried out
     has_unique_name: bool = False
-    was_refused_for_now: bool = False
+    was_refused_for_now: bool = False  # in this call, or before it
     _accepted: bool = False
     _retries: dict[RetryDecision, int] = field(factory=dict)
     _spent: int = 0
@@ -266,8 +262,6 @@ class RetryState:
 OnAttempt = Callable[[Attempt], object]
 """Called with each attempt as it ends."""
 
-_UNSENT_PHASES = frozenset({Phase.QUEUED, Phase.CONNECTING})
-
 
 class RetryMiddleware:
     def __init__(
@@ -284,7 +278,7 @@ class RetryMiddleware:
         try:
             return await self._send(request, send)
         except CancelledError:
-            if request.operation.is_start and (state.may_have_succeeded or state.phase not in _UNSENT_PHASES):
+            if request.operation.is_start and (state.may_have_succeeded or state.record_attempt() != "no"):
                 self._outcome_log.record(request, _cancelled(state.phase), self._clock.now())
             raise
 
@@ -306,16 +300,13 @@ class RetryMiddleware:
         )
         ambiguous_phase = Phase.QUEUED
         last: Result | None = None
-        while True:
-            state.attempts = number = state.attempts + 1
+        for number in count(state.attempts + 1):
             started_at = now()
             state.acquired_at = None
             try:
                 result = await send(request)
-            except BaseException as error:
-                if isinstance(error, CancelledError):
-                    self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
-                _uncount_queued_attempt(state)
+            except CancelledError:
+                self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
                 raise
             if result.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
@@ -337,13 +328,11 @@ class RetryMiddleware:
                 ambiguous_phase = result.phase
             if decision.is_final:
                 break
-            _log_retry(request, result, number, decision)
             state.phase = Phase.QUEUED
             if decision.delay:
                 await self._clock.sleep(decision.delay)
         if decision.action is RetryDecision.FAIL:
             state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
-        _uncount_queued_attempt(state)
         phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
         ambiguous = ambiguous_before or result.ambiguous
         result = evolve(
@@ -354,6 +343,15 @@ class RetryMiddleware:
 
     def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
         sent = request.state.record_attempt()
+        if not decision.is_final and _RETRY_LOG.isEnabledFor(logging.DEBUG):
+            _RETRY_LOG.debug(
+                "%s: attempt %d: %s; %s, next attempt in %.2f s",
+                describe_call(request),
+                number,
+                describe_result(request, result),
+                decision.action.description,
+                decision.delay,
+            )
         if self._on_attempt is None:
             return
         response, now = result.response, self._clock.now()
@@ -380,25 +378,8 @@ class RetryMiddleware:
             _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
 
 
-def _uncount_queued_attempt(state: CallState) -> None:
-    if state.acquired_at is None:  # it never had its turn
-        state.attempts -= 1
-
-
 def _cancelled(phase: Phase) -> Result:
     return Result(attempt_result=AttemptResult.CANCELLED, phase=phase, decision=RetryDecision.UNKNOWN)
-
-
-def _log_retry(request: Request, result: Result, number: int, decision: Decision) -> None:
-    if _RETRY_LOG.isEnabledFor(logging.DEBUG):
-        _RETRY_LOG.debug(
-            "%s: attempt %d: %s; %s, next attempt in %.2f s",
-            describe_call(request),
-            number,
-            describe_result(request, result),
-            decision.action.description,
-            decision.delay,
-        )
 
 
 class OutcomeLog:

@@ -12,7 +12,6 @@ from attrs import evolve, field, frozen
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._rate_limit import (
     BURST_SHARE,
-    CUT,
     FIRST_PAUSE,
     LEAST_RATE,
     LONGEST_PAUSE,
@@ -95,9 +94,8 @@ class State:
     def rate(self, now: float, quota: Quota) -> float:
         if not self.cuts:
             return quota.rate
-        grown = recovered_rate(self.rate_before, max(0.0, now - self.cut_at))
-        least = max(self.rate_before * CUT, LEAST_RATE / quota.window)
-        return min(max(grown, least), quota.rate)
+        elapsed = max(0.0, now - self.cut_at)
+        return recovered_rate(self.rate_before, elapsed, window=quota.window, ceiling=quota.rate)
 
     def next_pause(self, *, served: bool) -> float:
         """Return the seconds to pause after a refusal: more each time, unless the Space served a request since."""
