@@ -103,7 +103,9 @@ class TokenBucket:
 class PriorityQueue:
     """Requests that wait for a grant. A grant is the time until which it may be used."""
 
-    def __init__(self) -> None:
+    def __init__(self, give_back: Callable[[float], object]) -> None:
+        """*give_back* is passed a grant that came at the moment when its wait was cancelled."""
+        self._give_back = give_back
         self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:
@@ -124,16 +126,8 @@ class PriorityQueue:
         self._waiting[priority][turn] = None
         return turn
 
-    async def wait(
-        self,
-        turn: asyncio.Future[float],
-        timeout: float,  # noqa: ASYNC109  (it may be 0)
-        give_back: Callable[[float], object],
-    ) -> float | None:
-        """Wait for a turn and return its grant, or None on timeout.
-
-        If cancelled at the moment of its grant, the grant is passed to *give_back*.
-        """
+    async def wait(self, turn: asyncio.Future[float], timeout: float) -> float | None:  # noqa: ASYNC109  (it may be 0)
+        """Wait for a turn and return its grant, or None on timeout."""
         try:
             async with asyncio.timeout(timeout):
                 return await turn
@@ -141,7 +135,7 @@ class PriorityQueue:
             return turn.result() if _was_granted(turn) else None
         except asyncio.CancelledError:
             if _was_granted(turn) and turn.exception() is None:
-                give_back(turn.result())
+                self._give_back(turn.result())
             raise
         finally:
             for turns in self._waiting.values():
@@ -179,7 +173,7 @@ class PrioritySemaphore:
 
     def __init__(self, free: int) -> None:
         self.free = free
-        self._queue = PriorityQueue()
+        self._queue = PriorityQueue(lambda _: self.release())
 
     async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
         """Acquire a slot within *timeout* seconds. Return False on timeout."""
@@ -188,8 +182,7 @@ class PrioritySemaphore:
             return True
         if timeout <= 0:
             return False
-        granted = await self._queue.wait(self._queue.add(priority), timeout, lambda _: self.release())
-        return granted is not None
+        return await self._queue.wait(self._queue.add(priority), timeout) is not None
 
     def release(self) -> None:
         if not self._queue.grant():
@@ -251,7 +244,7 @@ class LocalRateLimiter:
     def __init__(self, bucket: TokenBucket, clock: Clock) -> None:
         self.bucket = bucket
         self._clock = clock
-        self._queue = PriorityQueue()
+        self._queue = PriorityQueue(lambda _: self.bucket.refund())
         self._serving: asyncio.Task[None] | None = None
 
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
@@ -267,7 +260,7 @@ class LocalRateLimiter:
         # It is not the task that resets this: an eager one may end before it is assigned.
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
-        return timeout if await self._queue.wait(turn, timeout, lambda _: self.bucket.refund()) is None else 0.0
+        return timeout if await self._queue.wait(turn, timeout) is None else 0.0
 
     async def _serve(self) -> None:
         while self._queue:
@@ -312,8 +305,7 @@ def choose_rate_limiter(
 
 
 class RateLimitMiddleware:
-    _MAX_HOLD = 0.1
-    """Seconds that a token may be held for what is done before sending."""
+    _MAX_HOLD = 0.1  # seconds that a token may be held for what is done before sending
 
     def __init__(self, slots: PrioritySemaphore, rate_limiter: RateLimiter, clock: Clock) -> None:
         self._slots = slots

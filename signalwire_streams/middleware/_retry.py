@@ -24,7 +24,6 @@ def _always(decision: RetryDecision) -> _Row:
     return decision, decision, decision
 
 
-_NAMED_STARTS = frozenset({Operation.CONFERENCE_START, Operation.CALL_START})
 _STOPS = frozenset(operation for operation in Operation if operation.is_stop)
 REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     AttemptResult.TARGET_ENDED: _STOPS,
@@ -108,8 +107,7 @@ BUDGET = 500
 COST_TRANSIENT = 14
 COST_UNEXECUTED = 5
 """The cost of a retry after an attempt that certainly was not carried out: throttled, or not sent."""
-REWARD = 1
-"""Tokens that a success without a retry adds to the budget."""
+REWARD = 1  # added to the budget by a success without a retry
 
 
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
@@ -117,9 +115,9 @@ def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: b
     if operation in REFUSED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
     idempotent, named_start, unnamed_start = _row(result, ambiguous_before=ambiguous_before)
-    if operation in _NAMED_STARTS:
-        return named_start
-    return unnamed_start if operation is Operation.UNNAMED_START else idempotent
+    if operation is Operation.UNNAMED_START:
+        return unnamed_start
+    return named_start if operation.is_start else idempotent
 
 
 def _row(result: AttemptResult, *, ambiguous_before: bool) -> _Row:
@@ -402,8 +400,7 @@ class OutcomeLog:
             return
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
-            outcome = _describe_unknown(request, result) if is_unknown else _describe_ambiguous(request, result)
-            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), outcome, suffix)
+            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), _describe_outcome(request, result), suffix)
 
     def _level(self, priority: Priority, now: float) -> tuple[int, str]:
         if priority is Priority.INTERACTIVE:
@@ -416,13 +413,11 @@ class OutcomeLog:
         return logging.WARNING, suffix
 
 
-def _describe_unknown(request: Request, result: Result) -> str:
-    lost = result.attempt_result is AttemptResult.ACCEPTED
-    state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
-    return f"outcome unknown, {state}: {describe_result(request, result)}"
-
-
-def _describe_ambiguous(request: Request, result: Result) -> str:
+def _describe_outcome(request: Request, result: Result) -> str:
+    if result.decision is RetryDecision.UNKNOWN:
+        lost = result.attempt_result is AttemptResult.ACCEPTED
+        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
+        return f"outcome unknown, {state}: {describe_result(request, result)}"
     is_refused = result.decision is RetryDecision.ALREADY_STARTED
     is_repeated = is_refused or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"

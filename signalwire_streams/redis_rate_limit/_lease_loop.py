@@ -25,7 +25,7 @@ class LeaseLoop:
     """
 
     def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:
-        self.queue = PriorityQueue()
+        self.queue = PriorityQueue(self.give_back)
         self.space = ""
         self._store = store
         self._state = state
@@ -43,7 +43,7 @@ class LeaseLoop:
         """Wait for a token. Return the time until which it may be used, or None on timeout."""
         turn = self.queue.add(priority)
         self.start()
-        return await self.queue.wait(turn, timeout, self.give_back)
+        return await self.queue.wait(turn, timeout)
 
     def start(self) -> None:
         # The task itself must not reset this: an eager one may end before it is assigned.
