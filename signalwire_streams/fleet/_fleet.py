@@ -8,6 +8,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
+from attrs import evolve
 from docket import Docket
 from redis.exceptions import RedisError
 
@@ -17,7 +18,7 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._runner import BulkRun
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet._items import PlannedItem
+from signalwire_streams.fleet._items import CANCELLED, PlannedItem
 from signalwire_streams.fleet._ledger import StopLedger
 from signalwire_streams.fleet._lua import CANCEL_RUN, SET_ONCE, UNSET
 from signalwire_streams.fleet._redis import (
@@ -42,7 +43,6 @@ from signalwire_streams.models._validation import check_seconds, masks_secrets
 _PATIENCE, _PATIENCE_AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
 _POLL_EVERY = 1.0
-_CANCELLED = "the run was cancelled before its turn"
 
 
 class Fleet:
@@ -71,7 +71,8 @@ class Fleet:
         self.retention: float = max(1.0, check_seconds(retention, "retention"))
         # The token is not used, but an account is checked as a whole.
         account = find_account(space=space, base_url=None, project=project, token="none")  # noqa: S106
-        self._keys = Keys(account.origin, account.sid)
+        self._account = account.origin, account.sid
+        self._keys = Keys(*self._account)
         self._connection: Connection | None = None
         self._stack: AsyncExitStack
         self._docket: Docket
@@ -146,8 +147,14 @@ class Fleet:
             FleetError: Redis is unavailable; resume it again.
         """
         record = await self._record(run)
-        record.check_finished()
-        status = record.status()
+        status = record.status
+        if not status.is_finished and status.cancelled is None:
+            raise InvalidRequestError(f"the run {run!r} is still running: wait until it ends, or cancel it first")
+        if not status.is_finished:
+            raise InvalidRequestError(
+                f"workers have starts of the cancelled run {run!r} in flight, or had when they died: start a worker to "
+                "finish them"
+            )
         if not status.unfinished:
             return None
         connection, key = self._open(), self._keys.run(run)
@@ -196,7 +203,7 @@ class Fleet:
         records = [
             RunRecord.from_hash(run, self._keys, decode_hash(one)) for run, one in zip(names, hashes, strict=True)
         ]
-        return tuple(sorted((run.status() for run in records if run is not None), key=lambda run: run.started_at))
+        return tuple(sorted((run.status for run in records if run is not None), key=lambda run: run.started_at))
 
     async def status(self, run: str) -> FleetStatus:
         """Return a run's progress, and the workers.
@@ -206,7 +213,7 @@ class Fleet:
             FleetError: Redis is unavailable.
         """
         record = await self._record(run)
-        return record.status(await self.workers())
+        return evolve(record.status, workers=await self.workers())
 
     async def workers(self) -> tuple[WorkerStatus, ...]:
         """Return the active workers of this project.
@@ -232,9 +239,9 @@ class Fleet:
             FleetError: Redis is unavailable; cancel it again.
         """
         record = await self._record(run)
-        if not record.status().is_finished:
-            await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", _CANCELLED)
-            await self._scan(record).settle(record.cancelled or _CANCELLED)
+        if not record.status.is_finished:
+            await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", CANCELLED)
+            await self._scan(record).settle(record.status.cancel_reason or CANCELLED)
         return await self.status(run)
 
     def stop_streams(
@@ -255,7 +262,7 @@ class Fleet:
             InvalidRequestError: the client belongs to another project; or, on iteration, there is no such run.
             FleetError: on iteration, if Redis is unavailable.
         """
-        if (client.origin, client.project) != (self._keys.origin, self._keys.project):
+        if (client.origin, client.project) != self._account:
             raise InvalidRequestError(
                 "the client belongs to another Space or project than the fleet: pass a client for the fleet's project"
             )
@@ -271,7 +278,7 @@ class Fleet:
         record = await self._record(run)
         now = asyncio.get_running_loop().time
         until = now() + _PATIENCE
-        while record.in_doubt and now() < until and await self.workers():
+        while "in_doubt" in record.status.counts and now() < until and await self.workers():
             await asyncio.sleep(_POLL_EVERY)
             record = await self._record(run)
         ledger.record = record

@@ -9,10 +9,11 @@ from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
+from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label, to_status
 from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
-from signalwire_streams.errors import Phase, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, Phase, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
+from signalwire_streams.fleet._redis import decode_hash
 from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
 
@@ -22,6 +23,7 @@ _ERRORS = {
 _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 """Fields of a stream that are not stored: its request has the target, and unknown keys may hold anything."""
 _ROW = 4
+CANCELLED = "the run was cancelled before its turn"
 _CLAIMED, _SETTLED = "i:", "f:"
 
 
@@ -140,10 +142,16 @@ class Batch:
     def marks(self) -> str:
         return self.record.keys.marks(self.number)
 
-    def items(self, plan: bytes | str, marks: Mapping[str, str]) -> list[ScannedItem]:
+    def queue_read(self, pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
+        """Queue the commands whose replies are the arguments of `items`."""
+        pipe.get(self.record.keys.requests(self.number))
+        pipe.hgetall(self.marks)
+
+    def items(self, plan: bytes | str, marks: Mapping[Any, Any]) -> list[ScannedItem]:
         """Combine the texts of its requests and its marks."""
+        texts = decode_hash(marks)
         return [
-            ScannedItem(index, planned, ItemMark(marks.get(str(index), ""), planned.earlier))
+            ScannedItem(index, planned, ItemMark(texts.get(str(index), ""), planned.earlier))
             for index, planned in enumerate(read_batch(plan), self.number * self.record.batch_size)
         ]
 
@@ -160,6 +168,17 @@ class Batch:
             self.record.retention,
         )
         return LuaCall(COMPLETE_ITEM, (self.record.keys.run, self.record.keys.outcomes), self.marks, values)
+
+    def refuse(self, index: int, request: Start, mark: ItemMark, error: StreamsError) -> LuaCall:
+        """Return the call that writes the outcome of an item that can't be started.
+
+        One that may be running is not reported as rejected or as not attempted.
+        """
+        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
+        if may_run and not isinstance(error, StreamOutcomeUnknownError):
+            error = outcome_unknown(key_of(request), str(error))
+        outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
+        return self.complete(mark.text, outcome, mark.evidence)
 
 
 def write_batch(items: Sequence[PlannedItem]) -> str:

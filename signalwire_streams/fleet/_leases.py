@@ -41,6 +41,7 @@ class Leases:
         self.active: dict[str, Lease] = {}  # by owner
         self._connection = connection
         self._duration = duration
+        self._milliseconds = round(duration * 1_000)
         self._heartbeat = heartbeat
         self._all_lost = False
         self._timer: asyncio.TimerHandle | None = None
@@ -78,10 +79,6 @@ class Leases:
     async def release(self, lease: Lease) -> None:
         self.active.pop(lease.owner, None)
         await self._connection.script(RELEASE_LEASE, lease.key, lease.owner)
-
-    @property
-    def _milliseconds(self) -> int:
-        return round(self._duration * 1_000)
 
     async def _renew(self) -> None:
         while True:

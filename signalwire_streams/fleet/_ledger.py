@@ -11,17 +11,11 @@ from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, to_status
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import Start, target_kind
-from signalwire_streams.errors import (
-    FleetError,
-    InvalidRequestError,
-    RunCancelledError,
-    StreamOutcomeUnknownError,
-    StreamsError,
-)
-from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, key_of, outcome_unknown
+from signalwire_streams.errors import FleetError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.fleet._items import CANCELLED, Batch, Evidence, ItemMark, claimed_mark, outcome_unknown
 from signalwire_streams.fleet._lua import CLAIM_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import Writer
 from signalwire_streams.fleet._status import RunRecord
@@ -29,7 +23,6 @@ from signalwire_streams.models import AttemptResult, CallStream, ConferenceStrea
 
 _NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 _LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
-_CANCELLED = "the run was cancelled before its turn"
 
 
 class _FleetLedger:
@@ -69,10 +62,10 @@ class BatchLedger(_FleetLedger):
     """
 
     def __init__(self, batch: Batch, *, owner: str, writer: Writer) -> None:
-        super().__init__(batch.record.run, writer)
+        super().__init__(batch.record.status.run, writer)
         self.batch = batch
         self.marks: Mapping[int, ItemMark] = {}  # as they were found
-        self.cancelled = batch.record.cancelled  # why the run accepts no further starts
+        self.cancelled = batch.record.status.cancel_reason  # why the run accepts no further starts
         self.handed_back = False  # True once the owner leaves unfinished items to other workers
         self.denied: StreamsError | None = None  # by the Space, to this worker; others may have a better token
         self.lost: set[int] = set()  # to another worker
@@ -106,8 +99,8 @@ class BatchLedger(_FleetLedger):
         if answer == "taken":
             self.lost.add(index)
             raise RunCancelledError("another worker has taken this over")
-        self.cancelled = self.cancelled or _CANCELLED
-        raise self._not_sent(key, mark)
+        self.cancelled = self.cancelled or CANCELLED
+        raise outcome_unknown(key, self.cancelled) if mark.is_in_doubt else RunCancelledError(self.cancelled)
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         """Write an outcome, or release the item if it is left to other workers."""
@@ -132,16 +125,11 @@ class BatchLedger(_FleetLedger):
         """Write the outcomes of all items that were not sent when the run was cancelled."""
         for index, request in requests.items():
             if index not in self._taken:
-                self.refuse(index, request, self._not_sent(key_of(request), self._mark(index)))
+                self.refuse(index, request, RunCancelledError(self.cancelled or CANCELLED))
 
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
-        """Write the outcome of an item that can't be started; one that may be running is not reported as rejected."""
-        mark = self._mark(index)
-        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
-        if may_run and not isinstance(error, StreamOutcomeUnknownError):
-            error = outcome_unknown(key_of(request), str(error))
-        outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
-        self._complete(index, outcome, mark.evidence)
+        """Write the outcome of an item that can't be started."""
+        self._completing.append(self._writer.call(self.batch.refuse(index, request, self._mark(index), error)))
 
     def hand_back(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""
@@ -163,10 +151,6 @@ class BatchLedger(_FleetLedger):
         """Return the evidence about an item that is not known to be running."""
         refused = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REFUSED
         return self._mark(index).evidence | (refused if state.refusals else Evidence.NONE)
-
-    def _not_sent(self, key: ItemKey, mark: ItemMark) -> StreamsError:
-        why = self.cancelled or _CANCELLED
-        return outcome_unknown(key, why) if mark.is_in_doubt else RunCancelledError(why)
 
     def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
         expected = self._claim if index in self._claimed else self._mark(index).text

@@ -90,8 +90,7 @@ MARK_STOPPED = _for_each("""
 CANCEL_RUN = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
 if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return 'taken' end
-redis.call('HSET', KEYS[1], 'ended', ARGV[1])
-redis.call('HSET', KEYS[1], 'reason', ARGV[2])
+redis.call('HSET', KEYS[1], 'ended', ARGV[1], 'reason', ARGV[2])
 return 'ok'
 """
 """Keys: run. Arguments: how it ended, and the reason."""
@@ -103,8 +102,7 @@ if digest then
   return 'other'
 end
 redis.call('DEL', KEYS[1])
-for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], 'digest', ARGV[2])
+redis.call('HSET', KEYS[1], 'digest', ARGV[2], unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5])

@@ -22,7 +22,6 @@ BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
 _LONGEST_NAME = 64
-_SCHEMES = ("redis", "rediss", "unix", "memory")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _ANSWER_TIMEOUT = 10.0
 _MAX_CONNECTIONS = 1000
@@ -35,33 +34,19 @@ _Reply = TypeVar("_Reply")
 _Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
-@frozen
 class Keys:
     """Key names of one project; docket's own begin with the same prefix, ours continue with ``our``."""
 
-    origin: str
-    project: str
-
-    @property
-    def prefix(self) -> str:
-        return f"sws-fleet-{_VERSION}:{self.origin.partition('://')[2]}:{self.project}"
-
-    @property
-    def workers(self) -> str:
-        return f"{self.prefix}:our:workers"
-
-    @property
-    def runs(self) -> str:  # a sorted set, by expiry time
-        return f"{self.prefix}:our:runs"
+    def __init__(self, origin: str, project: str) -> None:
+        self.prefix = f"sws-fleet-{_VERSION}:{origin.partition('://')[2]}:{project}"
+        self.workers = f"{self.prefix}:our:workers"
+        self.runs = f"{self.prefix}:our:runs"  # a sorted set, by expiry time
 
     def worker(self, name: str) -> str:
         return f"{self.prefix}:our:worker:{name}"
 
     def run(self, run: str) -> str:
         return f"{self.prefix}:our:run:{run}"
-
-    def of(self, run: str, plan: str) -> "RunKeys":
-        return RunKeys(self.run(run), plan)
 
 
 @frozen
@@ -191,7 +176,7 @@ def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
 
 @masks_secrets
 def check_url(url: object) -> str:
-    if not isinstance(url, str) or not _is_valid(url):
+    if not isinstance(url, str) or not (_is_in_memory(url) or create_client(url) is not None):
         # The message does not repeat it, since it may contain a password.
         raise InvalidRequestError(
             "the fleet's Redis URL is invalid, or has an invalid option: write it as 'redis://host:6379/0', "
@@ -200,40 +185,36 @@ def check_url(url: object) -> str:
     return url
 
 
-def _is_valid(url: str) -> bool:
-    try:
-        scheme = urlsplit(url).scheme
-    except ValueError:
-        return False
-    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and create_client(url) is not None))
+def _is_in_memory(url: str) -> bool:
+    return url.startswith("memory://")
 
 
 def docket_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme == "memory" or "max_connections" in parse_qs(parts.query):
+    query = urlsplit(url).query
+    if _is_in_memory(url) or "max_connections" in parse_qs(query):
         return url
-    return Secret(f"{url}{'&' if parts.query else '?'}max_connections={_MAX_CONNECTIONS}")
+    return Secret(f"{url}{'&' if query else '?'}max_connections={_MAX_CONNECTIONS}")
 
 
 async def check_available(url: str, patience: float) -> None:
     # Docket itself would wait for it without end.
-    if urlsplit(url).scheme != "memory":
-        async with Redis.from_url(url, retry=None, socket_connect_timeout=patience, socket_timeout=patience) as client:
+    if not _is_in_memory(url):
+        async with _client(url, patience) as client:
             await Connection(client, patience).run(lambda client: client.ping())
 
 
 @asynccontextmanager
 async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    if urlsplit(url).scheme == "memory":
+    if _is_in_memory(url):
         async with docket.redis() as memory:
             yield Connection(memory, patience)
         return
-    options: dict[str, Any] = {"socket_timeout": _ANSWER_TIMEOUT, "socket_connect_timeout": _ANSWER_TIMEOUT}
-    client = Redis.from_url(url, retry=None, **options)
-    try:
+    async with _client(url, _ANSWER_TIMEOUT) as client:
         yield Connection(client, patience)
-    finally:
-        await client.aclose()
+
+
+def _client(url: str, timeout: float) -> "Redis":
+    return Redis.from_url(url, retry=None, socket_timeout=timeout, socket_connect_timeout=timeout)
 
 
 def _refusal(error: Exception) -> str | None:

@@ -6,19 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any
 
-from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, to_status
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._serialization import Start
-from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
-from signalwire_streams.fleet._items import (
-    Batch,
-    PlannedItem,
-    ScannedItem,
-    key_of,
-    outcome_unknown,
-    read_batch,
-    read_outcome,
-)
-from signalwire_streams.fleet._redis import Connection, decode_hash
+from signalwire_streams.errors import InvalidRequestError, RunCancelledError
+from signalwire_streams.fleet._items import Batch, PlannedItem, ScannedItem, read_batch, read_outcome
+from signalwire_streams.fleet._redis import Connection
 from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import CallStream, ConferenceStream
 
@@ -30,7 +22,7 @@ _UNFINISHED = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.UNKNOWN})
 
 
 def _expired(record: RunRecord) -> InvalidRequestError:
-    return InvalidRequestError(f"the run {record.run!r} is older than its retention period")
+    return InvalidRequestError(f"the run {record.status.run!r} is older than its retention period")
 
 
 async def read_results(
@@ -41,7 +33,7 @@ async def read_results(
     batches: OrderedDict[int, list[PlannedItem]] = OrderedDict()
     last: Any = "0-0"
     seen = 0
-    while seen < record.planned:
+    while seen < record.status.planned:
         entries = await _read_stream(connection, record.keys.outcomes, last)
         if not entries:
             record = await find()
@@ -89,7 +81,7 @@ class RunScan:
         async for batch, items in self._batches():
             await self._connection.call_all(
                 [
-                    batch.complete(item.mark.text, _cancelled(item, why), item.mark.evidence)
+                    batch.refuse(item.index, item.request, item.mark, RunCancelledError(why))
                     for item in items
                     if not (item.mark.is_settled or item.mark.is_claimed)
                 ]
@@ -118,19 +110,11 @@ class RunScan:
             replies = iter(await self._connection.pipeline(partial(_queue_batches, some)))
             for batch, plan, marks in zip(some, replies, replies, strict=True):
                 if plan is not None:
-                    yield batch, batch.items(plan, decode_hash(marks))
+                    yield batch, batch.items(plan, marks)
                 elif must_be_complete:
                     raise _expired(self._record)
 
 
 def _queue_batches(batches: Iterable[Batch], pipe: Any) -> None:  # noqa: ANN401  (redis-py's, or docket's)
     for batch in batches:
-        pipe.get(batch.record.keys.requests(batch.number))
-        pipe.hgetall(batch.marks)
-
-
-def _cancelled(item: ScannedItem, why: str) -> BulkOutcome[Start]:
-    error: StreamsError = RunCancelledError(why)
-    if item.mark.is_in_doubt:
-        error = outcome_unknown(key_of(item.request), why)
-    return BulkOutcome(index=item.index, item=item.request, status=to_status(error, starting=True), error=error)
+        batch.queue_read(pipe)

@@ -13,8 +13,8 @@ from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedReques
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._items import PlannedItem, write_batch
 from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys
-from signalwire_streams.fleet._status import read_run
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys, RunKeys
+from signalwire_streams.fleet._status import QUEUED, read_run
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._requests import each
 
@@ -38,7 +38,7 @@ class Submission:
         self._retention = retention
         self._plan = token_hex(6)
         self._all_keys = keys
-        self._keys = keys.of(run, self._plan)
+        self._keys = RunKeys(keys.run(run), self._plan)
         self._planned = 0
         self._batches = 0
 
@@ -102,7 +102,7 @@ class Submission:
 
     async def _queue(self) -> None:
         record = await read_run(self._connection, self._all_keys, self._run)
-        if record is None or record.is_queued:
+        if record is None or record.status.fully_submitted:
             return
         for first in range(0, record.batches, _TASKS_AT_ONCE):
             numbers = range(first, min(first + _TASKS_AT_ONCE, record.batches))
@@ -110,7 +110,7 @@ class Submission:
             failed = [task.schedule_exception for task in await self._docket.add_many(tasks) if task.schedule_exception]
             if failed:
                 raise FleetError(f"Redis accepted only a part of the run: {failed[0]}; submit it again")
-        await self._connection.script(SET_ONCE, self._keys.run, "queued", "1")
+        await self._connection.script(SET_ONCE, self._keys.run, QUEUED, "1")
 
 
 async def _in_batches(items: AsyncIterable[PlannedItem]) -> AsyncIterator[list[PlannedItem]]:

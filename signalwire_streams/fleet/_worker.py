@@ -17,13 +17,12 @@ from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
-from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, decode_hash, docket_url
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
 from signalwire_streams.fleet._status import WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK
 from signalwire_streams.fleet._supervisor import Supervisor
@@ -206,19 +205,18 @@ class FleetWorker:
 
     async def _task(self, run: str, batch: int) -> None:
         """Process a batch once no other worker has it. docket calls this, and again if it fails."""
-        try:
-            while not await self._process(run, batch):
-                await self._wait_for_other(run, batch)
-        except (RequeueBatch, FleetError):
-            raise
-        except Exception:  # docket would only retry, silently
-            _LOG.exception("batch %d of %s failed and is retried", batch, run)
-            raise
-
-    async def _wait_for_other(self, run: str, batch: int) -> None:
-        if self._stop.is_set():
-            raise RequeueBatch(f"another worker has batch {batch} of {run}")
-        await asyncio.sleep(self.lease_seconds / 8)  # it may finish the batch, or lose it
+        while True:
+            try:
+                if await self._process(run, batch):
+                    return
+            except (RequeueBatch, FleetError):
+                raise
+            except Exception:  # docket would only retry, silently
+                _LOG.exception("batch %d of %s failed and is retried", batch, run)
+                raise
+            if self._stop.is_set():
+                raise RequeueBatch(f"another worker has batch {batch} of {run}")
+            await asyncio.sleep(self.lease_seconds / 8)  # it may finish the batch, or lose it
 
     async def _process(self, run: str, number: int) -> bool:
         """Process a batch, however often docket delivers it. Return False if another worker has it.
@@ -243,13 +241,10 @@ class FleetWorker:
         return True
 
     async def _process_items(self, ledger: BatchLedger) -> bool:
-        batch = ledger.batch
-        plan, marks = await self._connection.pipeline(
-            lambda pipe: [pipe.get(batch.record.keys.requests(batch.number)), pipe.hgetall(batch.marks)]
-        )
+        plan, marks = await self._connection.pipeline(ledger.batch.queue_read)
         if plan is None:
             return True  # the run has expired
-        items = batch.items(plan, decode_hash(marks))
+        items = ledger.batch.items(plan, marks)
         ledger.marks = {item.index: item.mark for item in items}
         requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
         for index, request in requests.items():
@@ -263,7 +258,8 @@ class FleetWorker:
     async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
         run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
         async for outcome in run:
-            self._count(outcome)
+            self._completed += outcome.ok
+            self._recent.append((asyncio.get_running_loop().time(), outcome.attempts))
             if ledger.denied is not None:
                 run.shutdown()  # the starts in flight will be denied as well
             elif ledger.handed_back:
@@ -293,10 +289,6 @@ class FleetWorker:
         if _identity(request) != _identity(planned.request):
             raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
         return request
-
-    def _count(self, outcome: BulkOutcome[Any]) -> None:
-        self._completed += outcome.ok
-        self._recent.append((asyncio.get_running_loop().time(), outcome.attempts))
 
     def _rate(self) -> float:
         now = asyncio.get_running_loop().time()
