@@ -49,7 +49,8 @@ class Fleet:
     """The runs of one project, shared by any number of hosts over one Redis.
 
     Use it as ``async with Fleet("redis://...", space="example", project="...") as fleet``. It needs no API token:
-    the workers have it.
+    the workers have it. Every method raises `FleetError` if Redis is unavailable, and `InvalidRequestError` if there is
+    no such run, or if it has expired; a call that failed can be repeated.
     """
 
     @masks_secrets
@@ -142,9 +143,8 @@ class Fleet:
             The new run's name, or None if nothing is left.
 
         Raises:
-            InvalidRequestError: there is no such run, or it is still running, or its streams were stopped since, or it
-                was resumed under another name.
-            FleetError: Redis is unavailable; resume it again.
+            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed under
+                another name.
         """
         record = await self._record(run)
         status = record.status
@@ -184,19 +184,11 @@ class Fleet:
 
         Each call begins with the first outcome, in any process. The items are as Redis keeps them, without their
         secrets; keys of a stream's response that this version does not know are missing.
-
-        Raises:
-            InvalidRequestError: there is no such run, or it has expired.
-            FleetError: Redis is unavailable.
         """
         return read_results(self._open(), partial(self._record, run))
 
     async def runs(self) -> tuple[FleetStatus, ...]:
-        """Return all runs that Redis keeps, in the order of their submits; without the workers.
-
-        Raises:
-            FleetError: Redis is unavailable.
-        """
+        """Return all runs that Redis keeps, in the order of their submits; without the workers."""
         connection = self._open()
         names = [decode(name) for name in await connection.run(lambda redis: redis.zrange(self._keys.runs, 0, -1))]
         hashes = await connection.pipeline(lambda pipe: [pipe.hgetall(self._keys.run(name)) for name in names])
@@ -206,21 +198,12 @@ class Fleet:
         return tuple(sorted((run.status for run in records if run is not None), key=lambda run: run.started_at))
 
     async def status(self, run: str) -> FleetStatus:
-        """Return a run's progress, and the workers.
-
-        Raises:
-            InvalidRequestError: there is no such run, or it has expired.
-            FleetError: Redis is unavailable.
-        """
+        """Return a run's progress, and the workers."""
         record = await self._record(run)
         return evolve(record.status, workers=await self.workers())
 
     async def workers(self) -> tuple[WorkerStatus, ...]:
-        """Return the active workers of this project.
-
-        Raises:
-            FleetError: Redis is unavailable.
-        """
+        """Return the active workers of this project."""
         connection = self._open()
         names = sorted(map(decode, await connection.run(lambda redis: redis.smembers(self._keys.workers))))
         texts = await connection.pipeline(lambda pipe: [pipe.get(self._keys.worker(name)) for name in names])
@@ -233,10 +216,6 @@ class Fleet:
         """Accept no further starts of a run. Starts not yet sent end as not attempted; this needs no worker.
 
         A start that a worker has claimed is finished by it.
-
-        Raises:
-            InvalidRequestError: there is no such run, or it has expired.
-            FleetError: Redis is unavailable; cancel it again.
         """
         record = await self._record(run)
         if not record.status.is_finished:
@@ -259,8 +238,7 @@ class Fleet:
             concurrency: number of concurrent stops; tuned automatically by default.
 
         Raises:
-            InvalidRequestError: the client belongs to another project; or, on iteration, there is no such run.
-            FleetError: on iteration, if Redis is unavailable.
+            InvalidRequestError: the client belongs to another Space or project.
         """
         if (client.origin, client.project) != self._account:
             raise InvalidRequestError(

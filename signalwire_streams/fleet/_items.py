@@ -10,7 +10,7 @@ from attrs import fields_dict, frozen
 from signalwire_streams import errors
 from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label, to_status
-from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
+from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_of
 from signalwire_streams.errors import InvalidRequestError, Phase, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import decode_hash
@@ -112,16 +112,16 @@ class ItemMark:
         if self.status in SUCCEEDED:
             _, _, detail, sid = self.text.split(":", 3)
             return _stream_of(request, {"name": request.name, "ambiguous": detail == "1", "sid": sid or None})
+        # Under a name that the caller chose, somebody else's stream may be running.
+        has_generated_name = request.name is not None and request.name.startswith(GENERATED_NAME)
         evidence = self.evidence
-        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and _has_generated_name(request)):
+        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and has_generated_name):
             return _stream_of(request, {"name": request.name})
         return None
 
 
 @frozen
 class ScannedItem:
-    """An item of a run, its index, and its mark."""
-
     index: int
     planned: PlannedItem
     mark: ItemMark
@@ -133,10 +133,8 @@ class ScannedItem:
 
 @frozen
 class Batch:
-    """A batch of a run, and its number from 0."""
-
     record: RunRecord
-    number: int
+    number: int  # from 0
 
     @property
     def marks(self) -> str:
@@ -193,13 +191,8 @@ def read_batch(text: bytes | str) -> list[PlannedItem]:
     ]
 
 
-def _has_generated_name(request: Start) -> bool:
-    # Under a name that the caller chose, somebody else's stream may be running.
-    return request.name is not None and request.name.startswith(GENERATED_NAME)
-
-
 def key_of(request: Start) -> ItemKey:
-    return ItemKey(target_kind(request), request.target, request.name)
+    return ItemKey(*target_of(request), request.name)
 
 
 def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | CallStream:

@@ -20,8 +20,6 @@ _TRUSTED = 0.7  # of a lease, from when its renewal was sent
 
 @define(eq=False)
 class Lease:
-    """A worker's lease on one batch."""
-
     key: str
     owner: str
     cancel: Callable[[], None]  # cancels the starts in flight

@@ -13,7 +13,7 @@ from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._runner import is_fatal_for_run
-from signalwire_streams.bulk._serialization import Start, target_kind
+from signalwire_streams.bulk._serialization import Start, target_of
 from signalwire_streams.errors import FleetError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._items import CANCELLED, Batch, Evidence, ItemMark, claimed_mark, outcome_unknown
 from signalwire_streams.fleet._lua import CLAIM_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
@@ -71,7 +71,6 @@ class BatchLedger(_FleetLedger):
         self.lost: set[int] = set()  # to another worker
         self._claim = claimed_mark(owner)
         self._sending: dict[CallState, tuple[int, ItemKey, asyncio.Task[Any]]] = {}
-        self._taken: set[int] = set()
         self._asked: set[int] = set()
         self._claimed: set[int] = set()
         self._completing: list[asyncio.Future[str]] = []
@@ -79,7 +78,6 @@ class BatchLedger(_FleetLedger):
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         index = self._take(key)
-        self._taken.add(index)
         self._sending[state] = index, key, cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
         state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
@@ -123,8 +121,9 @@ class BatchLedger(_FleetLedger):
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
         """Write the outcomes of all items that were not sent when the run was cancelled."""
+        unsent = {index for indexes in self._indexes.values() for index in indexes}
         for index, request in requests.items():
-            if index not in self._taken:
+            if index in unsent:
                 self.refuse(index, request, RunCancelledError(self.cancelled or CANCELLED))
 
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
@@ -180,8 +179,7 @@ class StopLedger(_FleetLedger):
         self._stopping: dict[CallState, int] = {}
 
     def expect_stream(self, index: int, stream: ConferenceStream | CallStream) -> None:
-        target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
-        self.expect(ItemKey(target_kind(stream), target, stream.name or stream.sid), index)
+        self.expect(ItemKey(*target_of(stream), stream.name or stream.sid), index)
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         self._stopping[state] = self._take(key)

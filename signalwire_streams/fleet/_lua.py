@@ -130,17 +130,15 @@ if owner and owner ~= ARGV[1] then return 'taken' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 'ok'
 """
-"""Keys: lease. Arguments: owner, milliseconds."""
 
 RENEW_LEASE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'taken' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 'ok'
 """
-"""Keys: lease. Arguments: owner, milliseconds."""
 
 RELEASE_LEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 'ok'
 """
-"""Keys: lease. Arguments: owner."""
+"""Keys of the three: lease. Arguments: owner, and the milliseconds for which it has the lease."""

@@ -41,9 +41,8 @@ async def read_results(
         last = entries[-1][0]
         documents = [json.loads(*fields.values()) for _, fields in entries]
         missing = sorted({document["index"] // record.batch_size for document in documents} - batches.keys())
-        for number, text in zip(
-            missing, await connection.pipeline(partial(_queue_requests, record, missing)), strict=True
-        ):
+        texts = await connection.pipeline(partial(_queue_requests, record, missing))
+        for number, text in zip(missing, texts, strict=True):
             if text is None:
                 raise _expired(record)
             batches[number] = read_batch(text)

@@ -1,6 +1,6 @@
 """Submission of a run: all of it is read, checked and stored before any of it reaches the workers."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -62,22 +62,18 @@ class Submission:
 
     async def _store(self, items: AsyncIterable[PlannedItem]) -> str:
         digest = sha256()
-        texts: list[tuple[str, str]] = []
-        async for batch in _in_batches(items):
-            text = write_batch(batch)
-            digest.update(text.encode())
-            texts.append((self._keys.requests(self._batches), text))
-            self._batches += 1
-            self._planned += len(batch)
-            if len(texts) >= _BATCHES_AT_ONCE:
-                await self._write(texts)
-                texts = []
-        await self._write(texts)
+        async for some in _in_chunks(items, BATCH * _BATCHES_AT_ONCE):
+            texts = [write_batch(some[first : first + BATCH]) for first in range(0, len(some), BATCH)]
+            digest.update("".join(texts).encode())
+            stored = {self._keys.requests(number): text for number, text in enumerate(texts, self._batches)}
+            self._batches += len(texts)
+            self._planned += len(some)
+            await self._write(stored)
         return digest.hexdigest()
 
-    async def _write(self, texts: list[tuple[str, str]]) -> None:
+    async def _write(self, texts: Mapping[str, str]) -> None:
         seconds = self._retention + _REQUESTS_OUTLIVE_RUN
-        await self._connection.pipeline(lambda pipe: [pipe.set(key, text, ex=seconds) for key, text in texts])
+        await self._connection.pipeline(lambda pipe: [pipe.set(key, text, ex=seconds) for key, text in texts.items()])
 
     async def _create(self, digest: str) -> str:
         now = datetime.now(UTC)
@@ -113,17 +109,17 @@ class Submission:
         await self._connection.script(SET_ONCE, self._keys.run, QUEUED, "1")
 
 
-async def _in_batches(items: AsyncIterable[PlannedItem]) -> AsyncIterator[list[PlannedItem]]:
+async def _in_chunks(items: AsyncIterable[PlannedItem], size: int) -> AsyncIterator[list[PlannedItem]]:
     duplicates = DuplicateCheck()
-    batch: list[PlannedItem] = []
+    chunk: list[PlannedItem] = []
     async for item in items:
         duplicates.check(item.request.request)
-        batch.append(item)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 async def prepare(

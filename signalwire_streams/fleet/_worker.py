@@ -7,7 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
@@ -130,11 +130,8 @@ class FleetWorker:
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
-        async with AsyncExitStack() as stack:
-            url = docket_url(self.url)
-            docket = Docket(name=self._keys.prefix, url=url, execution_ttl=_EXECUTION_TTL)
-            await stack.enter_async_context(docket)
-            self._connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
+        docket = Docket(name=self._keys.prefix, url=docket_url(self.url), execution_ttl=_EXECUTION_TTL)
+        async with docket, connect(self.url, docket, _ENDLESS) as self._connection:
             self._writer = Writer(self._connection)
             self._leases = Leases(self._connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
             self._is_connected = True
@@ -313,13 +310,10 @@ class FleetWorker:
         pipe.sadd(self._keys.workers, self.name)
 
     async def _deregister(self) -> None:
-        def queue(pipe: Any) -> None:  # noqa: ANN401
-            pipe.srem(self._keys.workers, self.name)
-            pipe.delete(self._keys.worker(self.name))
-
+        worker, workers = self._keys.worker(self.name), self._keys.workers
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._connection.pipeline(queue)
+                await self._connection.pipeline(lambda pipe: [pipe.srem(workers, self.name), pipe.delete(worker)])
         except Exception as error:  # noqa: BLE001  (any error: the worker's entry expires anyway)
             _LOG.debug("the worker could not be deregistered: %s", error)
 
@@ -383,18 +377,12 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
             on_signal(signal)
 
     loop = asyncio.get_running_loop()
-    signals = (Signals.SIGINT, Signals.SIGTERM)
-    try:
-        for signal in signals:
-            loop.add_signal_handler(signal, stop, signal)
-    except (NotImplementedError, RuntimeError):  # not on Windows, nor in other threads
+    with ExitStack() as undo:
+        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
+            for signal in (Signals.SIGINT, Signals.SIGTERM):
+                loop.add_signal_handler(signal, stop, signal)
+                undo.callback(loop.remove_signal_handler, signal)
         yield
-        return
-    try:
-        yield
-    finally:
-        for signal in signals:
-            loop.remove_signal_handler(signal)
 
 
 def _identity(request: Start) -> tuple[str, str | None, bool]:
