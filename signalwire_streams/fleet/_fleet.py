@@ -29,16 +29,16 @@ from signalwire_streams.fleet._redis import (
     check_run,
     check_url,
     connect,
-    decode,
     decode_hash,
     docket_url,
     next_run,
 )
-from signalwire_streams.fleet._runs import RunScan, read_results
+from signalwire_streams.fleet._runs import read_results, read_streams, read_unfinished, settle_unclaimed
 from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models._validation import check_seconds, masks_secrets
+from signalwire_streams.redis_rate_limit._store import decode
 
 _PATIENCE, _PATIENCE_AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
@@ -165,7 +165,7 @@ class Fleet:
         if resumed_as != new:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:
-            return await self._submit(new, self._scan(record).unfinished())
+            return await self._submit(new, read_unfinished(connection, record))
         except InvalidRequestError:  # that name is taken
             if status.resumed_as is None:
                 await connection.script(UNSET, key, RESUMED, new)
@@ -220,7 +220,7 @@ class Fleet:
         record = await self._record(run)
         if not record.status.is_finished:
             await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", CANCELLED)
-            await self._scan(record).settle(record.status.cancel_reason or CANCELLED)
+            await settle_unclaimed(self._open(), record, record.status.cancel_reason or CANCELLED)
         return await self.status(run)
 
     def stop_streams(
@@ -250,7 +250,6 @@ class Fleet:
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
         await self._writer.idle()  # it may still be writing what an earlier call stopped
-        await self._record(run)
         await self._open().script(SET_ONCE, self._keys.run(run), STOPPING, "1")
         await self.cancel(run)
         record = await self._record(run)
@@ -260,12 +259,9 @@ class Fleet:
             await asyncio.sleep(_POLL_EVERY)
             record = await self._record(run)
         ledger.record = record
-        async for index, stream in self._scan(record).streams():
+        async for index, stream in read_streams(self._open(), record):
             ledger.expect_stream(index, stream)
             yield stream
-
-    def _scan(self, record: RunRecord) -> RunScan:
-        return RunScan(self._open(), record)
 
     async def _record(self, run: str) -> RunRecord:
         record = await read_run(self._open(), self._keys, check_run(run))

@@ -55,7 +55,6 @@ class PlannedItem:
 
 
 def claimed_mark(owner: str) -> str:
-    """Return the mark of an item that its owner may have sent."""
     return f"{_CLAIMED}{owner}"
 
 
@@ -123,12 +122,8 @@ class ItemMark:
 @frozen
 class ScannedItem:
     index: int
-    planned: PlannedItem
+    planned: PlannedRequest
     mark: ItemMark
-
-    @property
-    def request(self) -> Start:
-        return self.planned.request.request
 
 
 @frozen
@@ -140,17 +135,17 @@ class Batch:
     def marks(self) -> str:
         return self.record.keys.marks(self.number)
 
-    def queue_read(self, pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
-        """Queue the commands whose replies are the arguments of `items`."""
+    def get_plan(self, pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
         pipe.get(self.record.keys.requests(self.number))
+
+    def get_marks(self, pipe: Any) -> None:  # noqa: ANN401
         pipe.hgetall(self.marks)
 
     def items(self, plan: bytes | str, marks: Mapping[Any, Any]) -> list[ScannedItem]:
-        """Combine the texts of its requests and its marks."""
         texts = decode_hash(marks)
         return [
-            ScannedItem(index, planned, ItemMark(texts.get(str(index), ""), planned.earlier))
-            for index, planned in enumerate(read_batch(plan), self.number * self.record.batch_size)
+            ScannedItem(index, item.request, ItemMark(texts.get(str(index), ""), item.earlier))
+            for index, item in enumerate(read_batch(plan), self.number * self.record.batch_size)
         ]
 
     def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
@@ -185,10 +180,7 @@ def write_batch(items: Sequence[PlannedItem]) -> str:
 
 
 def read_batch(text: bytes | str) -> list[PlannedItem]:
-    return [
-        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
-        for row in json.loads(text)
-    ]
+    return [PlannedItem(planned_request(row[:_ROW]), *map(Evidence, row[_ROW:])) for row in json.loads(text)]
 
 
 def key_of(request: Start) -> ItemKey:
@@ -202,7 +194,6 @@ def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | 
 
 
 def outcome_unknown(key: ItemKey, why: str, *, attempts: int = 0) -> StreamOutcomeUnknownError:
-    """Return the error of an item whose earlier attempt has an unknown outcome."""
     return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
         sent="maybe",

@@ -11,7 +11,8 @@ from typing import Any
 from attrs import define
 
 from signalwire_streams.fleet._lua import ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE
-from signalwire_streams.fleet._redis import Connection, decode
+from signalwire_streams.fleet._redis import Connection
+from signalwire_streams.redis_rate_limit._store import decode
 
 _RENEWALS = 4  # per lease
 _CHECKS = 16  # per lease
@@ -48,7 +49,7 @@ class Leases:
     def start(self) -> asyncio.Task[None]:
         """Start renewing. The task ends only if Redis refuses access, with the error."""
         self._renewing = asyncio.create_task(self._renew())
-        self._check_later()
+        self._check()
         return self._renewing
 
     async def stop(self) -> None:
@@ -96,13 +97,11 @@ class Leases:
                     lease.lose()
             await asyncio.sleep(self._duration / _RENEWALS)
 
-    def _check_later(self) -> None:
-        # A timer's callback runs before any task that a timer wakes: after a suspension it is the first to act.
-        self._timer = asyncio.get_running_loop().call_later(self._duration / _CHECKS, self._check)
-
     def _check(self) -> None:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for lease in list(self.active.values()):
             if now - lease.renewed_at > self._duration * _TRUSTED:
                 lease.lose()
-        self._check_later()
+        # A timer's callback runs before any task that a timer wakes: after a suspension it is the first to act.
+        self._timer = loop.call_later(self._duration / _CHECKS, self._check)

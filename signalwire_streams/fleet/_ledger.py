@@ -43,7 +43,6 @@ class _FleetLedger:
         """Return None: what is not sent is reported, or found again, without this."""
 
     def expect(self, key: ItemKey, index: int) -> None:
-        """Register an item that will be sent."""
         self._indexes.setdefault(key, deque()).append(index)
 
     def _take(self, key: ItemKey) -> int:
@@ -127,7 +126,6 @@ class BatchLedger(_FleetLedger):
                 self.refuse(index, request, RunCancelledError(self.cancelled or CANCELLED))
 
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
-        """Write the outcome of an item that can't be started."""
         self._completing.append(self._writer.call(self.batch.refuse(index, request, self._mark(index), error)))
 
     def hand_back(self) -> None:
@@ -159,8 +157,7 @@ class BatchLedger(_FleetLedger):
     def _release(self, index: int, state: CallState) -> None:
         # Even if the answer to the claim never arrived: Redis may have it.
         if index in self._asked:
-            mark = self._evidence(index, state)
-            self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, mark))
+            self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, self._evidence(index, state)))
 
     def _call(self, source: str, *values: object) -> "asyncio.Future[str]":
         return self._writer.call(LuaCall(source, (self.batch.record.keys.run,), self.batch.marks, values))

@@ -97,10 +97,7 @@ return 'ok'
 
 CREATE_RUN = """
 local digest = redis.call('HGET', KEYS[1], 'digest')
-if digest then
-  if digest == ARGV[2] then return 'known' end
-  return 'other'
-end
+if digest then return digest == ARGV[2] and 'known' or 'other' end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'digest', ARGV[2], unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[1])

@@ -16,7 +16,7 @@ from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotErro
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.models._validation import Secret, masks_secrets
-from signalwire_streams.redis_rate_limit._store import create_client
+from signalwire_streams.redis_rate_limit._store import create_client, decode
 
 BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
@@ -130,12 +130,13 @@ class Connection:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def pipeline(self, queue: Callable[[Any], object]) -> list[Any]:
-        """Return the replies to the commands that *queue* puts on a pipeline, which is no transaction."""
+    async def pipeline(self, *queue: Callable[[Any], object]) -> list[Any]:
+        """Return the replies to the commands that functions put on a pipeline, which is no transaction."""
 
         async def send(client: Any) -> list[Any]:  # noqa: ANN401
             pipe = client.pipeline(transaction=False) if isinstance(client, Redis) else client.pipeline()
-            queue(pipe)
+            for put in queue:
+                put(pipe)
             return list(await pipe.execute())
 
         return await self.run(send)
@@ -164,10 +165,6 @@ class Connection:
             for place, reply in zip(places, replies, strict=True):
                 answers[place] = decode(reply)
         return answers
-
-
-def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
@@ -205,11 +202,7 @@ async def check_available(url: str, patience: float) -> None:
 
 @asynccontextmanager
 async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    if _is_in_memory(url):
-        async with docket.redis() as memory:
-            yield Connection(memory, patience)
-        return
-    async with _client(url, _ANSWER_TIMEOUT) as client:
+    async with docket.redis() if _is_in_memory(url) else _client(url, _ANSWER_TIMEOUT) as client:
         yield Connection(client, patience)
 
 

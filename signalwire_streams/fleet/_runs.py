@@ -1,9 +1,7 @@
 """Reading a run's items in Redis: its outcomes as they come, and all of its items once it has ended."""
 
 import json
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
@@ -30,7 +28,7 @@ async def read_results(
 ) -> AsyncGenerator[BulkOutcome[Start], None]:
     """Yield outcomes until each item has one. *find* returns the run's record, and raises if it has expired."""
     record = await find()
-    batches: OrderedDict[int, list[PlannedItem]] = OrderedDict()
+    batches: dict[int, list[PlannedItem]] = {}
     last: Any = "0-0"
     seen = 0
     while seen < record.status.planned:
@@ -41,7 +39,7 @@ async def read_results(
         last = entries[-1][0]
         documents = [json.loads(*fields.values()) for _, fields in entries]
         missing = sorted({document["index"] // record.batch_size for document in documents} - batches.keys())
-        texts = await connection.pipeline(partial(_queue_requests, record, missing))
+        texts = await connection.pipeline(*(Batch(record, number).get_plan for number in missing))
         for number, text in zip(missing, texts, strict=True):
             if text is None:
                 raise _expired(record)
@@ -51,7 +49,7 @@ async def read_results(
             batch, place = divmod(document["index"], record.batch_size)
             yield read_outcome(document, batches[batch][place].request.request)
         while len(batches) > _CACHED_BATCHES:
-            batches.popitem(last=False)
+            del batches[next(iter(batches))]
 
 
 async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]:  # noqa: ANN401  (an id of redis-py's)
@@ -63,57 +61,48 @@ async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]
     return list(entries[0] if is_resp3 else entries)
 
 
-def _queue_requests(record: RunRecord, numbers: Iterable[int], pipe: Any) -> None:  # noqa: ANN401  (redis-py's, or docket's)
-    for number in numbers:
-        pipe.get(record.keys.requests(number))
+async def settle_unclaimed(connection: Connection, record: RunRecord, why: str) -> None:
+    """Write the outcomes of all items of a cancelled run that no worker has claimed: not attempted, or unknown."""
+    async for batch, items in _batches(connection, record):
+        await connection.call_all(
+            [
+                batch.refuse(item.index, item.planned.request, item.mark, RunCancelledError(why))
+                for item in items
+                if not (item.mark.is_settled or item.mark.is_claimed)
+            ]
+        )
 
 
-class RunScan:
-    """Scans all items of a run that accepts no further starts."""
-
-    def __init__(self, connection: Connection, record: RunRecord) -> None:
-        self._connection = connection
-        self._record = record
-
-    async def settle(self, why: str) -> None:
-        """Write the outcomes of all items that no worker has claimed: not attempted, or unknown."""
-        async for batch, items in self._batches():
-            await self._connection.call_all(
-                [
-                    batch.refuse(item.index, item.request, item.mark, RunCancelledError(why))
-                    for item in items
-                    if not (item.mark.is_settled or item.mark.is_claimed)
-                ]
-            )
-
-    async def streams(self) -> AsyncIterator[tuple[int, ConferenceStream | CallStream]]:
-        """Yield the streams that the run started, or may have started, and that were not stopped since."""
-        stopped = await self._connection.hash(self._record.keys.stopped)
-        async for _, items in self._batches():
-            for item in items:
-                stream = item.mark.stream_of(item.request)
-                if stream is not None and str(item.index) not in stopped:
-                    yield item.index, stream
-
-    async def unfinished(self) -> AsyncIterator[PlannedItem]:
-        """Yield the items that were not attempted, and those whose outcome is unknown."""
-        async for _, items in self._batches(must_be_complete=True):
-            for item in items:
-                if item.mark.status in _UNFINISHED:
-                    yield PlannedItem(item.planned.request, item.mark.evidence)
-
-    async def _batches(self, *, must_be_complete: bool = False) -> AsyncIterator[tuple[Batch, Sequence[ScannedItem]]]:
-        batches = [Batch(self._record, number) for number in range(self._record.batches)]
-        for first in range(0, len(batches), _BATCHES_AT_ONCE):
-            some = batches[first : first + _BATCHES_AT_ONCE]
-            replies = iter(await self._connection.pipeline(partial(_queue_batches, some)))
-            for batch, plan, marks in zip(some, replies, replies, strict=True):
-                if plan is not None:
-                    yield batch, batch.items(plan, marks)
-                elif must_be_complete:
-                    raise _expired(self._record)
+async def read_streams(
+    connection: Connection, record: RunRecord
+) -> AsyncIterator[tuple[int, ConferenceStream | CallStream]]:
+    """Yield the streams that the run started, or may have started, and that were not stopped since."""
+    stopped = await connection.hash(record.keys.stopped)
+    async for _, items in _batches(connection, record):
+        for item in items:
+            stream = item.mark.stream_of(item.planned.request)
+            if stream is not None and str(item.index) not in stopped:
+                yield item.index, stream
 
 
-def _queue_batches(batches: Iterable[Batch], pipe: Any) -> None:  # noqa: ANN401  (redis-py's, or docket's)
-    for batch in batches:
-        batch.queue_read(pipe)
+async def read_unfinished(connection: Connection, record: RunRecord) -> AsyncIterator[PlannedItem]:
+    """Yield the items of a finished run that were not attempted, and those whose outcome is unknown."""
+    async for _, items in _batches(connection, record, must_be_complete=True):
+        for item in items:
+            if item.mark.status in _UNFINISHED:
+                yield PlannedItem(item.planned, item.mark.evidence)
+
+
+async def _batches(
+    connection: Connection, record: RunRecord, *, must_be_complete: bool = False
+) -> AsyncIterator[tuple[Batch, Sequence[ScannedItem]]]:
+    batches = [Batch(record, number) for number in range(record.batches)]
+    for first in range(0, len(batches), _BATCHES_AT_ONCE):
+        some = batches[first : first + _BATCHES_AT_ONCE]
+        commands = (command for batch in some for command in (batch.get_plan, batch.get_marks))
+        replies = iter(await connection.pipeline(*commands))
+        for batch, plan, marks in zip(some, replies, replies, strict=True):
+            if plan is not None:
+                yield batch, batch.items(plan, marks)
+            elif must_be_complete:
+                raise _expired(record)

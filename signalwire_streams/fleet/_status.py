@@ -10,8 +10,6 @@ from signalwire_streams.fleet._redis import Connection, Keys, RunKeys
 QUEUED, RESUMED, STOPPING = "queued", "resumed", "stopping"
 """Fields of a run: all of it was queued, the run that resumes it, its streams are being, or were, rolled back."""
 
-_SETTLED = frozenset({"started", "already_started", "rejected", "unknown", "not_attempted"})
-
 
 @frozen(kw_only=True)
 class WorkerStatus:
@@ -83,7 +81,7 @@ class FleetStatus:
     @property
     def completed(self) -> int:
         """Number of starts that have ended."""
-        return sum(count for state, count in self.counts.items() if state in _SETTLED)
+        return sum(count for state, count in self.counts.items() if state not in {"in_doubt", "pending"})
 
     @property
     def unfinished(self) -> int:
@@ -108,8 +106,6 @@ class FleetStatus:
 
 @frozen(kw_only=True)
 class RunRecord:
-    """A run's hash in Redis, and the names of its other keys."""
-
     keys: RunKeys
     batch_size: int
     retention: int

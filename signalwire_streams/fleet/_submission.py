@@ -18,8 +18,7 @@ from signalwire_streams.fleet._status import QUEUED, read_run
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._requests import each
 
-TASK = "start_batch"
-"""The name of docket's task."""
+TASK = "start_batch"  # the name of docket's task
 _REQUESTS_OUTLIVE_RUN = 3600  # seconds, since the run's hash points to them
 _BATCHES_AT_ONCE = 40
 _TASKS_AT_ONCE = 500

@@ -25,7 +25,6 @@ from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
 from signalwire_streams.fleet._status import WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK
-from signalwire_streams.fleet._supervisor import Supervisor
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
@@ -40,6 +39,7 @@ _EXECUTION_TTL = timedelta(minutes=1)
 _AHEAD = 10.0  # seconds' worth of the shared rate that one worker has in flight at most
 _RETRY_DELAY, _MAX_RETRY_DELAY = timedelta(milliseconds=100), timedelta(seconds=5)
 _CLOSE_TIMEOUT = 5.0
+_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return what was cancelled
 
 
 SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
@@ -48,6 +48,59 @@ SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
 
 class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
     """A batch is not finished, so docket must deliver it again."""
+
+
+class Supervisor:
+    """Runs docket's worker, and stops it even while Redis fails it.
+
+    Cancelling that one is not enough: if Redis fails it in its last steps, it starts over and accepts work again.
+    Leaving its context does stop it.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._working: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
+        self.task = asyncio.create_task(self._run())  # ends on its own only if docket's worker failed
+
+    def leave(self) -> None:
+        """Accept nothing new; the task ends when everything accepted is finished."""
+        self._leaving.set()
+
+    async def stop(self) -> None:
+        """Stop, whether Redis answers or not, and however often the caller is cancelled meanwhile."""
+        self.leave()
+        stopping, cancelled = asyncio.create_task(self._stop()), None
+        while not stopping.done():
+            try:
+                await asyncio.shield(stopping)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    def raise_failure(self) -> None:
+        """Raise the error that docket's worker failed with, if it did."""
+        if not self.task.cancelled() and (error := self.task.exception()) is not None:
+            raise error
+
+    async def _run(self) -> None:
+        async with self._worker:
+            working = self._working = asyncio.create_task(self._worker.run_forever())
+            leaving = asyncio.create_task(self._leaving.wait())
+            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+            leaving.cancel()
+        if not working.cancelled():
+            await working
+
+    async def _stop(self) -> None:
+        while True:
+            await asyncio.wait([self.task], timeout=_CANCEL_AFTER)
+            if self.task.done():
+                return
+            # Each cancellation ends one thing that it waits for.
+            waits = self._working if self._working is not None and not self._working.done() else self.task
+            waits.cancel()
 
 
 class FleetWorker:
@@ -238,7 +291,7 @@ class FleetWorker:
         return True
 
     async def _process_items(self, ledger: BatchLedger) -> bool:
-        plan, marks = await self._connection.pipeline(ledger.batch.queue_read)
+        plan, marks = await self._connection.pipeline(ledger.batch.get_plan, ledger.batch.get_marks)
         if plan is None:
             return True  # the run has expired
         items = ledger.batch.items(plan, marks)
@@ -270,9 +323,9 @@ class FleetWorker:
         requests = {}
         for item in items:
             try:
-                requests[item.index] = self._complete(item.planned.request)
+                requests[item.index] = self._complete(item.planned)
             except InvalidRequestError as error:
-                ledger.refuse(item.index, item.request, error)
+                ledger.refuse(item.index, item.planned.request, error)
         return requests
 
     def _complete(self, planned: PlannedRequest) -> Start:
@@ -283,7 +336,7 @@ class FleetWorker:
                 f"{planned.request.target} needs secrets that Redis does not keep: pass secrets= to the workers"
             )
         request = self.secrets(planned)
-        if _identity(request) != _identity(planned.request):
+        if any(getattr(request, name) != getattr(planned.request, name) for name in ("target", "name", "unnamed")):
             raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
         return request
 
@@ -383,7 +436,3 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
                 loop.add_signal_handler(signal, stop, signal)
                 undo.callback(loop.remove_signal_handler, signal)
         yield
-
-
-def _identity(request: Start) -> tuple[str, str | None, bool]:
-    return request.target, request.name, request.unnamed

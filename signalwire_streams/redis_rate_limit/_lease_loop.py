@@ -26,7 +26,7 @@ class LeaseLoop:
 
     def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:
         self.queue = PriorityQueue(self.give_back)
-        self.space = ""
+        self.space = ""  # its host, once it is known
         self._store = store
         self._state = state
         self._fallback = fallback
@@ -79,16 +79,12 @@ class LeaseLoop:
 
     async def _run(self) -> None:
         try:
-            while self._has_work:
+            while not self._closed and (self.queue or (self._state.has_update and not self._fallback.is_active)):
                 nap = await self._step()
                 if nap:
                     await self._clock.sleep(nap)
         except Exception as error:  # noqa: BLE001  (the waiting requests must fail with it, whatever it is)
             self.queue.refuse(error)
-
-    @property
-    def _has_work(self) -> bool:
-        return not self._closed and bool(self.queue or (self._state.has_update and not self._fallback.is_active))
 
     async def _step(self) -> float:
         """Do what can be done now. Return the seconds until there may be more."""

@@ -25,8 +25,7 @@ LEASE = 25
 """Most tokens of one lease: enough to keep round trips few, and little to lose."""
 _AGES_PER_WINDOW = 50
 _RESERVED = 4
-_SETTLING = 1.0
-"""Seconds after an outage in which other clients may not know yet that it is over."""
+_SETTLING = 1.0  # seconds after an outage in which other clients may not know yet that it is over
 _NEVER = float("-inf")
 
 
@@ -36,17 +35,12 @@ class Quota:
 
     A window holds at most ``rate * (window + age)`` tokens, one burst from a full bucket, and one more from a Redis
     that came back with an old bucket: together no more than the limit.
-
-    Attributes:
-        reserve: tokens that bulk requests leave for interactive ones, which would otherwise queue behind the bulk
-            requests of other clients.
-        age: seconds after which an unused token lapses.
     """
 
     window: float
     burst: int
-    reserve: int
-    age: float
+    reserve: int  # tokens for interactive requests, which would otherwise queue behind the bulk ones of other clients
+    age: float  # seconds after which an unused token lapses
     rate: float
 
     @classmethod
@@ -64,32 +58,20 @@ class Quota:
         return RateLimit(requests=requests, window=self.window, utilization=1.0, burst=burst)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 @frozen
 class State:
     """State that all clients share; the script in `_store` changes it, and times are Redis' own.
 
-    The fields are in the order of the script's arguments and reply.
-
-    Attributes:
-        epoch: random id of the state in Redis; a different one means that Redis has lost its data.
-        cuts: number of rate cuts. A client reports a refusal with the number it knew of, so simultaneous refusals cause
-            one cut.
-        closed_until: until then nothing is sent.
-        cut_at: time of the last cut.
-        rate_before: requests per second before that.
-        pause: seconds of the last pause whose length the Space did not choose.
+    The fields are in the order of the script's arguments and reply. A client reports a refusal with the number of cuts
+    that it knew of, so simultaneous refusals cause one cut.
     """
 
-    epoch: str = field(default="", converter=_text)
+    epoch: str = ""  # random; a different one means that Redis has lost its data
     cuts: int = field(default=0, converter=int)
     closed_until: float = field(default=0.0, converter=float)
     cut_at: float = field(default=0.0, converter=float)
-    rate_before: float = field(default=0.0, converter=float)
-    pause: float = field(default=0.0, converter=float)
+    rate_before: float = field(default=0.0, converter=float)  # requests per second before the last cut
+    pause: float = field(default=0.0, converter=float)  # seconds of the last one whose length the Space did not choose
 
     def rate(self, now: float, quota: Quota) -> float:
         if not self.cuts:
@@ -104,17 +86,11 @@ class State:
 
 @frozen(kw_only=True)
 class StateUpdate:
-    """An update that a client reports to the others.
+    """An update that a client reports to the others."""
 
-    Attributes:
-        refused_after: how many cuts it knew of when the Space refused a request; None if there was no refusal.
-        pause: seconds to pause after that refusal; 0 if the Space said how long.
-        closed_until: until when the Space asked not to be called, on the client's clock.
-    """
-
-    refused_after: int | None = None
-    pause: float = 0.0
-    closed_until: float | None = None
+    refused_after: int | None = None  # the cuts that it knew of when the Space refused a request
+    pause: float = 0.0  # seconds to pause after that refusal; 0 if the Space said how long
+    closed_until: float | None = None  # until when the Space asked not to be called, on the client's clock
 
 
 NO_UPDATE = StateUpdate()
@@ -177,9 +153,8 @@ class Fallback:
     """This client's behavior while Redis is unavailable, and for a moment after that."""
 
     def __init__(self, address: str, clients: int | None) -> None:
-        """Args: *clients* share the limit, and each then continues with its share; None to wait for Redis instead."""
         self._address = address
-        self._clients = clients
+        self._clients = clients  # share the limit, and each then continues with its share; None: they wait for Redis
         self._since: float | None = None
         self._bucket: TokenBucket | None = None
         self._settled_at = _NEVER
@@ -200,17 +175,18 @@ class Fallback:
         consequence = "requests wait for it, as long as their deadlines allow"
         if self._clients is not None:
             consequence = f"this client continues with its share of the limit, one of {self._clients}"
-            self._bucket = self._bucket or _empty_bucket(state, self._clients, now)
+            if self._bucket is None:
+                self._bucket = TokenBucket(state.quota.share(state.rate(now), self._clients))
+                # Tokens leased a moment ago count, so a fallback does not begin with a burst.
+                while not self._bucket.try_acquire(now):
+                    pass
         _LOG.warning("the Redis at %s is unavailable (%s): %s", self._address, why, consequence)
 
     def end(self, now: float) -> None:
         if self._since is None:
             return
-        seconds = now - self._since
-        _LOG.warning(
-            "the Redis at %s is available again after %.1f s: the limit is shared again", self._address, seconds
-        )
-        self._since = None
+        away, self._since = now - self._since, None
+        _LOG.warning("the Redis at %s is available again after %.1f s: the limit is shared again", self._address, away)
         self._settled_at = now + _SETTLING
 
     def try_acquire(self, now: float) -> float:
@@ -240,11 +216,3 @@ class Fallback:
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
         if self._bucket is not None:
             self._bucket.on_throttled(now, sent_at, retry_after)
-
-
-def _empty_bucket(state: LocalState, clients: int, now: float) -> TokenBucket:
-    bucket = TokenBucket(state.quota.share(state.rate(now), clients))
-    # Tokens leased a moment ago count, so a fallback does not begin with a burst.
-    while not bucket.try_acquire(now):
-        pass
-    return bucket
