@@ -21,22 +21,23 @@ __all__ = ["RateLimiter"]
 
 _LOG = logging.getLogger("signalwire_streams.rate_limit")
 
-BURST_SHARE = 0.005
-"""The fraction of the limit that may go out at once, unless the caller says otherwise."""
-CUT = 0.7
-"""CUBIC's multiplicative decrease. Source: RFC 9438, which the growth constant is from as well."""
-LEAST_RATE = 0.5
-"""Requests per window that are let through in any case."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
-"""Seconds that all requests pause after a 429 without ``Retry-After``; they double from the first to the longest."""
+BURST_SHARE = 0.005  # of the limit may go out at once, unless the caller says otherwise
+LEAST_RATE = 0.5  # requests per window that are let through in any case
+_CUT = 0.7  # CUBIC's multiplicative decrease. Source: RFC 9438, which the growth constant is from as well
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0
 _GROWTH = 0.4
+
+
+def next_pause(last: float) -> float:
+    """Return the seconds to pause after a 429 without ``Retry-After``; *last* is 0 if a request was served since."""
+    return min(2 * last, _LONGEST_PAUSE) if last else _FIRST_PAUSE
 
 
 def recovered_rate(before: float, elapsed: float, *, window: float, ceiling: float) -> float:
     """Return the rate that CUBIC allows *elapsed* seconds after a cut; it grows beyond the rate *before* the cut."""
-    plateau_at: float = ((before * (1 - CUT)) / _GROWTH) ** (1 / 3)
+    plateau_at: float = ((before * (1 - _CUT)) / _GROWTH) ** (1 / 3)
     grown: float = _GROWTH * (elapsed - plateau_at) ** 3
-    return min(max(grown + before, before * CUT, LEAST_RATE / window), ceiling)
+    return min(max(grown + before, before * _CUT, LEAST_RATE / window), ceiling)
 
 
 class TokenBucket:
@@ -50,7 +51,7 @@ class TokenBucket:
         self._filled_at = float("-inf")
         self._cut_at: float | None = None
         self._rate_before_cut = 0.0
-        self._pause = FIRST_PAUSE
+        self._pause = 0.0
         self._closed_until = float("-inf")
         self.rate = self._ceiling  # requests per second that are let through now
 
@@ -83,14 +84,14 @@ class TokenBucket:
             self._recover(now)
             self._rate_before_cut, self._cut_at = self.rate, now
             self._recover(now)
+            self._pause = next_pause(self._pause)
             pause = self._pause if retry_after is None else retry_after
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
         if pause is not None:
             self._closed_until = max(self._closed_until, now + pause)
 
     def on_success(self) -> None:
         """Start with a short pause again at the next 429."""
-        self._pause = FIRST_PAUSE
+        self._pause = 0.0
 
     def _recover(self, now: float) -> None:
         if self._cut_at is not None:
@@ -104,8 +105,7 @@ class PriorityQueue:
     """Requests that wait for a grant. A grant is the time until which it may be used."""
 
     def __init__(self, give_back: Callable[[float], object]) -> None:
-        """*give_back* is passed a grant that came at the moment when its wait was cancelled."""
-        self._give_back = give_back
+        self._give_back = give_back  # is passed a grant that came at the moment when its wait was cancelled
         self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:

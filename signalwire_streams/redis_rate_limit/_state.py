@@ -10,19 +10,11 @@ from typing import Self
 from attrs import evolve, field, frozen
 
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._rate_limit import (
-    BURST_SHARE,
-    FIRST_PAUSE,
-    LEAST_RATE,
-    LONGEST_PAUSE,
-    TokenBucket,
-    recovered_rate,
-)
+from signalwire_streams.middleware._rate_limit import BURST_SHARE, LEAST_RATE, TokenBucket, next_pause, recovered_rate
 
 _LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
 
-LEASE = 25
-"""Most tokens of one lease: enough to keep round trips few, and little to lose."""
+LEASE = 25  # most tokens of one lease: enough to keep round trips few, and little to lose
 _AGES_PER_WINDOW = 50
 _RESERVED = 4
 _SETTLING = 1.0  # seconds after an outage in which other clients may not know yet that it is over
@@ -79,10 +71,6 @@ class State:
         elapsed = max(0.0, now - self.cut_at)
         return recovered_rate(self.rate_before, elapsed, window=quota.window, ceiling=quota.rate)
 
-    def next_pause(self, *, served: bool) -> float:
-        """Return the seconds to pause after a refusal: more each time, unless the Space served a request since."""
-        return FIRST_PAUSE if served or not self.pause else min(self.pause * 2, LONGEST_PAUSE)
-
 
 @frozen(kw_only=True)
 class StateUpdate:
@@ -136,7 +124,7 @@ class LocalState:
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
         """Record that the Space refused a request that was sent at *sent_at*; this client pauses from now on."""
         if sent_at > self._cut_seen_at:
-            pause = self.shared.next_pause(served=self._served) if retry_after is None else 0.0
+            pause = next_pause(0.0 if self._served else self.shared.pause) if retry_after is None else 0.0
             self.update = evolve(self.update, refused_after=self.shared.cuts, pause=pause)
             self._cut_seen_at = now
             self._served = False
