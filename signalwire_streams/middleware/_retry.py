@@ -3,7 +3,6 @@
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
-from itertools import count
 
 from attrs import define, evolve, field, frozen
 
@@ -298,7 +297,9 @@ class RetryMiddleware:
         )
         ambiguous_phase = Phase.QUEUED
         last: Result | None = None
-        for number in count(state.attempts + 1):
+        number = state.attempts
+        while True:
+            number += 1
             started_at = now()
             state.acquired_at = None
             try:
