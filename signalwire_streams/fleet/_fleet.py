@@ -8,6 +8,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
+from attrs import evolve
 from docket import Docket
 from redis.exceptions import RedisError
 
@@ -17,7 +18,7 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._runner import BulkRun
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet._items import PlannedItem
+from signalwire_streams.fleet._items import CANCELLED, PlannedItem
 from signalwire_streams.fleet._ledger import StopLedger
 from signalwire_streams.fleet._lua import CANCEL_RUN, SET_ONCE, UNSET
 from signalwire_streams.fleet._redis import (
@@ -28,28 +29,28 @@ from signalwire_streams.fleet._redis import (
     check_run,
     check_url,
     connect,
-    decode,
     decode_hash,
     docket_url,
     next_run,
 )
-from signalwire_streams.fleet._runs import RunScan, read_results
+from signalwire_streams.fleet._runs import read_results, read_streams, read_unfinished, settle_unclaimed
 from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models._validation import check_seconds, masks_secrets
+from signalwire_streams.redis_rate_limit._store import decode
 
 _PATIENCE, _PATIENCE_AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
 _POLL_EVERY = 1.0
-_CANCELLED = "the run was cancelled before its turn"
 
 
 class Fleet:
     """The runs of one project, shared by any number of hosts over one Redis.
 
     Use it as ``async with Fleet("redis://...", space="example", project="...") as fleet``. It needs no API token:
-    the workers have it.
+    the workers have it. Every method raises `FleetError` if Redis is unavailable, and `InvalidRequestError` if there is
+    no such run, or if it has expired; a call that failed can be repeated.
     """
 
     @masks_secrets
@@ -71,7 +72,8 @@ class Fleet:
         self.retention: float = max(1.0, check_seconds(retention, "retention"))
         # The token is not used, but an account is checked as a whole.
         account = find_account(space=space, base_url=None, project=project, token="none")  # noqa: S106
-        self._keys = Keys(account.origin, account.sid)
+        self._account = account.origin, account.sid
+        self._keys = Keys(*self._account)
         self._connection: Connection | None = None
         self._stack: AsyncExitStack
         self._docket: Docket
@@ -141,13 +143,18 @@ class Fleet:
             The new run's name, or None if nothing is left.
 
         Raises:
-            InvalidRequestError: there is no such run, or it is still running, or its streams were stopped since, or it
-                was resumed under another name.
-            FleetError: Redis is unavailable; resume it again.
+            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed under
+                another name.
         """
         record = await self._record(run)
-        record.check_finished()
-        status = record.status()
+        status = record.status
+        if not status.is_finished and status.cancelled is None:
+            raise InvalidRequestError(f"the run {run!r} is still running: wait until it ends, or cancel it first")
+        if not status.is_finished:
+            raise InvalidRequestError(
+                f"workers have starts of the cancelled run {run!r} in flight, or had when they died: start a worker to "
+                "finish them"
+            )
         if not status.unfinished:
             return None
         connection, key = self._open(), self._keys.run(run)
@@ -158,7 +165,7 @@ class Fleet:
         if resumed_as != new:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:
-            return await self._submit(new, self._scan(record).unfinished())
+            return await self._submit(new, read_unfinished(connection, record))
         except InvalidRequestError:  # that name is taken
             if status.resumed_as is None:
                 await connection.script(UNSET, key, RESUMED, new)
@@ -177,43 +184,26 @@ class Fleet:
 
         Each call begins with the first outcome, in any process. The items are as Redis keeps them, without their
         secrets; keys of a stream's response that this version does not know are missing.
-
-        Raises:
-            InvalidRequestError: there is no such run, or it has expired.
-            FleetError: Redis is unavailable.
         """
         return read_results(self._open(), partial(self._record, run))
 
     async def runs(self) -> tuple[FleetStatus, ...]:
-        """Return all runs that Redis keeps, in the order of their submits; without the workers.
-
-        Raises:
-            FleetError: Redis is unavailable.
-        """
+        """Return all runs that Redis keeps, in the order of their submits; without the workers."""
         connection = self._open()
         names = [decode(name) for name in await connection.run(lambda redis: redis.zrange(self._keys.runs, 0, -1))]
         hashes = await connection.pipeline(lambda pipe: [pipe.hgetall(self._keys.run(name)) for name in names])
         records = [
             RunRecord.from_hash(run, self._keys, decode_hash(one)) for run, one in zip(names, hashes, strict=True)
         ]
-        return tuple(sorted((run.status() for run in records if run is not None), key=lambda run: run.started_at))
+        return tuple(sorted((run.status for run in records if run is not None), key=lambda run: run.started_at))
 
     async def status(self, run: str) -> FleetStatus:
-        """Return a run's progress, and the workers.
-
-        Raises:
-            InvalidRequestError: there is no such run, or it has expired.
-            FleetError: Redis is unavailable.
-        """
+        """Return a run's progress, and the workers."""
         record = await self._record(run)
-        return record.status(await self.workers())
+        return evolve(record.status, workers=await self.workers())
 
     async def workers(self) -> tuple[WorkerStatus, ...]:
-        """Return the active workers of this project.
-
-        Raises:
-            FleetError: Redis is unavailable.
-        """
+        """Return the active workers of this project."""
         connection = self._open()
         names = sorted(map(decode, await connection.run(lambda redis: redis.smembers(self._keys.workers))))
         texts = await connection.pipeline(lambda pipe: [pipe.get(self._keys.worker(name)) for name in names])
@@ -226,15 +216,11 @@ class Fleet:
         """Accept no further starts of a run. Starts not yet sent end as not attempted; this needs no worker.
 
         A start that a worker has claimed is finished by it.
-
-        Raises:
-            InvalidRequestError: there is no such run, or it has expired.
-            FleetError: Redis is unavailable; cancel it again.
         """
         record = await self._record(run)
-        if not record.status().is_finished:
-            await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", _CANCELLED)
-            await self._scan(record).settle(record.cancelled or _CANCELLED)
+        if not record.status.is_finished:
+            await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", CANCELLED)
+            await settle_unclaimed(self._open(), record, record.status.cancel_reason or CANCELLED)
         return await self.status(run)
 
     def stop_streams(
@@ -252,10 +238,9 @@ class Fleet:
             concurrency: number of concurrent stops; tuned automatically by default.
 
         Raises:
-            InvalidRequestError: the client belongs to another project; or, on iteration, there is no such run.
-            FleetError: on iteration, if Redis is unavailable.
+            InvalidRequestError: the client belongs to another Space or project.
         """
-        if (client.origin, client.project) != (self._keys.origin, self._keys.project):
+        if (client.origin, client.project) != self._account:
             raise InvalidRequestError(
                 "the client belongs to another Space or project than the fleet: pass a client for the fleet's project"
             )
@@ -265,22 +250,18 @@ class Fleet:
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
         await self._writer.idle()  # it may still be writing what an earlier call stopped
-        await self._record(run)
         await self._open().script(SET_ONCE, self._keys.run(run), STOPPING, "1")
         await self.cancel(run)
         record = await self._record(run)
         now = asyncio.get_running_loop().time
         until = now() + _PATIENCE
-        while record.in_doubt and now() < until and await self.workers():
+        while "in_doubt" in record.status.counts and now() < until and await self.workers():
             await asyncio.sleep(_POLL_EVERY)
             record = await self._record(run)
         ledger.record = record
-        async for index, stream in self._scan(record).streams():
+        async for index, stream in read_streams(self._open(), record):
             ledger.expect_stream(index, stream)
             yield stream
-
-    def _scan(self, record: RunRecord) -> RunScan:
-        return RunScan(self._open(), record)
 
     async def _record(self, run: str) -> RunRecord:
         record = await read_run(self._open(), self._keys, check_run(run))

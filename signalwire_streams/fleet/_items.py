@@ -9,10 +9,11 @@ from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
-from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
-from signalwire_streams.errors import Phase, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label, to_status
+from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_of
+from signalwire_streams.errors import InvalidRequestError, Phase, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
+from signalwire_streams.fleet._redis import decode_hash
 from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
 
@@ -22,6 +23,7 @@ _ERRORS = {
 _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 """Fields of a stream that are not stored: its request has the target, and unknown keys may hold anything."""
 _ROW = 4
+CANCELLED = "the run was cancelled before its turn"
 _CLAIMED, _SETTLED = "i:", "f:"
 
 
@@ -53,7 +55,6 @@ class PlannedItem:
 
 
 def claimed_mark(owner: str) -> str:
-    """Return the mark of an item that its owner may have sent."""
     return f"{_CLAIMED}{owner}"
 
 
@@ -110,41 +111,41 @@ class ItemMark:
         if self.status in SUCCEEDED:
             _, _, detail, sid = self.text.split(":", 3)
             return _stream_of(request, {"name": request.name, "ambiguous": detail == "1", "sid": sid or None})
+        # Under a name that the caller chose, somebody else's stream may be running.
+        has_generated_name = request.name is not None and request.name.startswith(GENERATED_NAME)
         evidence = self.evidence
-        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and _has_generated_name(request)):
+        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and has_generated_name):
             return _stream_of(request, {"name": request.name})
         return None
 
 
 @frozen
 class ScannedItem:
-    """An item of a run, its index, and its mark."""
-
     index: int
-    planned: PlannedItem
+    planned: PlannedRequest
     mark: ItemMark
-
-    @property
-    def request(self) -> Start:
-        return self.planned.request.request
 
 
 @frozen
 class Batch:
-    """A batch of a run, and its number from 0."""
-
     record: RunRecord
-    number: int
+    number: int  # from 0
 
     @property
     def marks(self) -> str:
         return self.record.keys.marks(self.number)
 
-    def items(self, plan: bytes | str, marks: Mapping[str, str]) -> list[ScannedItem]:
-        """Combine the texts of its requests and its marks."""
+    def get_plan(self, pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
+        pipe.get(self.record.keys.requests(self.number))
+
+    def get_marks(self, pipe: Any) -> None:  # noqa: ANN401
+        pipe.hgetall(self.marks)
+
+    def items(self, plan: bytes | str, marks: Mapping[Any, Any]) -> list[ScannedItem]:
+        texts = decode_hash(marks)
         return [
-            ScannedItem(index, planned, ItemMark(marks.get(str(index), ""), planned.earlier))
-            for index, planned in enumerate(read_batch(plan), self.number * self.record.batch_size)
+            ScannedItem(index, item.request, ItemMark(texts.get(str(index), ""), item.earlier))
+            for index, item in enumerate(read_batch(plan), self.number * self.record.batch_size)
         ]
 
     def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
@@ -161,6 +162,17 @@ class Batch:
         )
         return LuaCall(COMPLETE_ITEM, (self.record.keys.run, self.record.keys.outcomes), self.marks, values)
 
+    def refuse(self, index: int, request: Start, mark: ItemMark, error: StreamsError) -> LuaCall:
+        """Return the call that writes the outcome of an item that can't be started.
+
+        One that may be running is not reported as rejected or as not attempted.
+        """
+        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
+        if may_run and not isinstance(error, StreamOutcomeUnknownError):
+            error = outcome_unknown(key_of(request), str(error))
+        outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
+        return self.complete(mark.text, outcome, mark.evidence)
+
 
 def write_batch(items: Sequence[PlannedItem]) -> str:
     rows = [(*planned_row(item.request), *([item.earlier] if item.earlier else [])) for item in items]
@@ -168,19 +180,11 @@ def write_batch(items: Sequence[PlannedItem]) -> str:
 
 
 def read_batch(text: bytes | str) -> list[PlannedItem]:
-    return [
-        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
-        for row in json.loads(text)
-    ]
-
-
-def _has_generated_name(request: Start) -> bool:
-    # Under a name that the caller chose, somebody else's stream may be running.
-    return request.name is not None and request.name.startswith(GENERATED_NAME)
+    return [PlannedItem(planned_request(row[:_ROW]), *map(Evidence, row[_ROW:])) for row in json.loads(text)]
 
 
 def key_of(request: Start) -> ItemKey:
-    return ItemKey(target_kind(request), request.target, request.name)
+    return ItemKey(*target_of(request), request.name)
 
 
 def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | CallStream:
@@ -190,7 +194,6 @@ def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | 
 
 
 def outcome_unknown(key: ItemKey, why: str, *, attempts: int = 0) -> StreamOutcomeUnknownError:
-    """Return the error of an item whose earlier attempt has an unknown outcome."""
     return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
         sent="maybe",

@@ -11,7 +11,8 @@ from typing import Any
 from attrs import define
 
 from signalwire_streams.fleet._lua import ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE
-from signalwire_streams.fleet._redis import Connection, decode
+from signalwire_streams.fleet._redis import Connection
+from signalwire_streams.redis_rate_limit._store import decode
 
 _RENEWALS = 4  # per lease
 _CHECKS = 16  # per lease
@@ -20,8 +21,6 @@ _TRUSTED = 0.7  # of a lease, from when its renewal was sent
 
 @define(eq=False)
 class Lease:
-    """A worker's lease on one batch."""
-
     key: str
     owner: str
     cancel: Callable[[], None]  # cancels the starts in flight
@@ -41,6 +40,7 @@ class Leases:
         self.active: dict[str, Lease] = {}  # by owner
         self._connection = connection
         self._duration = duration
+        self._milliseconds = round(duration * 1_000)
         self._heartbeat = heartbeat
         self._all_lost = False
         self._timer: asyncio.TimerHandle | None = None
@@ -49,7 +49,7 @@ class Leases:
     def start(self) -> asyncio.Task[None]:
         """Start renewing. The task ends only if Redis refuses access, with the error."""
         self._renewing = asyncio.create_task(self._renew())
-        self._check_later()
+        self._check()
         return self._renewing
 
     async def stop(self) -> None:
@@ -79,10 +79,6 @@ class Leases:
         self.active.pop(lease.owner, None)
         await self._connection.script(RELEASE_LEASE, lease.key, lease.owner)
 
-    @property
-    def _milliseconds(self) -> int:
-        return round(self._duration * 1_000)
-
     async def _renew(self) -> None:
         while True:
             leases = [lease for lease in self.active.values() if not lease.is_lost]
@@ -101,13 +97,11 @@ class Leases:
                     lease.lose()
             await asyncio.sleep(self._duration / _RENEWALS)
 
-    def _check_later(self) -> None:
-        # A timer's callback runs before any task that a timer wakes: after a suspension it is the first to act.
-        self._timer = asyncio.get_running_loop().call_later(self._duration / _CHECKS, self._check)
-
     def _check(self) -> None:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for lease in list(self.active.values()):
             if now - lease.renewed_at > self._duration * _TRUSTED:
                 lease.lose()
-        self._check_later()
+        # A timer's callback runs before any task that a timer wakes: after a suspension it is the first to act.
+        self._timer = loop.call_later(self._duration / _CHECKS, self._check)

@@ -11,17 +11,11 @@ from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, to_status
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._runner import is_fatal_for_run
-from signalwire_streams.bulk._serialization import Start, target_kind
-from signalwire_streams.errors import (
-    FleetError,
-    InvalidRequestError,
-    RunCancelledError,
-    StreamOutcomeUnknownError,
-    StreamsError,
-)
-from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, key_of, outcome_unknown
+from signalwire_streams.bulk._serialization import Start, target_of
+from signalwire_streams.errors import FleetError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.fleet._items import CANCELLED, Batch, Evidence, ItemMark, claimed_mark, outcome_unknown
 from signalwire_streams.fleet._lua import CLAIM_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import Writer
 from signalwire_streams.fleet._status import RunRecord
@@ -29,7 +23,6 @@ from signalwire_streams.models import AttemptResult, CallStream, ConferenceStrea
 
 _NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 _LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
-_CANCELLED = "the run was cancelled before its turn"
 
 
 class _FleetLedger:
@@ -50,7 +43,6 @@ class _FleetLedger:
         """Return None: what is not sent is reported, or found again, without this."""
 
     def expect(self, key: ItemKey, index: int) -> None:
-        """Register an item that will be sent."""
         self._indexes.setdefault(key, deque()).append(index)
 
     def _take(self, key: ItemKey) -> int:
@@ -69,16 +61,15 @@ class BatchLedger(_FleetLedger):
     """
 
     def __init__(self, batch: Batch, *, owner: str, writer: Writer) -> None:
-        super().__init__(batch.record.run, writer)
+        super().__init__(batch.record.status.run, writer)
         self.batch = batch
         self.marks: Mapping[int, ItemMark] = {}  # as they were found
-        self.cancelled = batch.record.cancelled  # why the run accepts no further starts
+        self.cancelled = batch.record.status.cancel_reason  # why the run accepts no further starts
         self.handed_back = False  # True once the owner leaves unfinished items to other workers
         self.denied: StreamsError | None = None  # by the Space, to this worker; others may have a better token
         self.lost: set[int] = set()  # to another worker
         self._claim = claimed_mark(owner)
         self._sending: dict[CallState, tuple[int, ItemKey, asyncio.Task[Any]]] = {}
-        self._taken: set[int] = set()
         self._asked: set[int] = set()
         self._claimed: set[int] = set()
         self._completing: list[asyncio.Future[str]] = []
@@ -86,7 +77,6 @@ class BatchLedger(_FleetLedger):
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         index = self._take(key)
-        self._taken.add(index)
         self._sending[state] = index, key, cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
         state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
@@ -106,8 +96,8 @@ class BatchLedger(_FleetLedger):
         if answer == "taken":
             self.lost.add(index)
             raise RunCancelledError("another worker has taken this over")
-        self.cancelled = self.cancelled or _CANCELLED
-        raise self._not_sent(key, mark)
+        self.cancelled = self.cancelled or CANCELLED
+        raise outcome_unknown(key, self.cancelled) if mark.is_in_doubt else RunCancelledError(self.cancelled)
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         """Write an outcome, or release the item if it is left to other workers."""
@@ -130,18 +120,13 @@ class BatchLedger(_FleetLedger):
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
         """Write the outcomes of all items that were not sent when the run was cancelled."""
+        unsent = {index for indexes in self._indexes.values() for index in indexes}
         for index, request in requests.items():
-            if index not in self._taken:
-                self.refuse(index, request, self._not_sent(key_of(request), self._mark(index)))
+            if index in unsent:
+                self.refuse(index, request, RunCancelledError(self.cancelled or CANCELLED))
 
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
-        """Write the outcome of an item that can't be started; one that may be running is not reported as rejected."""
-        mark = self._mark(index)
-        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
-        if may_run and not isinstance(error, StreamOutcomeUnknownError):
-            error = outcome_unknown(key_of(request), str(error))
-        outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
-        self._complete(index, outcome, mark.evidence)
+        self._completing.append(self._writer.call(self.batch.refuse(index, request, self._mark(index), error)))
 
     def hand_back(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""
@@ -164,10 +149,6 @@ class BatchLedger(_FleetLedger):
         refused = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REFUSED
         return self._mark(index).evidence | (refused if state.refusals else Evidence.NONE)
 
-    def _not_sent(self, key: ItemKey, mark: ItemMark) -> StreamsError:
-        why = self.cancelled or _CANCELLED
-        return outcome_unknown(key, why) if mark.is_in_doubt else RunCancelledError(why)
-
     def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
         expected = self._claim if index in self._claimed else self._mark(index).text
         call = self.batch.complete(expected, evolve(outcome, index=index), evidence)
@@ -176,8 +157,7 @@ class BatchLedger(_FleetLedger):
     def _release(self, index: int, state: CallState) -> None:
         # Even if the answer to the claim never arrived: Redis may have it.
         if index in self._asked:
-            mark = self._evidence(index, state)
-            self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, mark))
+            self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, self._evidence(index, state)))
 
     def _call(self, source: str, *values: object) -> "asyncio.Future[str]":
         return self._writer.call(LuaCall(source, (self.batch.record.keys.run,), self.batch.marks, values))
@@ -196,8 +176,7 @@ class StopLedger(_FleetLedger):
         self._stopping: dict[CallState, int] = {}
 
     def expect_stream(self, index: int, stream: ConferenceStream | CallStream) -> None:
-        target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
-        self.expect(ItemKey(target_kind(stream), target, stream.name or stream.sid), index)
+        self.expect(ItemKey(*target_of(stream), stream.name or stream.sid), index)
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         self._stopping[state] = self._take(key)

@@ -90,21 +90,16 @@ MARK_STOPPED = _for_each("""
 CANCEL_RUN = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
 if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return 'taken' end
-redis.call('HSET', KEYS[1], 'ended', ARGV[1])
-redis.call('HSET', KEYS[1], 'reason', ARGV[2])
+redis.call('HSET', KEYS[1], 'ended', ARGV[1], 'reason', ARGV[2])
 return 'ok'
 """
 """Keys: run. Arguments: how it ended, and the reason."""
 
 CREATE_RUN = """
 local digest = redis.call('HGET', KEYS[1], 'digest')
-if digest then
-  if digest == ARGV[2] then return 'known' end
-  return 'other'
-end
+if digest then return digest == ARGV[2] and 'known' or 'other' end
 redis.call('DEL', KEYS[1])
-for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], 'digest', ARGV[2])
+redis.call('HSET', KEYS[1], 'digest', ARGV[2], unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5])
@@ -132,17 +127,15 @@ if owner and owner ~= ARGV[1] then return 'taken' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 'ok'
 """
-"""Keys: lease. Arguments: owner, milliseconds."""
 
 RENEW_LEASE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'taken' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 'ok'
 """
-"""Keys: lease. Arguments: owner, milliseconds."""
 
 RELEASE_LEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 'ok'
 """
-"""Keys: lease. Arguments: owner."""
+"""Keys of the three: lease. Arguments: owner, and the milliseconds for which it has the lease."""

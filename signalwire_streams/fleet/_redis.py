@@ -16,13 +16,12 @@ from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotErro
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.models._validation import Secret, masks_secrets
-from signalwire_streams.redis_rate_limit._store import create_client
+from signalwire_streams.redis_rate_limit._store import create_client, decode
 
 BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
 _LONGEST_NAME = 64
-_SCHEMES = ("redis", "rediss", "unix", "memory")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _ANSWER_TIMEOUT = 10.0
 _MAX_CONNECTIONS = 1000
@@ -35,33 +34,19 @@ _Reply = TypeVar("_Reply")
 _Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
-@frozen
 class Keys:
     """Key names of one project; docket's own begin with the same prefix, ours continue with ``our``."""
 
-    origin: str
-    project: str
-
-    @property
-    def prefix(self) -> str:
-        return f"sws-fleet-{_VERSION}:{self.origin.partition('://')[2]}:{self.project}"
-
-    @property
-    def workers(self) -> str:
-        return f"{self.prefix}:our:workers"
-
-    @property
-    def runs(self) -> str:  # a sorted set, by expiry time
-        return f"{self.prefix}:our:runs"
+    def __init__(self, origin: str, project: str) -> None:
+        self.prefix = f"sws-fleet-{_VERSION}:{origin.partition('://')[2]}:{project}"
+        self.workers = f"{self.prefix}:our:workers"
+        self.runs = f"{self.prefix}:our:runs"  # a sorted set, by expiry time
 
     def worker(self, name: str) -> str:
         return f"{self.prefix}:our:worker:{name}"
 
     def run(self, run: str) -> str:
         return f"{self.prefix}:our:run:{run}"
-
-    def of(self, run: str, plan: str) -> "RunKeys":
-        return RunKeys(self.run(run), plan)
 
 
 @frozen
@@ -145,12 +130,13 @@ class Connection:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def pipeline(self, queue: Callable[[Any], object]) -> list[Any]:
-        """Return the replies to the commands that *queue* puts on a pipeline, which is no transaction."""
+    async def pipeline(self, *queue: Callable[[Any], object]) -> list[Any]:
+        """Return the replies to the commands that functions put on a pipeline, which is no transaction."""
 
         async def send(client: Any) -> list[Any]:  # noqa: ANN401
             pipe = client.pipeline(transaction=False) if isinstance(client, Redis) else client.pipeline()
-            queue(pipe)
+            for put in queue:
+                put(pipe)
             return list(await pipe.execute())
 
         return await self.run(send)
@@ -181,17 +167,13 @@ class Connection:
         return answers
 
 
-def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
-
-
 def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
     return {decode(name): decode(value) for name, value in reply.items()}
 
 
 @masks_secrets
 def check_url(url: object) -> str:
-    if not isinstance(url, str) or not _is_valid(url):
+    if not isinstance(url, str) or not (_is_in_memory(url) or create_client(url) is not None):
         # The message does not repeat it, since it may contain a password.
         raise InvalidRequestError(
             "the fleet's Redis URL is invalid, or has an invalid option: write it as 'redis://host:6379/0', "
@@ -200,40 +182,32 @@ def check_url(url: object) -> str:
     return url
 
 
-def _is_valid(url: str) -> bool:
-    try:
-        scheme = urlsplit(url).scheme
-    except ValueError:
-        return False
-    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and create_client(url) is not None))
+def _is_in_memory(url: str) -> bool:
+    return url.startswith("memory://")
 
 
 def docket_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme == "memory" or "max_connections" in parse_qs(parts.query):
+    query = urlsplit(url).query
+    if _is_in_memory(url) or "max_connections" in parse_qs(query):
         return url
-    return Secret(f"{url}{'&' if parts.query else '?'}max_connections={_MAX_CONNECTIONS}")
+    return Secret(f"{url}{'&' if query else '?'}max_connections={_MAX_CONNECTIONS}")
 
 
 async def check_available(url: str, patience: float) -> None:
     # Docket itself would wait for it without end.
-    if urlsplit(url).scheme != "memory":
-        async with Redis.from_url(url, retry=None, socket_connect_timeout=patience, socket_timeout=patience) as client:
+    if not _is_in_memory(url):
+        async with _client(url, patience) as client:
             await Connection(client, patience).run(lambda client: client.ping())
 
 
 @asynccontextmanager
 async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    if urlsplit(url).scheme == "memory":
-        async with docket.redis() as memory:
-            yield Connection(memory, patience)
-        return
-    options: dict[str, Any] = {"socket_timeout": _ANSWER_TIMEOUT, "socket_connect_timeout": _ANSWER_TIMEOUT}
-    client = Redis.from_url(url, retry=None, **options)
-    try:
+    async with docket.redis() if _is_in_memory(url) else _client(url, _ANSWER_TIMEOUT) as client:
         yield Connection(client, patience)
-    finally:
-        await client.aclose()
+
+
+def _client(url: str, timeout: float) -> "Redis":
+    return Redis.from_url(url, retry=None, socket_timeout=timeout, socket_connect_timeout=timeout)
 
 
 def _refusal(error: Exception) -> str | None:

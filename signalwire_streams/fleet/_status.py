@@ -1,17 +1,14 @@
 """Status of runs and workers, as stored in Redis."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from attrs import field, fields_dict, frozen
+from attrs import fields_dict, frozen
 
-from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.fleet._redis import Connection, Keys, RunKeys
 
-RESUMED, STOPPING = "resumed", "stopping"
-"""Fields of a run: the run that resumes it, and whether its streams are being, or were, rolled back."""
-
-_SETTLED = frozenset({"started", "already_started", "rejected", "unknown", "not_attempted"})
+QUEUED, RESUMED, STOPPING = "queued", "resumed", "stopping"
+"""Fields of a run: all of it was queued, the run that resumes it, its streams are being, or were, rolled back."""
 
 
 @frozen(kw_only=True)
@@ -84,7 +81,7 @@ class FleetStatus:
     @property
     def completed(self) -> int:
         """Number of starts that have ended."""
-        return sum(count for state, count in self.counts.items() if state in _SETTLED)
+        return sum(count for state, count in self.counts.items() if state not in {"in_doubt", "pending"})
 
     @property
     def unfinished(self) -> int:
@@ -109,76 +106,44 @@ class FleetStatus:
 
 @frozen(kw_only=True)
 class RunRecord:
-    """A run's hash in Redis, and the names of its other keys; *cancelled* is the reason, if it is cancelled."""
-
-    run: str
     keys: RunKeys
-    planned: int
     batch_size: int
     retention: int
-    cancelled: str | None
-    fields: Mapping[str, str] = field(repr=False)
+    status: FleetStatus  # without the workers
 
     @classmethod
     def from_hash(cls, run: str, keys: Keys, fields: Mapping[str, str]) -> "RunRecord | None":
         """Return None if there is no such run, or if it has expired."""
         if "digest" not in fields:
             return None
-        return cls(
+        planned = int(fields["planned"])
+        counts = {state: count for state, count in _counts(fields, "c:") if count > 0}
+        pending = planned - sum(counts.values())
+        status = FleetStatus(
             run=run,
-            keys=keys.of(run, fields["plan"]),
-            planned=int(fields["planned"]),
-            batch_size=int(fields["batch_size"]),
-            retention=int(fields["retention"]),
-            cancelled=fields.get("reason") if "ended" in fields else None,
-            fields=fields,
+            started_at=fields["started_at"],
+            planned=planned,
+            counts=counts | ({"pending": pending} if pending > 0 else {}),
+            attempts=int(fields.get("attempts", 0)),
+            errors=dict(sorted(_counts(fields, "e:"), key=lambda entry: (-entry[1], entry[0]))),
+            cancelled=fields.get("ended"),
+            cancel_reason=fields.get("reason"),
+            fully_submitted=QUEUED in fields,
+            rolled_back=int(fields.get("stopped", 0)),
+            is_rolling_back=STOPPING in fields,
+            resumed_as=fields.get(RESUMED),
         )
+        run_keys = RunKeys(keys.run(run), fields["plan"])
+        batch_size, retention = int(fields["batch_size"]), int(fields["retention"])
+        return cls(keys=run_keys, batch_size=batch_size, retention=retention, status=status)
 
     @property
     def batches(self) -> int:
-        return -(-self.planned // self.batch_size)
+        return -(-self.status.planned // self.batch_size)
 
-    @property
-    def in_doubt(self) -> int:
-        return int(self.fields.get("c:in_doubt", 0))
 
-    @property
-    def is_queued(self) -> bool:
-        return "queued" in self.fields
-
-    def status(self, workers: tuple[WorkerStatus, ...] = ()) -> FleetStatus:
-        counts = {state: count for state, count in self._counts("c:").items() if count > 0}
-        pending = self.planned - sum(counts.values())
-        errors = sorted(self._counts("e:").items(), key=lambda entry: (-entry[1], entry[0]))
-        return FleetStatus(
-            run=self.run,
-            started_at=self.fields["started_at"],
-            planned=self.planned,
-            counts=counts | ({"pending": pending} if pending > 0 else {}),
-            attempts=int(self.fields.get("attempts", 0)),
-            errors=dict(errors),
-            cancelled=self.fields.get("ended"),
-            cancel_reason=self.cancelled,
-            fully_submitted=self.is_queued,
-            rolled_back=int(self.fields.get("stopped", 0)),
-            is_rolling_back=STOPPING in self.fields,
-            resumed_as=self.fields.get(RESUMED),
-            workers=workers,
-        )
-
-    def check_finished(self) -> None:
-        """Raise `InvalidRequestError` unless every start has ended."""
-        if self.status().is_finished:
-            return
-        if self.cancelled is None:
-            raise InvalidRequestError(f"the run {self.run!r} is still running: wait until it ends, or cancel it first")
-        raise InvalidRequestError(
-            f"workers have starts of the cancelled run {self.run!r} in flight, or had when they died: start a "
-            "worker to finish them"
-        )
-
-    def _counts(self, prefix: str) -> dict[str, int]:
-        return {name.removeprefix(prefix): int(value) for name, value in self.fields.items() if name.startswith(prefix)}
+def _counts(fields: Mapping[str, str], prefix: str) -> Iterator[tuple[str, int]]:
+    return ((name.removeprefix(prefix), int(count)) for name, count in fields.items() if name.startswith(prefix))
 
 
 async def read_run(connection: Connection, keys: Keys, run: str) -> RunRecord | None:

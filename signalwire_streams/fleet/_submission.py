@@ -1,6 +1,6 @@
 """Submission of a run: all of it is read, checked and stored before any of it reaches the workers."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -13,13 +13,12 @@ from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedReques
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._items import PlannedItem, write_batch
 from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys
-from signalwire_streams.fleet._status import read_run
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys, RunKeys
+from signalwire_streams.fleet._status import QUEUED, read_run
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._requests import each
 
-TASK = "start_batch"
-"""The name of docket's task."""
+TASK = "start_batch"  # the name of docket's task
 _REQUESTS_OUTLIVE_RUN = 3600  # seconds, since the run's hash points to them
 _BATCHES_AT_ONCE = 40
 _TASKS_AT_ONCE = 500
@@ -38,7 +37,7 @@ class Submission:
         self._retention = retention
         self._plan = token_hex(6)
         self._all_keys = keys
-        self._keys = keys.of(run, self._plan)
+        self._keys = RunKeys(keys.run(run), self._plan)
         self._planned = 0
         self._batches = 0
 
@@ -62,22 +61,18 @@ class Submission:
 
     async def _store(self, items: AsyncIterable[PlannedItem]) -> str:
         digest = sha256()
-        texts: list[tuple[str, str]] = []
-        async for batch in _in_batches(items):
-            text = write_batch(batch)
-            digest.update(text.encode())
-            texts.append((self._keys.requests(self._batches), text))
-            self._batches += 1
-            self._planned += len(batch)
-            if len(texts) >= _BATCHES_AT_ONCE:
-                await self._write(texts)
-                texts = []
-        await self._write(texts)
+        async for some in _in_chunks(items, BATCH * _BATCHES_AT_ONCE):
+            texts = [write_batch(some[first : first + BATCH]) for first in range(0, len(some), BATCH)]
+            digest.update("".join(texts).encode())
+            stored = {self._keys.requests(number): text for number, text in enumerate(texts, self._batches)}
+            self._batches += len(texts)
+            self._planned += len(some)
+            await self._write(stored)
         return digest.hexdigest()
 
-    async def _write(self, texts: list[tuple[str, str]]) -> None:
+    async def _write(self, texts: Mapping[str, str]) -> None:
         seconds = self._retention + _REQUESTS_OUTLIVE_RUN
-        await self._connection.pipeline(lambda pipe: [pipe.set(key, text, ex=seconds) for key, text in texts])
+        await self._connection.pipeline(lambda pipe: [pipe.set(key, text, ex=seconds) for key, text in texts.items()])
 
     async def _create(self, digest: str) -> str:
         now = datetime.now(UTC)
@@ -102,7 +97,7 @@ class Submission:
 
     async def _queue(self) -> None:
         record = await read_run(self._connection, self._all_keys, self._run)
-        if record is None or record.is_queued:
+        if record is None or record.status.fully_submitted:
             return
         for first in range(0, record.batches, _TASKS_AT_ONCE):
             numbers = range(first, min(first + _TASKS_AT_ONCE, record.batches))
@@ -110,20 +105,20 @@ class Submission:
             failed = [task.schedule_exception for task in await self._docket.add_many(tasks) if task.schedule_exception]
             if failed:
                 raise FleetError(f"Redis accepted only a part of the run: {failed[0]}; submit it again")
-        await self._connection.script(SET_ONCE, self._keys.run, "queued", "1")
+        await self._connection.script(SET_ONCE, self._keys.run, QUEUED, "1")
 
 
-async def _in_batches(items: AsyncIterable[PlannedItem]) -> AsyncIterator[list[PlannedItem]]:
+async def _in_chunks(items: AsyncIterable[PlannedItem], size: int) -> AsyncIterator[list[PlannedItem]]:
     duplicates = DuplicateCheck()
-    batch: list[PlannedItem] = []
+    chunk: list[PlannedItem] = []
     async for item in items:
         duplicates.check(item.request.request)
-        batch.append(item)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 async def prepare(

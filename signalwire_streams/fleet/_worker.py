@@ -7,7 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
@@ -17,16 +17,14 @@ from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
-from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, decode_hash, docket_url
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
 from signalwire_streams.fleet._status import WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK
-from signalwire_streams.fleet._supervisor import Supervisor
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
@@ -41,6 +39,7 @@ _EXECUTION_TTL = timedelta(minutes=1)
 _AHEAD = 10.0  # seconds' worth of the shared rate that one worker has in flight at most
 _RETRY_DELAY, _MAX_RETRY_DELAY = timedelta(milliseconds=100), timedelta(seconds=5)
 _CLOSE_TIMEOUT = 5.0
+_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return what was cancelled
 
 
 SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
@@ -49,6 +48,59 @@ SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
 
 class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
     """A batch is not finished, so docket must deliver it again."""
+
+
+class Supervisor:
+    """Runs docket's worker, and stops it even while Redis fails it.
+
+    Cancelling that one is not enough: if Redis fails it in its last steps, it starts over and accepts work again.
+    Leaving its context does stop it.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._working: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
+        self.task = asyncio.create_task(self._run())  # ends on its own only if docket's worker failed
+
+    def leave(self) -> None:
+        """Accept nothing new; the task ends when everything accepted is finished."""
+        self._leaving.set()
+
+    async def stop(self) -> None:
+        """Stop, whether Redis answers or not, and however often the caller is cancelled meanwhile."""
+        self.leave()
+        stopping, cancelled = asyncio.create_task(self._stop()), None
+        while not stopping.done():
+            try:
+                await asyncio.shield(stopping)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    def raise_failure(self) -> None:
+        """Raise the error that docket's worker failed with, if it did."""
+        if not self.task.cancelled() and (error := self.task.exception()) is not None:
+            raise error
+
+    async def _run(self) -> None:
+        async with self._worker:
+            working = self._working = asyncio.create_task(self._worker.run_forever())
+            leaving = asyncio.create_task(self._leaving.wait())
+            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+            leaving.cancel()
+        if not working.cancelled():
+            await working
+
+    async def _stop(self) -> None:
+        while True:
+            await asyncio.wait([self.task], timeout=_CANCEL_AFTER)
+            if self.task.done():
+                return
+            # Each cancellation ends one thing that it waits for.
+            waits = self._working if self._working is not None and not self._working.done() else self.task
+            waits.cancel()
 
 
 class FleetWorker:
@@ -131,11 +183,8 @@ class FleetWorker:
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
-        async with AsyncExitStack() as stack:
-            url = docket_url(self.url)
-            docket = Docket(name=self._keys.prefix, url=url, execution_ttl=_EXECUTION_TTL)
-            await stack.enter_async_context(docket)
-            self._connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
+        docket = Docket(name=self._keys.prefix, url=docket_url(self.url), execution_ttl=_EXECUTION_TTL)
+        async with docket, connect(self.url, docket, _ENDLESS) as self._connection:
             self._writer = Writer(self._connection)
             self._leases = Leases(self._connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
             self._is_connected = True
@@ -206,19 +255,18 @@ class FleetWorker:
 
     async def _task(self, run: str, batch: int) -> None:
         """Process a batch once no other worker has it. docket calls this, and again if it fails."""
-        try:
-            while not await self._process(run, batch):
-                await self._wait_for_other(run, batch)
-        except (RequeueBatch, FleetError):
-            raise
-        except Exception:  # docket would only retry, silently
-            _LOG.exception("batch %d of %s failed and is retried", batch, run)
-            raise
-
-    async def _wait_for_other(self, run: str, batch: int) -> None:
-        if self._stop.is_set():
-            raise RequeueBatch(f"another worker has batch {batch} of {run}")
-        await asyncio.sleep(self.lease_seconds / 8)  # it may finish the batch, or lose it
+        while True:
+            try:
+                if await self._process(run, batch):
+                    return
+            except (RequeueBatch, FleetError):
+                raise
+            except Exception:  # docket would only retry, silently
+                _LOG.exception("batch %d of %s failed and is retried", batch, run)
+                raise
+            if self._stop.is_set():
+                raise RequeueBatch(f"another worker has batch {batch} of {run}")
+            await asyncio.sleep(self.lease_seconds / 8)  # it may finish the batch, or lose it
 
     async def _process(self, run: str, number: int) -> bool:
         """Process a batch, however often docket delivers it. Return False if another worker has it.
@@ -243,13 +291,10 @@ class FleetWorker:
         return True
 
     async def _process_items(self, ledger: BatchLedger) -> bool:
-        batch = ledger.batch
-        plan, marks = await self._connection.pipeline(
-            lambda pipe: [pipe.get(batch.record.keys.requests(batch.number)), pipe.hgetall(batch.marks)]
-        )
+        plan, marks = await self._connection.pipeline(ledger.batch.get_plan, ledger.batch.get_marks)
         if plan is None:
             return True  # the run has expired
-        items = batch.items(plan, decode_hash(marks))
+        items = ledger.batch.items(plan, marks)
         ledger.marks = {item.index: item.mark for item in items}
         requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
         for index, request in requests.items():
@@ -263,7 +308,8 @@ class FleetWorker:
     async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
         run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
         async for outcome in run:
-            self._count(outcome)
+            self._completed += outcome.ok
+            self._recent.append((asyncio.get_running_loop().time(), outcome.attempts))
             if ledger.denied is not None:
                 run.shutdown()  # the starts in flight will be denied as well
             elif ledger.handed_back:
@@ -277,9 +323,9 @@ class FleetWorker:
         requests = {}
         for item in items:
             try:
-                requests[item.index] = self._complete(item.planned.request)
+                requests[item.index] = self._complete(item.planned)
             except InvalidRequestError as error:
-                ledger.refuse(item.index, item.request, error)
+                ledger.refuse(item.index, item.planned.request, error)
         return requests
 
     def _complete(self, planned: PlannedRequest) -> Start:
@@ -290,13 +336,9 @@ class FleetWorker:
                 f"{planned.request.target} needs secrets that Redis does not keep: pass secrets= to the workers"
             )
         request = self.secrets(planned)
-        if _identity(request) != _identity(planned.request):
+        if any(getattr(request, name) != getattr(planned.request, name) for name in ("target", "name", "unnamed")):
             raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
         return request
-
-    def _count(self, outcome: BulkOutcome[Any]) -> None:
-        self._completed += outcome.ok
-        self._recent.append((asyncio.get_running_loop().time(), outcome.attempts))
 
     def _rate(self) -> float:
         now = asyncio.get_running_loop().time()
@@ -321,13 +363,10 @@ class FleetWorker:
         pipe.sadd(self._keys.workers, self.name)
 
     async def _deregister(self) -> None:
-        def queue(pipe: Any) -> None:  # noqa: ANN401
-            pipe.srem(self._keys.workers, self.name)
-            pipe.delete(self._keys.worker(self.name))
-
+        worker, workers = self._keys.worker(self.name), self._keys.workers
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._connection.pipeline(queue)
+                await self._connection.pipeline(lambda pipe: [pipe.srem(workers, self.name), pipe.delete(worker)])
         except Exception as error:  # noqa: BLE001  (any error: the worker's entry expires anyway)
             _LOG.debug("the worker could not be deregistered: %s", error)
 
@@ -391,19 +430,9 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
             on_signal(signal)
 
     loop = asyncio.get_running_loop()
-    signals = (Signals.SIGINT, Signals.SIGTERM)
-    try:
-        for signal in signals:
-            loop.add_signal_handler(signal, stop, signal)
-    except (NotImplementedError, RuntimeError):  # not on Windows, nor in other threads
+    with ExitStack() as undo:
+        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
+            for signal in (Signals.SIGINT, Signals.SIGTERM):
+                loop.add_signal_handler(signal, stop, signal)
+                undo.callback(loop.remove_signal_handler, signal)
         yield
-        return
-    try:
-        yield
-    finally:
-        for signal in signals:
-            loop.remove_signal_handler(signal)
-
-
-def _identity(request: Start) -> tuple[str, str | None, bool]:
-    return request.target, request.name, request.unnamed

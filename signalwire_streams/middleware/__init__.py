@@ -7,13 +7,6 @@ A middleware is a function that is passed a `Request` and the next `Handler`, an
 
 
     client = StreamsClient(..., middlewares=[traced])
-
-Loggers, none of which logs a token, a parameter value or a part of a response body:
-
-- ``signalwire_streams.retry``: DEBUG for each attempt that is retried, ERROR if ``on_attempt`` raises an exception.
-- ``signalwire_streams.outcome``: WARNING for a start whose outcome is unknown or ambiguous; in a bulk run one a minute.
-- ``signalwire_streams.circuit_breaker``: WARNING when the circuit breaker opens, INFO when it closes again.
-- ``signalwire_streams.rate_limit``: WARNING when a 429 pauses all requests, once per pause.
 """
 
 from signalwire_streams._http.messages import Handler, Middleware, Request, Response, Result

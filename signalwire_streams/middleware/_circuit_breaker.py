@@ -129,18 +129,14 @@ class CircuitBreakerMiddleware:
         was_open = breaker.is_open
         breaker.record(permit, result.attempt_result, self._clock.now())
         if breaker.is_open and not was_open:
-            self._log_opened(request, result)
+            _LOG.warning(
+                "circuit breaker opened: at least %g %% of the last requests failed, most recently %s: %s; "
+                "no requests for %g s, then one probe",
+                breaker.policy.failure_rate * 100,
+                describe_call(request),
+                describe_result(request, result),
+                breaker.policy.open_duration,
+            )
         elif was_open and not breaker.is_open:
             _LOG.info("circuit breaker closed: the probe succeeded")
         return result
-
-    def _log_opened(self, request: Request, result: Result) -> None:
-        policy = self._breaker.policy
-        _LOG.warning(
-            "circuit breaker opened: at least %g %% of the last requests failed, most recently %s: %s; "
-            "no requests for %g s, then one probe",
-            policy.failure_rate * 100,
-            describe_call(request),
-            describe_result(request, result),
-            policy.open_duration,
-        )

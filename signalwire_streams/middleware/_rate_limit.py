@@ -21,31 +21,27 @@ __all__ = ["RateLimiter"]
 
 _LOG = logging.getLogger("signalwire_streams.rate_limit")
 
-BURST_SHARE = 0.005
-"""The fraction of the limit that may go out at once, unless the caller says otherwise."""
-CUT = 0.7
-"""CUBIC's multiplicative decrease. Source: RFC 9438, which the growth constant is from as well."""
-LEAST_RATE = 0.5
-"""Requests per window that are let through in any case."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
-"""Seconds that all requests pause after a 429 without ``Retry-After``; they double from the first to the longest."""
+BURST_SHARE = 0.005  # of the limit may go out at once, unless the caller says otherwise
+LEAST_RATE = 0.5  # requests per window that are let through in any case
+_CUT = 0.7  # CUBIC's multiplicative decrease. Source: RFC 9438, which the growth constant is from as well
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0
 _GROWTH = 0.4
 
 
-def recovered_rate(before: float, elapsed: float) -> float:
-    """Return the rate that CUBIC allows *elapsed* seconds after a cut; it grows beyond the rate before the cut."""
-    plateau_at: float = ((before * (1 - CUT)) / _GROWTH) ** (1 / 3)
+def next_pause(last: float) -> float:
+    """Return the seconds to pause after a 429 without ``Retry-After``; *last* is 0 if a request was served since."""
+    return min(2 * last, _LONGEST_PAUSE) if last else _FIRST_PAUSE
+
+
+def recovered_rate(before: float, elapsed: float, *, window: float, ceiling: float) -> float:
+    """Return the rate that CUBIC allows *elapsed* seconds after a cut; it grows beyond the rate *before* the cut."""
+    plateau_at: float = ((before * (1 - _CUT)) / _GROWTH) ** (1 / 3)
     grown: float = _GROWTH * (elapsed - plateau_at) ** 3
-    return grown + before
+    return min(max(grown + before, before * _CUT, LEAST_RATE / window), ceiling)
 
 
 class TokenBucket:
-    """A token bucket that slows down after a 429 and recovers. It does no I/O and has no clock.
-
-    Attributes:
-        rate: requests per second that are let through now.
-        closed_until: no request is let through before this time.
-    """
+    """A token bucket that slows down after a 429 and recovers. It does no I/O and has no clock."""
 
     def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
@@ -55,13 +51,13 @@ class TokenBucket:
         self._filled_at = float("-inf")
         self._cut_at: float | None = None
         self._rate_before_cut = 0.0
-        self._pause = FIRST_PAUSE
-        self.rate = self._ceiling
-        self.closed_until = float("-inf")
+        self._pause = 0.0
+        self._closed_until = float("-inf")
+        self.rate = self._ceiling  # requests per second that are let through now
 
     def time_until_open(self, now: float) -> float:
         """Return the seconds for which no request at all is let through."""
-        return max(0.0, self.closed_until - now)
+        return max(0.0, self._closed_until - now)
 
     def try_acquire(self, now: float) -> float:
         """Take a token and return 0, or return the seconds after which to try again."""
@@ -81,42 +77,34 @@ class TokenBucket:
         self._tokens = min(self._burst, self._tokens + 1.0)
 
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
-        """Pause and slow down after a 429.
-
-        Args:
-            now: the time.
-            sent_at: when the rejected request was sent. Requests from before the last cut extend the pause, and do not
-                cut again.
-            retry_after: seconds that the Space asked to wait.
-        """
+        """Pause and slow down after a 429; one of a request from before the last cut does not cut the rate again."""
+        pause = retry_after
         if self._cut_at is None or sent_at > self._cut_at:
             self._recover(now)
-            self._rate_before_cut = self.rate
-            self.rate = max(self.rate * CUT, LEAST_RATE / self.limit.window)
-            self._cut_at = now
-            pause = self._pause
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
-            self.closed_until = max(self.closed_until, now + (pause if retry_after is None else 0.0))
-        if retry_after is not None:
-            self.closed_until = max(self.closed_until, now + retry_after)
+            self._rate_before_cut, self._cut_at = self.rate, now
+            self._recover(now)
+            self._pause = next_pause(self._pause)
+            pause = self._pause if retry_after is None else retry_after
+        if pause is not None:
+            self._closed_until = max(self._closed_until, now + pause)
 
     def on_success(self) -> None:
         """Start with a short pause again at the next 429."""
-        self._pause = FIRST_PAUSE
+        self._pause = 0.0
 
     def _recover(self, now: float) -> None:
-        if self._cut_at is None:
-            return
-        grown = recovered_rate(self._rate_before_cut, now - self._cut_at)
-        self.rate = min(max(grown, self.rate), self._ceiling)
-        if self.rate >= self._ceiling:
-            self._cut_at = None
+        if self._cut_at is not None:
+            elapsed, window = now - self._cut_at, self.limit.window
+            self.rate = recovered_rate(self._rate_before_cut, elapsed, window=window, ceiling=self._ceiling)
+            if self.rate >= self._ceiling:
+                self._cut_at = None
 
 
 class PriorityQueue:
     """Requests that wait for a grant. A grant is the time until which it may be used."""
 
-    def __init__(self) -> None:
+    def __init__(self, give_back: Callable[[float], object]) -> None:
+        self._give_back = give_back  # is passed a grant that came at the moment when its wait was cancelled
         self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:
@@ -137,16 +125,8 @@ class PriorityQueue:
         self._waiting[priority][turn] = None
         return turn
 
-    async def wait(
-        self,
-        turn: asyncio.Future[float],
-        timeout: float,  # noqa: ASYNC109  (it may be 0)
-        give_back: Callable[[float], object],
-    ) -> float | None:
-        """Wait for a turn and return its grant, or None on timeout.
-
-        If cancelled at the moment of its grant, the grant is passed to *give_back*.
-        """
+    async def wait(self, turn: asyncio.Future[float], timeout: float) -> float | None:  # noqa: ASYNC109  (it may be 0)
+        """Wait for a turn and return its grant, or None on timeout."""
         try:
             async with asyncio.timeout(timeout):
                 return await turn
@@ -154,7 +134,7 @@ class PriorityQueue:
             return turn.result() if _was_granted(turn) else None
         except asyncio.CancelledError:
             if _was_granted(turn) and turn.exception() is None:
-                give_back(turn.result())
+                self._give_back(turn.result())
             raise
         finally:
             for turns in self._waiting.values():
@@ -191,7 +171,7 @@ class PrioritySemaphore:
 
     def __init__(self, free: int) -> None:
         self.free = free
-        self._queue = PriorityQueue()
+        self._queue = PriorityQueue(lambda _: self.release())
 
     async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
         if self.free > 0:
@@ -199,8 +179,7 @@ class PrioritySemaphore:
             return True
         if timeout <= 0:
             return False
-        granted = await self._queue.wait(self._queue.add(priority), timeout, lambda _: self.release())
-        return granted is not None
+        return await self._queue.wait(self._queue.add(priority), timeout) is not None
 
     def release(self) -> None:
         if not self._queue.grant():
@@ -262,7 +241,7 @@ class LocalRateLimiter:
     def __init__(self, bucket: TokenBucket, clock: Clock) -> None:
         self.bucket = bucket
         self._clock = clock
-        self._queue = PriorityQueue()
+        self._queue = PriorityQueue(lambda _: self.bucket.refund())
         self._serving: asyncio.Task[None] | None = None
 
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
@@ -278,7 +257,7 @@ class LocalRateLimiter:
         # It is not the task that resets this: an eager one may end before it is assigned.
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
-        return timeout if await self._queue.wait(turn, timeout, lambda _: self.bucket.refund()) is None else 0.0
+        return timeout if await self._queue.wait(turn, timeout) is None else 0.0
 
     async def _serve(self) -> None:
         while self._queue:
@@ -323,8 +302,7 @@ def choose_rate_limiter(
 
 
 class RateLimitMiddleware:
-    _MAX_HOLD = 0.1
-    """Seconds that a token may be held for what is done before sending."""
+    _MAX_HOLD = 0.1  # seconds that a token may be held for what is done before sending
 
     def __init__(self, slots: PrioritySemaphore, rate_limiter: RateLimiter, clock: Clock) -> None:
         self._slots = slots
@@ -348,6 +326,7 @@ class RateLimitMiddleware:
             if wait:
                 return _deadline_exceeded("the wait for the rate limiter would exceed the call's deadline", wait)
             state.acquired_at = sent_at = now()
+            state.attempts += 1
             result = await send(request)
         finally:
             self._slots.release()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_bodies import redact
-from signalwire_streams._http.messages import CallState, Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -23,7 +23,6 @@ def _always(decision: RetryDecision) -> _Row:
     return decision, decision, decision
 
 
-_NAMED_STARTS = frozenset({Operation.CONFERENCE_START, Operation.CALL_START})
 _STOPS = frozenset(operation for operation in Operation if operation.is_stop)
 REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     AttemptResult.TARGET_ENDED: _STOPS,
@@ -108,8 +107,7 @@ BUDGET = 500
 COST_TRANSIENT = 14
 COST_UNEXECUTED = 5
 """The cost of a retry after an attempt that certainly was not carried out: throttled, or not sent."""
-REWARD = 1
-"""Tokens that a success without a retry adds to the budget."""
+REWARD = 1  # added to the budget by a success without a retry
 
 
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
@@ -117,9 +115,9 @@ def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: b
     if operation in REFUSED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
     idempotent, named_start, unnamed_start = _row(result, ambiguous_before=ambiguous_before)
-    if operation in _NAMED_STARTS:
-        return named_start
-    return unnamed_start if operation is Operation.UNNAMED_START else idempotent
+    if operation is Operation.UNNAMED_START:
+        return unnamed_start
+    return named_start if operation.is_start else idempotent
 
 
 def _row(result: AttemptResult, *, ambiguous_before: bool) -> _Row:
@@ -171,21 +169,16 @@ class Decision:
 
 @define(eq=False)
 class RetryState:
-    """The memory and the decisions of one call. Time and randomness are passed in.
-
-    Attributes:
-        ambiguous_since: when an attempt was first made that may have been carried out, or None.
-        was_refused_for_now: whether an attempt was refused for now, in this call or before it.
-    """
+    """The memory and the decisions of one call. Time and randomness are passed in."""
 
     policy: RetryPolicy
     operation: Operation
     budget: RetryBudget
     random: Callable[[], float]
     deadline_at: float
-    ambiguous_since: float | None = None
+    ambiguous_since: float | None = None  # when an attempt was first made that may have been carried out
     has_unique_name: bool = False
-    was_refused_for_now: bool = False
+    was_refused_for_now: bool = False  # in this call, or before it
     _accepted: bool = False
     _retries: dict[RetryDecision, int] = field(factory=dict)
     _spent: int = 0
@@ -268,8 +261,6 @@ class RetryState:
 OnAttempt = Callable[[Attempt], object]
 """Called with each attempt as it ends."""
 
-_UNSENT_PHASES = frozenset({Phase.QUEUED, Phase.CONNECTING})
-
 
 class RetryMiddleware:
     def __init__(
@@ -286,7 +277,7 @@ class RetryMiddleware:
         try:
             return await self._send(request, send)
         except CancelledError:
-            if request.operation.is_start and (state.may_have_succeeded or state.phase not in _UNSENT_PHASES):
+            if request.operation.is_start and (state.may_have_succeeded or state.record_attempt() != "no"):
                 self._outcome_log.record(request, _cancelled(state.phase), self._clock.now())
             raise
 
@@ -308,16 +299,15 @@ class RetryMiddleware:
         )
         ambiguous_phase = Phase.QUEUED
         last: Result | None = None
+        number = state.attempts
         while True:
-            state.attempts = number = state.attempts + 1
+            number += 1
             started_at = now()
             state.acquired_at = None
             try:
                 result = await send(request)
-            except BaseException as error:
-                if isinstance(error, CancelledError):
-                    self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
-                _uncount_queued_attempt(state)
+            except CancelledError:
+                self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
                 raise
             if result.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
@@ -339,13 +329,11 @@ class RetryMiddleware:
                 ambiguous_phase = result.phase
             if decision.is_final:
                 break
-            _log_retry(request, result, number, decision)
             state.phase = Phase.QUEUED
             if decision.delay:
                 await self._clock.sleep(decision.delay)
         if decision.action is RetryDecision.FAIL:
             state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
-        _uncount_queued_attempt(state)
         phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
         ambiguous = ambiguous_before or result.ambiguous
         result = evolve(
@@ -356,6 +344,15 @@ class RetryMiddleware:
 
     def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
         sent = request.state.record_attempt()
+        if not decision.is_final and _RETRY_LOG.isEnabledFor(logging.DEBUG):
+            _RETRY_LOG.debug(
+                "%s: attempt %d: %s; %s, next attempt in %.2f s",
+                describe_call(request),
+                number,
+                describe_result(request, result),
+                decision.action.description,
+                decision.delay,
+            )
         if self._on_attempt is None:
             return
         response, now = result.response, self._clock.now()
@@ -382,25 +379,8 @@ class RetryMiddleware:
             _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
 
 
-def _uncount_queued_attempt(state: CallState) -> None:
-    if state.acquired_at is None:  # it never had its turn
-        state.attempts -= 1
-
-
 def _cancelled(phase: Phase) -> Result:
     return Result(attempt_result=AttemptResult.CANCELLED, phase=phase, decision=RetryDecision.UNKNOWN)
-
-
-def _log_retry(request: Request, result: Result, number: int, decision: Decision) -> None:
-    if _RETRY_LOG.isEnabledFor(logging.DEBUG):
-        _RETRY_LOG.debug(
-            "%s: attempt %d: %s; %s, next attempt in %.2f s",
-            describe_call(request),
-            number,
-            describe_result(request, result),
-            decision.action.description,
-            decision.delay,
-        )
 
 
 class OutcomeLog:
@@ -423,8 +403,7 @@ class OutcomeLog:
             return
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
-            outcome = _describe_unknown(request, result) if is_unknown else _describe_ambiguous(request, result)
-            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), outcome, suffix)
+            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), _describe_outcome(request, result), suffix)
 
     def _level(self, priority: Priority, now: float) -> tuple[int, str]:
         if priority is Priority.INTERACTIVE:
@@ -437,13 +416,11 @@ class OutcomeLog:
         return logging.WARNING, suffix
 
 
-def _describe_unknown(request: Request, result: Result) -> str:
-    lost = result.attempt_result is AttemptResult.ACCEPTED
-    state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
-    return f"outcome unknown, {state}: {describe_result(request, result)}"
-
-
-def _describe_ambiguous(request: Request, result: Result) -> str:
+def _describe_outcome(request: Request, result: Result) -> str:
+    if result.decision is RetryDecision.UNKNOWN:
+        lost = result.attempt_result is AttemptResult.ACCEPTED
+        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
+        return f"outcome unknown, {state}: {describe_result(request, result)}"
     is_refused = result.decision is RetryDecision.ALREADY_STARTED
     is_repeated = is_refused or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"

@@ -25,8 +25,8 @@ class LeaseLoop:
     """
 
     def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:
-        self.queue = PriorityQueue()
-        self.space = ""
+        self.queue = PriorityQueue(self.give_back)
+        self.space = ""  # its host, once it is known
         self._store = store
         self._state = state
         self._fallback = fallback
@@ -43,7 +43,7 @@ class LeaseLoop:
         """Wait for a token. Return the time until which it may be used, or None on timeout."""
         turn = self.queue.add(priority)
         self.start()
-        return await self.queue.wait(turn, timeout, self.give_back)
+        return await self.queue.wait(turn, timeout)
 
     def start(self) -> None:
         # The task itself must not reset this: an eager one may end before it is assigned.
@@ -79,16 +79,12 @@ class LeaseLoop:
 
     async def _run(self) -> None:
         try:
-            while self._has_work:
+            while not self._closed and (self.queue or (self._state.has_update and not self._fallback.is_active)):
                 nap = await self._step()
                 if nap:
                     await self._clock.sleep(nap)
         except Exception as error:  # noqa: BLE001  (the waiting requests must fail with it, whatever it is)
             self.queue.refuse(error)
-
-    @property
-    def _has_work(self) -> bool:
-        return not self._closed and bool(self.queue or (self._state.has_update and not self._fallback.is_active))
 
     async def _step(self) -> float:
         """Do what can be done now. Return the seconds until there may be more."""

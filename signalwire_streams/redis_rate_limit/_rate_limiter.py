@@ -29,7 +29,8 @@ class RedisRateLimiter:
     of them receives slows all of them down. Only Redis' clock is used.
 
     Close it with `aclose`, or use it as ``async with``, which also fails at once if Redis can't be used. Clients do not
-    close it. Use one rate limiter per Space, process and event loop.
+    close it. Use one rate limiter per Space, process and event loop: its methods raise `ClientStateError` in others,
+    and `RateLimiterError` if Redis refuses access.
     """
 
     @masks_secrets
@@ -64,16 +65,16 @@ class RedisRateLimiter:
         if space is not None and not _HOST.fullmatch(space):
             raise InvalidRequestError("space must be the Space's host, such as 'example.signalwire.com'")
         self._store = Store(url)
-        self._space = space
         self._has_fixed_space = space is not None
         self._clock = clock or Clock()
         self._state = LocalState(rate_limit or RateLimit())
         self._fallback = Fallback(self._store.address, fallback_clients)
         self._guard = LoopGuard("rate limiter", "RedisRateLimiter")
         self._leases = LeaseLoop(store=self._store, state=self._state, fallback=self._fallback, clock=self._clock)
+        self._leases.space = space or ""
 
     def __repr__(self) -> str:
-        return f"RedisRateLimiter({self._store.address!r}, space={self._space!r})"
+        return f"RedisRateLimiter({self._store.address!r}, space={self._leases.space or None!r})"
 
     async def __aenter__(self) -> Self:
         """Check that Redis is available.
@@ -116,12 +117,12 @@ class RedisRateLimiter:
         if self._has_fixed_space:
             return
         host = urlsplit(origin).netloc or origin
-        if self._space not in {None, host}:
+        if self._leases.space not in {"", host}:
             raise InvalidRequestError(
-                f"this rate limiter belongs to {self._space}: create one RedisRateLimiter for each Space, or pass "
-                f"space= if {host} is the same Space"
+                f"this rate limiter belongs to {self._leases.space}: create one RedisRateLimiter for each Space, or "
+                f"pass space= if {host} is the same Space"
             )
-        self._space = host
+        self._leases.space = host
 
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         """Wait until one POST may be sent; see `RateLimiter.acquire`.
@@ -180,8 +181,7 @@ class RedisRateLimiter:
 
     def _check(self) -> None:
         self._guard.enter()
-        if self._space is None:
+        if not self._leases.space:
             raise InvalidRequestError(
                 "this rate limiter does not know its Space: pass it to a StreamsClient, or pass space="
             )
-        self._leases.space = self._space

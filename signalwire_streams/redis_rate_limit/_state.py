@@ -10,24 +10,14 @@ from typing import Self
 from attrs import evolve, field, frozen
 
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._rate_limit import (
-    BURST_SHARE,
-    CUT,
-    FIRST_PAUSE,
-    LEAST_RATE,
-    LONGEST_PAUSE,
-    TokenBucket,
-    recovered_rate,
-)
+from signalwire_streams.middleware._rate_limit import BURST_SHARE, LEAST_RATE, TokenBucket, next_pause, recovered_rate
 
 _LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
 
-LEASE = 25
-"""Most tokens of one lease: enough to keep round trips few, and little to lose."""
+LEASE = 25  # most tokens of one lease: enough to keep round trips few, and little to lose
 _AGES_PER_WINDOW = 50
 _RESERVED = 4
-_SETTLING = 1.0
-"""Seconds after an outage in which other clients may not know yet that it is over."""
+_SETTLING = 1.0  # seconds after an outage in which other clients may not know yet that it is over
 _NEVER = float("-inf")
 
 
@@ -37,17 +27,12 @@ class Quota:
 
     A window holds at most ``rate * (window + age)`` tokens, one burst from a full bucket, and one more from a Redis
     that came back with an old bucket: together no more than the limit.
-
-    Attributes:
-        reserve: tokens that bulk requests leave for interactive ones, which would otherwise queue behind the bulk
-            requests of other clients.
-        age: seconds after which an unused token lapses.
     """
 
     window: float
     burst: int
-    reserve: int
-    age: float
+    reserve: int  # tokens for interactive requests, which would otherwise queue behind the bulk ones of other clients
+    age: float  # seconds after which an unused token lapses
     rate: float
 
     @classmethod
@@ -65,58 +50,35 @@ class Quota:
         return RateLimit(requests=requests, window=self.window, utilization=1.0, burst=burst)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 @frozen
 class State:
     """State that all clients share; the script in `_store` changes it, and times are Redis' own.
 
-    The fields are in the order of the script's arguments and reply.
-
-    Attributes:
-        epoch: random id of the state in Redis; a different one means that Redis has lost its data.
-        cuts: number of rate cuts. A client reports a refusal with the number it knew of, so simultaneous refusals cause
-            one cut.
-        closed_until: until then nothing is sent.
-        cut_at: time of the last cut.
-        rate_before: requests per second before that.
-        pause: seconds of the last pause whose length the Space did not choose.
+    The fields are in the order of the script's arguments and reply. A client reports a refusal with the number of cuts
+    that it knew of, so simultaneous refusals cause one cut.
     """
 
-    epoch: str = field(default="", converter=_text)
+    epoch: str = ""  # random; a different one means that Redis has lost its data
     cuts: int = field(default=0, converter=int)
     closed_until: float = field(default=0.0, converter=float)
     cut_at: float = field(default=0.0, converter=float)
-    rate_before: float = field(default=0.0, converter=float)
-    pause: float = field(default=0.0, converter=float)
+    rate_before: float = field(default=0.0, converter=float)  # requests per second before the last cut
+    pause: float = field(default=0.0, converter=float)  # seconds of the last one whose length the Space did not choose
 
     def rate(self, now: float, quota: Quota) -> float:
         if not self.cuts:
             return quota.rate
-        grown = recovered_rate(self.rate_before, max(0.0, now - self.cut_at))
-        least = max(self.rate_before * CUT, LEAST_RATE / quota.window)
-        return min(max(grown, least), quota.rate)
-
-    def next_pause(self, *, served: bool) -> float:
-        """Return the seconds to pause after a refusal: more each time, unless the Space served a request since."""
-        return FIRST_PAUSE if served or not self.pause else min(self.pause * 2, LONGEST_PAUSE)
+        elapsed = max(0.0, now - self.cut_at)
+        return recovered_rate(self.rate_before, elapsed, window=quota.window, ceiling=quota.rate)
 
 
 @frozen(kw_only=True)
 class StateUpdate:
-    """An update that a client reports to the others.
+    """An update that a client reports to the others."""
 
-    Attributes:
-        refused_after: how many cuts it knew of when the Space refused a request; None if there was no refusal.
-        pause: seconds to pause after that refusal; 0 if the Space said how long.
-        closed_until: until when the Space asked not to be called, on the client's clock.
-    """
-
-    refused_after: int | None = None
-    pause: float = 0.0
-    closed_until: float | None = None
+    refused_after: int | None = None  # the cuts that it knew of when the Space refused a request
+    pause: float = 0.0  # seconds to pause after that refusal; 0 if the Space said how long
+    closed_until: float | None = None  # until when the Space asked not to be called, on the client's clock
 
 
 NO_UPDATE = StateUpdate()
@@ -162,7 +124,7 @@ class LocalState:
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
         """Record that the Space refused a request that was sent at *sent_at*; this client pauses from now on."""
         if sent_at > self._cut_seen_at:
-            pause = self.shared.next_pause(served=self._served) if retry_after is None else 0.0
+            pause = next_pause(0.0 if self._served else self.shared.pause) if retry_after is None else 0.0
             self.update = evolve(self.update, refused_after=self.shared.cuts, pause=pause)
             self._cut_seen_at = now
             self._served = False
@@ -179,9 +141,8 @@ class Fallback:
     """This client's behavior while Redis is unavailable, and for a moment after that."""
 
     def __init__(self, address: str, clients: int | None) -> None:
-        """Args: *clients* share the limit, and each then continues with its share; None to wait for Redis instead."""
         self._address = address
-        self._clients = clients
+        self._clients = clients  # share the limit, and each then continues with its share; None: they wait for Redis
         self._since: float | None = None
         self._bucket: TokenBucket | None = None
         self._settled_at = _NEVER
@@ -202,17 +163,18 @@ class Fallback:
         consequence = "requests wait for it, as long as their deadlines allow"
         if self._clients is not None:
             consequence = f"this client continues with its share of the limit, one of {self._clients}"
-            self._bucket = self._bucket or _empty_bucket(state, self._clients, now)
+            if self._bucket is None:
+                self._bucket = TokenBucket(state.quota.share(state.rate(now), self._clients))
+                # Tokens leased a moment ago count, so a fallback does not begin with a burst.
+                while not self._bucket.try_acquire(now):
+                    pass
         _LOG.warning("the Redis at %s is unavailable (%s): %s", self._address, why, consequence)
 
     def end(self, now: float) -> None:
         if self._since is None:
             return
-        seconds = now - self._since
-        _LOG.warning(
-            "the Redis at %s is available again after %.1f s: the limit is shared again", self._address, seconds
-        )
-        self._since = None
+        away, self._since = now - self._since, None
+        _LOG.warning("the Redis at %s is available again after %.1f s: the limit is shared again", self._address, away)
         self._settled_at = now + _SETTLING
 
     def try_acquire(self, now: float) -> float:
@@ -242,11 +204,3 @@ class Fallback:
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
         if self._bucket is not None:
             self._bucket.on_throttled(now, sent_at, retry_after)
-
-
-def _empty_bucket(state: LocalState, clients: int, now: float) -> TokenBucket:
-    bucket = TokenBucket(state.quota.share(state.rate(now), clients))
-    # Tokens leased a moment ago count, so a fallback does not begin with a burst.
-    while not bucket.try_acquire(now):
-        pass
-    return bucket

@@ -98,8 +98,7 @@ return answer
 """
 """One round trip, by Redis' own clock: refill the bucket, apply the update, lease tokens, and return the state."""
 
-_LIFETIME = 24 * 3600
-"""Seconds until the state of an idle Space expires."""
+_LIFETIME = 24 * 3600  # seconds until the state of an idle Space expires
 _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 2.0, 1.0
 # NoScriptError: redis-py failed while it loaded the script, so that failure counts.
 _TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, NoScriptError)
@@ -159,8 +158,9 @@ class Store:
         arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
         arguments += [*astuple(known), refused_after, update.pause, closed_for]
         key = f"signalwire-streams:{{{space}}}:state"
-        *state, redis_now, granted, left = await self._run(partial(self._script, keys=[key], args=arguments))
-        return LeaseReply(State(*state), redis_now=float(redis_now), tokens=int(granted), left=float(left))
+        reply = await self._run(partial(self._script, keys=[key], args=arguments))
+        epoch, *state, redis_now, granted, left = map(decode, reply)
+        return LeaseReply(State(epoch, *state), redis_now=float(redis_now), tokens=int(granted), left=float(left))
 
     async def ping(self) -> None:
         await self._run(self._redis.ping)
@@ -201,6 +201,10 @@ class Store:
         for secret in secrets_in(self._url):
             text = text.replace(secret, "…")
         return " ".join(text.split())[:200]
+
+
+def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 def create_client(url: str) -> "Redis | None":

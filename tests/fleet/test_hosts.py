@@ -232,7 +232,7 @@ async def silenced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[FleetWorker, "asyncio.Task[None]"]]:
     """A worker with three starts in flight, whose Redis accepts commands and no longer answers."""
-    monkeypatch.setattr("signalwire_streams.fleet._supervisor._CANCEL_AFTER", 0.3)
+    monkeypatch.setattr("signalwire_streams.fleet._worker._CANCEL_AFTER", 0.3)
     monkeypatch.setattr("signalwire_streams.fleet._worker._CLOSE_TIMEOUT", 0.3)
     space.faults.add("hang", on="start", executed=True)
     worker = FleetWorker(redis_server.url, client, shutdown_timeout=0.1)

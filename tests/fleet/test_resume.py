@@ -8,10 +8,11 @@ from attrs import evolve
 from signalwire_streams import BulkStatus, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._redis import next_run
+from signalwire_streams.fleet._runs import read_streams
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks
+from .helpers import URL, all_results, connection_of, keys_of, on_calls, on_conferences, record_of, redis_of, set_marks
 
 DEAD = "i:dead.1"
 
@@ -78,7 +79,7 @@ async def test_unknown_items_stay_unknown_over_resumed_runs(
     run = await fleet.resume(nightly)
     assert run is not None
     assert (await fleet.cancel(run)).counts == {"unknown": 3, "not_attempted": 3}
-    stopped = {stream.name async for _, stream in fleet._scan(await fleet._record(run)).streams()}
+    stopped = {stream.name async for _, stream in read_streams(connection_of(fleet), await record_of(fleet, run))}
     assert stopped == {f"sws-nightly-{sid}" for sid in (*space.conference_sids[:2], space.call_sids[0])}
 
     again = await fleet.resume(run)

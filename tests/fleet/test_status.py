@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as NotThere
 from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 from signalwire_streams.fleet._lua import LuaCall
-from signalwire_streams.fleet._redis import Connection, Keys, Writer
+from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
@@ -89,7 +89,7 @@ def test_worker_of_a_newer_release_is_shown_as_far_as_it_is_known() -> None:
 def test_key_names() -> None:
     """Workers and submitters of several releases share one Redis, so the names of its keys are a contract."""
     keys = Keys("https://example.signalwire.com", "p")
-    run = keys.of("nightly", "abc")
+    run = RunKeys(keys.run("nightly"), "abc")
     assert keys.prefix == "sws-fleet-1:example.signalwire.com:p"
     assert (keys.workers, keys.runs) == (f"{keys.prefix}:our:workers", f"{keys.prefix}:our:runs")
     assert (keys.worker("w"), run.run) == (f"{keys.prefix}:our:worker:w", f"{keys.prefix}:our:run:nightly")

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import pytest
 
-from signalwire_streams.fleet._supervisor import Supervisor
+from signalwire_streams.fleet._worker import Supervisor
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 

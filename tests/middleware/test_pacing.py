@@ -300,6 +300,26 @@ def start_with(progress: CallState) -> Request:
     )
 
 
+async def test_request_waits_for_a_slot_until_its_deadline_and_no_longer() -> None:
+    watch = Stopwatch()
+    watch.time = 100.0
+    waits: list[float] = []
+
+    class AllTaken(PrioritySemaphore):
+        async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109
+            waits.append(timeout)
+            return False
+
+    async def send(_: Request) -> Result:
+        raise AssertionError("it was sent")
+
+    limited = RateLimitMiddleware(AllTaken(0), Counting(TokenBucket(RateLimit()), watch.clock()), watch.clock())
+    result = await limited(start_with(CallState(deadline_at=107.0)), send)
+
+    assert waits == [7.0]
+    assert (result.attempt_result, result.phase) == (AttemptResult.DEADLINE_EXCEEDED, Phase.QUEUED)
+
+
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
 async def test_token_held_too_long_before_sending_is_acquired_again(seconds: float, turns: int) -> None:
     """`before_sending` is called once, in the first turn; if it takes long, a new token is acquired."""

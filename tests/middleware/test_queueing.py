@@ -72,7 +72,7 @@ def unexpected(grant: float) -> None:
 
 
 async def test_queue_serves_interactive_turns_first_and_counts_what_is_ahead() -> None:
-    queue = PriorityQueue()
+    queue = PriorityQueue(unexpected)
     assert (len(queue), queue.head(), queue.grant()) == (0, (Priority.BULK, 0), False)
     bulk = [queue.add(Priority.BULK) for _ in range(2)]
     interactive = queue.add(Priority.INTERACTIVE)
@@ -85,22 +85,23 @@ async def test_queue_serves_interactive_turns_first_and_counts_what_is_ahead() -
 
 
 async def test_grant_in_the_moment_of_the_timeout_is_returned() -> None:
-    queue = PriorityQueue()
+    queue = PriorityQueue(unexpected)
     turn = queue.add(Priority.BULK)
     asyncio.get_running_loop().call_soon(queue.grant, 3.0)
-    assert await queue.wait(turn, 1e-9, unexpected) == 3.0
+    assert await queue.wait(turn, 1e-9) == 3.0
 
 
 async def test_wait_that_times_out_leaves_the_queue() -> None:
-    queue = PriorityQueue()
-    assert await queue.wait(queue.add(Priority.BULK), 0.001, unexpected) is None
+    queue = PriorityQueue(unexpected)
+    assert await queue.wait(queue.add(Priority.BULK), 0.001) is None
     assert len(queue) == 0
 
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_cancelled_wait_gives_its_grant_back_but_not_an_error(refused: bool) -> None:
-    queue, given_back = PriorityQueue(), list[float]()
-    waiting = asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60, given_back.append))
+    given_back: list[float] = []
+    queue = PriorityQueue(given_back.append)
+    waiting = asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60))
     await asyncio.sleep(0)
     if refused:
         queue.refuse(ClientStateError("closed"))
@@ -113,8 +114,8 @@ async def test_cancelled_wait_gives_its_grant_back_but_not_an_error(refused: boo
 
 
 async def test_refused_queue_ends_each_wait_with_an_error_of_its_own() -> None:
-    queue = PriorityQueue()
-    waits = [asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60, unexpected)) for _ in range(2)]
+    queue = PriorityQueue(unexpected)
+    waits = [asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60)) for _ in range(2)]
     await asyncio.sleep(0)
     queue.refuse(ClientStateError("closed"))
     first, second = await asyncio.gather(*waits, return_exceptions=True)

@@ -17,7 +17,7 @@ from signalwire_streams.redis_rate_limit._store import RedisUnavailableError, St
 
 
 async def test_priority_queue_skips_cancelled_turns() -> None:
-    queue = PriorityQueue()
+    queue = PriorityQueue(list[float]().append)
     assert queue.head() == (Priority.BULK, 0)
     assert not queue.grant(1.0)
     turns = [queue.add(Priority.BULK) for _ in range(3)]
