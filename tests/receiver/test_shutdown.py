@@ -263,6 +263,7 @@ async def test_client_that_connects_while_the_server_closes(turns: int, caplog: 
         for _ in range(turns):
             await asyncio.sleep(0)
     gc.collect()
+    client.settimeout(1.0)
     with client, contextlib.suppress(ConnectionResetError):
         assert client.recv(1) == b""
     assert not caplog.records
