@@ -276,7 +276,7 @@ class StreamServer(web.Server):
             await connection.closed.wait()
 
     async def _stop_accepting(self) -> None:
-        """Let each accept end. If it is cancelled when its result is there, asyncio logs an error or loses the socket."""
+        """Let each accept end. asyncio loses the socket, or logs an error, if one is cancelled as a client connects."""
         for _ in range(2):  # an accept that ends now is followed by another one
             with contextlib.suppress(NotImplementedError):  # on Windows
                 for listener in self._listeners:
