@@ -89,6 +89,8 @@ class Connection:
             async with asyncio.timeout(timeout):
                 return await self._opened
         except TimeoutError:
+            if self.session is not None:  # it arrived while the loop was blocked beyond the timeout
+                return self.session
             self.failure = f"no start event arrived within {timeout:g} s"
         except (ConnectionError, MalformedFrameError) as error:
             self.failure = str(error)
@@ -98,7 +100,6 @@ class Connection:
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
         self._failure_log.warning("a socket was opened, but no stream started on it: %s", self.failure)
-        await self._stop_task(self._reader)
         await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 
@@ -235,7 +236,6 @@ class Connection:
             await self._close_session(session)
 
     async def _close_session(self, session: StreamSession) -> None:
-        await self._stop_task(self._reader)
         await self._stop_task(self._pinger)
         if session.end_reason is EndReason.LOST:
             reset(self.socket.transport)  # no close frame can arrive, and pending sends must fail
@@ -244,6 +244,7 @@ class Connection:
     async def close(self, code: WSCloseCode) -> None:
         """Close the socket with a code; reset the connection if this is cancelled."""
         try:
+            await self._stop_task(self._reader)  # a socket must not be closed while a task reads it
             await self.socket.close(code=code)
         except asyncio.CancelledError:
             reset(self.socket.transport)

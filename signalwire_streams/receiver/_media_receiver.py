@@ -215,7 +215,8 @@ class MediaReceiver(StarterMixin):
         self.pending_sockets += 1
         try:
             waiting = asyncio.create_task(connection.wait_session(self._start_timeout))
-            if await wait_unless(waiting, self._closing):
+            # A stream that starts while the receiver closes has no task yet that `aclose` could wait for.
+            if await wait_unless(waiting, self._closing) and not self._closing.is_set():
                 session = waiting.result()
             else:
                 await asyncio.wait({waiting})  # a socket must not be closed while a task reads it

@@ -262,6 +262,7 @@ class StreamServer(web.Server):
         return int(self._listeners[0].getsockname()[1])
 
     async def close(self) -> None:
+        await self._stop_accepting()
         for task in self._accepting:
             task.cancel()
         if self._accepting:
@@ -273,6 +274,14 @@ class StreamServer(web.Server):
             connection.abort()
         for connection in opened:
             await connection.closed.wait()
+
+    async def _stop_accepting(self) -> None:
+        """Let each accept end. asyncio loses the socket, or logs an error, if one is cancelled as a client connects."""
+        for _ in range(2):  # an accept that ends now is followed by another one
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                for listener in self._listeners:
+                    asyncio.get_running_loop().remove_reader(listener)
+            await asyncio.sleep(0)
 
     def hand_over(self, connection: _Connection, data: bytes) -> None:
         """Let aiohttp serve a connection, beginning with the data that was received so far."""

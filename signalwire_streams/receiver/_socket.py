@@ -33,7 +33,8 @@ def reset(transport: asyncio.Transport | None) -> None:
     Without a reset the kernel keeps a connection with unsent data for minutes after its descriptor was closed.
     """
     if transport is not None:
-        with contextlib.suppress(OSError, AttributeError):  # it is closed already; over TLS that is an AttributeError
+        # It may be closed already: over TLS that is an AttributeError, and on uvloop a ValueError.
+        with contextlib.suppress(OSError, AttributeError, ValueError):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
 

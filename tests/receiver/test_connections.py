@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import select
 import socket
@@ -21,6 +22,7 @@ from aiohttp import web
 from signalwire_streams import InvalidRequestError, OpenError
 from signalwire_streams.receiver import EndReason, MediaReceiver
 from signalwire_streams.receiver._server import StreamServer, default_max_pending
+from signalwire_streams.receiver._socket import reset as reset_connection
 
 from .conftest import Heard, until
 from .test_receiver import START, media
@@ -31,6 +33,12 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
+
+
+def text_frame(document: object) -> bytes:
+    """Return a WebSocket frame of less than 64 KiB, masked with zeros."""
+    text = json.dumps(document).encode()
+    return b"\x81\xfe" + struct.pack("!H", len(text)) + bytes(4) + text
 
 
 def port_of(url: str) -> int:
@@ -468,6 +476,42 @@ async def test_resets_leave_nothing_behind(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize("error", [OSError, AttributeError, ValueError])
+def test_reset_of_a_closed_connection_is_no_error(error: type[Exception]) -> None:
+    """Each event loop reports it with an error of its own: uvloop with a ValueError."""
+
+    class Closed(asyncio.Transport):
+        is_aborted = False
+
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            raise error
+
+        def abort(self) -> None:
+            self.is_aborted = True
+
+    transport = Closed()
+    reset_connection(transport)
+    assert transport.is_aborted
+
+
+async def test_start_that_arrives_while_the_loop_is_blocked_is_in_time(
+    heard: Heard, serve: Any, connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop sees the start event and the end of `start_timeout` in the same turn."""
+    loop = asyncio.get_running_loop()
+    receiver = MediaReceiver(heard, bearer_tokens=None, start_timeout=5.0)
+    reader, writer = await connect(await serve(receiver), UPGRADE)
+    await reader.readuntil(b"\r\n\r\n")
+    await until(lambda: receiver.pending_sockets == 1)
+    writer.write(text_frame(START))
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + 6.0)
+    await until(lambda: bool(heard.sessions))
+    writer.write(text_frame({"event": "stop", "extra": "-" * 126}))
+    assert (await heard.end()).end_reason is EndReason.STOPPED
+    assert not caplog.records
+
+
 async def test_client_that_leaves_while_its_token_is_checked(
     heard: Heard, serve: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -673,6 +717,8 @@ async def test_connection_that_is_closed_before_it_is_opened() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         server._add(ours)
+        for connection in server._open:
+            connection.abort()  # before its first turn
         await server.close()
         assert theirs.recv(1) == b""
     lost: Any = SimpleNamespace(protocol=None)

@@ -21,7 +21,7 @@ from signalwire_streams.receiver import (
     decode_event,
 )
 
-MEDIA = {
+MEDIA: dict[str, Any] = {
     "event": "media",
     "sequenceNumber": "42",
     "media": {"track": "inbound", "chunk": "41", "timestamp": "820", "payload": b64encode(b"audio").decode()},

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -213,3 +214,58 @@ async def test_aclose_ends_requests_of_an_application(dial: Any, caplog: pytest.
     assert (await closed).data == 1001
     assert "1 handlers are still running" in caplog.text
     end.set()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_stream_that_starts_while_the_receiver_closes(
+    dial: Any, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler ends before `aclose` returns, or is never called, and the socket is closed with code 1001."""
+    events = []
+
+    async def handler(session: StreamSession) -> None:
+        events.append("begun")
+        await session.wait_closed()
+        events.append("ended")
+
+    async def close() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await receiver.aclose(0.0)
+        events.append("closed")
+
+    def open_session(*values: Any) -> StreamSession:
+        closing.append(asyncio.create_task(close()))
+        return opened(*values)
+
+    closing: list[asyncio.Task[None]] = []
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    opened = receiver._open_session
+    monkeypatch.setattr(receiver, "_open_session", open_session)
+    application = web.Application()
+    application.router.add_get("/", receiver.handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    peer = await dial(f"ws://127.0.0.1:{runner.addresses[0][1]}/")
+    await peer.send_json(START)
+    assert (await peer.receive()).data == 1001
+    await asyncio.wait(closing)
+    await runner.cleanup()
+    assert events in (["closed"], ["begun", "ended", "closed"])
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_client_that_connects_while_the_server_closes(turns: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Its connection is closed, and the event loop has no error to log."""
+    receiver = MediaReceiver()
+    async with receiver.serve() as url:
+        await asyncio.sleep(0)
+        client = socket.create_connection(("127.0.0.1", port_of(url)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    gc.collect()
+    client.settimeout(1.0)
+    with client, contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+    assert not caplog.records
