@@ -721,11 +721,13 @@ async def test_vacuum_of_another_program_is_no_damage(tmp_path: Path) -> None:
         assert journal._files.checkpoint()
         assert path.stat().st_size < before
         await record(journal, 62)
-        os.truncate(path, before // PAGE // 2 * PAGE)
-        with pytest.raises(JournalError, match="was cut short"):
-            await record(journal, 63)
-        with pytest.raises(JournalError, match="was cut short"):
-            journal.close()
+    assert BulkJournal(path).status().counts == {"started": 323}
+    journal = Journal.reopen(path, RUN)
+    os.truncate(path, before // PAGE // 2 * PAGE)
+    with pytest.raises(JournalError, match="was cut short"):
+        await record(journal, 63)
+    with pytest.raises(JournalError, match="was cut short"):
+        journal.close()
 
 
 @pytest.mark.parametrize("merge", ["wal_checkpoint(RESTART)", "wal_checkpoint(TRUNCATE)", "user_version"])
