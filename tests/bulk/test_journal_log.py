@@ -24,13 +24,13 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal as store
-from signalwire_streams.bulk import _write_ahead_log as write_ahead_log
+from signalwire_streams.bulk import _journal as store, _write_ahead_log as write_ahead_log
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, connect_to_write, is_busy, journal_path
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._write_ahead_log import Header, header_of, next_generation
 from signalwire_streams.simulator import SimulatedSpace
+from tests import waiting
 
 URL = "wss://rx.example.com/audio"
 PAGE = 4096
@@ -378,12 +378,11 @@ async def test_reader_tolerates_a_run_that_begins_meanwhile(
         client: StreamsClient = client_for(space)
         path = tmp_path / "run.db"
         async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
-            for held in ([False, False, True], [False, True]):
-                for error in (JournalError("the log is not the one of before"), sqlite3.DatabaseError("malformed")):
-                    monkeypatch.setattr(store, "is_held", partial(lambda left, _: next(left, True), iter(held)))
-                    monkeypatch.setattr(store, "verify", partial(fails_to_verify, error))
-                    assert len(list(BulkJournal(path).items())) >= 1
-                    monkeypatch.undo()
+            for error in (JournalError("the log is not the one of before"), sqlite3.DatabaseError("malformed")):
+                monkeypatch.setattr(store, "is_held", partial(lambda left, _: next(left, True), iter([False])))
+                monkeypatch.setattr(store, "verify", partial(fails_to_verify, error))
+                assert len(list(BulkJournal(path).items())) >= 1
+                monkeypatch.undo()
 
 
 def fails_to_verify(error: Exception, path: JournalPath) -> Any:
@@ -681,8 +680,7 @@ async def test_checkpoint_that_waits_for_readers_does_not_end_the_run(
             await record(journal, number)
             other = partial(with_connection, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=30.0)
             checkpoint = asyncio.create_task(asyncio.to_thread(other))
-            while not is_locked(path):
-                await asyncio.sleep(0)
+            await waiting.until(partial(is_locked, path))
             await record(journal, 10 + number)
             assert await checkpoint == [(0, 0, 0)]
             here = copy(path, tmp_path / f"{number}", "-wal")
