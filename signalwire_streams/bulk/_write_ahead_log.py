@@ -294,17 +294,22 @@ class OpenFiles:
     def commit(self, *, jump: int = 0) -> Iterator[None]:
         """Commit what is written in the block, and write into the main file that its log has to reach that."""
         self._ensure_guard()
+        with self._next_generation(jump) as generation:
+            yield
+        os.pwrite(self._main, (generation << 1 | 1).to_bytes(4), _USER_VERSION)
+        self._known[self._log] = self._known[self._log][0], self.log_size()
+
+    @contextmanager
+    def _next_generation(self, jump: int = 0) -> Iterator[int]:
         try:
             with next_generation(self._database, jump=jump) as generation:
                 self._prevented = 0
-                yield
+                yield generation
         except sqlite3.OperationalError as error:
             self._prevented += is_busy(error)
             if self._prevented > _GUARDED_TRIES:  # a checkpoint may have the write lock, and wait for the guard
                 self._guard.rollback()
             raise
-        os.pwrite(self._main, (generation << 1 | 1).to_bytes(4), _USER_VERSION)
-        self._known[self._log] = self._known[self._log][0], self.log_size()
 
     def checkpoint(self) -> bool:
         """Copy the log into the main file: first all other pages, then the first one, which makes it complete.
@@ -351,7 +356,7 @@ class OpenFiles:
         try:
             guard.execute("BEGIN")
             guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            with next_generation(self._database):
+            with self._next_generation():
                 pass
             is_busy = self._copy_log()[0]
         finally:

@@ -675,19 +675,29 @@ async def test_checkpoint_that_waits_for_readers_does_not_end_the_run(
     """It has the write lock, and waits for the guard; the run gives it up, and goes on after the checkpoint."""
     monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log._GUARDED_TRIES", 3)
     path = tmp_path / "run.db"
-    with closing(Journal.create(path, RUN, run="r1")) as journal:
-        for number in range(3):
-            await record(journal, number)
-            other = partial(with_connection, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=30.0)
-            checkpoint = asyncio.create_task(asyncio.to_thread(other))
-            await waiting.until(partial(is_locked, path))
-            await record(journal, 10 + number)
-            assert await checkpoint == [(0, 0, 0)]
-            here = copy(path, tmp_path / f"{number}", "-wal")
-            assert sum(BulkJournal(here).status().counts.values()) == 2 * (number + 1)
-            with pytest.raises(JournalError, match="is missing"):
-                BulkJournal(copy(here, tmp_path / f"{number}-alone")).status()
-    assert BulkJournal(path).status().counts == {"started": 6}
+    journal = Journal.create(path, RUN, run="r1")
+    for number in range(3):
+        await record(journal, number)
+        checkpoint = await waiting_checkpoint(path)
+        await record(journal, 10 + number)
+        assert await checkpoint == [(0, 0, 0)]
+        here = copy(path, tmp_path / f"{number}", "-wal")
+        assert sum(BulkJournal(here).status().counts.values()) == 2 * (number + 1)
+        with pytest.raises(JournalError, match="is missing"):
+            BulkJournal(copy(here, tmp_path / f"{number}-alone")).status()
+    await waiting.until(lambda: BulkJournal(path).status().counts == {"started": 6}, interval=0.01)
+    checkpoint = await waiting_checkpoint(path)
+    await journal.aclose()
+    assert await checkpoint == [(0, 0, 0)]
+    assert BulkJournal(copy(path, tmp_path / "alone")).status().counts == {"started": 6}
+
+
+async def waiting_checkpoint(path: Path) -> "asyncio.Task[list[Any]]":
+    """Let another program begin a checkpoint that waits until no reader is left."""
+    other = partial(with_connection, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=30.0)
+    checkpoint = asyncio.create_task(asyncio.to_thread(other))
+    await waiting.until(partial(is_locked, path))
+    return checkpoint
 
 
 def with_connection(path: Path, statement: str, *, timeout: float = 0.0) -> list[Any]:
