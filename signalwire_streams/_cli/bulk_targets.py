@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -168,12 +169,20 @@ def _from_id(line: str, sid_field: str) -> Mapping[str, Any] | None:
 
 
 def _from_json(line: str) -> Mapping[str, Any]:
+    twice: list[str] = []
+
+    def read_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=read_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"this is not JSON: {getattr(error, 'msg', 'it cannot be parsed')}") from None
     if not isinstance(fields, dict):
         raise ValueError('this is not a JSON object: write it as {"conference_sid": "..."}')  # noqa: TRY004  (of a text)
+    if twice:
+        raise ValueError(f"there are two fields {twice[0]!r}")
     unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is unknown: write {', '.join(_FIELDS)}")

@@ -174,13 +174,12 @@ def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]
 
 def _is_alone(path: JournalPath) -> bool:
     """Check a journal before reading it, and return whether all of it is in the main file."""
-    for is_last in (False, True):  # a run may begin or end while its files are checked one by one
-        try:
-            if not is_held(path):
-                return not verify(path)[1]
-        except (sqlite3.Error, JournalError, InvalidRequestError):
-            if is_last and not is_held(path):
-                raise
+    try:
+        if not is_held(path):
+            return not verify(path)[1]
+    except (sqlite3.Error, JournalError, InvalidRequestError):
+        if not is_held(path):  # by a run that began while its files were checked one by one
+            raise
     return False  # the process that holds it keeps the files together
 
 
@@ -311,10 +310,9 @@ class Journal:
         self._looked_up: Counter[str] = Counter()
         main = open_descriptor(path.file)
         opened.callback(release_descriptor, main)
+        self._guards = [opened.enter_context(closing(connect_to_read(path, timeout=0.0))) for _ in range(2)]
         self._database = opened.enter_context(closing(connect_to_write(path)))
         # At once, since a connection that opens a main file that was cut to nothing deletes the log.
-        self._guards = [opened.enter_context(closing(connect_to_read(path, timeout=0.0))) for _ in range(2)]
-        opened.callback(self._database.close)  # before the guards
         for guard in self._guards:
             guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
         self._rows: int = self._database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]

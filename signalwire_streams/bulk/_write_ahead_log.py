@@ -12,7 +12,8 @@ raises the generation, which is stored in ``user_version``, a number in the firs
 Checkpoints of other programs must not overwrite that bit. A checkpoint leaves out each page that was written again
 after some reader began. Every commit writes the first page, so while the run writes there is always a guard: a reader
 of our own that began before the newest commit. A killed process has no guard any more, so the next program that opens
-the journal completes the main file.
+the journal completes the main file. A run gives its guard up only for a checkpoint that holds the write lock until no
+reader is left.
 
 A log fits a main file if its first commit follows the main file's generation, or is older, and its last one is not
 older.
@@ -59,10 +60,12 @@ LOG_SIZE = 4 * 1024 * 1024  # bytes of a log before it is checkpointed
 _31_BITS = (1 << 31) - 1
 _JUMP_BITS = 24
 _SALT, _FIRST_FRAME, _FRAME_HEADER = 16, 32, 24
-_USER_VERSION, _APPLICATION_ID = 60, 68  # bytes in the first page
+_PAGE_COUNT, _USER_VERSION, _APPLICATION_ID = 28, 60, 68  # bytes in the first page
 _MAGIC = (0x377F0682, 0x377F0683)
 _APART = 0.004  # seconds between two commits, when something waits for them
 _AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
+_GUARDED_TRIES = 50  # of a commit that another program prevents: about a second
+_LOOKS = 10  # at files that another program changes at the same time
 
 Values: TypeAlias = tuple[object, ...]
 
@@ -127,7 +130,19 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
 
     Return the facts of its run, and whether it can't be read without its log.
     """
-    main = _header_of(path)
+    main, size = _header_of(path), size_of(path.beside(LOG))
+    for _ in range(_LOOKS):
+        try:
+            return _verify(path, main)
+        except (JournalError, sqlite3.Error, FileNotFoundError):
+            # Any program that opens a killed run's journal may copy the log into the main file, and delete it.
+            before, main, size = (main, size), _header_of(path), size_of(path.beside(LOG))
+            if (main, size) == before:
+                raise
+    return _verify(path, main)
+
+
+def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
     if main.application == UNFINISHED:
         raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
     if main.application != JOURNAL or not _check_log(path, main):
@@ -230,10 +245,13 @@ class OpenFiles:
     ) -> None:
         self._main, self._database = main, database
         self._guard, self._other_guard = guards
+        self._page_size = _number(database, "page_size")
         self._log = str(path.beside(LOG))
+        self._prevented = 0  # how often in a row another program prevented a commit
         self.damage: str | None = None  # how a file was cut or replaced, so that nothing may be written to any of them
         self._ensure_guard()  # makes the log: its first commit has to follow the main file's generation
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
+        self._shortened = {str(path.file), self._log}
         self._known = {str(file): (identity_of(file), size_of(file)) for file in files}
         # The generations of two copies of a journal differ after this, so that the log of one does not fit the other.
         with self.commit(jump=secrets.randbits(_JUMP_BITS)):
@@ -241,7 +259,10 @@ class OpenFiles:
         self.checkpoint()
 
     def check(self) -> None:
-        """Raise OSError unless each file is the one that was opened, and no shorter than it was."""
+        """Raise OSError unless each file is the one that was opened, and no shorter than it was.
+
+        A checkpoint may shorten the main file, after a VACUUM, and the log; the main file is then complete.
+        """
         for file, (identity, size) in self._known.items():
             if self.damage is not None:
                 break
@@ -254,23 +275,41 @@ class OpenFiles:
                 raise error from None
             if (found.st_dev, found.st_ino) != identity:
                 self.damage = f"{Path(file).name} was replaced by another file"
-            elif found.st_size < size:
+            elif found.st_size < size and not (file in self._shortened and self._is_complete()):
                 self.damage = f"{Path(file).name} was cut short"
                 if file.endswith(INDEX):  # SQLite maps it into memory, and to touch what was cut ends the process
                     os.truncate(file, size)
-            elif found.st_size > size and file != self._log:
+            elif found.st_size != size and file != self._log:
                 self._known[file] = identity, found.st_size
         if self.damage is not None:
             raise OSError(self.damage)
+
+    def _is_complete(self) -> bool:
+        """Return whether the main file needs no log, and has all the pages that it should have."""
+        header = os.pread(self._main, _USER_VERSION + 4, 0)
+        pages = int.from_bytes(header[_PAGE_COUNT : _PAGE_COUNT + 4])
+        return bool(pages) and not header[-1] & 1 and os.fstat(self._main).st_size == pages * self._page_size
 
     @contextmanager
     def commit(self, *, jump: int = 0) -> Iterator[None]:
         """Commit what is written in the block, and write into the main file that its log has to reach that."""
         self._ensure_guard()
-        with next_generation(self._database, jump=jump) as generation:
+        with self._next_generation(jump) as generation:
             yield
         os.pwrite(self._main, (generation << 1 | 1).to_bytes(4), _USER_VERSION)
-        self._expect_log(self.log_size())
+        self._known[self._log] = self._known[self._log][0], self.log_size()
+
+    @contextmanager
+    def _next_generation(self, jump: int = 0) -> Iterator[int]:
+        try:
+            with next_generation(self._database, jump=jump) as generation:
+                self._prevented = 0
+                yield generation
+        except sqlite3.OperationalError as error:
+            self._prevented += is_busy(error)
+            if self._prevented > _GUARDED_TRIES:  # a checkpoint may have the write lock, and wait for the guard
+                self._guard.rollback()
+            raise
 
     def checkpoint(self) -> bool:
         """Copy the log into the main file: first all other pages, then the first one, which makes it complete.
@@ -284,7 +323,6 @@ class OpenFiles:
         is_busy, pages, copied = self._copy_log()
         if is_busy or copied < pages - 1:  # the commit that the guard does not read wrote the first page alone
             return False
-        self._expect_log(0)  # from now on it is not needed, so another program may cut it
         self._guard.rollback()
         is_busy, pages, copied = self._copy_log()
         return not is_busy and pages == copied
@@ -302,9 +340,6 @@ class OpenFiles:
         except FileNotFoundError:  # the next check says so
             return 0
 
-    def _expect_log(self, size: int) -> None:
-        self._known[self._log] = self._known[self._log][0], size
-
     def _ensure_guard(self) -> None:
         if not self._guard.in_transaction and not self._set_guard(self._guard):
             error = sqlite3.OperationalError("another program copies the log")
@@ -321,7 +356,7 @@ class OpenFiles:
         try:
             guard.execute("BEGIN")
             guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            with next_generation(self._database):
+            with self._next_generation():
                 pass
             is_busy = self._copy_log()[0]
         finally:

@@ -121,6 +121,8 @@ def test_json_line_sets_fields_and_null_sets_none() -> None:
         ('["room"]', 'this is not a JSON object: write it as {"conference_sid": "..."}'),
         ('{"sid": "a"}', f"'sid' is unknown: write {JSON_FIELDS}"),
         ('{"conference_sid": "a", "Url": null}', f"'Url' is unknown: write {JSON_FIELDS}"),
+        ('{"conference_sid": "a", "conference_sid": "b"}', "there are two fields 'conference_sid'"),
+        ('{"conference_sid": "a", "parameters": {"pin": "1", "pin": "2"}}', "there are two fields 'pin'"),
     ],
 )
 def test_invalid_json_line_is_reported(line: str, sentence: str) -> None:
