@@ -37,7 +37,7 @@ def lowest(requirements: list[str]) -> list[str]:
 
 
 def offer_pyenv() -> None:
-    """Let nox find every interpreter of pyenv, not only the selected ones."""
+    """Make every interpreter of pyenv visible to nox, not only the selected ones."""
     pyenv = shutil.which("pyenv")
     if pyenv is None or "PYENV_VERSION" in os.environ:
         return

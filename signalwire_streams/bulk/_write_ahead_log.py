@@ -347,7 +347,7 @@ class OpenFiles:
             raise error
 
     def _set_guard(self, guard: sqlite3.Connection) -> bool:
-        """Let a guard read what is committed now, and commit a first page that is newer.
+        """Make a guard read what is committed now, and commit a first page that is newer.
 
         Return False if another program's checkpoint is running: it may have begun before the commit, and would copy the
         first page of before.

@@ -276,7 +276,7 @@ class StreamServer(web.Server):
             await connection.closed.wait()
 
     async def _stop_accepting(self) -> None:
-        """Let each accept end. asyncio loses the socket, or logs an error, if one is cancelled as a client connects."""
+        """Wait until each accept has ended. asyncio loses the socket, or logs an error, if one is cancelled as a client connects."""
         for _ in range(2):  # an accept that ends now is followed by another one
             with contextlib.suppress(NotImplementedError):  # on Windows
                 for listener in self._listeners:
@@ -284,7 +284,7 @@ class StreamServer(web.Server):
             await asyncio.sleep(0)
 
     def hand_over(self, connection: _Connection, data: bytes) -> None:
-        """Let aiohttp serve a connection, beginning with the data that was received so far."""
+        """Pass a connection to aiohttp, beginning with the data that was received so far."""
         protocol = self()
         self._by_protocol[protocol] = connection
         connection.transport.set_protocol(protocol)

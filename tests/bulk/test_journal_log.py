@@ -528,7 +528,7 @@ class AnotherProgram:
 def at_each_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[AnotherProgram]:
-    """Let another program act before each statement of a run, and around each of its writes to the main file."""
+    """Have another program act before each statement of a run, and around each of its writes to the main file."""
     (tmp_path / "run").mkdir()
     other = AnotherProgram(tmp_path / "run" / "run.db", tmp_path / "copies", request.param)
     connect, pwrite = sqlite3.connect, os.pwrite
@@ -693,7 +693,7 @@ async def test_checkpoint_that_waits_for_readers_does_not_end_the_run(
 
 
 async def waiting_checkpoint(path: Path) -> "asyncio.Task[list[Any]]":
-    """Let another program begin a checkpoint that waits until no reader is left."""
+    """Have another program begin a checkpoint that waits until no reader is left."""
     other = partial(with_connection, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=30.0)
     checkpoint = asyncio.create_task(asyncio.to_thread(other))
     await waiting.until(partial(is_locked, path))

@@ -204,7 +204,7 @@ async def claim(ledger: BatchLedger, request: StartConferenceStream) -> CallStat
 
 
 def note(ledger: BatchLedger, state: CallState, attempt: Attempt) -> None:
-    """Note the outcome as a bulk run does: an error of a start that may have succeeded says that it is unknown."""
+    """Record the outcome as a bulk run does: an error of a start that may have succeeded says that it is unknown."""
     error = attempt.error
     if state.may_have_succeeded and isinstance(error, AuthenticationError):
         error = StreamOutcomeUnknownError("denied, and in doubt", status=401, sent="maybe")
