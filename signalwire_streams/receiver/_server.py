@@ -276,7 +276,7 @@ class StreamServer(web.Server):
             await connection.closed.wait()
 
     async def _stop_accepting(self) -> None:
-        """Wait until each accept has ended. asyncio loses the socket, or logs an error, if one is cancelled as a client connects."""
+        """Wait until each accept has ended. If one is cancelled as a client connects, asyncio loses the socket."""
         for _ in range(2):  # an accept that ends now is followed by another one
             with contextlib.suppress(NotImplementedError):  # on Windows
                 for listener in self._listeners:
