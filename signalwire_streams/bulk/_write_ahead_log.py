@@ -185,7 +185,9 @@ def _check_log(path: JournalPath, main: Header) -> bool:
         first = Header(number(page + _APPLICATION_ID), number(page + _USER_VERSION))
         if is_first and first.application == JOURNAL and not main.is_older(first, by=2):
             return True
-        if not main.needs_log and size_of(log) < page + number(8):  # nothing was committed into it yet
+        # Nothing was committed into it yet: it ends within the first page, or its frames are of a log before.
+        is_empty = size_of(log) < page + number(8) or found[_SALT : _SALT + 8] != found[frame + 8 : frame + 16]
+        if is_empty and not main.needs_log:
             return False
     raise _log_error(path)
 

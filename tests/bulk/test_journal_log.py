@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -837,3 +838,16 @@ async def test_descriptor_stays_open_for_the_next_run_if_those_in_use_are_unknow
     assert len(listing("/dev/fd")) == before + 1
     Journal.reopen(path, RUN).close()
     assert len(listing("/dev/fd")) == before
+
+
+@pytest.mark.parametrize("ends_early", [False, True])
+async def test_finished_journal_is_whole_beside_a_log_that_was_only_begun(tmp_path: Path, ends_early: bool) -> None:
+    """A program that is killed as it begins a log leaves a new header, before the frames of another log or before none."""
+    path = tmp_path / "run.db"
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
+        await record(journal, 0)
+    known = BulkJournal(path).status()
+    header = struct.pack(">8I", 0x377F0682, 3_007_000, PAGE, 1, 11, 12, 0, 0)
+    frame = struct.pack(">6I", 1, 1, 21, 22, 0, 0) + path.read_bytes()[:PAGE]
+    path.with_name("run.db-wal").write_bytes(header + (b"" if ends_early else frame))
+    assert BulkJournal(path).status() == known
