@@ -842,7 +842,7 @@ async def test_descriptor_stays_open_for_the_next_run_if_those_in_use_are_unknow
 
 @pytest.mark.parametrize("ends_early", [False, True])
 async def test_finished_journal_is_whole_beside_a_log_that_was_only_begun(tmp_path: Path, ends_early: bool) -> None:
-    """A program that is killed as it begins a log leaves a new header, before the frames of another log or before none."""
+    """A program that is killed as it begins a log leaves a new header, before frames of another log or before none."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
         await record(journal, 0)
