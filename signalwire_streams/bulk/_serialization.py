@@ -36,10 +36,6 @@ def target_of(item: Start | Stream) -> tuple[str, str]:
     return "call", item.call_sid
 
 
-def target_kind(item: Start | Stream) -> str:
-    return target_of(item)[0]
-
-
 def stream_of(kind: str, target: str, *, sid: str | None, name: str | None, ambiguous: bool) -> Stream:
     fields: dict[str, Any] = {f"{kind}_sid": target, "sid": sid, "name": name, "ambiguous": ambiguous}
     return _STREAMS[kind](**fields)

@@ -289,6 +289,16 @@ def test_allowance_after_outage_is_the_share() -> None:
     assert outage.allowance(25, 101.0) == (25, 0.0)
 
 
+def test_outage_soon_after_another_continues_with_the_same_share() -> None:
+    """A client that loses Redis again at once must not get another share."""
+    outage = Fallback("redis://x", 1)
+    outage.begin("refused", LocalState(LIMIT), 0.0)
+    outage.end(100.0)
+    assert outage.allowance(QUOTA.burst, 100.1) == (QUOTA.burst, 0.0)
+    outage.begin("refused", LocalState(LIMIT), 100.1)
+    assert outage.try_acquire(100.1) > 0
+
+
 async def test_tokens_that_redis_does_not_grant_after_an_outage_stay_in_the_share(bucket: Bucket, clock: Clock) -> None:
     limiter = limiter_of(clock, fallback_clients=1)
     limiter._fallback.begin("refused", limiter._state, clock.now())
