@@ -107,7 +107,7 @@ class SimulatedSpace(SpaceSettings):
             raise RuntimeError("this Space was already started: create a new SimulatedSpace")
         self._http = web.Server(self._server.handle)
         endpoint = bind(self.host, self.port)
-        self.port = endpoint.getsockname()[1]
+        self.port: int = endpoint.getsockname()[1]
         await self._listen(endpoint)
 
     async def close(self) -> None:

@@ -135,8 +135,8 @@ class TrackTimeline:
         self.format = format
         self.max_gap = max_gap
         self.tolerance = tolerance
-        self.statistics = TimelineStatistics()
-        self.calls = 0
+        self.statistics: TimelineStatistics = TimelineStatistics()
+        self.calls: int = 0
         self.corrections: list[Correction] = []
         self.vacated: tuple[int, int] | None = None
         rate = format.sample_rate

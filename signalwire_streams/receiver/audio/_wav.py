@@ -90,11 +90,11 @@ class WavRecorder:
         tolerance: int = 8,
         max_bytes: int | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         if not self.path.name:
             raise InvalidRequestError(f"invalid path {str(path)!r}: name a file, such as 'call.wav'")
         self.format = format
-        self.tracks = tuple(tracks)
+        self.tracks: tuple[str, ...] = tuple(tracks)
         _check_tracks(self.tracks)
         self.layout = _check_choice("layout", layout, ("mono", "stereo"))
         self.encoding = _check_choice("encoding", encoding, ("pcm", "passthrough"))
@@ -106,7 +106,7 @@ class WavRecorder:
         self.max_gap = max_gap
         self.tolerance = tolerance
         self.max_bytes = max_bytes
-        self.ignored_frames = 0
+        self.ignored_frames: int = 0
         self._timelines = {track: TrackTimeline(format, max_gap=max_gap, tolerance=tolerance) for track in self.tracks}
         is_decoded = encoding == "pcm" or format.encoding == Encoding.L16
         channels = _STEREO if is_stereo else format.channels
