@@ -601,8 +601,10 @@ async def test_streams_are_taken_on_several_addresses(
 
 async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises, and the addresses that were bound before are released."""
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # connections of other tests use ports of this address, too
+        taken = socket.create_server(("127.0.0.2", port))
+    with taken:
 
         async def getaddrinfo(*_: Any, **__: Any) -> Any:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.1", "127.0.0.2")]
