@@ -145,7 +145,13 @@ class _PushingQueue(WebSocketDataQueue):
         if kind is _TEXT or kind is _BINARY:
             self.on_message(message[1])
         else:
+            if kind is WSMsgType.CLOSE:  # what follows it is to be ignored (RFC 6455, 5.5.1)
+                self.on_message = _ignore
             super().feed_data(message, size)
+
+
+def _ignore(_: str | bytes) -> None:
+    pass
 
 
 class _BufferedReads(asyncio.BufferedProtocol):

@@ -240,6 +240,15 @@ async def test_messages_after_the_stop_event_are_ignored(connect: Connect, heard
     assert await peer.close_code() == 1000
 
 
+async def test_messages_behind_a_close_frame_are_ignored(connect: Connect, heard: Heard) -> None:
+    peer = await connect()
+    await peer.send(text(START) + text(media(1)) + close() + text(media(2)))
+    session = await heard.end()
+    assert session.end_reason is EndReason.CLOSED
+    assert chunks_of(heard) == [1]
+    assert session.statistics.of("inbound").frames == 1
+
+
 async def test_long_burst_leaves_turns_to_other_tasks(connect: Connect, heard: Heard) -> None:
     """However many small messages arrive at once, other tasks get their turns, and a ping its answer."""
     peer = await connect()
