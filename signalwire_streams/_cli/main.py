@@ -117,7 +117,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 code = _run(arguments)
                 _flush()
         except _OutputError as error:
-            return _end_without_output(error.cause)
+            code = _end_without_output(error.cause)
+        stderr: TextIO | None = sys.stderr  # None if the shell closed it
+        if stderr is not None:
+            try:
+                stderr.flush()
+            except OSError:
+                _discard(stderr)
         return code
 
 
@@ -159,8 +165,12 @@ def _end_without_output(error: OSError) -> int:
     is_pipe = isinstance(error, BrokenPipeError)
     if notes or not is_pipe:
         write_note(f"error: the output can't be written: {error.strerror}{notes}")
-    # Python flushes what is still buffered at exit, and would complain.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    _discard(sys.stdout)
     return BROKEN_PIPE if is_pipe else FAILED
+
+
+def _discard(stream: TextIO) -> None:
+    """Discard what is still buffered, which Python flushes at exit; a failure would replace the exit code by 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

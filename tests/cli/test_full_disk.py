@@ -167,7 +167,8 @@ async def test_a_failure_on_a_full_disk_is_told_with_its_json_lost(full_shell: F
 
 async def test_closed_stdout_and_stderr_end_quietly(space: SimulatedSpace) -> None:
     command = f'"{sys.executable}" -m signalwire_streams calls list >/dev/full 2>/dev/full'
-    async with process(program="/bin/sh", python=("-c", command), environment=credentials(space)) as child:
+    buffered = {**credentials(space), "PYTHONUNBUFFERED": ""}  # so that something is left to flush at exit
+    async with process(program="/bin/sh", python=("-c", command), environment=buffered) as child:
         assert await end_of(child) == Ran(1, "", "")
 
 
