@@ -12,11 +12,9 @@ from enum import StrEnum
 from functools import cache, partial
 from http import HTTPStatus
 from operator import eq
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import fields
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, override
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
 from signalwire_streams._http.messages import Request, Response
@@ -34,6 +32,9 @@ from signalwire_streams.models import (
     StreamStatus,
 )
 from signalwire_streams.models._validation import is_path_segment
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 _Value = TypeVar("_Value")
 
@@ -90,7 +91,9 @@ _Hook: TypeAlias = Callable[[Any, Any], Any]
 
 
 @cache
-def _converter() -> Converter:
+def _converter() -> "Converter":
+    from cattrs import Converter  # noqa: PLC0415  (with the first response)
+
     converter = Converter()
     hooks: list[tuple[object, _Hook]] = [
         (str | None, _text),
@@ -111,6 +114,8 @@ _HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
 
 
 def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
+    from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  (with the first response)
+
     names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
     overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
     known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")

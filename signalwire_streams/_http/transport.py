@@ -12,7 +12,6 @@ import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
-from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
@@ -329,6 +328,8 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
 
 @cache  # the version is read from a file, which would be half of what a client costs
 def _user_agent() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  (slow to import, and not needed before)
+
     return f"signalwire-streams/{version('signalwire-streams')} aiohttp/{aiohttp.__version__} Python/{python_version()}"
 
 
