@@ -202,6 +202,7 @@ _FIRST_KEYS = tuple(
 )
 _STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
+_RETURN_NO_STREAM = frozenset({Operation.READ, Operation.END})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
@@ -265,7 +266,7 @@ def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
             return other
     # A start's response that is delivered for a stop says that the stream is running, and vice versa.
     status = _text(entry.get("status"), None)
-    wrong = _OTHER_STATUS[request.operation.is_start] if request.operation is not Operation.READ else ()
+    wrong = _OTHER_STATUS[request.operation.is_start] if request.operation not in _RETURN_NO_STREAM else ()
     return "status" if status is not None and status.casefold() in wrong else ""
 
 

@@ -180,6 +180,7 @@ _REQUEST_SCOPES = {
     "any": OPERATIONS - {UNKNOWN},
     "start": _STARTS,
     "stop": frozenset({"stop-conference-stream", "stop-call-stream"}),
+    "end": frozenset({"end-conference", "end-call"}),
     "list": frozenset({"list-conferences", "list-participants", "list-calls"}),
     "get": frozenset({"get-conference", "get-call"}),
     **{operation: frozenset({operation}) for operation in OPERATIONS},
@@ -413,7 +414,7 @@ class Faults:
 
         Args:
             kind: what happens, a FaultKind or its text.
-            on: "start", "stop", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
+            on: "start", "stop", "end", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
                 "stream-started", "stream-stopped" or "stream-error".
             target: only requests for this conference or call.
             times: trigger at most this often; times=1 is "the next one".

@@ -36,6 +36,7 @@ from signalwire_streams.simulator._responses import (
     json_response,
 )
 from signalwire_streams.simulator._state import (
+    ENDED,
     IN_PROGRESS,
     Call,
     Conference,
@@ -189,7 +190,8 @@ class CompatibilityApi:
         self._operations: dict[str, Callable[[ApiRequest], Response]] = {
             "list-conferences": self._list_conferences,
             "get-conference": self._get_target,
-            "end-conference": self._end_conference,
+            "end-conference": self._end_target,
+            "end-call": self._end_target,
             "list-participants": self._list_participants,
             "list-calls": self._list_calls,
             "get-call": self._get_target,
@@ -231,20 +233,28 @@ class CompatibilityApi:
         return _list(request, "calls", calls, self._serializer.call)
 
     def _get_target(self, request: ApiRequest) -> Response:
-        target = self._target(request.route)
-        serialized = self._serializer.call(target) if isinstance(target, Call) else self._serializer.conference(target)
-        return json_response(serialized)
+        return self._describe(self._target(request.route))
 
-    def _end_conference(self, request: ApiRequest) -> Response:
-        conference = self._conference(request.route)
-        problems = check_fields("end-conference", request.fields.values)
+    def _describe(self, target: Conference | Call) -> Response:
+        is_call = isinstance(target, Call)
+        return json_response(self._serializer.call(target) if is_call else self._serializer.conference(target))
+
+    def _end_target(self, request: ApiRequest) -> Response:
+        """End a call or conference. How the vendor refuses to end one that has ended is not documented."""
+        target, kind = self._target(request.route), request.route.target_kind
+        problems = check_fields(request.route.operation, request.fields.values)
         if problems:
             return api_error(422, problems[0].code, problems[0].message)
-        if conference.status == "completed":
-            raise _wrong_state("Conference is already completed")
-        if "Status" in request.fields.values:
-            self._state.end_conference(conference.sid)
-        return json_response(self._serializer.conference(conference))
+        if target.status in ENDED:
+            raise _wrong_state(f"{kind.capitalize()} is already {target.status}")
+        status = request.fields.values.get("Status")
+        if status == "canceled" and target.status == IN_PROGRESS:
+            raise _wrong_state("Call is in progress, so it can only be completed")
+        if status is not None and isinstance(target, Call):
+            self._state.end_call(target.sid, status)
+        elif status is not None:
+            self._state.end_conference(target.sid)
+        return self._describe(target)
 
     def _start_stream(self, request: ApiRequest) -> Response:
         kind, values = request.route.target_kind, request.fields.values

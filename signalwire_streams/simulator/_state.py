@@ -170,6 +170,7 @@ class StreamRegistry(ReadOnlyList[Stream]):
 
 
 IN_PROGRESS = "in-progress"
+ENDED = frozenset({"completed", "canceled", "busy", "failed", "no-answer"})
 _NOT_STARTED = frozenset({"queued", "ringing"})
 
 
@@ -278,14 +279,18 @@ class SpaceState:
         conference.status, conference.updated_at = "completed", now
         self.streams.stop(self.streams.alive_on(sid), now)
         for participant in conference.participants:
-            participant.status, participant.updated_at = "completed", now
             self.end_call(participant.call_sid)
 
-    def end_call(self, sid: str) -> None:
+    def end_call(self, sid: str, status: str = "completed") -> None:
+        """End a call: its streams stop, and it leaves its conference."""
         now = self.now()
         call = self.calls[sid]
-        call.status, call.updated_at, call.ended_at = "completed", now, now
+        call.status, call.updated_at, call.ended_at = status, now, now
         self.streams.stop(self.streams.alive_on(sid), now)
+        conference = None if call.conference_sid is None else self.conferences[call.conference_sid]
+        for participant in () if conference is None else conference.participants:
+            if participant.call_sid == sid:
+                participant.status, participant.updated_at = "completed", now
 
     def draw_sid(self) -> str:
         return new_sid(self._random)
