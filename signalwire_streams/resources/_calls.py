@@ -132,13 +132,13 @@ class Calls:
             deadline: seconds for the whole call, retries included.
 
         Returns:
-            The call as the Space returned it, whose ``status`` may not have changed yet. If it had ended before, or the
-            response was lost, only its ``sid`` and its ``status`` (completed) are set.
+            The call as the Space returned it; its ``status`` may not have changed yet. If it had ended before, or
+            the response was lost, only its ``sid`` and its ``status`` (completed) are set.
 
         Raises:
             InvalidRequestError: an argument is invalid; nothing was sent.
-            NotFoundError: the Space knows no call of that sid. After an attempt whose response was lost, this counts
-                as ended instead.
+            NotFoundError: the Space knows no call of that sid. After an attempt whose response was lost, the
+                call counts as ended instead.
             ApiError: the Space rejected the request.
             TransportError: the Space could not be reached; ending again is safe.
 
