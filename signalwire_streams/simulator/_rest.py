@@ -236,8 +236,9 @@ class CompatibilityApi:
         return self._describe(self._target(request.route))
 
     def _describe(self, target: Conference | Call) -> Response:
-        is_call = isinstance(target, Call)
-        return json_response(self._serializer.call(target) if is_call else self._serializer.conference(target))
+        if isinstance(target, Call):
+            return json_response(self._serializer.call(target))
+        return json_response(self._serializer.conference(target))
 
     def _end_target(self, request: ApiRequest) -> Response:
         """End a call or conference. How the vendor refuses to end one that has ended is not documented."""
