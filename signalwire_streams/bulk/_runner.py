@@ -75,7 +75,7 @@ class AdaptiveConcurrency(FixedConcurrency):
             self._grace -= 1
         is_slow = self._average > max(fastest * _SLOW_FACTOR, fastest + _SLOW_MARGIN)
         if not (overloaded or is_slow):
-            self.limit = min(self.limit + 1.0 / self.limit, float(MAX_CONCURRENCY))
+            self.limit: float = min(self.limit + 1.0 / self.limit, float(MAX_CONCURRENCY))
         elif self._grace == 0:
             self.limit = max(self.limit * _DECREASE, float(MIN_CONCURRENCY))
             self._grace = int(self.limit)
