@@ -47,7 +47,7 @@ class FixedConcurrency:
     """The number of items that may be in flight: the one that the caller chose."""
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
+        self.limit: float = limit
 
     def record(self, latency: float, *, overloaded: bool) -> None:
         """Record a request's latency, and whether the Space responded with 429 or 503."""
@@ -60,6 +60,8 @@ class AdaptiveConcurrency(FixedConcurrency):
     latency doubles, or the Space responds with 429 or 503, the limit shrinks by three tenths, at most once for the
     requests that were in flight together.
     """
+
+    limit: float
 
     def __init__(self, limit: float = 4.0 * MIN_CONCURRENCY) -> None:
         super().__init__(limit)
@@ -75,7 +77,7 @@ class AdaptiveConcurrency(FixedConcurrency):
             self._grace -= 1
         is_slow = self._average > max(fastest * _SLOW_FACTOR, fastest + _SLOW_MARGIN)
         if not (overloaded or is_slow):
-            self.limit: float = min(self.limit + 1.0 / self.limit, float(MAX_CONCURRENCY))
+            self.limit = min(self.limit + 1.0 / self.limit, float(MAX_CONCURRENCY))
         elif self._grace == 0:
             self.limit = max(self.limit * _DECREASE, float(MIN_CONCURRENCY))
             self._grace = int(self.limit)
