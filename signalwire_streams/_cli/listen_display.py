@@ -8,8 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from signalwire_streams._cli.listen_recording import FLOOR, StreamRecorder
-from signalwire_streams._cli.output import bare_table, logging_to
+from signalwire_streams._cli.listen_recording import FLOOR, StreamState
+from signalwire_streams._cli.output import bare_table
 from signalwire_streams._cli.progress import Display, live_display, repeating
 
 _DRAWN_EVERY = 0.25
@@ -26,14 +26,9 @@ _OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
 
 @asynccontextmanager
-async def live_table(
-    look: Callable[[], tuple[Sequence[StreamRecorder], str]], *, as_json: bool
-) -> AsyncIterator[Display]:
-    """Show the live streams and a last line while the block runs, if there is a terminal; and the receiver's log."""
-    with (
-        live_display(as_json=as_json) as (display, console),
-        logging_to(lambda line: display.warn(f"error: {line}"), name="signalwire_streams.receiver"),
-    ):
+async def live_table(look: Callable[[], tuple[Sequence[StreamState], str]], *, as_json: bool) -> AsyncIterator[Display]:
+    """Show the live streams and a last line while the block runs, if there is a terminal."""
+    with live_display(as_json=as_json) as (display, console):
         if not display.is_live:
             yield display
             return
@@ -46,7 +41,7 @@ async def live_table(
             yield display
 
 
-def draw(streams: Sequence[StreamRecorder], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
+def draw(streams: Sequence[StreamState], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
     room = max(height - _OTHER_LINES, 1)
     shown = streams if len(streams) <= room else streams[: max(room - 1, 1)]
     more = len(streams) - len(shown)
@@ -59,7 +54,7 @@ def draw(streams: Sequence[StreamRecorder], last_line: str, *, width: int, heigh
     return Group(*parts)
 
 
-def _table(streams: Sequence[StreamRecorder], width: int, *, plain: bool) -> Table:
+def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
     titles = [title for title, needed in _MIN_WIDTHS.items() if width >= needed]
     table = bare_table()
     table.add_column("STREAM")  # it gives way: half a sid will do, since all of it is printed at the end

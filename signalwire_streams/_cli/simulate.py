@@ -14,7 +14,7 @@ import click
 from attrs import fields
 
 from signalwire_streams._cli.options import Decorator, address_options, json_option
-from signalwire_streams._cli.output import cannot_listen, write_json
+from signalwire_streams._cli.output import listening_errors, write_json
 from signalwire_streams._cli.progress import on_signals
 from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
@@ -224,10 +224,8 @@ def _add_fault(space: SimulatedSpace, spec: str) -> None:
 async def _serve(space: SimulatedSpace, *, as_json: bool) -> None:
     ended = asyncio.Event()
     with on_signals(lambda _: ended.set()):
-        try:
+        with listening_errors(space.host, space.port):
             await space.start()
-        except (OSError, UnicodeError) as error:
-            raise cannot_listen(space.host, space.port, error) from None
         try:
             _announce(space, as_json=as_json)
             await ended.wait()

@@ -18,7 +18,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from signalwire_streams._cli.listen_display import bar, draw, live_table
-from signalwire_streams._cli.listen_recording import LevelMeter, dbfs
+from signalwire_streams._cli.listen_recording import LevelMeter, RecordingOptions, dbfs
+from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process
@@ -256,21 +257,32 @@ async def test_live_table_on_stderr_leaves_stdout_alone(
     assert "00000007-" in captured.err
 
 
-async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """With its error but without a traceback, and only during the block."""
+async def test_server_reports_the_receivers_log(tmp_path: Path) -> None:
+    """With its error but without a traceback, and only while it serves."""
     log = logging.getLogger("signalwire_streams.receiver")
     before = list(log.handlers)
-    async with live_table(looking()[0], as_json=True):
-        log.warning("a stream %s", "did\x1b[2J not start")
+    reports: list[Report] = []
+    options = ServerOptions(
+        host="127.0.0.1",
+        port=0,
+        path="/",
+        ssl_context=None,
+        tokens=None,
+        byte_order="little",
+        recording=RecordingOptions(directory=tmp_path),
+    )
+    async with RecordingServer(options, reports.append).serve():
+        log.warning("a stream did not start")
         try:
             raise RuntimeError("boom")  # noqa: TRY301  (as a handler may)
         except RuntimeError:
             log.exception("the handler failed")
         log.info("all is well")
     assert log.handlers == before
-    assert capsys.readouterr().err == (
-        "error: a stream did [2J not start\nerror: the handler failed (RuntimeError: boom)\n"
-    )
+    assert reports == [
+        Warned("error: a stream did not start"),
+        Warned("error: the handler failed (RuntimeError: boom)"),
+    ]
 
 
 @posix_only
