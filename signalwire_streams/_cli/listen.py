@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from signal import Signals
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -162,12 +162,12 @@ class Listener:
     def _count(self, stream: Ended) -> None:
         self._ended += 1
         self._lost += stream.lost
-        self._seconds += stream.seconds
-        self._files += stream.files
-        if stream.error is not None:
+        self._seconds += stream.facts["seconds"] or 0.0
+        self._files += len(stream.facts["files"])
+        if stream.facts["error"] is not None:
             self._failed += 1
             self.is_complete = False
-            self._display.warn(f"error: {stream.sid} is not fully recorded: {stream.error}")
+            self._display.warn(f"error: {stream.sid} is not fully recorded: {stream.facts['error']}")
         self._write(stream.facts if self._as_json else stream.line)
 
     def _count_lost(self, process: ProcessLost) -> None:
@@ -311,13 +311,9 @@ Examples:
 @json_option("Write one JSON object when it is ready, and one for each stream that ended and each lost process.")
 def listen(
     *,
-    host: str,
-    port: int,
-    path: str,
     directory: Path,
     mono: bool,
     passthrough: bool,
-    byte_order: ByteOrder,
     cert: Path | None,
     key: Path | None,
     self_signed: bool,
@@ -327,6 +323,7 @@ def listen(
     seconds: float | None,
     streams: int | None,
     as_json: bool,
+    **server_options: Any,  # noqa: ANN401  (fields of ServerOptions)
 ) -> None:
     """Receive streams, and record each in a WAV file.
 
@@ -344,18 +341,11 @@ def listen(
     create_directory(directory, "--directory")
     ca_file = directory / _CA_FILE if self_signed else None
     if ca_file is not None:
-        ssl_context = _create_certificate(host, ca_file)
-    options = ServerOptions(
-        host=host,
-        port=port,
-        path=path,
-        ssl_context=ssl_context,
-        tokens=tokens,
-        byte_order=byte_order,
-        recording=RecordingOptions(
-            directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if passthrough else "pcm"
-        ),
+        ssl_context = _create_certificate(server_options["host"], ca_file)
+    recording = RecordingOptions(
+        directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if passthrough else "pcm"
     )
+    options = ServerOptions(ssl_context=ssl_context, tokens=tokens, recording=recording, **server_options)
     listener = Listener(directory, allows_anonymous=tokens is None, streams=streams, as_json=as_json)
     server: RecordingServer | RecordingProcesses
     if processes == 1:

@@ -27,7 +27,6 @@ _OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
 @asynccontextmanager
 async def live_table(look: Callable[[], tuple[Sequence[StreamState], str]], *, as_json: bool) -> AsyncIterator[Display]:
-    """Show the live streams and a last line while the block runs, if there is a terminal."""
     with live_display(as_json=as_json) as (display, console):
         if not display.is_live:
             yield display

@@ -118,8 +118,6 @@ class RecordingProcesses:
 
 
 class _Process:
-    """A process, as its parent sees it."""
-
     def __init__(self, number: int, options: ServerOptions, sockets: list[socket.socket]) -> None:
         self._number = number
         self._socket, theirs = socket.socketpair()
@@ -139,7 +137,6 @@ class _Process:
         self._writer: asyncio.StreamWriter | None = None
 
     async def connect(self) -> str:
-        """Wait until the process accepts streams, and return its URL."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         first = await self._receive()
         if isinstance(first, _Ready):
@@ -150,7 +147,6 @@ class _Process:
         raise Failure(f"process {self._number} {self._reason} before it accepted streams")
 
     async def follow(self, report: Callable[[Report], None]) -> None:
-        """Report what the process reports, until it has ended."""
         while (message := await self._receive()) is not None:
             if isinstance(message, _Live):
                 self.streams, self._is_asked = message.streams, False
@@ -222,7 +218,6 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _run(options: ServerOptions, channel: socket.socket, unused: Sequence[socket.socket]) -> None:
-    """Record streams in a forked process, and end it."""
     code = 1
     try:
         for one in unused:

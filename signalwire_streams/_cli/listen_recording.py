@@ -173,7 +173,6 @@ class Recording:
 
 
 def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
-    """Write a frame of a recorder's only track, whatever the track is called."""
     recorder.write(None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed)
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from signal import SIGTERM
 from ssl import SSLContext
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
@@ -38,15 +38,12 @@ class Started:
     is_supported: bool
 
 
-@frozen(kw_only=True)
+@frozen
 class Ended:
     sid: str
     line: str
-    facts: Mapping[str, object]
-    files: int
-    seconds: float
+    facts: Mapping[str, Any]
     lost: int
-    error: str | None
 
 
 @frozen(kw_only=True)
@@ -100,23 +97,12 @@ class RecordingServer:
             await recorder.run()
         finally:
             del self._live[session]
-            self._report(
-                Ended(
-                    sid=recorder.sid,
-                    line=recorder.ended_line,
-                    facts=recorder.facts,
-                    files=len(recorder.files),
-                    seconds=recorder.seconds or 0.0,
-                    lost=recorder.lost,
-                    error=None if recorder.error is None else str(recorder.error),
-                )
-            )
+            self._report(Ended(recorder.sid, recorder.ended_line, recorder.facts, recorder.lost))
 
 
 async def enter_server(
     stack: AsyncExitStack, receiver: MediaReceiver, options: ServerOptions, *, reuse_port: bool = False
 ) -> str:
-    """Run a receiver's server until the stack is closed, and return its URL."""
     serving = receiver.serve(
         host=options.host,
         port=options.port,

@@ -47,7 +47,6 @@ _FAULT_OPTIONS: "Mapping[str, click.ParamType[Any]]" = {
 
 
 def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
-    """Return the arguments of `Faults.add` for KIND:key=value,key=value."""
     kind, separator, rest = spec.partition(":")
     options: dict[str, Any] = {}
     for pair in rest.split(",") if separator else ():
@@ -120,7 +119,6 @@ def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
 
 
 def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
-    """Return the option of a setting of the Space, with its type and default unless others are given."""
     attribute = getattr(fields(SimulatedSpace), name)
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
