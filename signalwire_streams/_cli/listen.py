@@ -304,7 +304,7 @@ Examples:
     type=click.IntRange(1, _MAX_PROCESSES),
     default=1,
     metavar="N",
-    help="Record in this many processes, at most one per core, on one port (Linux only).",
+    help="Record in this many processes on the one port; one per core is best (Linux only).",
 )
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
