@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
 from platform import python_version
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
+from multidict import CIMultiDict
 from yarl import URL
 
 from signalwire_streams._http.account import Account
@@ -62,6 +64,13 @@ _NO_TLS = object()
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
 
+_UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
+"""What a prepared request does not have, by aiohttp's names."""
+_WRITTEN: Any = SimpleNamespace(output_size=0)
+
+_ENCODINGS = aiohttp.ClientRequest.DEFAULT_HEADERS["Accept-Encoding"]
+_KEEPALIVE = 10.0
+
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
 
@@ -89,8 +98,10 @@ class AttemptGuard:
         self._check_not_written()
         if self.headers is not None:
             request.headers.update(self.headers)
-        # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
-        request.send = partial(self._send, request.send)  # type: ignore[method-assign]
+        if type(request) is not PreparedRequest:
+            # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the
+            # instance.
+            request.send = partial(self._send, request.send)  # type: ignore[method-assign]
         response = None
         try:
             response = await handler(request)
@@ -112,16 +123,38 @@ class AttemptGuard:
     async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        self.transport = conn.transport
-        if conn.protocol is None or conn.transport is None:
-            raise aiohttp.ClientConnectionResetError(_CLOSED)
-        wrapper = _ProtocolWrapper(self, conn.protocol, conn.transport)
-        self._wrappers.append(wrapper)
-        await wrapper.check()
+        await self._watch(conn)
         response = await send(conn)
         if not self._has_body:
             self._record_written(in_one_write=True)
         return response
+
+    async def _watch(self, conn: Connection) -> asyncio.Transport:
+        """Check a connection, and watch it from now on.
+
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to it.
+        """
+        self.transport = transport = conn.transport
+        if conn.protocol is None or transport is None:
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        wrapper = _ProtocolWrapper(self, conn.protocol, transport)
+        self._wrappers.append(wrapper)
+        await wrapper.check()
+        return transport
+
+    async def write_prepared(self, conn: Connection, body: "PreparedBody") -> None:
+        """Write a request to a connection, head and body at once.
+
+        Raises:
+            aiohttp.ClientConnectionError: it must not be written to this connection.
+            RepeatedRequestError: it is written already.
+        """
+        transport = await self._watch(conn)
+        self._check_not_written()
+        self.state.phase = Phase.WRITING
+        transport.write(body.head + body)
+        self._record_written(in_one_write=True)
 
     async def write(self, writer: AbstractStreamWriter, payload: "GuardedPayload") -> None:
         """Write the body, together with the headers. It has secrets, so no local variable is bound to it.
@@ -169,6 +202,65 @@ class GuardedPayload(BytesPayload):
 
     async def write_with_length(self, writer: AbstractStreamWriter, _: int | None) -> None:
         await self._guard.write(writer, self)
+
+
+class PreparedBody(bytes):
+    """A body whose head is prepared too, for `PreparedRequest`. Its ``repr`` hides it, since it has secrets."""
+
+    guard: AttemptGuard
+    head: bytes
+    headers: CIMultiDict[str]  # those that the head is made of
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+class PreparedRequest(aiohttp.ClientRequest):
+    """A request of our own session, which writes prepared bytes instead of making them from headers and a payload.
+
+    A request with anything that the bytes do not have is one as aiohttp makes it: without a body, through a proxy, with
+    trace hooks, with another header. An instrumentation of aiohttp may have added these.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (aiohttp's own)
+        body = options.get("data")
+        if isinstance(body, PreparedBody):
+            if options["headers"] == body.headers and not any(map(options.get, _UNPREPARED)):
+                self._prepared = body
+                super().__init__(*arguments, **options)
+                return
+            options["data"] = GuardedPayload(body, body.guard)
+        self.__class__ = aiohttp.ClientRequest
+        aiohttp.ClientRequest.__init__(self, *arguments, **options)
+
+    def update_headers(self, headers: Any) -> None:  # noqa: ANN401
+        self.headers = headers
+
+    def _omit(self, *_: object) -> None:
+        """Do nothing: the head and the body are made."""
+
+    update_auto_headers = update_cookies = update_content_encoding = update_auth = _omit
+    update_body_from_data = update_transfer_encoding = update_expect_continue = update_host = _omit
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        # First of all, since nothing may be written if that fails.
+        self.response = response = self.respond()
+        await self._prepared.guard.write_prepared(conn, self._prepared)
+        return response
+
+    def respond(self) -> aiohttp.ClientResponse:
+        return self.response_class(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=_WRITTEN,
+        )
 
 
 class _ProtocolWrapper(asyncio.Protocol):
@@ -326,6 +418,13 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
     return any(int(line[1]) != response.status for line in quoted if line is not None)
 
 
+def _head(origin: URL, headers: Mapping[str, str]) -> bytes:
+    """Return the head of a POST from the path to the value of the last header, which is the length of the body."""
+    lines = {"Host": origin.host_port_subcomponent, **headers, "Accept-Encoding": _ENCODINGS}
+    written = "".join(f"\r\n{name}: {value}" for name, value in lines.items())
+    return f" HTTP/1.1{written}\r\nContent-Length: ".encode("ascii")
+
+
 @cache  # the version is read from a file, which would be half of what a client costs
 def _user_agent() -> str:
     from importlib.metadata import version  # noqa: PLC0415  (slow to import, and not needed before)
@@ -344,7 +443,10 @@ class HttpTransport:
             "User-Agent": _user_agent(),
         }
         self._form_headers = {**self._headers, "Content-Type": _FORM}
+        self._own_headers = CIMultiDict(self._headers)
+        self._head = _head(self._root, self._form_headers)
         self._sessions, self._timeouts, self._clock = sessions, timeouts, clock
+        sessions.create = self._create_session
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
     async def __call__(self, request: Request) -> Result:
@@ -401,6 +503,15 @@ class HttpTransport:
             ambiguous=is_unconfirmed and request.operation.is_start,
         )
 
+    def _create_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            # The rate-limit middleware limits the concurrency.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            request_class=PreparedRequest,
+        )
+
     def _url(self, path: str) -> URL:
         if "?" in path:
             return URL(self._origin + path, encoded=True)
@@ -413,12 +524,20 @@ class HttpTransport:
         guard: AttemptGuard,
         received: list[aiohttp.ClientResponse],
     ) -> tuple[bytes, bool]:
-        url, body, headers = self._url(request.path), None, self._headers
-        if request.body is not None:
-            body, headers = GuardedPayload(request.body, guard), self._form_headers
-        if request.headers:
-            headers = {**headers, **request.headers}
-        if session.trust_env:
+        url = self._url(request.path)
+        body: GuardedPayload | PreparedBody | None = None
+        headers: Mapping[str, str] | None
+        if self._sessions.borrowed is None:
+            headers = request.headers or None  # besides those that the session has
+            if request.body is not None:
+                body = self._prepare(request.path, request.body, guard)
+        else:
+            headers = self._headers
+            if request.body is not None:
+                body, headers = GuardedPayload(request.body, guard), self._form_headers
+            if request.headers:
+                headers = {**headers, **request.headers}
+        if session.trust_env and headers is not None:
             # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
             guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
             headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
@@ -442,6 +561,12 @@ class HttpTransport:
             request.state.phase = Phase.ANSWERED
             received.append(response)
             return await self._read_body(request, response, guard)
+
+    def _prepare(self, path: str, body: bytes, guard: AttemptGuard) -> PreparedBody:
+        prepared = PreparedBody(body)
+        prepared.guard, prepared.headers = guard, self._own_headers
+        prepared.head = b"POST %b%b%d\r\n\r\n" % (path.encode("ascii"), self._head, len(body))
+        return prepared
 
     async def _read_body(
         self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
