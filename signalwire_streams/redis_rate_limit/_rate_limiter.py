@@ -219,9 +219,11 @@ class RedisRateLimiter:
     No 10-second window holds more requests of all clients together than their share of the limit, and a 429 that one
     of them receives slows all of them down. Only Redis' clock is used.
 
-    Close it with `aclose`, or use it as ``async with``, which also fails at once if Redis can't be used. Clients do not
-    close it. Use one rate limiter per Space, process and event loop: its methods raise `ClientStateError` in others,
-    and `RateLimiterError` if Redis refuses access.
+    Close it with `aclose`, or use it as ``async with``, which raises `RateLimiterError` at once if Redis can't be
+    reached. Clients do not close it. Use one rate limiter per Space, process and event loop.
+
+    Its methods raise `RateLimiterError` if Redis denies access, and `ClientStateError` if the rate limiter is closed,
+    or belongs to another event loop or process.
     """
 
     @masks_secrets
@@ -268,11 +270,6 @@ class RedisRateLimiter:
         return f"RedisRateLimiter({self._store.address!r}, space={self._leases.space or None!r})"
 
     async def __aenter__(self) -> Self:
-        """Check that Redis is available.
-
-        Raises:
-            RateLimiterError: Redis can't be reached, or denies access.
-        """
         self._guard.enter()
         try:
             await self._store.ping()
@@ -283,9 +280,7 @@ class RedisRateLimiter:
             raise
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -316,12 +311,7 @@ class RedisRateLimiter:
         self._leases.space = host
 
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
-        """Wait until one POST may be sent; see `RateLimiter.acquire`.
-
-        Raises:
-            RateLimiterError: Redis denies access.
-            ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
-        """
+        """Wait until one POST may be sent; see `RateLimiter.acquire`."""
         self._check()
         if self._leases.take_spare():
             return 0.0
@@ -338,12 +328,7 @@ class RedisRateLimiter:
         return await self.acquire(priority, timeout - (woken - now))
 
     async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
-        """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`.
-
-        Raises:
-            RateLimiterError: Redis denies access.
-            ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
-        """
+        """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`."""
         while True:
             self._check()
             if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
