@@ -171,7 +171,7 @@ class Batch:
         )
         return LuaCall(COMPLETE_ITEM, (self.record.keys.run, self.record.keys.outcomes), self.marks, values)
 
-    def refuse(self, index: int, request: Start, mark: ItemMark, error: StreamsError) -> LuaCall:
+    def complete_unsent(self, index: int, request: Start, mark: ItemMark, error: StreamsError) -> LuaCall:
         """Return the call that writes the outcome of an item that can't be started.
 
         One that may be running is not reported as rejected or as not attempted.

@@ -125,10 +125,10 @@ class BatchLedger(_FleetLedger):
         unsent = {index for indexes in self._indexes.values() for index in indexes}
         for index, request in requests.items():
             if index in unsent:
-                self.refuse(index, request, RunCancelledError(self.cancelled or CANCELLED))
+                self.complete_unsent(index, request, RunCancelledError(self.cancelled or CANCELLED))
 
-    def refuse(self, index: int, request: Start, error: StreamsError) -> None:
-        self._completing.append(self._writer.call(self.batch.refuse(index, request, self._mark(index), error)))
+    def complete_unsent(self, index: int, request: Start, error: StreamsError) -> None:
+        self._completing.append(self._writer.call(self.batch.complete_unsent(index, request, self._mark(index), error)))
 
     def hand_back(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""

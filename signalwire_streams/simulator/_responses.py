@@ -4,20 +4,13 @@ import json
 from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
-from http import HTTPStatus
+from http.client import responses
 
 from attrs import field, frozen
-
-
-@lru_cache(maxsize=1024)
-def http_date(seconds: int) -> str:
-    return formatdate(seconds, usegmt=True)
-
 
 Json = dict[str, object]
 
 _MORE_INFO = "https://signalwire.com/docs/compatibility-api/reference/errors"
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 @frozen
@@ -50,8 +43,13 @@ def api_error(status: int, code: int, message: str) -> Response:
     )
 
 
+@lru_cache(maxsize=1024)
+def http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
 def reason_phrase(status: int) -> str:
-    return _REASONS.get(status, "Unknown")
+    return responses.get(status, "Unknown")
 
 
 def retry_after_header(retry_after: float | str | None) -> dict[str, str]:
