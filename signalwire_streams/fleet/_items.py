@@ -51,7 +51,6 @@ class Evidence(StrEnum):
     """An attempt was made, or was about to be made, and its outcome is unknown."""
 
     def __or__(self, other: "Evidence") -> "Evidence":
-        """Return the stronger one."""
         return max(self, other, key=list(Evidence).index)
 
 

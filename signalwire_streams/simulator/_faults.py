@@ -337,16 +337,10 @@ class FaultKind(StrEnum):
 
 @define(eq=False, kw_only=True)
 class FaultRule:
-    """One rule.
+    """One rule; what is not described here is as it was passed to `Faults.add`.
 
     Attributes:
-        kind: what it does.
         operations: the operations it applies to.
-        target: the only conference or call it applies to; None for all.
-        times: how often it triggers at most; None for no limit.
-        every_nth: it triggers on every n-th matching request.
-        per_target: how often it triggers at most for each conference or call.
-        executed: whether the request is executed although its response is replaced.
         settings: how the fault behaves.
         hits: how often it has triggered.
     """
