@@ -236,8 +236,9 @@ class CompatibilityApi:
         return self._describe(self._target(request.route))
 
     def _describe(self, target: Conference | Call) -> Response:
-        serialized = self._serializer.call(target) if isinstance(target, Call) else self._serializer.conference(target)
-        return json_response(serialized)
+        if isinstance(target, Call):
+            return json_response(self._serializer.call(target))
+        return json_response(self._serializer.conference(target))
 
     def _end_target(self, request: ApiRequest) -> Response:
         """End a call or conference. How the vendor rejects the end of one that has ended is not documented."""
