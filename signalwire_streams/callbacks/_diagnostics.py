@@ -180,7 +180,7 @@ def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tu
 
 
 def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
-    """Yield what may have been signed with up to two changes, at most one of them apart from the URL."""
+    """Yield requests that may have been signed: with up to two changes, at most one of them apart from the URL."""
     near: list[_Candidate] = []
     for candidate, changes in url_candidates(request, suspected):
         if len(changes) <= 1:

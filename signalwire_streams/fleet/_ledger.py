@@ -40,7 +40,7 @@ class _FleetLedger:
         pass
 
     def find(self, key: ItemKey) -> None:
-        """Return None: what is not sent is reported, or found again, without this."""
+        """Return None: items that are not sent are settled, or left to other workers, without it."""
 
     def expect(self, key: ItemKey, index: int) -> None:
         self._indexes.setdefault(key, deque()).append(index)
@@ -83,7 +83,7 @@ class BatchLedger(_FleetLedger):
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
-        """Claim an item; raise what it ends in if the run was cancelled, or if another worker has it."""
+        """Claim an item; raise its error if the run was cancelled, or if another worker has it."""
         if self.handed_back:
             raise RunCancelledError("left to other workers")
         index = self._sending[state][0]

@@ -97,7 +97,7 @@ class LeaseLoop:
             self.queue.refuse(error)
 
     async def _step(self) -> float:
-        """Do what can be done now. Return the seconds until there may be more."""
+        """Serve the requests that can be served now. Return the seconds until the next step."""
         if self._fallback.blocks:
             await self._recovered.wait()
             return 0.0

@@ -108,7 +108,7 @@ _TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING|BUSY|NOREPLICA
 
 @frozen
 class LeaseReply:
-    """The state, Redis' time, the tokens granted, and how many are left (negative: so many are missing)."""
+    """The state, Redis' time, the tokens granted, and how many are left (if negative, how many are missing)."""
 
     state: State
     redis_now: float
