@@ -79,7 +79,7 @@ class _Callback:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether a second stream of the same id or name was refused."""
+        """Whether a second stream of the same id or name was rejected."""
         return False
 
 
