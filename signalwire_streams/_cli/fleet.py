@@ -168,7 +168,7 @@ def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, reda
         )
 
     async def work(fleet: "Fleet") -> "FleetStatus":
-        return await fleet.status(await fleet.submit(requests, name=run_id, redact_secrets=redact_secrets))
+        return await fleet.status(await fleet.submit(requests, run_id=run_id, redact_secrets=redact_secrets))
 
     _submit(account, work)
 
@@ -184,7 +184,7 @@ def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
     """
 
     async def work(fleet: "Fleet") -> "FleetStatus | None":
-        resumed = await fleet.resume(run, name=run_id)
+        resumed = await fleet.resume(run, run_id=run_id)
         return None if resumed is None else await fleet.status(resumed)
 
     if _submit(account, work):

@@ -101,31 +101,31 @@ class Fleet:
         self,
         requests: Iterable[Start] | AsyncIterable[Start],
         *,
-        name: str | None = None,
+        run_id: str | None = None,
         redact_secrets: bool = False,
     ) -> str:
         """Submit a run to the workers. All of it is read and checked before any of it is started.
 
-        A submit that was killed, or that failed, can be repeated under the same name, with the same requests: nothing
-        is started twice. Requests without a name get one derived from the run and the target.
+        A submit that was killed, or that failed, can be repeated with the same id and requests: nothing is started
+        twice. Requests without a name get one derived from the run and the target.
 
         Args:
             requests: conferences and calls to start a stream on, mixed in any order; any number of them.
-            name: the run's name; a new one by default.
+            run_id: the run's id; a new one by default.
             redact_secrets: True to leave bearer tokens, parameter values and callbacks with a query or password
                 out of what Redis keeps; the workers' ``secrets=`` then puts them back. By default they are rejected.
 
         Returns:
-            The run's name.
+            The run's id.
 
         Raises:
-            InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
-            FleetError: Redis is unavailable; submit again under the same name.
+            InvalidRequestError: an item can't be submitted, or another run has that id; nothing was started.
+            FleetError: Redis is unavailable; submit again with the same id.
         """
-        run = check_run(token_hex(4) if name is None else name)
+        run = check_run(token_hex(4) if run_id is None else run_id)
         return await self._submit(run, prepare(requests, run, redact_secrets=redact_secrets))
 
-    async def resume(self, run: str, *, name: str | None = None) -> str | None:
+    async def resume(self, run: str, *, run_id: str | None = None) -> str | None:
         """Resubmit the ``not_attempted`` and ``unknown`` starts of a finished run as a new run.
 
         Its streams keep their names, so a conference's stream that is running ends as `already_started`, and is not
@@ -134,14 +134,14 @@ class Fleet:
 
         Args:
             run: the finished run.
-            name: the new run's name; by default the same and a number, as in ``nightly-r2``.
+            run_id: the new run's id; by default the same and a number, as in ``nightly-r2``.
 
         Returns:
-            The new run's name, or None if nothing is left.
+            The new run's id, or None if nothing is left.
 
         Raises:
-            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed under
-                another name.
+            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed with
+                another id.
         """
         record = await self._record(run)
         status = record.status
@@ -155,7 +155,7 @@ class Fleet:
         if not status.unfinished:
             return None
         connection, key = self._open(), self._keys.run(run)
-        new = check_run((status.resumed_as or next_run(run)) if name is None else name)
+        new = check_run((status.resumed_as or next_run(run)) if run_id is None else run_id)
         resumed_as = await connection.script(SET_ONCE, key, RESUMED, new, STOPPING)
         if resumed_as == "conflict":
             raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
@@ -163,7 +163,7 @@ class Fleet:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:
             return await self._submit(new, read_unfinished(connection, record))
-        except InvalidRequestError:  # that name is taken
+        except InvalidRequestError:  # that id is taken
             if status.resumed_as is None:
                 await connection.script(UNSET, key, RESUMED, new)
             raise

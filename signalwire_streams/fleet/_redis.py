@@ -21,7 +21,7 @@ from signalwire_streams.redis_rate_limit._store import create_client, decode
 BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
-_LONGEST_NAME = 64
+_LONGEST_ID = 64
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _RESPONSE_TIMEOUT = 10.0
 _MAX_CONNECTIONS = 1000
@@ -54,7 +54,7 @@ class RunKeys:
     """Key names of one run.
 
     All but its hash contain the id of its plan too, which is unique: if this run expires and another is submitted
-    under its name, that one must not find what is left of this one.
+    under its id, that one must not find what is left of this one.
     """
 
     run: str
@@ -80,16 +80,16 @@ class RunKeys:
 
 def check_run(run: object) -> str:
     if not isinstance(run, str) or not fullmatch(r"[0-9A-Za-z_-]{1,64}", run):
-        raise InvalidRequestError("a run's name must have 1 to 64 letters, digits, '-' or '_'")
+        raise InvalidRequestError("a run's id must have 1 to 64 letters, digits, '-' or '_'")
     return run
 
 
 def next_run(run: str) -> str:
-    """Return the name of the run that resumes another: ``nightly-r2`` after ``nightly``, then ``nightly-r3``."""
+    """Return the id of the run that resumes another: ``nightly-r2`` after ``nightly``, then ``nightly-r3``."""
     found = fullmatch(r"(.+)-r([1-9][0-9]{0,3})", run)
     following = f"{run}-r2" if found is None else f"{found[1]}-r{int(found[2]) + 1}"
-    if len(following) > _LONGEST_NAME:
-        raise InvalidRequestError(f"{following!r} is too long for a run's name: pass a name for the new run")
+    if len(following) > _LONGEST_ID:
+        raise InvalidRequestError(f"{following!r} is too long for a run's id: pass an id for the new run")
     return following
 
 

@@ -55,7 +55,7 @@ class Submission:
             await self._discard(self._connection)
         if answer == "other":
             raise InvalidRequestError(
-                f"a run {self._run!r} with different requests already exists: choose another name"
+                f"a run {self._run!r} with different requests already exists: choose another id"
             )
         await self._queue()
 

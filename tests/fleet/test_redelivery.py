@@ -55,7 +55,7 @@ async def test_conference_in_doubt_is_sent_again_under_its_name(
 ) -> None:
     """Of a dead worker's starts, those that are running end as already started, and the others are started."""
     requests = on_conferences(space.conference_sids)
-    run = await fleet.submit(requests, name="nightly")
+    run = await fleet.submit(requests, run_id="nightly")
     await set_marks(fleet, run, {0: DEAD, 1: DEAD})
     await workers.client.conferences.start_stream(requests[0].target, url=URL, name=f"sws-nightly-{requests[0].target}")
 
@@ -117,7 +117,7 @@ async def test_redelivered_batch_skips_settled_items(space: SimulatedSpace, flee
 async def test_item_in_doubt_of_cancelled_run_is_unknown_and_stopped(
     space: SimulatedSpace, fleet: Fleet, workers: Workers
 ) -> None:
-    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    run = await fleet.submit(on_conferences(space.conference_sids), run_id="nightly")
     target = space.conference_sids[0]
     await set_marks(fleet, run, {0: DEAD})
     await workers.client.conferences.start_stream(target, url=URL, name=f"sws-nightly-{target}")
