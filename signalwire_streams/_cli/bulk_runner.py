@@ -39,7 +39,8 @@ from signalwire_streams._cli.output import (
     write_note,
     write_report,
 )
-from signalwire_streams._cli.progress import Meter, Progress, format_duration, on_signals, seconds_left, shown
+from signalwire_streams._cli.progress import Meter, Progress, format_duration, seconds_left, shown
+from signalwire_streams._signals import on_signals
 
 _SPACE_LIMIT = RateLimit().requests / RateLimit().window
 SUCCEEDED = (BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED)

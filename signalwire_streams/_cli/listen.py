@@ -13,18 +13,18 @@ from typing import Any, get_args
 
 import click
 
-from signalwire_streams._cli import ignore_interrupts
 from signalwire_streams._cli.listen_display import live_table
-from signalwire_streams._cli.listen_processes import RecordingProcesses, check_platform
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
     ProcessLost,
+    RecordingProcesses,
     RecordingServer,
     Report,
     ServerOptions,
     Started,
     Warned,
+    check_platform,
 )
 from signalwire_streams._cli.options import (
     FiniteRange,
@@ -34,7 +34,8 @@ from signalwire_streams._cli.options import (
     read_secret_file,
 )
 from signalwire_streams._cli.output import FAILED, Failure, clean, write_json
-from signalwire_streams._cli.progress import Display, format_duration, on_signals
+from signalwire_streams._cli.progress import Display, format_duration
+from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import click
 from attrs import frozen
@@ -173,15 +172,3 @@ def format_duration(seconds: float) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-
-
-@contextmanager
-def on_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call a function on SIGINT and SIGTERM while the block runs, in place of what they do by default."""
-    loop = asyncio.get_running_loop()
-    with ExitStack() as undo:
-        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, handle, number)
-                undo.callback(loop.remove_signal_handler, number)
-        yield

@@ -15,7 +15,7 @@ from attrs import fields
 
 from signalwire_streams._cli.options import Decorator, address_options, json_option
 from signalwire_streams._cli.output import listening_errors, write_json
-from signalwire_streams._cli.progress import on_signals
+from signalwire_streams._signals import on_signals
 from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
 _TYPES: "Mapping[Any, click.ParamType[Any]]" = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}

@@ -7,7 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
@@ -17,6 +17,7 @@ from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
+from signalwire_streams._signals import on_signals
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
@@ -385,14 +386,8 @@ async def run_worker(
 
     Its client is created from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
-    Args:
-        url: the Redis that the fleet shares.
-        rate_limiter: shares the Space's limit with the other workers; a `RedisRateLimiter` on the fleet's Redis by
-            default.
-        concurrency: see `FleetWorker`.
-        lease_seconds: see `FleetWorker`.
-        shutdown_timeout: see `FleetWorker`.
-        secrets: see `FleetWorker`.
+    Without a ``rate_limiter``, it shares the Space's limit with the other workers through a `RedisRateLimiter` on the
+    fleet's Redis. The other arguments are those of `FleetWorker`.
 
     Raises:
         InvalidRequestError: an argument is invalid, or an environment variable is missing.
@@ -429,10 +424,5 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
         if on_signal is not None:
             on_signal(signal)
 
-    loop = asyncio.get_running_loop()
-    with ExitStack() as undo:
-        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
-            for signal in (Signals.SIGINT, Signals.SIGTERM):
-                loop.add_signal_handler(signal, stop, signal)
-                undo.callback(loop.remove_signal_handler, signal)
+    with on_signals(stop):
         yield

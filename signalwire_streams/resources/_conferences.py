@@ -15,12 +15,15 @@ from signalwire_streams.models import (
     Track,
 )
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
-from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams
+from signalwire_streams.resources._streams import Paginator, Streams
 
 
 class Conferences:
-    """The conferences of the account, and the streams on them."""
+    """The conferences of the account, and the streams on them.
+
+    Every call raises `InvalidRequestError` for an invalid argument, before anything is sent, `ApiError` if the Space
+    rejects the request, and `TransportError` or `MalformedResponseError` if no valid response arrives.
+    """
 
     def __init__(self, streams: Streams[ConferenceStream]) -> None:
         """Called by `StreamsClient`."""
@@ -70,10 +73,7 @@ class Conferences:
             The stream. Keep it, or its name: the API has no way to look up streams.
 
         Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
-            StreamOutcomeUnknownError: the stream may or may not be running.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; the stream was not started.
+            StreamOutcomeUnknownError: the stream may or may not be running; after a `TransportError` it is not.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
         """
@@ -110,8 +110,8 @@ class Conferences:
     ) -> ConferenceStream:
         """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(conference_sid, "audit-1")``.
 
-        A stream that has ended before, by itself or with its conference, counts as stopped; the returned stream then
-        has ``already_ended=True``.
+        It is safe to repeat: a stream that has ended before, by itself or with its conference, counts as stopped, and
+        is returned with ``already_ended=True``.
 
         Args:
             conference_sid: the conference, or a returned stream and nothing else.
@@ -120,11 +120,8 @@ class Conferences:
             deadline: seconds for the whole call, retries included.
 
         Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the conference has no stream of that sid or name. A stream object whose sid the Space
                 returned from a start counts as stopped instead.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; stopping again is safe.
         """
         return await self._streams.stop(conference_sid, stream, deadline=deadline)
 
@@ -146,11 +143,8 @@ class Conferences:
             the response was lost, only its ``sid`` and its ``status`` (completed) are set.
 
         Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the Space knows no conference of that sid. After an attempt whose response was lost, the
                 conference counts as ended instead.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; ending again is safe.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conferences
         """
