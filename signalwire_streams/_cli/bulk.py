@@ -23,7 +23,7 @@ from signalwire_streams._cli.options import (
     command_line,
     json_option,
     passing,
-    refuse_conference_options,
+    reject_conference_options,
 )
 from signalwire_streams._cli.output import (
     Column,
@@ -137,7 +137,7 @@ def _make_targets(
         raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
     defaults["unnamed"] = defaults["unnamed"] or None
     if kind == "call":
-        refuse_conference_options(defaults, "calls")
+        reject_conference_options(defaults, "calls")
     # An invalid option is reported once, and not with each line.
     make_request({f"{kind}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
     return Targets(file, defaults, kind, skip_invalid, dry_run)

@@ -133,7 +133,7 @@ async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
     client_rows.append(Row("total time", "seconds", round(seconds, 3), f"{seconds:.1f} s"))
     space_rows = [
         _count("streams that ever ran", "streams_created", created),
-        _count("second starts, rejected", "streams_refused_as_duplicates", len(space.streams) - created),
+        _count("second starts, rejected", "starts_rejected_as_duplicates", len(space.streams) - created),
         _count("streams still running", "streams_alive", running),
         _count("duplicate streams", "duplicate_streams", duplicates),
     ]

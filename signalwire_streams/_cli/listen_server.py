@@ -138,7 +138,7 @@ class _Ready:
 
 
 @frozen
-class _Refused:
+class _Failed:
     """The only message of a process that can't listen."""
 
     message: str
@@ -234,7 +234,7 @@ class _Process:
         first = await self._receive()
         if isinstance(first, _Ready):
             return first.url
-        if isinstance(first, _Refused):
+        if isinstance(first, _Failed):
             raise Failure(first.message)
         await self._wait()
         raise Failure(f"process {self._number} {self._reason} before it accepted streams")
@@ -356,7 +356,7 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
             await over.wait()
         send(_Closed(server.rejected))
     except Failure as failure:
-        send(_Refused(failure.message))
+        send(_Failed(failure.message))
     obeying.cancel()
     writer.close()
     with contextlib.suppress(ConnectionError):

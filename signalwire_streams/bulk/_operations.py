@@ -76,7 +76,7 @@ class Ledger(Protocol):
         """Return what an earlier part of the run recorded of an item.
 
         An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
-        refused as a duplicate now, the stream counts as already started.
+        rejected as a duplicate now, the stream counts as already started.
         """
 
     def find(self, key: ItemKey, /) -> ItemRecord | None:

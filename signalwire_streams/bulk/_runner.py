@@ -54,7 +54,7 @@ class FixedConcurrency:
 
 
 class AdaptiveConcurrency(FixedConcurrency):
-    """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
+    """Additive increase, multiplicative decrease, on latency and on responses that report overload.
 
     While the latency stays near the lowest recent one, the limit grows by one for each *limit* responses. When the
     latency doubles, or the Space responds with 429 or 503, the limit shrinks by three tenths, at most once for the
@@ -263,7 +263,7 @@ class WorkerPool(Generic[_Item]):
             try:
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                # Without an attempt it is the ledger that refused to send it.
+                # Without an attempt it is the ledger that does not let it be sent.
                 if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE

@@ -17,7 +17,14 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._runner import BulkRun
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet._items import CANCELLED, PlannedItem
+from signalwire_streams.fleet._items import (
+    CANCELLED,
+    PlannedItem,
+    read_results,
+    read_streams,
+    read_unfinished,
+    settle_unclaimed,
+)
 from signalwire_streams.fleet._ledger import StopLedger
 from signalwire_streams.fleet._lua import CANCEL_RUN, SET_ONCE, UNSET
 from signalwire_streams.fleet._redis import (
@@ -32,7 +39,6 @@ from signalwire_streams.fleet._redis import (
     docket_url,
     next_run,
 )
-from signalwire_streams.fleet._runs import read_results, read_streams, read_unfinished, settle_unclaimed
 from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream

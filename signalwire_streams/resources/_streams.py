@@ -176,7 +176,7 @@ class Streams(Generic[_Stream]):
         }
         if request.name is not None:
             known["name"] = request.name
-        # A refusal of a second stream says nothing about the first one.
+        # The rejection of a second stream says nothing about the first one.
         response = result.response if result.decision is RetryDecision.SUCCEED else None
         return read_stream(response and response.document, self._model, known)
 
@@ -197,7 +197,7 @@ class Streams(Generic[_Stream]):
     ) -> _Stream:
         """Stop a stream, passed as an object, or by its call or conference and its sid or name.
 
-        If the Space refuses because the stream has ended before, it counts as stopped, with ``already_ended``.
+        If the Space rejects it because the stream has ended before, it counts as stopped, with ``already_ended``.
         """
         model, field = self._model, self._kind.target_key
         check_deadline(deadline)
@@ -229,7 +229,7 @@ class Streams(Generic[_Stream]):
         sid = stream.sid
         if sid and not stream.ambiguous:
             return await self._send_stop(build(sid, returned), stream)
-        # The sid of an ambiguous start may be that of a second stream, which the Space refused, so the name goes first.
+        # The sid of an ambiguous start may be that of a second stream, which the Space rejected, so the name goes first.
         if stream.name:
             return await self._stop_ambiguous(build, stream, stream.name, returned)
         if sid:

@@ -7,8 +7,8 @@ from attrs import evolve
 
 from signalwire_streams import BulkStatus, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet._items import read_streams
 from signalwire_streams.fleet._redis import next_run
-from signalwire_streams.fleet._runs import read_streams
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers

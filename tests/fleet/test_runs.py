@@ -102,7 +102,7 @@ async def test_submit_accepts_any_iterable_of_any_length(fleet: Fleet, workers: 
 async def test_results_cache_few_batches(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("signalwire_streams.fleet._runs._CACHED_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._items._CACHED_BATCHES", 1)
     monkeypatch.setattr("signalwire_streams.fleet._submission._BATCHES_AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]
