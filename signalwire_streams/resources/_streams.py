@@ -229,7 +229,7 @@ class Streams(Generic[_Stream]):
         sid = stream.sid
         if sid and not stream.ambiguous:
             return await self._send_stop(build(sid, returned), stream)
-        # The sid of an ambiguous start may be that of a second stream, which the Space rejected, so the name goes first.
+        # The sid of an ambiguous start may be that of a second stream, which was rejected, so the name goes first.
         if stream.name:
             return await self._stop_ambiguous(build, stream, stream.name, returned)
         if sid:
