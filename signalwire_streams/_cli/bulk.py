@@ -296,7 +296,7 @@ def stop(account: Account, *, journal: str, options: RunOptions) -> None:
 
 
 IN_DOUBT = "in_doubt"
-"""The status of an item from when it is about to be sent until its outcome is known; the latter as of old journals."""
+"""The status of an item from just before it is sent until its outcome is known."""
 
 _STATUSES = [*(status.value for status in BulkStatus), IN_DOUBT]
 
@@ -308,8 +308,8 @@ Examples:
   signalwire-streams bulk status run.db
   signalwire-streams bulk status run.db --list unknown
 
-An item is in doubt from when it is about to be sent until its outcome is
-known; if the run was killed, such a stream may be running.
+An item is in doubt from just before it is sent until its outcome is known;
+if the run was killed, such a stream may be running.
 
 It only reads the file; no Space and no token are needed.
 """,

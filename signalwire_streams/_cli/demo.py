@@ -259,8 +259,8 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed:
 def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool) -> None:
     """Start and stop a stream on 1,000 conferences of a simulated Space with faults, and record 20.
 
-    No account is needed. The exit code is 0 only if every stream was started and stopped, the recordings equal what
-    was sent, and by the Space's own count no stream was started twice and none is left.
+    No account is needed. The exit code is 0 only if every stream was started and stopped, the recordings match what
+    was sent, and by the Space's own count no stream was started twice and none is left running.
     """
     # The faults are the demo's purpose, and its result counts their effects.
     with _directory(recordings) as directory, silenced(OUTCOMES, RATE_LIMIT):
@@ -312,5 +312,5 @@ def _write(streams: Result, audio: Result) -> None:
     else:
         click.echo(
             f"Every conference got its stream exactly once, although {streams.facts['retries']:,} attempts failed,\n"
-            "the recordings equal what was sent, and no stream is left running."
+            "the recordings match what was sent, and no stream is left running."
         )

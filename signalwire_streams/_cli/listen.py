@@ -275,7 +275,7 @@ Examples:
 """,
 )
 @address_options
-@click.option("--path", default="/", callback=_path, metavar="PATH", help="The path of streams.")
+@click.option("--path", default="/", callback=_path, metavar="PATH", help="The URL path that streams connect to.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
@@ -289,10 +289,10 @@ Examples:
     "--byte-order",
     type=click.Choice(get_args(ByteOrder)),
     default="little",
-    help="Byte order of L16, which is undocumented.",
+    help="Byte order of L16 audio; SignalWire does not document it.",
 )
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
-@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="Its key, unless in the same file.")
+@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key, if it is in another file.")
 @click.option(
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
@@ -305,7 +305,7 @@ Examples:
     type=click.IntRange(1, _MAX_PROCESSES),
     default=1,
     metavar="N",
-    help="Record in this many processes on the one port; one per core is best (Linux only).",
+    help="Record in this many processes on one port; one per core is best (Linux only).",
 )
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
@@ -328,12 +328,12 @@ def listen(
 ) -> None:
     """Receive streams, and record each in a WAV file.
 
-    It runs until Ctrl-C or SIGTERM, which finish the recordings. A terminal shows the live streams with their
+    It runs until Ctrl-C or SIGTERM, then completes the recordings. A terminal shows the live streams with their
     levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless a recording
     failed.
 
     With --processes, streams are spread over processes at random, and --streams counts those of all. A process that
-    is killed is reported and not started again: the others go on, and the exit code is 1.
+    is killed is reported and not restarted: the others keep recording, and the exit code is 1.
     """
     if processes > 1:
         check_platform()

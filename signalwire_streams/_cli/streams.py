@@ -259,7 +259,7 @@ def _group(noun: Noun, fields: Sequence[str], start_help: str, start_example: st
         _Target(account, noun, sid).start(**fields)
 
     @group.command(
-        help=f"Stop a stream on a {noun}, given by its sid or its name.",
+        help=f"Stop a stream on a {noun}, by its sid or its name.",
         epilog=example(f"{nouns} stop-stream {metavar} audit-1"),
     )
     @click.argument("sid", metavar=metavar)

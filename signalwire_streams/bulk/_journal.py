@@ -72,7 +72,7 @@ _TEXT_OR_NONE = optional(_TEXT)
 
 def _flag(value: int) -> bool:
     if value not in (0, 1):
-        raise ValueError(f"{value!r} is no flag")
+        raise ValueError(f"{value!r} is not a flag")
     return bool(value)
 
 
