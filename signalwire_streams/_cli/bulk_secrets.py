@@ -89,7 +89,7 @@ def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
 
 
 def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Line]:
-    """Return the line of each request that a run planned on one target; raise if the secrets of several may be meant."""
+    """Return the line of each request that a run planned on one target; raise if several with different secrets fit."""
     target = plan[0].request.target
     if len(lines) == len(plan):
         # Either the start took all of them, or the file was written for the resume and repeats the secrets only.
