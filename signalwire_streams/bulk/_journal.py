@@ -235,11 +235,7 @@ class BulkJournal:
             yield planned
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Return the items that were attempted, in that order.
-
-        Args:
-            states: only those in one of these states.
-        """
+        """Return the items that were attempted, in that order; of states, only the items that are in one of them."""
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
             yield decode_item(self._file, row)

@@ -339,9 +339,6 @@ class BulkRun(Generic[_Item]):
 
         The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.
-
-        Args:
-            timeout: seconds for the requests in flight.
         """
         self._is_used = True
         _ = self._pool.shutdown(timeout)

@@ -107,19 +107,8 @@ def diagnose_signature(
     of them, at most one of them apart from the URL. That takes up to two seconds, so do not call it for each request;
     if a large body or many keys and candidates need more, the summary says that the time limit was reached.
 
-    Args:
-        url: as for `verify_signature`.
-        headers: as for `verify_signature`, all of them.
-        body: as for `verify_signature`.
-        keys: as for `verify_signature`.
-        method: as for `verify_signature`.
-        candidates: absolute URLs to try as well, such as the one that was passed as ``StatusCallback``.
-
-    Returns:
-        The findings, and what to change.
-
-    Raises:
-        InvalidRequestError: an argument has the wrong type; the message says what to write.
+    The arguments and their errors are those of `verify_signature`; pass all headers. ``candidates`` are absolute URLs
+    to try as well, such as the one that was passed as ``StatusCallback``.
     """
     until = thread_time() + _MAX_CPU_TIME
     request = read_request(url=url, headers=headers, body=body, method=method)

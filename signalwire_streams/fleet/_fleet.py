@@ -138,12 +138,8 @@ class Fleet:
         started again. An unknown start on a call, or without a name, stays `unknown` (calls: unless the workers'
         ``RetryPolicy.resend_call_starts``). A resume can be repeated.
 
-        Args:
-            run: the finished run.
-            run_id: the new run's id; by default the same and a number, as in ``nightly-r2``.
-
         Returns:
-            The new run's id, or None if nothing is left.
+            The new run's id, or None if nothing is left. By default it is the old one and a number, as ``nightly-r2``.
 
         Raises:
             InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed with
@@ -235,10 +231,7 @@ class Fleet:
         stopped by their sid, or by their name if only that is known, as for a start that got a 503 and was rejected
         later. Streams that have already ended count as stopped. It can be repeated until nothing is left.
 
-        Args:
-            run: the run.
-            client: stops the streams, with its own token.
-            concurrency: number of concurrent stops; tuned automatically by default.
+        The client stops them, with its own token. ``concurrency`` is tuned automatically by default.
 
         Raises:
             InvalidRequestError: the client belongs to another Space or project.

@@ -412,12 +412,7 @@ async def run_worker(
 
 @contextmanager
 def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] | None = None) -> Iterator[None]:
-    """Stop a worker on SIGTERM or SIGINT.
-
-    Args:
-        worker: the worker.
-        on_signal: called with each signal, after `FleetWorker.stop`.
-    """
+    """Stop a worker on SIGTERM or SIGINT; *on_signal* is called with each signal, after `FleetWorker.stop`."""
 
     def stop(signal: Signals) -> None:
         worker.stop()

@@ -107,18 +107,8 @@ class Calls:
     ) -> Paginator[Call]:
         """List the calls: ``async for call in client.calls.list(status="in-progress")``.
 
-        Args:
-            status: only those with this status.
-            from_: only those from this address.
-            to: only those to this address.
-            parent_call_sid: only those that this call created.
-            start_time: only those that started then; a datetime with a time zone, or text in the API's format.
-            start_time_before: only those that started before.
-            start_time_after: only those that started after.
-            end_time: only those that ended then.
-            end_time_before: only those that ended before.
-            end_time_after: only those that ended after.
-            page_size: items per page, 1 to 1000; the API's default is 50.
+        All arguments but ``page_size`` are filters. A time is a datetime with a time zone, or text in the API's format;
+        the call ``parent_call_sid`` created the others. A page has 1 to 1000 items, 50 by the API's default.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/calls
         """

@@ -22,7 +22,8 @@ class Conferences:
     """The conferences of the account, and the streams on them.
 
     Every call raises `InvalidRequestError` for an invalid argument, before anything is sent, `ApiError` if the Space
-    rejects the request, and `TransportError` or `MalformedResponseError` if no valid response arrives.
+    rejects the request, and `TransportError` or `MalformedResponseError` if no valid response arrives. A ``deadline``
+    is in seconds, for the whole call, retries included.
     """
 
     def __init__(self, streams: Streams[ConferenceStream]) -> None:
@@ -134,10 +135,6 @@ class Conferences:
 
         It is safe to repeat: a conference that has ended before counts as ended.
 
-        Args:
-            conference_sid: the conference.
-            deadline: seconds for the whole call, retries included.
-
         Returns:
             The conference as the Space returned it; its ``status`` may not have changed yet. If it had ended before, or
             the response was lost, only its ``sid`` and its ``status`` (completed) are set.
@@ -165,16 +162,8 @@ class Conferences:
     ) -> Paginator[Conference]:
         """List the conferences: ``async for conference in client.conferences.list(status="in-progress")``.
 
-        Args:
-            status: only those with this status.
-            friendly_name: only the conference of this name.
-            date_created: only those created on this day (in UTC, as are the other days).
-            date_created_before: only those created before this day.
-            date_created_after: only those created after this day.
-            date_updated: only those updated on this day.
-            date_updated_before: only those updated before this day.
-            date_updated_after: only those updated after this day.
-            page_size: items per page, 1 to 1000; the API's default is 50.
+        All arguments but ``page_size`` are filters. Dates are days in UTC; before and after exclude the day itself. A
+        page has 1 to 1000 items, 50 by the API's default.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conferences
         """
@@ -198,13 +187,9 @@ class Conferences:
         hold: bool | None = None,
         page_size: int | None = None,
     ) -> Paginator[Participant]:
-        """List the participants of a conference.
+        """List the participants of a conference, only those who are muted (or are not), or on hold (or are not).
 
-        Args:
-            conference_sid: the conference.
-            muted: True for only those who are muted, False for only those who are not.
-            hold: True for only those on hold, False for only those who are not.
-            page_size: items per page, 1 to 1000; the API's default is 50.
+        A page has 1 to 1000 items, 50 by the API's default.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/participants
         """
