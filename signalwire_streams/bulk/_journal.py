@@ -1,7 +1,7 @@
 """Journal of a bulk run: it records intents and outcomes in a file that survives a crash, and can be read any time.
 
 An intent is committed before its request goes out; an outcome a tenth of a second later at most. So a process that
-is killed loses few outcomes, and their items are then "in_doubt", which is as good as unknown.
+is killed loses few outcomes, and their items are then "in_doubt", which counts as unknown.
 """
 
 import os

@@ -64,7 +64,7 @@ class SignatureDiagnosis:
     ``str()`` of it is a few lines for a person.
 
     Attributes:
-        valid: whether `verify_signature` accepts the request unchanged; False also if the time did not suffice to see.
+        valid: whether `verify_signature` accepts the request unchanged; also False if the time limit came first.
         summary: the problem in one sentence, or that there is none.
         suggestions: what to change, in sentences, the likeliest first.
         candidate_urls: the URLs that `verify_signature` tries, without passwords and the values of queries.
@@ -104,7 +104,7 @@ def diagnose_signature(
     It tries what proxies and frameworks usually change: the scheme, the host (as ``Host``, ``X-Forwarded-Host`` and
     ``Forwarded`` have it), the port, a trailing slash, a prefix that was removed, order and encoding of the query,
     the content type, a body that was serialized again or lost its blank fields. It finds any one of these and any two
-    of them, at most one of them apart from the URL. That takes up to two seconds, so do not call it for each request;
+    of them, at most one of them outside the URL. That takes up to two seconds, so do not call it for each request;
     if a large body or many keys and candidates need more, the summary says that the time limit was reached.
 
     The arguments and their errors are those of `verify_signature`; pass all headers. ``candidates`` are absolute URLs
@@ -169,7 +169,7 @@ def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tu
 
 
 def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
-    """Yield requests that may have been signed: with up to two changes, at most one of them apart from the URL."""
+    """Yield requests that may have been signed: with up to two changes, at most one of them outside the URL."""
     near: list[_Candidate] = []
     for candidate, changes in url_candidates(request, suspected):
         if len(changes) <= 1:
@@ -254,7 +254,7 @@ def _change_query(parts: UrlParts) -> _ChangedUrls:
     query = parts.query.removeprefix("?")
     if not query:
         return
-    yield 6, evolve(parts, query=""), "The signed URL has no query: something in between adds it."
+    yield 6, evolve(parts, query=""), "The signed URL has no query: a proxy or a framework adds it."
     pieces = query.split("&")
     for order in permutations(pieces) if len(pieces) <= _MAX_PERMUTED else [sorted(pieces)]:
         if list(order) != pieces:

@@ -1,8 +1,8 @@
 """Signatures of status callbacks, and the forms they cover.
 
-A body is read in one way only, as a form or as JSON, by its content type and its looks; no body passes for both. What
-is hashed does not say which kind it was, so otherwise a signature over a form's bare names and values could be sent
-again as one over a raw body, or the other way round.
+A body is read either as a form or as JSON, by its content type and its first byte; no body passes for both. The hash
+does not say which kind it was, so otherwise a signature over a form's bare names and values could be replayed as one
+over a raw body, or the other way round.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class UnverifiableError(Exception):
 
 @frozen(kw_only=True)
 class Signature:
-    """One kind of signature: its values in a request, one of which has to be right, and what follows the URL in it."""
+    """One kind of signature: its values in a request, one of which must be valid, and what is signed after the URL."""
 
     given: tuple[bytes, ...] = field(repr=False)
     algorithm: Algorithm
@@ -139,7 +139,7 @@ def canonical_form(pairs: Pairs) -> bytes:
 
 
 def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
-    """Return the signatures of a request, of which one has to be right.
+    """Return the signatures of a request, one of which must be valid.
 
     Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
     defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
