@@ -311,7 +311,6 @@ class BulkRunner:
         return f"{'Started' if self._is_start else 'Stopped'} {self._succeeded:,} of {self._total:,} streams"
 
     def _details(self, label: str) -> Iterable[str]:
-        """Return an example of an error, and what to do about it."""
         kind = label.partition(" ")[0]
         failures = [one for one in self.run.snapshot.failures if type(one.error).__name__ == kind]
         if failures:

@@ -119,7 +119,6 @@ class Listener:
     async def run(
         self, server: RecordingServer | RecordingProcesses, *, ca_file: Path | None, seconds: float | None
     ) -> None:
-        """Run a server until the command ends, then finish the recordings."""
         self._server = server
         try:
             with on_signals(self._interrupt):

@@ -187,7 +187,6 @@ class RecordingProcesses:
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
-        """Accept streams in all processes while the block runs, and finish the recordings at its end."""
         followers: list[asyncio.Task[None]] = []
         try:
             urls = [await process.connect() for process in self._processes]

@@ -182,7 +182,6 @@ def write_report(
 
 
 def bare_table() -> Table:
-    """Create a table without lines, which looks the same in every terminal."""
     return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0))
 
 
@@ -309,7 +308,6 @@ def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
 
 @contextmanager
 def listening_errors(host: str, port: int) -> Iterator[None]:
-    """Turn the error of a server that can't listen into a failure."""
     try:
         yield
     except (OSError, UnicodeError) as error:

@@ -147,7 +147,6 @@ _FIELDS = [attribute.name for attribute in fields(JournalItem)]
 
 
 def decode_item(path: JournalPath, row: Sequence[Any]) -> JournalItem:
-    """Read a row of `ITEMS`."""
     number, *values = row
     with path.decoding(f"the row {number} of its table items"):
         return JournalItem(**dict(zip(_FIELDS, values, strict=True)))
@@ -282,8 +281,6 @@ class ItemRecord:
 
 
 class Journal:
-    """One run's file."""
-
     def __init__(
         self,
         *,

@@ -319,9 +319,7 @@ class JournalOwner:
 
 
 @frozen(kw_only=True)
-class RunFacts(JournalOwner):
-    """The rows of a journal's table ``run``."""
-
+class RunFacts(JournalOwner):  # the rows of the table `run`
     run: str = field(validator=validate_path_segment)
     started_at: str = field(validator=_timestamp)
     rollback_started_at: str | None = field(default=None, validator=optional(_timestamp))

@@ -94,8 +94,6 @@ class Ledger(Protocol):
 
 
 class Operation(Protocol[_Item_contra]):
-    """The operation that a run applies to each of its items."""
-
     is_start: bool
 
     async def begin(self) -> None: ...
@@ -139,8 +137,6 @@ class _StreamOperation(Generic[_Item]):
 
 @define(kw_only=True, eq=False)
 class StartStreams(_StreamOperation[Start]):
-    """Starts streams, under names that follow from the run and the target."""
-
     is_start = True
     _resend_call_starts: bool
     _run: str = field(init=False, factory=partial(token_hex, 4))

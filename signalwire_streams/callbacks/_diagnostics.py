@@ -186,7 +186,6 @@ def _check_time(until: float) -> None:
 
 
 def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
-    """Yield the request at the given URL, then at those with one change, then at those with two."""
     yield request, ()
     given = UrlParts.split(request.url)
     if given is None:

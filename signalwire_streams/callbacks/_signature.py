@@ -83,8 +83,6 @@ def as_pairs(fields: object) -> Pairs:
 
 @frozen(kw_only=True)
 class SignedRequest:
-    """A request as its sender may have signed it."""
-
     url: str = field(repr=False)
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)

@@ -115,7 +115,6 @@ class ItemMark:
 
     @property
     def evidence(self) -> Evidence:
-        """The evidence for the next attempt."""
         if self.is_settled:
             _, status, detail, _ = self.text.split(":", 3)
             return Evidence.NONE if status in SUCCEEDED else Evidence(detail)
@@ -207,7 +206,6 @@ def key_of(request: Start) -> ItemKey:
 
 
 def write_outcome(outcome: BulkOutcome[Any]) -> str:
-    """Serialize an outcome; its item is known by its index."""
     document: dict[str, Any] = {
         "index": outcome.index,
         "status": outcome.status.value,

@@ -121,7 +121,6 @@ class BatchLedger(_FleetLedger):
         self._complete(index, outcome, self._evidence(index, state))
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
-        """Write the outcomes of all items that were not sent when the run was cancelled."""
         unsent = {index for indexes in self._indexes.values() for index in indexes}
         for index, request in requests.items():
             if index in unsent:

@@ -246,13 +246,11 @@ class Writer:
         return answered
 
     async def idle(self) -> None:
-        """Wait until no call is queued."""
         while self._task is not None:
             await asyncio.wait([self._task])
             await asyncio.sleep(0)  # its callback runs in the loop's next turn
 
     async def close(self) -> None:
-        """Cancel the calls that are queued."""
         if self._task is not None:
             self._task.cancel()
             await self.idle()

@@ -81,7 +81,6 @@ class Supervisor:
             raise cancelled
 
     def raise_failure(self) -> None:
-        """Raise the error that docket's worker failed with, if it did."""
         if not self.task.cancelled() and (error := self.task.exception()) is not None:
             raise error
 
@@ -320,7 +319,6 @@ class FleetWorker:
             self._stop.set()
 
     def _with_secrets(self, items: Sequence[ScannedItem], ledger: BatchLedger) -> Mapping[int, Start]:
-        """Add the secrets, and reject the items that lack them."""
         requests = {}
         for item in items:
             try:

@@ -78,7 +78,6 @@ class LeaseLoop:
             self._refreshing.result()
 
     async def aclose(self) -> None:
-        """Stop the tasks and fail the requests that wait."""
         # Cancelling is not enough: redis-py may take a cancellation for a broken connection.
         self._closed = True
         for task in (self._task, self._probe_task, self._refreshing):

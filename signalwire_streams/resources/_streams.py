@@ -90,8 +90,6 @@ def _id_of(item: object) -> str:
 
 
 class Streams(Generic[_Stream]):
-    """Sends the requests about conferences, or about calls, and the streams on them."""
-
     def __init__(
         self, dispatcher: Dispatcher, account: Account, *, request: type[requests.Start], stream: type[_Stream]
     ) -> None:
