@@ -21,11 +21,9 @@ from signalwire_streams.callbacks._signature import (
     SIGNATURE_HEADER,
     SignedRequest,
     UnverifiableError,
-    comparisons,
     encoded,
     read_form,
     read_query,
-    read_request,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
@@ -35,7 +33,6 @@ from signalwire_streams.callbacks._urls import (
     equivalent_urls,
     parse_each,
     query_of,
-    read_forwarded,
     split_host,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -111,7 +108,7 @@ def diagnose_signature(
     to try as well, such as the one that was passed as ``StatusCallback``.
     """
     until = thread_time() + _MAX_CPU_TIME
-    request = read_request(url=url, headers=headers, body=body, method=method)
+    request = SignedRequest.read(url=url, headers=headers, body=body, method=method)
     suspected = parse_each(candidates, UrlParts.split)
     if suspected is None:
         raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
@@ -161,7 +158,7 @@ def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tu
         TimeoutError: the time is up.
     """
     _check_time(until)  # a body that can't be read takes time as well
-    for url, key, is_signed in comparisons(request, tuple(keys)):
+    for url, key, is_signed in request.comparisons(tuple(keys)):
         if is_signed:
             return url, key
         _check_time(until)
@@ -215,7 +212,7 @@ def _replace_by(given: UrlParts, candidates: Sequence[UrlParts]) -> _ChangedUrls
 
 
 def _changed_once(parts: UrlParts, headers: Headers) -> _ChangedUrls:
-    said = read_forwarded(headers)
+    said = Forwarded.from_headers(headers)
     yield from _change_origin(parts, said, headers)
     yield from _change_path(parts, said)
     yield from _change_query(parts)

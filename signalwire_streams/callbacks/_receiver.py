@@ -25,13 +25,13 @@ from signalwire_streams.callbacks._signature import (
     MAX_BODY,
     SignedRequest,
     UnverifiableError,
-    check_request,
     encoded,
     read_form,
     read_query,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
+    Forwarded,
     Headers,
     HostPattern,
     is_public_url,
@@ -39,7 +39,6 @@ from signalwire_streams.callbacks._urls import (
     path_and_query,
     public_urls,
     query_of,
-    read_forwarded,
     request_url,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -378,9 +377,9 @@ class CallbackReceiver:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
             if len(body) > _MAX_HASHED_HERE:
-                await asyncio.to_thread(check_request, signed, self._keys, *urls)
+                await asyncio.to_thread(signed.check, self._keys, *urls)
             else:
-                check_request(signed, self._keys, *urls)
+                signed.check(self._keys, *urls)
             event = _parse(signed, request.raw_path)
         except UnverifiableError as reason:
             self.statistics.rejected += 1
@@ -411,7 +410,7 @@ class CallbackReceiver:
         """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.raw_path)))
-        proxies = read_forwarded(headers) if self.trust_forwarded else None
+        proxies = Forwarded.from_headers(headers) if self.trust_forwarded else None
         url = request_url(scheme=request.scheme, host=request.host, target=request.raw_path, proxies=proxies)
         if url is None or not (self.allowed_hosts is None or any(host.matches(url) for host in self.allowed_hosts)):
             return ()

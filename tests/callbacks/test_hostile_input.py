@@ -10,6 +10,7 @@ from signalwire_streams.callbacks import SIGNATURE_HEADER, parse_callback, verif
 from signalwire_streams.callbacks._diagnostics import _shown
 from signalwire_streams.callbacks._signature import read_form, read_query
 from signalwire_streams.callbacks._urls import (
+    Forwarded,
     Headers,
     HostPattern,
     UrlParts,
@@ -17,7 +18,6 @@ from signalwire_streams.callbacks._urls import (
     is_public_url,
     path_and_query,
     public_urls,
-    read_forwarded,
     request_url,
 )
 
@@ -52,7 +52,7 @@ MOST_SECONDS = 0.1
 
 
 def of_header(name: str) -> Callable[[str], object]:
-    return lambda text: read_forwarded(Headers({name: text}))
+    return lambda text: Forwarded.from_headers(Headers({name: text}))
 
 
 def verified(text: str) -> object:
