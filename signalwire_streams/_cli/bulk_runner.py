@@ -39,7 +39,7 @@ from signalwire_streams._cli.output import (
     write_note,
     write_report,
 )
-from signalwire_streams._cli.progress import Meter, Progress, format_duration, seconds_left, shown
+from signalwire_streams._cli.progress import Meter, Progress, format_duration, seconds_left, show_progress
 from signalwire_streams._signals import on_signals
 
 _SPACE_LIMIT = RateLimit().requests / RateLimit().window
@@ -162,7 +162,7 @@ class BulkRunner:
 
     async def execute(self) -> None:
         with on_signals(self._interrupt):
-            async with shown(self._progress, as_json=self._as_json) as self._show:
+            async with show_progress(self._progress, as_json=self._as_json) as self._show:
                 try:
                     async with contextlib.aclosing(aiter(self.run)) as outcomes:
                         async for outcome in outcomes:

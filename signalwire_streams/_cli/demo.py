@@ -27,7 +27,7 @@ from signalwire_streams import (
 from signalwire_streams._cli.bulk_runner import format_latencies
 from signalwire_streams._cli.options import create_directory, json_option
 from signalwire_streams._cli.output import FAILED, OUTCOMES, RATE_LIMIT, clean, silenced, write_aligned, write_json
-from signalwire_streams._cli.progress import Meter, Progress, shown
+from signalwire_streams._cli.progress import Meter, Progress, show_progress
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import WavRecorder
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
@@ -93,11 +93,11 @@ async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
         meter.record(attempt)
 
     async def streams_of(title: str, run: BulkRun[Any]) -> list[Any]:
-        def look() -> Progress:
+        def get_progress() -> Progress:
             facts = f"{meter.rate:,.0f} requests/s", f"{meter.retries:,} attempts retried"
             return Progress(title=title, done=run.snapshot.total, total=len(found), facts=facts)
 
-        async with shown(look, as_json=as_json):
+        async with show_progress(get_progress, as_json=as_json):
             return [outcome.stream async for outcome in run if outcome.stream is not None]
 
     began = time.perf_counter()
@@ -167,7 +167,7 @@ async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
         exact += _count_exact_tracks(path)
         done += 1
 
-    def look() -> Progress:
+    def get_progress() -> Progress:
         return Progress(title="Recording", done=done, total=RECORDED, facts=())
 
     certificates = Certificates.make()
@@ -177,7 +177,7 @@ async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
         async with (
             StreamsClient(space=space.base_url, project=space.project, token=space.token) as client,
             receiver.serve(ssl_context=certificates.server) as url,
-            shown(look, as_json=as_json),
+            show_progress(get_progress, as_json=as_json),
         ):
             sids = space.conference_sids
             requests = [StartConferenceStream(conference_sid=sid, url=url, codec=Codec.L16_16K) for sid in sids]

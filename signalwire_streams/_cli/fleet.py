@@ -36,7 +36,7 @@ from signalwire_streams._cli.output import (
     write_report,
     write_table,
 )
-from signalwire_streams._cli.progress import Progress, seconds_left, shown
+from signalwire_streams._cli.progress import Progress, seconds_left, show_progress
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
@@ -270,7 +270,7 @@ async def _follow(fleet: "Fleet", found: "FleetStatus", *, as_json: bool) -> "Fl
             left=seconds_left(found.completed - done_before, found.planned - found.completed, started_at),
         )
 
-    async with shown(progress, as_json=as_json) as show:
+    async with show_progress(progress, as_json=as_json) as show:
         while not found.is_finished:
             await asyncio.sleep(_POLL_INTERVAL)
             found = await fleet.status(found.run)

@@ -112,7 +112,7 @@ class Listener:
         self._server: RecordingServer | RecordingProcesses
         self._ended = self._failed = self._lost = self._files = self._lost_processes = 0
         self._seconds = 0.0
-        self._over = asyncio.Event()
+        self._ending = asyncio.Event()
         self._output_error: OSError | None = None
         self._display = Display()
 
@@ -123,14 +123,14 @@ class Listener:
         try:
             with on_signals(self._interrupt):
                 async with (
-                    live_table(self._look, as_json=self._as_json) as self._display,
+                    live_table(self._state, as_json=self._as_json) as self._display,
                     server.serve() as url,
                 ):
                     self._announce(url, ca_file)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
-                            await self._over.wait()
-                    self._over.set()
+                            await self._ending.wait()
+                    self._ending.set()
         finally:
             ignore_interrupts()
         if self._output_error is not None:
@@ -139,9 +139,9 @@ class Listener:
             click.echo(self._summary)
 
     def _interrupt(self, _: Signals) -> None:
-        if self._over.is_set():  # a second Ctrl-C; the recordings are complete by then
+        if self._ending.is_set():  # a second Ctrl-C; the recordings are complete by then
             self._server.abort()
-        self._over.set()
+        self._ending.set()
 
     def report(self, report: Report) -> None:
         match report:
@@ -157,7 +157,7 @@ class Listener:
             case ProcessLost():
                 self._count_lost(report)
         if self._streams_limit is not None and self._ended >= self._streams_limit:
-            self._over.set()
+            self._ending.set()
 
     def _count(self, stream: Ended) -> None:
         self._ended += 1
@@ -181,9 +181,9 @@ class Listener:
             more = len(process.sids) - _MAX_NAMED
             text += f"; not fully recorded: {names}{f' and {more:,} more' if more > 0 else ''}"
         if not process.others:
-            self._over.set()
+            self._ending.set()
             text += "; no process is left"
-        elif not self._over.is_set():
+        elif not self._ending.is_set():
             text += f"; processes still recording: {process.others}"
         self._display.warn(f"error: {text}")
         if self._as_json:
@@ -200,11 +200,11 @@ class Listener:
                 write_json(output)
         except OSError as error:
             self._output_error = self._output_error or error
-            self._over.set()
+            self._ending.set()
 
-    def _look(self) -> tuple[Sequence[StreamState], str]:
+    def _state(self) -> tuple[Sequence[StreamState], str]:
         live = self._server.streams()
-        title = "Ending" if self._over.is_set() else "Listening"
+        title = "Ending" if self._ending.is_set() else "Listening"
         audio = format_duration(self._seconds + sum(stream.seconds or 0.0 for stream in live))
         return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
 

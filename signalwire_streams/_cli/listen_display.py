@@ -26,7 +26,9 @@ _OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
 
 @asynccontextmanager
-async def live_table(look: Callable[[], tuple[Sequence[StreamState], str]], *, as_json: bool) -> AsyncIterator[Display]:
+async def live_table(
+    get_state: Callable[[], tuple[Sequence[StreamState], str]], *, as_json: bool
+) -> AsyncIterator[Display]:
     with live_display(as_json=as_json) as (display, console):
         if not display.is_live:
             yield display
@@ -34,7 +36,7 @@ async def live_table(look: Callable[[], tuple[Sequence[StreamState], str]], *, a
 
         def show() -> None:
             width, height = console.size
-            display.update(draw(*look(), width=width, height=height, plain=console.options.ascii_only))
+            display.update(draw(*get_state(), width=width, height=height, plain=console.options.ascii_only))
 
         async with repeating(show, _DRAWN_EVERY):
             yield display

@@ -328,7 +328,7 @@ def _run(options: ServerOptions, channel: socket.socket, unused: Sequence[socket
 
 async def _record(options: ServerOptions, channel: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=channel)
-    over = asyncio.Event()
+    ending = asyncio.Event()
 
     def send(message: object) -> None:
         if not writer.is_closing():  # else the parent is gone
@@ -343,16 +343,16 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
                 if command == _SHOW:
                     send(_Live(server.streams()))
                 elif command == _END:
-                    over.set()
+                    ending.set()
                 else:
                     server.abort()
-        over.set()
+        ending.set()
 
     obeying = asyncio.create_task(obey())
     try:
         async with server.serve(reuse_port=True) as url:
             send(_Ready(url))
-            await over.wait()
+            await ending.wait()
         send(_Closed(server.rejected))
     except Failure as failure:
         send(_Failed(failure.message))

@@ -298,7 +298,7 @@ class Interruption(Failure):
         return clean(self.message)
 
 
-def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
+def to_failure(error: StreamsError, *, as_json: bool) -> Failure:
     """Turn an error of the library into a failure; none of its attributes is a secret."""
     message = for_command_line(str(error))
     facts = {"error": type(error).__name__, "status": None, "code": None, **asdict(error), "message": message}

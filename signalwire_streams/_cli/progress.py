@@ -136,14 +136,18 @@ async def repeating(action: Callable[[], None], interval: float) -> AsyncIterato
 
 
 @asynccontextmanager
-async def shown(look: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
+async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
     """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON.
 
     It yields a function that shows it at once, for news that should not wait.
     """
     async with AsyncExitStack() as stack:
         display, _ = stack.enter_context(live_display(as_json=as_json))
-        show = (lambda: display.update(draw(look()))) if display.is_live else (lambda: write_note(look().line))
+        show = (
+            (lambda: display.update(draw(get_progress())))
+            if display.is_live
+            else (lambda: write_note(get_progress().line))
+        )
         if display.is_live:
             stack.enter_context(logging_to(display.warn, level=logging.NOTSET, with_level=True))
         if display.is_live or not as_json:

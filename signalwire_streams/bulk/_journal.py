@@ -260,7 +260,7 @@ class BulkJournal:
 
 _INTEND = "INSERT INTO items (changed, id, kind, target, name, state) VALUES (?, ?, ?, ?, ?, ?)"
 _INTEND_AGAIN = "UPDATE items SET changed = ?, state = ? WHERE id = ?"
-_SETTLE = (
+_COMPLETE = (
     "UPDATE items SET changed = ?, state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ? "
     "WHERE id = ?"
 )
@@ -397,11 +397,11 @@ class Journal:
         else:
             await self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
 
-    def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
+    def complete(self, row: int, outcome: BulkOutcome[Any]) -> None:
         """Record the outcome of an item; it is written with the next commit."""
         stream, error = outcome.stream, outcome.error
         self._commits.write_later(
-            _SETTLE,
+            _COMPLETE,
             outcome.status.value,
             stream.sid if stream is not None else None,
             int(stream.ambiguous) if stream is not None else 0,
@@ -415,7 +415,7 @@ class Journal:
         """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
         await self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
-    def settle_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
+    def complete_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
         """Record the outcome of stopping an item's stream; the record of its start is unchanged."""
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.write_later(_ROLL_BACK, status, row)

@@ -129,22 +129,22 @@ class JournalPath:
         return False
 
     @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
+    def errors(self, action: str) -> Iterator[None]:
         """Raise `JournalError` for errors of SQLite and the file system."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise self.error(doing, error) from error
+            raise self.error(action, error) from error
 
-    def error(self, doing: str, error: Exception) -> JournalError:
-        """Return the error of a journal that can't be *doing*: "created", "read" or "written"."""
+    def error(self, action: str, error: Exception) -> JournalError:
+        """Return the error of a journal that can't be *action*: "created", "read" or "written"."""
         why = getattr(error, "strerror", None) or error
-        if doing == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        if action == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
             why = (
                 f"its log needs a file {self.beside(INDEX).name} next to it, which can't be created there; copy the "
                 "journal and its log to a writable folder, and pass the copy"
             )
-        return JournalError(f"the journal {self} can't be {doing}: {why}")
+        return JournalError(f"the journal {self} can't be {action}: {why}")
 
     @contextmanager
     def decoding(self, what: str) -> Iterator[None]:

@@ -236,7 +236,7 @@ class WorkerPool(Generic[_Item]):
             latency = self.clock.now() - state.acquired_at
             self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
         outcome = self._outcome(index, item, result, state, self.clock.now() - started_at)
-        self.operation.note(state, outcome)
+        self.operation.record_outcome(state, outcome)
         self._put(outcome)
 
     def _outcome(

@@ -20,10 +20,10 @@ from signalwire_streams.errors import ClientStateError, FleetError, InvalidReque
 from signalwire_streams.fleet._items import (
     CANCELLED,
     PlannedItem,
+    complete_unclaimed,
     read_results,
     read_streams,
     read_unfinished,
-    settle_unclaimed,
 )
 from signalwire_streams.fleet._ledger import StopLedger
 from signalwire_streams.fleet._lua import CANCEL_RUN, SET_ONCE, UNSET
@@ -219,7 +219,7 @@ class Fleet:
         record = await self._record(run)
         if not record.status.is_finished:
             await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", CANCELLED)
-            await settle_unclaimed(self._open(), record, record.status.cancel_reason or CANCELLED)
+            await complete_unclaimed(self._open(), record, record.status.cancel_reason or CANCELLED)
         return await self.status(run)
 
     def stop_streams(

@@ -39,7 +39,7 @@ _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 _ROW = 4
 CANCELLED = "the run was cancelled before its turn"
 EARLIER_WORKER = "an earlier worker may have started it;"
-_CLAIMED, _SETTLED = "i:", "f:"
+_CLAIMED, _COMPLETED = "i:", "f:"
 _OUTCOMES_AT_ONCE = 500
 _BLOCK = 1_000  # milliseconds
 _CACHED_BATCHES = 256
@@ -77,7 +77,7 @@ def claimed_mark(owner: str) -> str:
     return f"{_CLAIMED}{owner}"
 
 
-def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
+def completed_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
     """Return the mark of an item that has ended, with what is known about a stream that it may have started.
 
     Neither an attempt that was not sent nor a rejection undoes an earlier attempt that was refused for now.
@@ -87,22 +87,22 @@ def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
         detail = Evidence.IN_DOUBT
     elif outcome.stream is not None:
         detail, sid = "1" if outcome.stream.ambiguous else "0", outcome.stream.sid or ""
-    return f"{_SETTLED}{outcome.status.value}:{detail}:{sid}"
+    return f"{_COMPLETED}{outcome.status.value}:{detail}:{sid}"
 
 
 @frozen
 class ItemMark:
     """Redis' record of an item, with the resumed run's evidence.
 
-    The text is that of `claimed_mark` or `settled_mark`, or the `Evidence` of an item that its owner left to others.
+    The text is that of `claimed_mark` or `completed_mark`, or the `Evidence` of an item that its owner left to others.
     """
 
     text: str = ""
     earlier: Evidence = Evidence.NONE
 
     @property
-    def is_settled(self) -> bool:
-        return self.text.startswith(_SETTLED)
+    def is_completed(self) -> bool:
+        return self.text.startswith(_COMPLETED)
 
     @property
     def is_claimed(self) -> bool:
@@ -111,18 +111,18 @@ class ItemMark:
     @property
     def status(self) -> str:
         """The item's `BulkStatus` as text, or an empty text."""
-        return self.text.split(":", 2)[1] if self.is_settled else ""
+        return self.text.split(":", 2)[1] if self.is_completed else ""
 
     @property
     def evidence(self) -> Evidence:
-        if self.is_settled:
+        if self.is_completed:
             _, status, detail, _ = self.text.split(":", 3)
             return Evidence.NONE if status in SUCCEEDED else Evidence(detail)
         return self.earlier | (Evidence.IN_DOUBT if self.is_claimed else Evidence(self.text))
 
     @property
     def is_in_doubt(self) -> bool:
-        return not self.is_settled and self.evidence is Evidence.IN_DOUBT
+        return not self.is_completed and self.evidence is Evidence.IN_DOUBT
 
     def stream_of(self, request: Start) -> Stream | None:
         """Return the stream that this item started, or may have started."""
@@ -171,7 +171,7 @@ class Batch:
         values = (
             outcome.index,
             expected,
-            settled_mark(outcome, evidence),
+            completed_mark(outcome, evidence),
             write_outcome(outcome),
             outcome.status.value,
             outcome.attempts,
@@ -287,14 +287,14 @@ async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]
     return list(entries[0] if is_resp3 else entries)
 
 
-async def settle_unclaimed(connection: Connection, record: RunRecord, why: str) -> None:
+async def complete_unclaimed(connection: Connection, record: RunRecord, why: str) -> None:
     """Write the outcomes of all items of a cancelled run that no worker has claimed: not attempted, or unknown."""
     async for batch, items in _batches(connection, record):
         await connection.call_all(
             [
                 batch.complete_unsent(item.index, item.planned.request, item.mark, RunCancelledError(why))
                 for item in items
-                if not (item.mark.is_settled or item.mark.is_claimed)
+                if not (item.mark.is_completed or item.mark.is_claimed)
             ]
         )
 

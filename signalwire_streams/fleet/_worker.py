@@ -296,13 +296,13 @@ class FleetWorker:
             return True  # the run has expired
         items = ledger.batch.items(plan, marks)
         ledger.marks = {item.index: item.mark for item in items}
-        requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
+        requests = self._with_secrets([item for item in items if not item.mark.is_completed], ledger)
         for index, request in requests.items():
             ledger.expect(key_of(request), index)
         if ledger.cancelled is None and requests and not ledger.handed_back:
             await self._start(ledger, list(requests.values()))
         if ledger.cancelled is not None:
-            ledger.settle_rest(requests)
+            ledger.complete_rest(requests)
         return await ledger.written()
 
     async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:

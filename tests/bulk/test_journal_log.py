@@ -177,7 +177,7 @@ async def record(journal: Journal, number: int, *, sid: str = "s" * 3000) -> Non
     row = journal.new_row()
     await journal.intend(row, "conference", f"room-{number}", "a")
     stream = ConferenceStream(conference_sid=f"room-{number}", sid=sid, name="a")
-    journal.settle(row, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, stream=stream))
+    journal.complete(row, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, stream=stream))
 
 
 def salt_of(journal: Path) -> int:

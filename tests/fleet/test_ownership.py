@@ -147,7 +147,7 @@ async def test_replaced_owner_does_not_release_mark_of_successor(space: Simulate
     ledger.hand_back()
     with pytest.raises(asyncio.CancelledError):
         await sending
-    ledger.note(
+    ledger.record_outcome(
         progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("cut"))
     )
     assert not await ledger.written()
