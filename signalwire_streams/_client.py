@@ -151,7 +151,9 @@ class StreamsClient:
             InvalidRequestError: some are not set; the message names them all. Or an option is one that the environment
                 sets.
         """
-        space, project, token = _read_environment(os.environ if environment is None else environment)
+        environment = os.environ if environment is None else environment
+        # The address may hold a password, and a pasted project the token.
+        space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
             raise InvalidRequestError(
@@ -297,9 +299,3 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
-
-
-def _read_environment(environment: Mapping[str, str]) -> tuple[str, str, str]:
-    # The address may hold a password, and a pasted project the token.
-    space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
-    return space, project, token
