@@ -212,9 +212,8 @@ class CompatibilityApi:
         if route.operation == "list-conferences":
             document = list_document("conferences", state.conferences.values(), serializer.conference, route)
         elif route.operation == "list-participants":
-            document = list_document(
-                "participants", self._conference(route).participants, serializer.participant, route
-            )
+            participants = self._conference(route).participants
+            document = list_document("participants", participants, serializer.participant, route)
         else:
             # The participants' call legs can be read but are not listed, so that a Space with calls=20 lists 20.
             calls = (call for call in state.calls.values() if call.conference_sid is None)
