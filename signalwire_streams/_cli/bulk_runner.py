@@ -105,8 +105,8 @@ _RESEND = click.option(
 )
 
 
-def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
-    """Add the options of a run, and pass them to the command as its `RunOptions`; *whose* says what the rate is of."""
+def run_options(*, resend: bool, concurrency: int | None = None, rate_of: str = "") -> Decorator:
+    """Add the options of a run, and pass them to the command as its `RunOptions`; *rate_of* says whose rate it is."""
     return passing(
         "options",
         RunOptions,
@@ -121,7 +121,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
             "--rate",
             type=FiniteRange(min=0.1, max=_SPACE_LIMIT),
             metavar="N",
-            help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
+            help=f"Maximum requests per second{rate_of}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
         *([_RESEND] if resend else []),
     )

@@ -102,9 +102,9 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
             "planned on it: name the FILE that the run was started with"
         )
     for other in possible[1:]:
-        for one, rival in zip(possible[0], other, strict=True):
-            if any(one.fields.get(name) != rival.fields.get(name) for name in SECRETS):
-                numbers = sorted((one.number, rival.number))
+        for one, another in zip(possible[0], other, strict=True):
+            if any(one.fields.get(name) != another.fields.get(name) for name in SECRETS):
+                numbers = sorted((one.number, another.number))
                 raise click.UsageError(
                     f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and both may be the "
                     f"stream on {target}: leave out the one that was not started"

@@ -321,7 +321,7 @@ def cancel(account: _FleetAccount, *, run: str) -> None:
 
 @fleet.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{_ENVIRONMENT}")
 @click.argument("run")
-@run_options(resend=False, whose=_SHARED_RATE)
+@run_options(resend=False, rate_of=_SHARED_RATE)
 @_fleet_options
 def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
@@ -373,7 +373,7 @@ Example:
     metavar="SECONDS",
     help="Time to finish work in progress after SIGTERM.",
 )
-@run_options(resend=True, concurrency=_CONCURRENCY, whose=_SHARED_RATE)
+@run_options(resend=True, concurrency=_CONCURRENCY, rate_of=_SHARED_RATE)
 @secret_options
 @_fleet_options
 def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:

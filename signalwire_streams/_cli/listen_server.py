@@ -151,7 +151,7 @@ class _Live:
 
 @frozen
 class _Closed:
-    """The last message of a process that ended because it was told to."""
+    """The last message of a process that was asked to end."""
 
     rejected: int
 
@@ -337,7 +337,7 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
 
     server = RecordingServer(options, send)
 
-    async def obey() -> None:
+    async def read_commands() -> None:
         with contextlib.suppress(ConnectionError):
             while command := await reader.read(1):
                 if command == _SHOW:
@@ -348,7 +348,7 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
                     server.abort()
         ending.set()
 
-    obeying = asyncio.create_task(obey())
+    reading = asyncio.create_task(read_commands())
     try:
         async with server.serve(reuse_port=True) as url:
             send(_Ready(url))
@@ -356,7 +356,7 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
         send(_Closed(server.rejected))
     except Failure as failure:
         send(_Failed(failure.message))
-    obeying.cancel()
+    reading.cancel()
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()

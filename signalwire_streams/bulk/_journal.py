@@ -159,7 +159,7 @@ def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]
     with path.errors("read"):
         connect = path.connect_to_main if _is_alone(path) else path.connect_to_read
         with closing(connect()) as database:
-            database.execute("BEGIN")  # one view of the file for all that is asked
+            database.execute("BEGIN")  # one view of the file for all queries
             yield database, facts_of(path, database)
 
 
@@ -311,37 +311,37 @@ class Journal:
 
     @classmethod
     def create(
-        cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, clock: Clock | None = None
+        cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
         path = journal_path(path)
         with path.errors("created"), _new_file(path) as lock, ExitStack() as opened:
-            _lay_out(path, whose, run, None)
+            _lay_out(path, owner, run, None)
             return cls(path=path, run=run, lock=lock, opened=opened, clock=clock)
 
     @classmethod
-    def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
+    def plan(cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run for these requests, for `reopen`."""
         path = journal_path(path)
         with path.errors("created"), _new_file(path) as lock:
-            _lay_out(path, whose, run, requests)
+            _lay_out(path, owner, run, requests)
         lock.close()
 
     @classmethod
-    def reopen(cls, path: JournalPath | Path | str, whose: JournalOwner, *, clock: Clock | None = None) -> Self:
+    def reopen(cls, path: JournalPath | Path | str, owner: JournalOwner, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early."""
         path = journal_path(path)
         if not path.exists():
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
         with ExitStack() as undo, path.errors("read"), ExitStack() as opened:
             if not path.is_held():
-                whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
+                owner.check(path, verify(path)[0])  # before a lock file is made beside some other file
             if not os.access(path.file, os.W_OK):
                 raise InvalidRequestError(
                     f"the journal {path} can't be written: use an account that has write permission"
                 )
             lock = undo.enter_context(closing(path.hold()))
             facts, _ = verify(path)
-            whose.check(path, facts)
+            owner.check(path, facts)
             journal = cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
             undo.pop_all()
         return journal
@@ -480,12 +480,12 @@ def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) ->
             act(file)
 
 
-def _lay_out(path: JournalPath, whose: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:
+def _lay_out(path: JournalPath, owner: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:
     """Write the tables, the run's facts and its plan: a process that is killed before the end leaves it unfinished.
 
     Without a log, so that all of it is in the main file.
     """
-    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "started_at": now()}
+    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(owner), "started_at": now()}
     with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to go back to
         begin_generations(database)

@@ -102,7 +102,7 @@ class JournalPath:
     def hold(self) -> sqlite3.Connection:
         """Lock a run for this process. The lock ends with the process, however it ends."""
         try:
-            lock = sqlite3.connect(self.beside(LOCK), timeout=_A_MOMENT, isolation_level=None)
+            lock = sqlite3.connect(self.beside(LOCK), timeout=_HOLD_TIMEOUT, isolation_level=None)
         except (sqlite3.OperationalError, OSError):
             raise InvalidRequestError(f"the journal {self} can't be opened: name a file in a writable folder") from None
         try:
@@ -244,8 +244,8 @@ IN_DOUBT = "in_doubt"
 """The state of an item whose request may have gone out, and whose outcome the journal does not know."""
 STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
 
-_A_MOMENT = 0.2  # another process may be looking whether the journal is held
-_PATIENCE = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
+_HOLD_TIMEOUT = 0.2  # seconds; another process may be checking whether the journal is held
+_LOCK_TIMEOUT = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
 _STEP = 0.02  # seconds between two tries
 
 
@@ -290,7 +290,7 @@ async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
         try:
             return act()
         except JournalError as error:
-            if not is_busy(error.__cause__) or clock.now() - since >= _PATIENCE:
+            if not is_busy(error.__cause__) or clock.now() - since >= _LOCK_TIMEOUT:
                 raise
         await clock.sleep(_STEP)
 

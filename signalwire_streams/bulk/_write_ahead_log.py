@@ -60,7 +60,7 @@ _MAGIC = (0x377F0682, 0x377F0683)
 _APART = 0.004  # seconds between two commits, when something waits for them
 _AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
 _GUARDED_TRIES = 50  # of a commit that another program prevents: about a second
-_LOOKS = 10  # at files that another program changes at the same time
+_VERIFY_TRIES = 10  # while another program changes the files
 
 Values: TypeAlias = tuple[object, ...]
 
@@ -126,7 +126,7 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
     Return the facts of its run, and whether it can't be read without its log.
     """
     main, size = _header_of(path), size_of(path.beside(LOG))
-    for _ in range(_LOOKS):
+    for _ in range(_VERIFY_TRIES):
         try:
             return _verify(path, main)
         except (JournalError, sqlite3.Error, FileNotFoundError):

@@ -212,18 +212,18 @@ def _replace_by(given: UrlParts, candidates: Sequence[UrlParts]) -> _ChangedUrls
 
 
 def _changed_once(parts: UrlParts, headers: Headers) -> _ChangedUrls:
-    said = Forwarded.from_headers(headers)
-    yield from _change_origin(parts, said, headers)
-    yield from _change_path(parts, said)
+    forwarded = Forwarded.from_headers(headers)
+    yield from _change_origin(parts, forwarded, headers)
+    yield from _change_path(parts, forwarded)
     yield from _change_query(parts)
 
 
-def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _ChangedUrls:
+def _change_origin(parts: UrlParts, forwarded: Forwarded, headers: Headers) -> _ChangedUrls:
     for other in {"http://", "https://"} - {parts.scheme.lower()}:
         change = f"The signed URL begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
         yield 1, evolve(parts, scheme=other), change
     sources = {
-        "X-Forwarded-Host or Forwarded": (said.host or parts.host, said.port),
+        "X-Forwarded-Host or Forwarded": (forwarded.host or parts.host, forwarded.port),
         "the Host header": split_host(headers.get("Host", "")) or ("", ""),
     }
     for source, (name, port) in sources.items():
@@ -232,11 +232,11 @@ def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _Chang
             yield 2, evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
 
 
-def _change_path(parts: UrlParts, said: Forwarded) -> _ChangedUrls:
+def _change_path(parts: UrlParts, forwarded: Forwarded) -> _ChangedUrls:
     path = parts.path
-    if said.prefix:
-        change = f"The signed path begins with {said.prefix!r}, which a proxy removed: include it in public_url."
-        yield 3, evolve(parts, path=said.prefix + path), change
+    if forwarded.prefix:
+        change = f"The signed path begins with {forwarded.prefix!r}, which a proxy removed: include it in public_url."
+        yield 3, evolve(parts, path=forwarded.prefix + path), change
     if path.endswith("/"):
         yield 4, evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
     else:

@@ -103,7 +103,7 @@ class Connection:
     def __init__(self, client: Any, timeout: float) -> None:  # noqa: ANN401  (docket's in-memory one has no type)
         self.client = client
         self.timeout = timeout  # seconds that Redis may be unavailable
-        self._is_away = False
+        self._is_unavailable = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
         """Call *send* with the client; raise `FleetError` if Redis stays unavailable or denies access."""
@@ -118,12 +118,12 @@ class Connection:
                     raise FleetError(permanent) from None
                 if now() + pause - began > self.timeout:
                     raise FleetError(f"Redis is unavailable: {_message(error)}") from None
-                if not self._is_away:  # logged once, however many commands wait
-                    self._is_away = True
+                if not self._is_unavailable:  # logged once, however many commands wait
+                    self._is_unavailable = True
                     _LOG.warning("fleet Redis unavailable, retrying: %s", _message(error))
             else:
-                if self._is_away:
-                    self._is_away = False
+                if self._is_unavailable:
+                    self._is_unavailable = False
                     _LOG.warning("fleet Redis available again")
                 return reply
             await asyncio.sleep(pause)
