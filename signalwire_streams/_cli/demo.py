@@ -6,7 +6,6 @@ import wave
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -262,9 +261,11 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
     No account is needed. The exit code is 0 only if every stream was started and stopped, the recordings match what
     was sent, and by the Space's own count no stream was started twice and none is left running.
     """
+    if recordings is not None:
+        create_directory(recordings, "--recordings")
     # The faults are the demo's purpose, and its result counts their effects.
-    with _directory(recordings) as directory, silenced(OUTCOMES, RATE_LIMIT):
-        streams, audio = asyncio.run(_run(Path(directory), conferences, seed, as_json=as_json))
+    with TemporaryDirectory(prefix="signalwire-streams-") as temporary, silenced(OUTCOMES, RATE_LIMIT):
+        streams, audio = asyncio.run(_run(recordings or Path(temporary), conferences, seed, as_json=as_json))
     is_good = streams.is_good and audio.is_good
     if as_json:
         write_json({"ok": is_good, "seed": seed, "conferences": conferences, **streams.facts, "audio": audio.facts})
@@ -274,13 +275,6 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
         click.echo(f"error: {clean(failure)}", err=True)
     if not is_good:
         raise click.exceptions.Exit(FAILED)
-
-
-def _directory(wanted: Path | None) -> AbstractContextManager[Path | str]:
-    if wanted is None:
-        return TemporaryDirectory(prefix="signalwire-streams-")
-    create_directory(wanted, "--recordings")
-    return nullcontext(wanted)
 
 
 async def _run(directory: Path, conferences: int, seed: int, *, as_json: bool) -> tuple[Result, Result]:

@@ -186,10 +186,6 @@ def _one_of(*values: str) -> _Check:
     return lambda value: None if value in values else f"must be one of {', '.join(values)}"
 
 
-def _not_blank(value: str) -> str | None:
-    return None if value.strip() else "can't be blank"
-
-
 def _split(value: str) -> SplitResult | None:
     if not value.isprintable() or " " in value:
         return None
@@ -275,7 +271,7 @@ class StreamRequest:
     """The fields of a start. To add a field, add it here: the rest of the Space takes it from this table."""
 
     url: str = _wire("Url", _stream_url, default=NOTHING, code=_INVALID_URL, shown=redact_url)
-    name: str | None = _wire("Name", _not_blank)
+    name: str | None = _wire("Name", lambda name: None if name.strip() else "can't be blank")
     track: str = _wire("Track", _one_of("inbound_track", "outbound_track", "both_tracks"), default="both_tracks")
     codec: str | None = _wire("StreamCodec", _codec, code=_INVALID_CODEC, conferences_only=True)
     realtime: bool | None = _wire(
