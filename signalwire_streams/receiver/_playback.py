@@ -11,6 +11,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from attrs import define
@@ -253,7 +254,9 @@ class Playback:
         try:
             await self._send("mark", mark={"name": name})
         except StreamsError:  # not for a cancellation: the message is written by then
-            self._forget(mark)
+            with suppress(ValueError):  # the stream may have ended meanwhile
+                self._marks.remove(mark)
+            self._heard.forget(mark.sent)
             raise
         await mark.played
 
@@ -303,11 +306,6 @@ class Playback:
             if not mark.played.done():
                 mark.played.set_exception(TransportError("the stream ended before the mark was played", sent="yes"))
         self._marks.clear()
-
-    def _forget(self, mark: _Mark) -> None:
-        if mark in self._marks:  # the stream may have ended meanwhile
-            self._marks.remove(mark)
-            self._heard.forget(mark.sent)
 
     def _check_open(self) -> None:
         if not self.bidirectional:

@@ -55,7 +55,8 @@ async def talking(
             await stack.enter_async_context(space)
             client = client_for(space)
             streams, [sid] = (client.calls, space.call_sids) if call else (client.conferences, space.conference_sids)
-            session = await stack.enter_async_context(receiver.open(streams, sid, url=url, track="inbound_track", **fields))
+            opened = receiver.open(streams, sid, url=url, track="inbound_track", **fields)
+            session = await stack.enter_async_context(opened)
             return Talking(space, session)
 
         yield make

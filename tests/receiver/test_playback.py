@@ -175,7 +175,7 @@ async def test_clear_ends_running_play() -> None:
     """Audio that was not sent yet is dropped."""
     line = Line()
     playback = line.playback()
-    playing: list[asyncio.Task[None]] = []
+    playing: list[asyncio.Task[int]] = []
 
     async def clear_then(seconds: float) -> None:
         line.time += seconds
@@ -220,7 +220,7 @@ async def test_mark_waits_for_its_echo() -> None:
 async def test_cancelled_mark_ignores_its_echo() -> None:
     line = Line()
     playback = line.playback()
-    ends: list[Callable[[], None]] = [lambda: playback._on_mark("a"), playback._close]
+    ends: list[Callable[[], object]] = [lambda: playback._on_mark("a"), playback._close]
     for end in ends:
         given_up = asyncio.ensure_future(playback.mark("a"))
         await asyncio.sleep(0)
