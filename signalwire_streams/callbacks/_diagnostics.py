@@ -21,9 +21,6 @@ from signalwire_streams.callbacks._signature import (
     SIGNATURE_HEADER,
     SignedRequest,
     UnverifiableError,
-    encoded,
-    read_form,
-    read_query,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
@@ -32,7 +29,6 @@ from signalwire_streams.callbacks._urls import (
     UrlParts,
     equivalent_urls,
     parse_each,
-    query_of,
     split_host,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -271,7 +267,7 @@ def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, s
         yield evolve(request, method=method, body=signed), change
     if request.method == "GET":
         change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
-        yield evolve(request, method="POST", body=encoded(query_of(request.url)) or b""), change
+        yield evolve(request, method="POST", body=request.query), change
     if SHA256_SIGNATURE_HEADER in headers:
         change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
         yield evolve(request, headers=headers.replaced(SHA256_SIGNATURE_HEADER)), change
@@ -281,7 +277,7 @@ def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, s
     for raw in (body.strip(), body + b"\n", *_serialized_again(body)):
         if raw != body:
             yield evolve(request, body=raw), f"The signed body is encoded differently: {_RAW_BODY}."
-    names = {name for name, _ in read_form(body) or ()}
+    names = {name for name, _ in request.form or ()}
     missing = [name for name in FIELD_NAMES if name not in names] if names else []
     for count in range(1, _MAX_BLANK_FIELDS + 1):
         for blank in combinations(missing, count):
@@ -314,7 +310,7 @@ def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]
     if any(key.startswith("PT") for key in keys):
         yield "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_."
     is_readable = len(request.body) <= MAX_BODY
-    fields = read_query(query_of(request.url)) if request.method == "GET" else is_readable and read_form(request.body)
+    fields = request.query_fields if request.method == "GET" else is_readable and request.form
     if project := dict(fields or ()).get("AccountSid", "")[:_MAX_SHOWN]:
         yield f"The request belongs to project {project!r}: use the Signing Key of that project."
     yield (

@@ -25,9 +25,6 @@ from signalwire_streams.callbacks._signature import (
     MAX_BODY,
     SignedRequest,
     UnverifiableError,
-    encoded,
-    read_form,
-    read_query,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
@@ -36,9 +33,7 @@ from signalwire_streams.callbacks._urls import (
     HostPattern,
     is_public_url,
     parse_each,
-    path_and_query,
     public_urls,
-    query_of,
     request_url,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -380,13 +375,13 @@ class CallbackReceiver:
                 await asyncio.to_thread(signed.check, self._keys, *urls)
             else:
                 signed.check(self._keys, *urls)
-            event = _parse(signed, request.raw_path)
+            event = _parse(signed)
         except UnverifiableError as reason:
             self.statistics.rejected += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
             _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
             return web.Response(status=403)
-        if self._dispatcher.offer(event, body or encoded(query_of(request.raw_path)) or b""):
+        if self._dispatcher.offer(event, body or signed.query):
             return web.Response(status=204)
         return web.Response(status=503, headers={"Retry-After": _RETRY_AFTER})
 
@@ -417,10 +412,10 @@ class CallbackReceiver:
         return (Secret(url),)
 
 
-def _parse(request: SignedRequest, target: str) -> CallbackEvent:
+def _parse(request: SignedRequest) -> CallbackEvent:
     if request.method == "GET":
-        return parse_callback(read_query(query_of(path_and_query(target))))
-    fields = None if request.is_json else read_form(request.body)
+        return parse_callback(request.query_fields)
+    fields = None if request.is_json else request.form
     if fields is not None:
         return parse_callback(fields)
     try:

@@ -62,11 +62,6 @@ def read_form(body: bytes) -> Pairs | None:
     return tuple(pairs) if all(name for name, _ in pairs) else None
 
 
-def read_query(query: str) -> Pairs:
-    """Return a query's fields; any query can be read, since it may hold what the user's own URL brings."""
-    return tuple(parse_qsl(query, keep_blank_values=True))
-
-
 def as_pairs(fields: object) -> Pairs:
     items = fields.items() if isinstance(fields, Mapping) else fields
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
@@ -96,6 +91,19 @@ class SignedRequest:
         if not isinstance(method, str):
             raise InvalidRequestError(f"method must be a str, not {type(method).__name__}: write 'GET' or 'POST'")
         return cls(url=_url(url), headers=Headers(headers), body=_raw(body), method=method.upper())
+
+    @property
+    def query(self) -> bytes:
+        return encoded(query_of(self.url)) or b""
+
+    @property
+    def query_fields(self) -> Pairs:
+        """The query's fields; any query can be read, since it may hold what the user's own URL brings."""
+        return tuple(parse_qsl(query_of(self.url), keep_blank_values=True))
+
+    @property
+    def form(self) -> Pairs | None:
+        return read_form(self.body)
 
     @property
     def is_json(self) -> bool:
@@ -161,11 +169,11 @@ class SignedRequest:
     def _covered_by_sha1(self) -> list[tuple[Encoding, bytes]]:
         """Return how a SHA-1 signature may be encoded, and what it then covers after the URL."""
         raw: list[tuple[Encoding, bytes]] = [("hex", self.body)] if self.is_json else []
-        if _names_body(self.url, self.body):
+        if _names_body(self.query_fields, self.body):
             return [("base64", b""), *raw]
         if raw:
             return raw
-        pairs = read_form(self.body)
+        pairs = self.form
         if pairs is None:
             raise UnverifiableError(f"the body is neither JSON nor a form of up to {_MAX_FIELDS:,} fields")
         return [("base64", canonical_form(pairs))]
@@ -213,12 +221,12 @@ def _given(headers: Headers, name: str) -> tuple[bytes, ...]:
     return tuple(value.encode("ascii", "replace") for value in values)
 
 
-def _names_body(url: str, body: bytes) -> bool:
+def _names_body(query: Pairs, body: bytes) -> bool:
     """Return whether the URL names the hash of the body, which is how such a body is signed.
 
     The hash is checked on each request to such a URL: otherwise a signature for one body would be good for another.
     """
-    named = [value for name, value in read_query(query_of(url)) if name == _BODY_HASH]
+    named = [value for name, value in query if name == _BODY_HASH]
     if not named:
         return False
     given = "".join(named).lower().encode("ascii", "replace")

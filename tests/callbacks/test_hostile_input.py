@@ -8,7 +8,7 @@ import pytest
 
 from signalwire_streams.callbacks import SIGNATURE_HEADER, parse_callback, verify_signature
 from signalwire_streams.callbacks._diagnostics import _shown
-from signalwire_streams.callbacks._signature import read_form, read_query
+from signalwire_streams.callbacks._signature import SignedRequest
 from signalwire_streams.callbacks._urls import (
     Forwarded,
     Headers,
@@ -60,6 +60,11 @@ def verified(text: str) -> object:
     return verify_signature(url=text, headers=headers, body=text.encode("utf-8", "replace"), keys=["k"])
 
 
+def a_request(text: str) -> SignedRequest:
+    body = text.encode("utf-8", "replace")
+    return SignedRequest(url=f"https://example.com/?{text}", headers=Headers({}), body=body, method="POST")
+
+
 TARGETS: dict[str, Callable[[str], Any]] = {
     **{name: of_header(name) for name in ("Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto")},
     **{name: of_header(name) for name in ("X-Forwarded-Port", "X-Forwarded-Prefix")},
@@ -70,8 +75,8 @@ TARGETS: dict[str, Callable[[str], Any]] = {
     "public URL": lambda text: public_urls(text, text),
     "public URL of a receiver": is_public_url,
     "host pattern": HostPattern.parse,
-    "form": lambda text: read_form(text.encode("utf-8", "replace")),
-    "query": read_query,
+    "form": lambda text: a_request(text).form,
+    "query": lambda text: a_request(text).query_fields,
     "shown URL": _shown,
     "verification": verified,
     "timestamp": lambda text: parse_callback({"Timestamp": text}).timestamp,
