@@ -13,7 +13,14 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict, istr
 from yarl import URL
 
-from signalwire_streams._http.attempt_guard import FORM, ONE_WRITE, AttemptGuard, GuardedPayload, PreparedBody, SelfWritingRequest
+from signalwire_streams._http.attempt_guard import (
+    FORM,
+    ONE_WRITE,
+    AttemptGuard,
+    GuardedPayload,
+    PreparedBody,
+    SelfWritingRequest,
+)
 from signalwire_streams._http.messages import Request
 
 _KEEPALIVE = 10.0
