@@ -184,6 +184,10 @@ class PreparedBody:
         self.content, self.guard = content, guard
         self.head, self.headers = head, headers  # those that the head is made of
 
+    def decode(self) -> str:
+        """Return the form, as aiohttp's own payloads do, for tests that mock aiohttp."""
+        return self.content.decode()
+
 
 @aiohttp.payload_type(PreparedBody)
 class _PreparedPayload(GuardedPayload):

@@ -10,7 +10,7 @@ from signalwire_streams._http.account import Account
 from signalwire_streams._http.attempt_guard import FORM, AttemptGuard, GuardedPayload, PreparedBody
 from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
-from signalwire_streams._http.messages import Request, Result
+from signalwire_streams._http.messages import Request, Result, create_result
 from signalwire_streams._http.own_session import OwnSession, user_agent
 from signalwire_streams._http.session import SessionManager, Timeouts
 from signalwire_streams._http.transport_errors import without_response
@@ -93,7 +93,7 @@ class HttpTransport:
         )
         if is_unconfirmed and request.operation.is_stop:
             result = AttemptResult.ACCEPTED
-        return Result(
+        return create_result(
             attempt_result=result,
             phase=Phase.ANSWERED,
             response=response,

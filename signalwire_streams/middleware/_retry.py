@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_bodies import redact
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -339,8 +339,17 @@ class RetryMiddleware:
             state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
         phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
         ambiguous = ambiguous_before or result.ambiguous
-        result = evolve(
-            result, decision=decision.action, phase=phase, attempts=number, ambiguous=ambiguous, sent=state.sent
+        result = create_result(
+            attempt_result=result.attempt_result,
+            phase=phase,
+            response=result.response,
+            detail=result.detail,
+            retry_after=result.retry_after,
+            decision=decision.action,
+            attempts=number,
+            ambiguous=ambiguous,
+            sent=state.sent,
+            cause=result.cause,
         )
         self._outcome_log.record(request, result, now())
         return result

@@ -87,7 +87,7 @@ class Streams(Generic[_Stream]):
         if name is None and not (unnamed or may_be_running):
             name = f"{GENERATED_NAME}{token_hex(12)}"
         parameters = {} if parameters is None else parameters
-        request = self._request(name=name, unnamed=unnamed, parameters=parameters, **fields)
+        request = self._request.from_masked(name=name, unnamed=unnamed, parameters=parameters, **fields)
         return await self.start(request, may_be_running=may_be_running, deadline=deadline)
 
     async def start(
