@@ -31,6 +31,8 @@ FORM = "application/x-www-form-urlencoded"
 ONE_WRITE = 64 * 1024
 """Bytes of a body that one write takes, or none of it."""
 
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_CONNECTING, _WRITING, _WAITING, _ANSWERED = Phase.CONNECTING, Phase.WRITING, Phase.WAITING, Phase.ANSWERED
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 _MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
@@ -81,10 +83,10 @@ class AttemptGuard:
         finally:
             for wrapper in self._wrappers:
                 wrapper.limit_body_of(response)
-        if self.state.phase is not Phase.WAITING or _unsent_bytes(self.transport) or _has_foreign_head(response):
+        if self.state.phase is not _WAITING or _unsent_bytes(self.transport) or _has_foreign_head(response):
             response.close()
             raise UnaskedAnswerError
-        self.state.phase = Phase.ANSWERED
+        self.state.phase = _ANSWERED
         return response
 
     async def _send(
@@ -117,7 +119,7 @@ class AttemptGuard:
         """
         self._check_not_written()
         assert self.transport is not None  # noqa: S101
-        self.state.phase = Phase.WRITING
+        self.state.phase = _WRITING
         self.transport.write(body.head + body.content)
         self._record_written(in_one_write=True)
 
@@ -131,7 +133,7 @@ class AttemptGuard:
         await self._wrappers[-1].check()  # once more, since the loop may have run
         self._check_not_written()
         self._writer = writer
-        self.state.phase = Phase.WRITING
+        self.state.phase = _WRITING
         try:
             await writer.write(payload.content)
         except Exception:
@@ -141,20 +143,20 @@ class AttemptGuard:
 
     def record_unwritten(self) -> None:
         """Correct the phase if nothing was written and nothing can be written any more."""
-        if self.state.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
-            self.state.phase = Phase.CONNECTING
+        if self.state.phase is _WRITING and self._writer is not None and not self._writer.output_size:
+            self.state.phase = _CONNECTING
 
     def _record_written(self, *, in_one_write: bool) -> None:
         # One write either took bytes or closed the transport at once: then the kernel took none, and the kept-alive
         # connection was dead.
         if in_one_write and (self.transport is None or self.transport.is_closing()):
-            self.state.phase = Phase.CONNECTING
+            self.state.phase = _CONNECTING
         else:
-            self.state.phase = Phase.WAITING
+            self.state.phase = _WAITING
             self.deadline.allow(self.read_timeout)
 
     def _check_not_written(self) -> None:
-        if self.state.phase is not Phase.CONNECTING:
+        if self.state.phase is not _CONNECTING:
             raise RepeatedRequestError
 
 
@@ -259,7 +261,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         return bool(poll.poll(0))
 
     def _count_encrypted(self, buffer_updated: Callable[[int], None], size: int) -> None:
-        if self._guard.state.phase in {Phase.WRITING, Phase.WAITING, Phase.ANSWERED}:
+        if self._guard.state.phase in {_WRITING, _WAITING, _ANSWERED}:
             self._encrypted += size
         buffer_updated(size)
 
@@ -281,7 +283,7 @@ class _ProtocolWrapper(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         body = self._body
         # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
-        if body is None and (self._guard.state.phase is not Phase.WAITING or _unsent_bytes(self._transport)):
+        if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self._transport)):
             self._guard.record_unwritten()
             self._refuse(UnaskedAnswerError())
             return

@@ -1,7 +1,6 @@
 """The session that a client makes for itself, whose requests with a body are written at once, from prepared parts."""
 
 import asyncio
-import re
 from collections.abc import Mapping
 from functools import cache
 from platform import python_version
@@ -26,7 +25,6 @@ from signalwire_streams._http.messages import Request
 _KEEPALIVE = 10.0
 _UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
 """What a prepared request does not have, by aiohttp's names."""
-_TARGET = re.compile("[!-~]+")
 _WRITTEN: Any = SimpleNamespace(output_size=0)
 
 
@@ -144,7 +142,8 @@ class OwnSession:
             return None
         path, size = url.raw_path_qs, len(request.body)
         # A path that a middleware has changed may be one that aiohttp refuses.
-        if self._head is None or request.method != "POST" or size > ONE_WRITE or not _TARGET.fullmatch(path):
+        is_plain = path.isascii() and path.isprintable() and " " not in path
+        if self._head is None or request.method != "POST" or size > ONE_WRITE or not is_plain:
             return GuardedPayload(request.body, guard)
         head = b"POST %b%b%d\r\n\r\n" % (path.encode("ascii"), self._head, size)
         return PreparedBody(request.body, guard, head, self._headers)

@@ -30,6 +30,9 @@ _MAX_LINE, _MAX_HEADERS = 64 * 1024, 512
 """Gateways add cookies and policies that are longer than aiohttp's 8,190 bytes, and more of them than its 128."""
 _REFUSED = 300
 _AUTHORIZATION = "Authorization"
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_CONNECTING, _ANSWERED = Phase.CONNECTING, Phase.ANSWERED
+_DONE = AttemptResult.DONE
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
 
@@ -58,7 +61,7 @@ class HttpTransport:
                 phase=Phase.QUEUED,
                 detail="the client was closed in the meantime",
             )
-        state.phase = Phase.CONNECTING
+        state.phase = _CONNECTING
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
         limit = min(self._timeouts.attempt, state.deadline_at - self._clock.now())
@@ -84,20 +87,16 @@ class HttpTransport:
             # All later responses of this connection may belong to other requests as well. aiohttp may have taken it
             # back into its pool already.
             guard.transport.abort()
-            return Result(
-                attempt_result=AttemptResult.MALFORMED, phase=Phase.ANSWERED, response=response, detail=different
-            )
+            return Result(attempt_result=AttemptResult.MALFORMED, phase=_ANSWERED, response=response, detail=different)
         result = classify(request, response)
-        is_unconfirmed = (
-            result is AttemptResult.DONE and guard.transport is not None and not confirms(request, response)
-        )
+        is_unconfirmed = result is _DONE and guard.transport is not None and not confirms(request, response)
         if is_unconfirmed and request.operation.is_stop:
             result = AttemptResult.ACCEPTED
         return create_result(
             attempt_result=result,
-            phase=Phase.ANSWERED,
+            phase=_ANSWERED,
             response=response,
-            retry_after=None if result is AttemptResult.DONE else retry_after(response.headers),
+            retry_after=None if result is _DONE else retry_after(response.headers),
             # The sid may be that of another request's stream.
             ambiguous=is_unconfirmed and request.operation.is_start,
         )
@@ -127,7 +126,7 @@ class HttpTransport:
                 # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
                 guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
                 headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
-        async with session.request(
+        response = await session.request(
             request.method,
             url,
             data=body,
@@ -143,16 +142,22 @@ class HttpTransport:
             max_headers=_MAX_HEADERS,
             # The session's own middlewares are left out: one that repeats a POST would double a stream.
             middlewares=(guard,),
-        ) as response:
-            request.state.phase = Phase.ANSWERED
-            received.append(response)
+        )
+        request.state.phase = _ANSWERED
+        received.append(response)
+        try:
             return await self._read_body(request, response, guard)
+        finally:
+            response.release()
 
     async def _read_body(
         self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
     ) -> tuple[bytes, bool]:
         """Return the body as far as it was read and kept, and True if that is all of it."""
-        stream, body, limit = response.content, bytearray(), _SMALL_ANSWER
+        stream, limit = response.content, _SMALL_ANSWER
+        if stream.is_eof() and stream.total_bytes <= limit and stream.exception() is None:
+            return stream.read_nowait(), True  # all of it arrived with the headers, as nearly always
+        body = bytearray()
         try:
             complete = await _read_up_to(limit, body, stream, guard)
             if not complete and request.operation is Operation.READ and response.status < _REFUSED:
