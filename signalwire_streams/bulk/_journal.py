@@ -7,7 +7,7 @@ is killed loses few outcomes, and their items are then "in_doubt", which is as g
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from os import PathLike
@@ -328,7 +328,7 @@ class Journal:
     def create(
         cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
-        path = journal_path(path)
+        path = journal_path(path).resolved()
         with store_errors(path, "created"), _new_file(path) as lock, ExitStack() as opened:
             _lay_out(path, whose, run, None)
             return cls(path=path, run=run, lock=lock, opened=opened, clock=clock)
@@ -336,7 +336,7 @@ class Journal:
     @classmethod
     def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run for these requests, for `reopen`."""
-        path = journal_path(path)
+        path = journal_path(path).resolved()
         with store_errors(path, "created"), _new_file(path) as lock:
             _lay_out(path, whose, run, requests)
         lock.close()
@@ -344,7 +344,7 @@ class Journal:
     @classmethod
     def reopen(cls, path: JournalPath | Path | str, whose: JournalOwner, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early."""
-        path = journal_path(path)
+        path = journal_path(path).resolved()
         if not exists(path):
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
         with ExitStack() as undo, store_errors(path, "read"), ExitStack() as opened:
@@ -405,12 +405,11 @@ class Journal:
         self._rows += 1
         return self._rows
 
-    async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
-        """Record that an item is about to be sent; it is durable when this returns."""
+    def intend(self, row: int, kind: str, target: str, name: str | None) -> Coroutine[Any, Any, None]:
+        """Record that an item is about to be sent; it is durable when this was awaited."""
         if row > self._inherited:
-            await self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
-        else:
-            await self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
+            return self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
+        return self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
 
     def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
         """Record the outcome of an item; it is written with the next commit."""
@@ -426,9 +425,9 @@ class Journal:
             row,
         )
 
-    async def intend_rollback(self, row: int) -> None:
-        """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
-        await self._commits.write(_ROLL_BACK, IN_DOUBT, row)
+    def intend_rollback(self, row: int) -> Coroutine[Any, Any, None]:
+        """Record that an item's stream is about to be stopped; it is on the disk when this was awaited."""
+        return self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
     def settle_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
         """Record the outcome of stopping an item's stream; the record of its start is unchanged."""

@@ -42,14 +42,22 @@ class JournalPath:
 
     name: str
     file: Path
+    _target: Path | None = None
 
     def __str__(self) -> str:
         return self.name
 
     def beside(self, suffix: str) -> Path:
         """Return the file of SQLite's, or our lock, that belongs to the journal; links to the journal share it."""
-        file = self.file.resolve()
+        file = self._target or self.file.resolve()
         return file.with_name(file.name + suffix)
+
+    def resolved(self) -> "JournalPath":
+        """Return the same path for a run, which does not look up again where a link leads: that is most of opening."""
+        try:
+            return JournalPath(self.name, self.file, self.file.resolve())
+        except (OSError, RuntimeError):  # a link to itself, which `exists` reports
+            return self
 
 
 def journal_path(journal: object) -> JournalPath:
