@@ -49,12 +49,11 @@ class CallState:
         return sent
 
 
-@define(eq=False)
 class CallContext:
     """What a call has besides its request; one state for the whole call, even if it takes several requests."""
 
-    priority: Priority = Priority.INTERACTIVE
-    state: CallState = field(factory=CallState)
+    def __init__(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        self.priority, self.state = priority, CallState()
 
 
 _SENT: Mapping[Phase, Sent] = {

@@ -141,14 +141,14 @@ def at_least(asked: float, jitter: float) -> float:
     return asked + min(jitter, max(asked * 0.1, 0.05)) if asked else jitter
 
 
-@define(eq=False)
 class RetryBudget:
     """Prevents retry storms: in a full outage it runs dry, and the calls of a client fail after their first attempt.
 
     While the Space serves requests, a call gets back what its retries cost.
     """
 
-    tokens: int = BUDGET
+    def __init__(self, tokens: int = BUDGET) -> None:
+        self.tokens = tokens
 
     def spend(self, cost: int) -> bool:
         if cost > self.tokens:
