@@ -92,13 +92,13 @@ class AttemptGuard:
     async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        await self.watch(conn)
+        await self._watch(conn)
         response = await send(conn)
         if not self._has_body:
             self._record_written(in_one_write=True)
         return response
 
-    async def watch(self, conn: Connection) -> None:
+    async def _watch(self, conn: Connection) -> asyncio.Transport:
         """Check a connection, and watch it from now on.
 
         Raises:
@@ -110,17 +110,19 @@ class AttemptGuard:
         wrapper = _ProtocolWrapper(self, conn.protocol, transport)
         self._wrappers.append(wrapper)
         await wrapper.check()
+        return transport
 
-    def write_prepared(self, body: "PreparedBody") -> None:
-        """Write head and body at once to the connection that was just checked.
+    async def write_prepared(self, conn: Connection, body: "PreparedBody") -> None:
+        """Write head and body at once.
 
         Raises:
+            aiohttp.ClientConnectionError: the request must not be written to this connection.
             RepeatedRequestError: it is written already.
         """
+        transport = await self._watch(conn)
         self._check_not_written()
-        assert self.transport is not None  # noqa: S101
         self.state.phase = _WRITING
-        self.transport.write(body.head + body.content)
+        transport.write(body.head + body.content)
         self._record_written(in_one_write=True)
 
     async def write(self, writer: AbstractStreamWriter, payload: "GuardedPayload") -> None:
@@ -172,7 +174,7 @@ class GuardedPayload(BytesPayload):
 
 
 class SelfWritingRequest(aiohttp.ClientRequest):
-    """A request whose `send` lets the guard watch the connection, and then write a prepared body."""
+    """A request whose `send` lets the guard write a prepared body."""
 
 
 class PreparedBody:

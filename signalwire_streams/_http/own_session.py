@@ -73,9 +73,8 @@ class PreparedRequest(SelfWritingRequest):
     update_expect_continue: Any = _omit
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        response, body = self.respond(), self._prepared  # before anything is written
-        await body.guard.watch(conn)
-        body.guard.write_prepared(body)
+        response = self.respond()  # before anything is written
+        await self._prepared.guard.write_prepared(conn, self._prepared)
         return response
 
     def respond(self) -> aiohttp.ClientResponse:
