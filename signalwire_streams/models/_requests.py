@@ -25,6 +25,7 @@ from signalwire_streams.models._validation import (
 )
 
 _Item = TypeVar("_Item")
+_Start = TypeVar("_Start", bound="StartStream")
 
 
 class StartOptions(TypedDict, total=False):
@@ -128,13 +129,6 @@ class StartStream:
         if self.unnamed and self.name is not None:
             raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
 
-    @classmethod
-    def from_masked(cls, **fields: Any) -> Self:  # noqa: ANN401  (each field has its own type)
-        """Create a request from arguments that `masks_secrets` has masked already."""
-        request = cls.__new__(cls)
-        cls.__init__.__wrapped__(request, **fields)  # type: ignore[attr-defined]
-        return request
-
     def with_name(self, name: str) -> Self:
         """Return a copy under a name that was generated for it; its fields are not validated again."""
         twin = copy(self)
@@ -209,6 +203,13 @@ class StartCallStream(StartStream):
     call_sid: str = field(validator=validate_path_segment)
     codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
     realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
+
+
+def from_masked(model: type[_Start], **fields: Any) -> _Start:  # noqa: ANN401  (each field has its own type)
+    """Create a request from arguments that `masks_secrets` has masked already."""
+    request = model.__new__(model)
+    model.__init__.__wrapped__(request, **fields)  # type: ignore[attr-defined]
+    return request
 
 
 async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:

@@ -12,6 +12,7 @@ from signalwire_streams import CallStream, ConferenceStream, Phase
 from signalwire_streams._http.messages import Result
 from signalwire_streams.models import AttemptResult, StartConferenceStream
 from signalwire_streams.models._fast import fast_constructor
+from signalwire_streams.models._requests import from_masked
 
 create_stream = fast_constructor(ConferenceStream)
 CREATED = create_stream(conference_sid="room", name="audit", extra={"region": "eu"})
@@ -72,4 +73,4 @@ def test_fast_constructor_takes_what_the_class_takes() -> None:
 def test_request_from_masked_arguments_is_validated() -> None:
     """Arguments that were masked before are checked as usual."""
     with pytest.raises(ValueError, match="url is empty"):
-        StartConferenceStream.from_masked(conference_sid="room", url="", parameters={})
+        from_masked(StartConferenceStream, conference_sid="room", url="", parameters={})
