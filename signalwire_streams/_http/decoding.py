@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import cache, partial
 from http import HTTPStatus
-from typing import Any, TypeAlias, TypeVar
+from operator import eq
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import fields
 
@@ -33,6 +34,9 @@ from signalwire_streams.models import (
 from signalwire_streams.models._fast import fast_constructor
 from signalwire_streams.models._validation import is_path_segment
 
+if TYPE_CHECKING:
+    from cattrs import Converter
+
 _Value = TypeVar("_Value")
 
 _RENAMES = {
@@ -48,22 +52,22 @@ _OURS = frozenset({"ambiguous", "already_started", "already_ended"})
 """Fields that only the client knows, whatever a response says."""
 
 
-def _text(value: object) -> str | None:
+def _text(value: object, _: object = None) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):  # ids and codes come as numbers too
         return str(value)
     return value if isinstance(value, str) else None
 
 
-def _flag(value: object) -> bool | None:
+def _flag(value: object, _: object = None) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _whole(value: object) -> int | None:
+def _whole(value: object, _: object = None) -> int | None:
     number = _real(value)
     return int(number) if number is not None else None
 
 
-def _real(value: object) -> float | None:
+def _real(value: object, _: object = None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -73,49 +77,58 @@ def _real(value: object) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def _mapping(value: object) -> Mapping[str, object]:
+def _mapping(value: object, _: object = None) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _word(vocabulary: type[StrEnum], value: object) -> StrEnum | str | None:
+def _word(vocabulary: type[StrEnum], value: object, _: object = None) -> StrEnum | str | None:
     if not isinstance(value, str):
         return None
     words: Mapping[str, StrEnum] = vocabulary._value2member_map_  # type: ignore[assignment]
     return words.get(value, value)
 
 
-_Convert: TypeAlias = Callable[[Any], Any]
-
-_CONVERTERS: Mapping[object, _Convert] = {
-    str: _text,
-    str | None: _text,
-    bool | None: _flag,
-    int | None: _whole,
-    float | None: _real,
-    Mapping[str, object]: _mapping,
-    **{
-        vocabulary | str | None: partial(_word, vocabulary)
-        for vocabulary in (StreamStatus, ConferenceStatus, ParticipantStatus, CallStatus, CallDirection, AnsweredBy)
-    },
-}
+_Hook: TypeAlias = Callable[..., Any]
 
 
 @cache
-def _plan(model: type[Any]) -> tuple[Callable[..., Any], list[tuple[str, str, _Convert]], frozenset[str]]:
-    """Return a model's constructor, its fields with their keys and converters, and the keys that it knows."""
+def _converter() -> "Converter":
+    from cattrs import Converter  # noqa: PLC0415  (with the first response)
+
+    converter = Converter()
+    hooks: list[tuple[object, _Hook]] = [
+        (str | None, _text),
+        (bool | None, _flag),
+        (int | None, _whole),
+        (float | None, _real),
+        (Mapping[str, object], _mapping),
+    ]
+    vocabularies = (StreamStatus, ConferenceStatus, ParticipantStatus, CallStatus, CallDirection, AnsweredBy)
+    hooks += [(vocabulary | str | None, partial(_word, vocabulary)) for vocabulary in vocabularies]
+    for hint, hook in hooks:
+        converter.register_structure_hook_func(partial(eq, hint), hook)
+    converter.register_structure_hook(str, _text)
+    return converter
+
+
+@cache
+def _plan(model: type[Any]) -> tuple[Callable[..., Any], list[tuple[str, str, _Hook]], frozenset[str]]:
+    """Return a model's constructor, its fields with their keys and hooks, and the keys that it knows."""
+    hook_for = _converter().get_structure_hook
     names = [attribute for attribute in fields(model) if attribute.name not in _OURS and attribute.name != "extra"]
-    plan = [(each.name, _RENAMES.get(each.name, each.name), _CONVERTERS[each.type]) for each in names]
+    plan = [(each.name, _RENAMES.get(each.name, each.name), hook_for(each.type)) for each in names]
     return fast_constructor(model), plan, frozenset(key for _, key, _ in plan)
 
 
 def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
+    # The function that cattrs would generate costs three times as much for a frozen model.
     create, plan, known = _plan(model)  # type: ignore[arg-type]  # mypy: no class is hashable
     values = dict(ours)
-    for name, key, convert in plan:
+    for name, key, hook in plan:
         if name not in values:
             value = document.get(key)
             # Nearly all of them are texts.
-            values[name] = value if convert is _text and type(value) is str else convert(value)
+            values[name] = value if hook is _text and type(value) is str else hook(value, None)
     extra = {key: entry for key, entry in document.items() if key not in known}
     structured: _Value = create(**values, extra=extra)
     return structured
