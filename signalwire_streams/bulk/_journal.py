@@ -7,7 +7,7 @@ is killed loses few outcomes, and their items are then "in_doubt", which counts 
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from os import PathLike
@@ -313,7 +313,7 @@ class Journal:
     def create(
         cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
-        path = journal_path(path)
+        path = journal_path(path).resolved()
         with path.errors("created"), _new_file(path) as lock, ExitStack() as opened:
             _lay_out(path, owner, run, None)
             return cls(path=path, run=run, lock=lock, opened=opened, clock=clock)
@@ -321,7 +321,7 @@ class Journal:
     @classmethod
     def plan(cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run for these requests, for `reopen`."""
-        path = journal_path(path)
+        path = journal_path(path).resolved()
         with path.errors("created"), _new_file(path) as lock:
             _lay_out(path, owner, run, requests)
         lock.close()
@@ -329,7 +329,7 @@ class Journal:
     @classmethod
     def reopen(cls, path: JournalPath | Path | str, owner: JournalOwner, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early."""
-        path = journal_path(path)
+        path = journal_path(path).resolved()
         if not path.exists():
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
         with ExitStack() as undo, path.errors("read"), ExitStack() as opened:
@@ -390,12 +390,11 @@ class Journal:
         self._rows += 1
         return self._rows
 
-    async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
-        """Record that an item is about to be sent; it is durable when this returns."""
+    def intend(self, row: int, kind: str, target: str, name: str | None) -> Coroutine[Any, Any, None]:
+        """Record that an item is about to be sent; it is durable when this was awaited."""
         if row > self._inherited:
-            await self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
-        else:
-            await self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
+            return self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
+        return self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
 
     def complete(self, row: int, outcome: BulkOutcome[Any]) -> None:
         """Record the outcome of an item; it is written with the next commit."""
@@ -411,9 +410,9 @@ class Journal:
             row,
         )
 
-    async def intend_rollback(self, row: int) -> None:
-        """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
-        await self._commits.write(_ROLL_BACK, IN_DOUBT, row)
+    def intend_rollback(self, row: int) -> Coroutine[Any, Any, None]:
+        """Record that an item's stream is about to be stopped; it is on the disk when this was awaited."""
+        return self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
     def complete_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
         """Record the outcome of stopping an item's stream; the record of its start is unchanged."""

@@ -45,14 +45,22 @@ class JournalPath:
 
     name: str
     file: Path
+    _target: Path | None = None
 
     def __str__(self) -> str:
         return self.name
 
     def beside(self, suffix: str) -> Path:
         """Return the file of SQLite's, or our lock, that belongs to the journal; links to the journal share it."""
-        file = self.file.resolve()
+        file = self._target or self.file.resolve()
         return file.with_name(file.name + suffix)
+
+    def resolved(self) -> "JournalPath":
+        """Return the same path for a run, which does not look up again where a link leads: that is most of opening."""
+        try:
+            return JournalPath(self.name, self.file, self.file.resolve())
+        except (OSError, RuntimeError):  # a link to itself, which `exists` reports
+            return self
 
     def exists(self) -> bool:
         """Return whether there is a file, and check that nothing at or beside the path is another kind of file.
@@ -97,7 +105,7 @@ class JournalPath:
         return sqlite3.connect(f"{self._address('ro')}&immutable=1", uri=True, isolation_level=None)
 
     def _address(self, mode: str) -> str:
-        return f"{self.file.resolve().as_uri()}?mode={mode}"
+        return f"{(self._target or self.file.resolve()).as_uri()}?mode={mode}"
 
     def hold(self) -> sqlite3.Connection:
         """Lock a run for this process. The lock ends with the process, however it ends."""

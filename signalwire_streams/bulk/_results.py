@@ -17,6 +17,7 @@ from signalwire_streams.errors import (
     StreamsError,
 )
 from signalwire_streams.models import CallStream, ConferenceStream
+from signalwire_streams.models._fast import fast_constructor
 
 _Item = TypeVar("_Item")
 
@@ -69,6 +70,9 @@ class BulkOutcome(Generic[_Item]):
     def ok(self) -> bool:
         """Whether the stream was started, or stopped, as asked."""
         return self.status in SUCCEEDED
+
+
+create_outcome = fast_constructor(BulkOutcome)
 
 
 def error_label(error: StreamsError) -> str:
@@ -166,7 +170,7 @@ class ReportBuilder:
             self.slowest = max(self.slowest, outcome.duration)
         if outcome.error is not None:
             self.errors[error_label(outcome.error)] += 1
-        if not outcome.ok and len(self.failures) < _KEPT_FAILURES:
+        if outcome.status not in SUCCEEDED and len(self.failures) < _KEPT_FAILURES:
             self.failures.append(outcome)
 
     def report(self, seconds: float) -> BulkReport:

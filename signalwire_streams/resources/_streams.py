@@ -27,6 +27,7 @@ from signalwire_streams.models import (
     StreamStatus,
     TargetKind,
 )
+from signalwire_streams.models._requests import from_masked
 from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment
 
 _Item = TypeVar("_Item")
@@ -142,7 +143,7 @@ class Streams(Generic[_Stream]):
         if name is None and not (unnamed or may_be_running):
             name = f"{GENERATED_NAME}{token_hex(12)}"
         parameters = {} if parameters is None else parameters
-        request = self._request(name=name, unnamed=unnamed, parameters=parameters, **fields)
+        request = from_masked(self._request, name=name, unnamed=unnamed, parameters=parameters, **fields)
         return await self.start(request, may_be_running=may_be_running, deadline=deadline)
 
     async def start(

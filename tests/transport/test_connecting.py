@@ -252,7 +252,7 @@ async def test_stale_connection_without_poll(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without poll, a dead connection may leave a start unknown, but never doubles it."""
-    monkeypatch.setattr("signalwire_streams._http.transport._poll", None)
+    monkeypatch.setattr("signalwire_streams._http.attempt_guard._poll", None)
     client = client_for(space)
     sid = space.conference_sids[0]
     await client.conferences.start_stream(sid, url=URL, name="warm")
