@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,23 @@ def compile_helper(directory: Path) -> Path:
     return library
 
 
+def count_program(program: str, directory: Path) -> int:
+    """Count the instructions of a new interpreter that runs a program, whose modules have been compiled before."""
+    output = directory / "program.out"
+    command = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={output}", sys.executable, "-c", program]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONHASHSEED"] = "0"
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)  # noqa: S603
+    subprocess.run(command, check=True, env=environment)  # noqa: S603
+    return _total(output)
+
+
 @contextmanager
 def counted_child(
     target: str,
     helper: Path,
+    *,
+    environment: dict[str, str] | None = None,
     **settings: Any,  # noqa: ANN401  (any JSON)
 ) -> Iterator[tuple[Child, Callable[[], int]]]:
     """Run a child under callgrind; yield it, and a function that returns the instructions of its last counted block."""
@@ -69,13 +83,17 @@ def counted_child(
         *("valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--combine-dumps=no"),
         f"--callgrind-out-file={output}",
     )
-    environment = {_LIBRARY: str(helper), "PYTHONHASHSEED": "0"}
-    with child(target, under=under, environment=environment, **settings) as running:
+    variables = {_LIBRARY: str(helper), "PYTHONHASHSEED": "0", **(environment or {})}
+    with child(target, under=under, environment=variables, **settings) as running:
         yield running, lambda: _instructions(output)
 
 
 def _instructions(output: Path) -> int:
     dumps = sorted(output.parent.glob(f"{output.name}.*"), key=lambda path: int(path.suffix[1:]))
-    found = re.search(r"^(?:totals|summary): (\d+)", dumps[-1].read_text("utf-8"), re.MULTILINE)
+    return _total(dumps[-1])
+
+
+def _total(dump: Path) -> int:
+    found = re.search(r"^(?:totals|summary): (\d+)", dump.read_text("utf-8"), re.MULTILINE)
     assert found is not None
     return int(found[1])

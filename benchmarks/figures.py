@@ -1,5 +1,6 @@
 """Figures: one value per contender and round, and how contenders compare within a round."""
 
+import random
 import resource
 import statistics
 import sys
@@ -19,10 +20,12 @@ class Plan:
     Attributes:
         quick: only check that everything works; the figures are worth little.
         loops: the event loops to measure with; the first is the one that all families use.
+        seed: of the order of the contenders.
     """
 
     quick: bool = False
     loops: tuple[str, ...] = ("asyncio", "uvloop")
+    seed: int = 0
 
     @property
     def long_rounds(self) -> int:
@@ -32,6 +35,12 @@ class Plan:
     def pick(self, *, full: _Choice, quick: _Choice) -> _Choice:
         """Return the size for this plan."""
         return quick if self.quick else full
+
+    def shuffled(self, choices: Iterable[_Choice], *turn: object) -> list[_Choice]:
+        """Return them in an order of this turn, so that no contender always runs after the same other one."""
+        ordered = list(choices)
+        random.Random(f"{self.seed} {turn}").shuffle(ordered)  # noqa: S311  (an order is no secret)
+        return ordered
 
 
 @frozen
@@ -153,6 +162,11 @@ def cpu() -> float:
     """Return the CPU seconds that this process has used in all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def page_faults() -> int:
+    """Return how often this process has touched a page that it did not have yet."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def peak_memory() -> float:

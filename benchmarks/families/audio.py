@@ -1,24 +1,33 @@
-"""CPU cost and delay of received audio frames."""
+"""CPU cost, page faults and delay of received audio frames."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from inspect import signature
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeAlias
 
+import trustme
 from attrs import frozen
 
 from benchmarks.figures import Plan, Rounds, Section, Series
-from benchmarks.processes import Child, Contender, child, on_loop, start_all
+from benchmarks.processes import PINNED_HEAP, Child, Contender, child, on_loop, start_all
 from benchmarks.sender import FRAME_SECONDS, OCTETS
+from signalwire_streams.receiver import MediaReceiver
 
-HAND, OURS = "hand-written aiohttp + json", "MediaReceiver"
-_RECEIVERS = (
+HAND, OURS, COALESCED = "hand-written aiohttp + json", "MediaReceiver", "MediaReceiver(coalesce=0.1)"
+MAIN = (
     (HAND, "receivers:aiohttp"),
     (OURS, "receivers:media_receiver"),
-    ("aiohttp that decodes no frame", "receivers:ignoring"),
-    ("websockets + json", "receivers:websockets"),
+    *([(COALESCED, "receivers:coalescing")] if "coalesce" in signature(MediaReceiver).parameters else []),
     ("FastAPI + uvicorn + json", "receivers:fastapi"),
 )
+_OTHERS = (("aiohttp that decodes no frame", "receivers:ignoring"), ("websockets + json", "receivers:websockets"))
 _HEAD_START = 0.2  # seconds until the first frame is due
 _ENCODING = 0.00003  # seconds to encode one frame before that
+
+Pace: TypeAlias = Literal["real time", "as fast as read", "one at a time"]
 
 
 @frozen
@@ -27,81 +36,136 @@ class _Load:
 
     sockets: int
     frames: int
-    real_time: bool
+    pace: Pace
+    tls: bool
 
     @property
     def title(self) -> str:
-        return f"{self.sockets} sockets in real time" if self.real_time else f"{self.sockets} sockets, as fast as read"
+        how = "in real time" if self.pace == "real time" else self.pace
+        return f"{self.sockets} sockets, {how}, {'TLS' if self.tls else 'plain'}"
 
 
 def measure(plan: Plan) -> list[Section]:
-    """Send to all receivers in turn."""
-    seconds = plan.pick(full=2.0, quick=1.0)
-    counts = plan.pick(full=(50, 200, 500), quick=(50, 200))
-    loads = [_Load(50, plan.pick(full=1_000, quick=300), real_time=False)]
-    loads += [_Load(count, int(seconds / FRAME_SECONDS), real_time=True) for count in counts]
+    """Send to all receivers in turn, plain and by TLS, on each loop; their heaps keep what they were given."""
+    fast, slow = plan.pick(full=1_000, quick=200), int(plan.pick(full=2.0, quick=0.6) / FRAME_SECONDS)
+    loads = [_Load(50, fast, "as fast as read", tls) for tls in (False, True)]
+    loads += [_Load(sockets, slow, "real time", tls) for tls in (False, True) for sockets in (60, 200)]
     sections = []
-    with ExitStack() as stack:
+    for loop in plan.loops:
+        contenders = MAIN if plan.quick or loop != plan.loops[0] else (*MAIN, *_OTHERS)
+        sections += _sections(plan, loop, loads, contenders=contenders, environment=PINNED_HEAP)
+    return sections
+
+
+def measure_unpinned(plan: Plan) -> list[Section]:
+    """Do the same with the heap as it is by default: what it gives back depends on its layout, so on luck."""
+    slow = int(plan.pick(full=2.0, quick=0.6) / FRAME_SECONDS)
+    loads = [_Load(sockets, slow, "real time", tls=False) for sockets in (60, 200)]
+    return _sections(plan, plan.loops[0], loads, contenders=MAIN, environment={})
+
+
+def _sections(
+    plan: Plan,
+    loop: str,
+    loads: list[_Load],
+    *,
+    contenders: tuple[tuple[str, str], ...],
+    environment: dict[str, str],
+) -> list[Section]:
+    sections = []
+    on_this = [Contender(on_loop(name, loop), target, loop) for name, target in contenders]
+    about = loop if environment else f"{loop}, heap not pinned"
+    with certificate() as path, ExitStack() as stack:
         sender = stack.enter_context(child("sender:serve"))
-        for loop in plan.loops:
-            contenders = [Contender(on_loop(name, loop), target, loop) for name, target in _RECEIVERS]
-            receivers, notes = start_all(stack, contenders)
-            # Other loops are measured as fast as possible and with the middle number of sockets only.
-            for load in loads if loop == plan.loops[0] else (loads[0], loads[2]):
-                sections += _measure(plan.long_rounds, load, sender, receivers=receivers, loop=loop, notes=notes)
+        plain, notes = start_all(stack, on_this, environment=environment)
+        by_tls, _ = start_all(stack, on_this, environment=environment, certificate=path)
+        for load in loads:
+            receivers = by_tls if load.tls else plain
+            sections += _measure(plan, load, sender, receivers=receivers, loop=loop, about=about, notes=notes)
     return sections
 
 
 def _measure(
-    rounds: int, load: _Load, sender: Child, *, receivers: dict[str, Child], loop: str, notes: list[str]
+    plan: Plan, load: _Load, sender: Child, *, receivers: dict[str, Child], loop: str, about: str, notes: list[str]
 ) -> list[Section]:
-    costs, medians, tails, lost, own = Rounds(), Rounds(), Rounds(), Rounds(), Rounds()
-    for number in range(0 if load.real_time else -1, rounds):
-        for name, receiver in receivers.items():
-            sent, received = send(load.sockets, load.frames, sender, receiver, real_time=load.real_time)
+    costs, faults, medians, tails, lost, own = (Rounds() for _ in range(6))
+    for number in range(0 if load.pace == "real time" else -1, plan.long_rounds):
+        for name in plan.shuffled(receivers, load, about, number):
+            sent, received = send(load.sockets, load.frames, sender, receivers[name], pace=load.pace, tls=load.tls)
             if number < 0:  # warm-up
                 continue
             costs.add(name, received["cpu"] / received["frames"] * 1e6)
+            faults.add(name, received["faults"] / received["frames"])
             lost.add(name, load.sockets * load.frames - received["frames"])
             if "p50" in received:  # unknown if no frame is decoded
                 medians.add(name, received["p50"] * 1e3)
                 tails.add(name, received["p99"] * 1e3)
-            if load.real_time:
+            if load.pace == "real time":
                 own.add("median", sent["p50"] * 1e3)
                 own.add("99th percentile", sent["p99"] * 1e3)
-    about = f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's"
+    where = f"{load.title}, {about}"
+    measured = f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's"
     cost = Section(
-        title=f"CPU per frame, {load.title}, {loop}",
+        title=f"CPU per frame, {where}",
         unit="µs",
-        series=costs.series(),
+        series=costs.series(receivers),
         baseline=on_loop(HAND, loop),
         ours=on_loop(OURS, loop),
         plotted=True,
-        notes=(about, *notes, *_losses(lost.series(), load)),
+        notes=(measured, *notes, *_losses(lost.series(), load)),
     )
-    if not load.real_time:
-        return [cost]
+    touched = Section(title=f"Page faults per frame, {where}", unit="faults", series=faults.series(receivers))
+    if load.pace != "real time":
+        return [cost, touched]
     parts = tuple(f"the sender's own part, {one.name}: {one.spread.median:.2f} ms" for one in own.series())
-    where = f"{load.title}, {loop}"
     return [
         cost,
-        Section(title=f"Delay, median, {where}", unit="ms", series=medians.series(), notes=parts[:1]),
-        Section(title=f"Delay, 99th percentile, {where}", unit="ms", series=tails.series(), notes=parts[1:]),
+        touched,
+        Section(title=f"Delay, median, {where}", unit="ms", series=medians.series(receivers), notes=parts[:1]),
+        Section(title=f"Delay, 99th percentile, {where}", unit="ms", series=tails.series(receivers), notes=parts[1:]),
     ]
 
 
 def send(
-    sockets: int, frames: int, sender: Child, receiver: Child, *, real_time: bool, counted: bool = False
+    sockets: int,
+    frames: int,
+    sender: Child,
+    receiver: Child,
+    *,
+    pace: Pace,
+    tls: bool = False,
+    tracks: int = 1,
+    counted: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Send frames to a receiver on new sockets; return what both sides measured."""
-    sender.ask(connect=receiver.ask()["port"], sockets=sockets)
-    epoch = time.monotonic() + _HEAD_START + frames * _ENCODING if real_time else None
+    """Send frames to a receiver on new sockets; return what both sides measured.
+
+    Args:
+        sockets: the number of streams.
+        frames: the frames of each stream, of all its tracks.
+        sender: sends them; one at a time if it was created with the file of a `FrameCount`.
+        receiver: receives them.
+        pace: when each is sent.
+        tls: whether the receiver serves by TLS.
+        tracks: the tracks of each stream.
+        counted: whether the receiver counts instructions meanwhile.
+    """
+    sender.ask(connect=receiver.ask()["port"], sockets=sockets, tls=tls, tracks=tracks)
+    epoch = time.monotonic() + _HEAD_START + frames * _ENCODING if pace == "real time" else None
     receiver.ask(sockets=sockets, epoch=epoch, counted=counted)
-    sent = sender.ask(send=frames, epoch=epoch)
+    sent = sender.ask(send=frames, epoch=epoch, tracks=tracks)
     received = receiver.ask(frames=sockets * frames)
     sender.ask()
     assert received["octets"] == received["frames"] * OCTETS
     return sent, received
+
+
+@contextmanager
+def certificate() -> Iterator[str]:
+    """Create a file with a certificate for the loopback address and its key."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "certificate.pem"
+        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+        yield str(path)
 
 
 def _losses(lost: tuple[Series, ...], load: _Load) -> list[str]:

@@ -60,7 +60,8 @@ def measure_starts(plan: Plan) -> list[Section]:
             spent = dict.fromkeys(children, (0.0, 0.0))
             # Short turns: what slows the machine for a second then slows all contenders.
             for turn in range(passes):
-                for name, child in list(children.items()):
+                for name in plan.shuffled(children, number, turn):
+                    child = children[name]
                     try:
                         answer = ask(name, child, running, starts=starts, tag=f"{number}-{turn}")
                     except ChildError as error:
@@ -175,17 +176,17 @@ def measure_latency(plan: Plan) -> list[Section]:
 
 
 # Source: https://signalwire.com/docs/platform/rate-limits
-_LIMIT, _WINDOW = 13_800, 10.0
+LIMIT, WINDOW = 13_800, 10.0
 
 
 def measure_pacing(plan: Plan) -> list[Section]:
     """Run journaled bulk runs for a little longer than one window, with the rate limiter on."""
-    seconds = plan.pick(full=_WINDOW + 2.0, quick=3.5)
-    window = plan.pick(full=_WINDOW, quick=2.0)
+    seconds = plan.pick(full=WINDOW + 2.0, quick=3.5)
+    window = plan.pick(full=WINDOW, quick=2.0)
     used, worst, cores = Rounds(), Rounds(), Rounds()
     for _ in range(plan.long_rounds):
         for utilization in (1.0, 0.9):
-            rate = _LIMIT / _WINDOW * utilization
+            rate = LIMIT / WINDOW * utilization
             answer = _pace(utilization, int(rate * seconds), window)
             name = f"utilization={utilization}: {rate:,.0f} starts a second"
             used.add(name, answer["steady"] / (rate * window) * 100)

@@ -1,0 +1,92 @@
+"""Use of a Space's whole limit by three workers of a fleet, and the worst window that they cause together."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.families.starts import LIMIT, WINDOW, StartsNotConfirmedError
+from benchmarks.figures import Plan, Rounds, Section
+from benchmarks.processes import MissingPackageError, child
+
+_WORKERS = 3
+_REDIS_STARTS = 10.0  # seconds that it gets for that
+_TIMEOUT = 120.0
+
+
+def measure(plan: Plan) -> list[Section]:
+    """Submit runs that take a little longer than one window, and have three workers start them."""
+    redis = shutil.which("redis-server")
+    used, worst, cores = Rounds(), Rounds(), Rounds()
+    begins, window = plan.pick(full=(3.0, WINDOW), quick=(2.0, 3.0))
+    notes = [f"from {begins:.0f} s after the first start, for {window:.0f} s; server, Redis and workers on one machine"]
+    if redis is None:
+        notes.append("left out: redis-server is not installed")
+    try:
+        for _ in range(plan.pick(full=3, quick=1) if redis is not None else 0):
+            answer = _run(str(redis), int(LIMIT / WINDOW * (begins + window + 2.0)), begins=begins, window=window)
+            used.add("of what the rate limiter allows", answer["steady"] / (answer["rate"] * window) * 100)
+            used.add("of the Space's limit", answer["steady"] / (LIMIT / WINDOW * window) * 100)
+            worst.add("three workers", answer["busiest"] / (LIMIT / WINDOW * window) * 100)
+            cores.add("three workers", answer["cpu"] * 100)
+    except MissingPackageError as error:
+        notes.append(f"left out: {error} is not installed")
+    return [
+        Section(
+            title="Use of the rate limit by three fleet workers",
+            unit="%",
+            series=used.series(),
+            plotted=True,
+            notes=tuple(notes),
+        ),
+        Section(
+            title="Worst window of three fleet workers",
+            unit="%",
+            series=worst.series(),
+            plotted=True,
+            notes=(f"the fullest {window:.0f} s on the server; 100 is all that the Space allows",),
+        ),
+        Section(title="CPU of the three workers together", unit="% of one core", series=cores.series()),
+    ]
+
+
+def _run(redis: str, starts: int, *, begins: float, window: float) -> dict[str, float]:
+    with _redis_server(redis) as url, ExitStack() as stack:
+        space = stack.enter_context(child("servers:serve"))
+        settings = {"redis": url, "base_url": f"http://127.0.0.1:{space.ask()['port']}"}
+        submitter = stack.enter_context(child("workers:submit", **settings))
+        submitter.ask(starts=starts)
+        workers = [stack.enter_context(child("workers:work", **settings)) for _ in range(_WORKERS)]
+        while not space.ask()["served"]:
+            time.sleep(0.05)
+        time.sleep(begins)
+        used, began = [worker.ask()["cpu"] for worker in workers], time.monotonic()
+        time.sleep(window)
+        spent = sum(worker.ask()["cpu"] for worker in workers) - sum(used)
+        cores, rate = spent / (time.monotonic() - began), workers[0].ask()["rate"]
+        confirmed = submitter.ask(timeout=_TIMEOUT)["confirmed"]
+        seen = space.ask(window=window, after=begins)
+    if not confirmed == seen["served"] == starts:
+        raise StartsNotConfirmedError(f"{confirmed} confirmed, {seen['served']} served, {starts} submitted")
+    return {"cpu": cores, "rate": rate, "busiest": seen["busiest"], "steady": seen["steady"]}
+
+
+@contextmanager
+def _redis_server(program: str) -> Iterator[str]:
+    """Run a Redis that keeps nothing, on a socket of its own, and yield its URL."""
+    with TemporaryDirectory() as directory:
+        address = Path(directory) / "redis.sock"
+        options = ("--port", "0", "--unixsocket", str(address), "--save", "", "--appendonly", "no", "--dir", directory)
+        process = subprocess.Popen([program, *options, "--logfile", "redis.log"])  # noqa: S603
+        try:
+            until = time.monotonic() + _REDIS_STARTS
+            while not address.exists():
+                assert time.monotonic() < until, "redis-server did not start"
+                time.sleep(0.02)
+            yield f"unix://{address}"
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
