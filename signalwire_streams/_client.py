@@ -137,8 +137,8 @@ class StreamsClient:
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
-        rate = rate_limiter.rate if isinstance(rate_limiter, SpaceRateLimiter) else (rate_limit or RateLimit()).rate
-        self._rate = rate
+        paced = rate_limiter if isinstance(rate_limiter, SpaceRateLimiter) else rate_limit or RateLimit()
+        self._rate = paced.rate
 
     @classmethod
     @masks_secrets

@@ -11,8 +11,7 @@ import re
 import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cache, partial
-from platform import python_version
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +28,7 @@ from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.messages import Request, Result
+from signalwire_streams._http.own_session import create_session, post_head, user_agent
 from signalwire_streams._http.session import Deadline, SessionManager, Timeouts
 from signalwire_streams._http.transport_errors import (
     RepeatedRequestError,
@@ -66,10 +66,8 @@ _poll = getattr(select, "poll", None)  # not on Windows
 
 _UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
 """What a prepared request does not have, by aiohttp's names."""
+_TARGET = re.compile("[!-~]+")
 _WRITTEN: Any = SimpleNamespace(output_size=0)
-
-_ENCODINGS = aiohttp.ClientRequest.DEFAULT_HEADERS["Accept-Encoding"]
-_KEEPALIVE = 10.0
 
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -215,12 +213,18 @@ class PreparedBody(bytes):
         return "***"
 
 
+def _omit(*_: object) -> None:
+    """Do nothing, since the head and the body are prepared."""
+
+
 class PreparedRequest(aiohttp.ClientRequest):
     """A request of our own session, which writes prepared bytes instead of making them from headers and a payload.
 
-    A request with anything that the bytes do not have is one as aiohttp makes it: without a body, through a proxy, with
-    trace hooks, with another header. An instrumentation of aiohttp may have added these.
+    A request with anything that the bytes do not have becomes one of aiohttp's own: without a body, through a proxy,
+    with trace hooks, with another header. An instrumentation of aiohttp may have added these.
     """
+
+    _prepared: PreparedBody
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (aiohttp's own)
         body = options.get("data")
@@ -230,21 +234,23 @@ class PreparedRequest(aiohttp.ClientRequest):
                 super().__init__(*arguments, **options)
                 return
             options["data"] = GuardedPayload(body, body.guard)
-        self.__class__ = aiohttp.ClientRequest
+        self.__class__ = aiohttp.ClientRequest  # type: ignore[assignment]
         aiohttp.ClientRequest.__init__(self, *arguments, **options)
 
     def update_headers(self, headers: Any) -> None:  # noqa: ANN401
         self.headers = headers
 
-    def _omit(self, *_: object) -> None:
-        """Do nothing: the head and the body are made."""
-
-    update_auto_headers = update_cookies = update_content_encoding = update_auth = _omit
-    update_body_from_data = update_transfer_encoding = update_expect_continue = update_host = _omit
+    update_host: Any = _omit
+    update_auto_headers: Any = _omit
+    update_cookies: Any = _omit
+    update_content_encoding: Any = _omit
+    update_auth: Any = _omit
+    update_body_from_data: Any = _omit
+    update_transfer_encoding: Any = _omit
+    update_expect_continue: Any = _omit
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        # First of all, since nothing may be written if that fails.
-        self.response = response = self.respond()
+        response = self.respond()  # before anything is written
         await self._prepared.guard.write_prepared(conn, self._prepared)
         return response
 
@@ -418,20 +424,6 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
     return any(int(line[1]) != response.status for line in quoted if line is not None)
 
 
-def _head(origin: URL, headers: Mapping[str, str]) -> bytes:
-    """Return the head of a POST from the path to the value of the last header, which is the length of the body."""
-    lines = {"Host": origin.host_port_subcomponent, **headers, "Accept-Encoding": _ENCODINGS}
-    written = "".join(f"\r\n{name}: {value}" for name, value in lines.items())
-    return f" HTTP/1.1{written}\r\nContent-Length: ".encode("ascii")
-
-
-@cache  # the version is read from a file, which would be half of what a client costs
-def _user_agent() -> str:
-    from importlib.metadata import version  # noqa: PLC0415  (slow to import, and not needed before)
-
-    return f"signalwire-streams/{version('signalwire-streams')} aiohttp/{aiohttp.__version__} Python/{python_version()}"
-
-
 class HttpTransport:
     """Sends one request, once."""
 
@@ -440,11 +432,11 @@ class HttpTransport:
         self._headers: Mapping[str, str] = {
             _AUTHORIZATION: account.authorization,
             "Accept": "application/json",
-            "User-Agent": _user_agent(),
+            "User-Agent": user_agent(),
         }
         self._form_headers = {**self._headers, "Content-Type": _FORM}
         self._own_headers = CIMultiDict(self._headers)
-        self._head = _head(self._root, self._form_headers)
+        self._post_head: bytes | None = None  # where requests are prepared
         self._sessions, self._timeouts, self._clock = sessions, timeouts, clock
         sessions.create = self._create_session
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
@@ -504,13 +496,16 @@ class HttpTransport:
         )
 
     def _create_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            # The rate-limit middleware limits the concurrency.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-            request_class=PreparedRequest,
-        )
+        try:
+            head, body = post_head(self._root, self._form_headers), PreparedBody()
+            body.headers = self._own_headers
+            loop, kind = asyncio.get_running_loop(), aiohttp.ClientResponse
+            probe = PreparedRequest("POST", self._root, headers=body.headers, data=body, loop=loop, response_class=kind)
+            probe.respond()
+        except Exception:  # noqa: BLE001  (an aiohttp whose requests are different: its own class knows them)
+            return create_session(self._headers, aiohttp.ClientRequest)
+        self._post_head = head
+        return create_session(self._headers, PreparedRequest)
 
     def _url(self, path: str) -> URL:
         if "?" in path:
@@ -526,21 +521,19 @@ class HttpTransport:
     ) -> tuple[bytes, bool]:
         url = self._url(request.path)
         body: GuardedPayload | PreparedBody | None = None
-        headers: Mapping[str, str] | None
+        headers: Mapping[str, str]
         if self._sessions.borrowed is None:
-            headers = request.headers or None  # besides those that the session has
-            if request.body is not None:
-                body = self._prepare(request.path, request.body, guard)
+            body, headers = self._own_body(request, url, guard), request.headers  # the session has the others
         else:
             headers = self._headers
             if request.body is not None:
                 body, headers = GuardedPayload(request.body, guard), self._form_headers
             if request.headers:
                 headers = {**headers, **request.headers}
-        if session.trust_env and headers is not None:
-            # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
-            guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
-            headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
+            if session.trust_env:
+                # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
+                guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
+                headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
         async with session.request(
             request.method,
             url,
@@ -562,11 +555,17 @@ class HttpTransport:
             received.append(response)
             return await self._read_body(request, response, guard)
 
-    def _prepare(self, path: str, body: bytes, guard: AttemptGuard) -> PreparedBody:
-        prepared = PreparedBody(body)
-        prepared.guard, prepared.headers = guard, self._own_headers
-        prepared.head = b"POST %b%b%d\r\n\r\n" % (path.encode("ascii"), self._head, len(body))
-        return prepared
+    def _own_body(self, request: Request, url: URL, guard: AttemptGuard) -> "GuardedPayload | PreparedBody | None":
+        if request.body is None:
+            return None
+        path, size = url.raw_path_qs, len(request.body)
+        # A path that a middleware has changed may be one that aiohttp refuses.
+        if self._post_head is None or request.method != "POST" or size > _ONE_WRITE or not _TARGET.fullmatch(path):
+            return GuardedPayload(request.body, guard)
+        body = PreparedBody(request.body)
+        body.guard, body.headers = guard, self._own_headers
+        body.head = b"POST %b%b%d\r\n\r\n" % (path.encode("ascii"), self._post_head, size)
+        return body
 
     async def _read_body(
         self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard

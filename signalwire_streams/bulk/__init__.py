@@ -40,7 +40,7 @@ __all__ = [
     "PlannedRequest",
 ]
 
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # pragma: no branch
     _MODULES = {
         "_journal": "BulkJournal Journal JournalItem JournalStatus",
         "_journal_file": "JournalOwner journal_path",

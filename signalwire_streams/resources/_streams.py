@@ -19,7 +19,6 @@ from signalwire_streams.models import (
     GENERATED_NAME,
     AttemptResult,
     CallStream,
-    ConferenceStatus,
     ConferenceStream,
     Operation,
     RetryDecision,
@@ -61,7 +60,7 @@ class Streams(Generic[_Stream]):
         check_path_segment(sid, self._kind.target_key)
         request = requests.end(self._account, self._kind, sid, deadline=check_deadline(deadline))
         result = await self._send(request)
-        document: object = {"sid": sid, "status": ConferenceStatus.COMPLETED}
+        document: object = {"sid": sid, "status": "completed"}
         if result.response is not None and result.decision is RetryDecision.SUCCEED:
             document = result.response.document
         return read_item(document, model)

@@ -272,7 +272,7 @@ def _asked(wire_name: str, check: _Check, *, default: object = None, **settings:
 
 @define(eq=False, kw_only=True)
 class StreamRequest:
-    """What a start asks for. To add a field, add it here: the rest of the Space takes it from this table."""
+    """The fields of a start. To add a field, add it here: the rest of the Space takes it from this table."""
 
     url: str = _asked("Url", _stream_url, default=NOTHING, code=_INVALID_URL, shown=redact_url)
     name: str | None = _asked("Name", _not_blank)

@@ -28,11 +28,10 @@ from signalwire_streams.simulator._requests import (
 )
 from signalwire_streams.simulator._responses import (
     Json,
-    Refused,
+    Rejected,
     Response,
     api_error,
-    date_and_time,
-    error_list,
+    http_date,
     json_response,
 )
 from signalwire_streams.simulator._state import (
@@ -159,7 +158,8 @@ class Serializer:
         }
 
     def _date(self, moment: float) -> str:
-        return f"{date_and_time(int(moment), self.long_september)} +0000"
+        date = http_date(int(moment)).replace("GMT", "+0000")
+        return date.replace(" Sep ", " Sept ") if self.long_september else date
 
     def _date_or_null(self, moment: float | None) -> str | None:
         return None if moment is None else self._date(moment)
@@ -217,8 +217,8 @@ class CompatibilityApi:
             return api_error(400, INVALID_ARGUMENT, request.fields.problem)
         try:
             return operation(request)
-        except Refused as refused:
-            return refused.response
+        except Rejected as rejected:
+            return rejected.response
 
     def _list_conferences(self, request: ApiRequest) -> Response:
         return _list(request, "conferences", self._state.conferences.values(), self._serializer.conference)
@@ -236,11 +236,12 @@ class CompatibilityApi:
         return self._describe(self._target(request.route))
 
     def _describe(self, target: Conference | Call) -> Response:
-        is_call = isinstance(target, Call)
-        return json_response(self._serializer.call(target) if is_call else self._serializer.conference(target))
+        if isinstance(target, Call):
+            return json_response(self._serializer.call(target))
+        return json_response(self._serializer.conference(target))
 
     def _end_target(self, request: ApiRequest) -> Response:
-        """End a call or conference. How the vendor refuses to end one that has ended is not documented."""
+        """End a call or conference. How the vendor rejects the end of one that has ended is not documented."""
         target, kind = self._target(request.route), request.route.target_kind
         problems = check_fields(request.route.operation, request.fields.values)
         if problems:
@@ -259,13 +260,13 @@ class CompatibilityApi:
     def _start_stream(self, request: ApiRequest) -> Response:
         kind, values = request.route.target_kind, request.fields.values
         target = self._target(request.route)
-        _refuse(kind, check_fields(request.route.operation, self._as_wss(values)))
+        _reject(kind, check_fields(request.route.operation, self._as_wss(values)))
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
         is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
         duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
-            _refuse(kind, [Problem(_DUPLICATED_NAME)])
+            _reject(kind, [Problem(_DUPLICATED_NAME)])
         stream = Stream(
             sid=self._state.draw_sid(),
             target_kind=kind,
@@ -288,7 +289,7 @@ class CompatibilityApi:
         if stream is None and self._settings.streams_by_name:
             stream = streams.find_named(target.sid, reference)
         stream = _found(stream)
-        _refuse(route.target_kind, check_fields(route.operation, request.fields.values))
+        _reject(route.target_kind, check_fields(route.operation, request.fields.values))
         if not stream.alive:
             # Not documented; status and sentence are our reading.
             raise _wrong_state("Stream is already stopped")
@@ -318,20 +319,20 @@ _NOT_FOUND = api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not f
 
 def _found(resource: _Resource | None) -> _Resource:
     if resource is None:
-        raise Refused(_NOT_FOUND)
+        raise Rejected(_NOT_FOUND)
     return resource
 
 
-def _wrong_state(message: str) -> Refused:
-    return Refused(api_error(400, _NOT_IN_PROGRESS, message))
+def _wrong_state(message: str) -> Rejected:
+    return Rejected(api_error(400, _NOT_IN_PROGRESS, message))
 
 
-def _refuse(kind: TargetKind, problems: list[Problem]) -> None:
+def _reject(kind: TargetKind, problems: list[Problem]) -> None:
     # A conference stream's 422 lists all problems; a call stream's has the usual error body.
     if problems and kind == "conference":
-        raise Refused(error_list(problem.message for problem in problems))
+        raise Rejected(json_response({"errors": [problem.message for problem in problems]}, status=422))
     if problems:
-        raise Refused(api_error(422, problems[0].code, problems[0].message))
+        raise Rejected(api_error(422, problems[0].code, problems[0].message))
 
 
 ADMIN_PREFIX = "/_space"

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from attrs import Factory, define, field
 from attrs.validators import ge, in_
@@ -189,7 +189,7 @@ class Call(Resource):
     sid: str
     from_number: str
     to_number: str
-    direction: str
+    direction: str = "outbound"
     started_at: float | None = None
     ended_at: float | None = None
     parent_call_sid: str | None = None
@@ -247,9 +247,7 @@ class SpaceState:
         status: str = IN_PROGRESS,
         from_number: str | None = None,
         to_number: str | None = None,
-        direction: str = "outbound",
-        parent_call_sid: str | None = None,
-        conference_sid: str | None = None,
+        **details: Any,  # noqa: ANN401  (attributes of a `Call`)
     ) -> Call:
         """Create a call leg; numbers that are not given are drawn from the fictitious 555-01xx range."""
         now, sid = self.now(), new_sid(self._random)
@@ -259,12 +257,10 @@ class SpaceState:
             status=status,
             from_number=from_number if from_number is not None else self._draw_number(),
             to_number=to_number if to_number is not None else self._draw_number(),
-            direction=direction,
             created_at=now,
             started_at=None if status in _NOT_STARTED else now,
             ended_at=None if status in {*_NOT_STARTED, IN_PROGRESS} else now,
-            parent_call_sid=parent_call_sid,
-            conference_sid=conference_sid,
+            **details,
         )
         self.calls[sid] = call
         return call
