@@ -11,7 +11,7 @@ from typing import Any
 
 import benchmarks
 from benchmarks.callgrind import CallgrindMissingError
-from benchmarks.families import audio, capacity, fleet, imports, instructions, starts
+from benchmarks.families import audio, capacity, fleet, imports, instructions, listen, starts
 from benchmarks.figures import Plan, Section
 from benchmarks.report import draw, lines, machine
 
@@ -23,6 +23,7 @@ FAMILIES: Mapping[str, Callable[[Plan], list[Section]]] = {
     "audio": audio.measure,
     "heap": audio.measure_unpinned,
     "capacity": capacity.measure,
+    "listen": listen.measure,
     "pacing": starts.measure_pacing,
     "fleet": fleet.measure,
     "instructions": instructions.measure,
@@ -30,10 +31,13 @@ FAMILIES: Mapping[str, Callable[[Plan], list[Section]]] = {
 
 
 def main() -> None:
-    """Measure, print, and write the requested files."""
+    """Measure, print each family when it is done, and write the requested files."""
     options = _options()
     plan = Plan(quick=options.quick, loops=tuple(options.loops), seed=options.seed)
     measured_on = machine()
+    described = {name: value for name, value in measured_on.items() if name != "packages"}
+    print(", ".join(f"{name}: {value}" for name, value in {**described, "seed": plan.seed}.items()))
+    print("* is the baseline of its table; a ratio is taken within a round: median (min … max) of the rounds")
     found: dict[str, list[Section]] = {}
     chosen = ["instructions"] if options.instructions else options.families
     for family in chosen or FAMILIES:
@@ -43,14 +47,10 @@ def main() -> None:
         except CallgrindMissingError as error:
             if chosen:
                 sys.exit(str(error))
-            print(f"left out: {family}, since {error}", file=sys.stderr)
-        print(f"{family}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    print("\n".join(lines([section for sections in found.values() for section in sections])))
-    print("\n* the baseline; ratios are taken within a round, then their median and spread")
-    print(
-        "  ".join(f"{name}: {value}" for name, value in measured_on.items() if name != "packages"),
-        f" seed: {plan.seed}",
-    )
+            print(f"\n{family.upper()}: left out, since {error}")
+            continue
+        print(f"\n{family.upper()} ({time.monotonic() - began:.0f} s)")
+        print("\n".join(lines(found[family])), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(_document(plan, measured_on, found), indent=1) + "\n", "utf-8")
     if options.plots is not None:

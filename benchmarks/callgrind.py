@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from benchmarks.processes import Child, child
@@ -78,7 +79,7 @@ def counted_child(
     **settings: Any,  # noqa: ANN401  (any JSON)
 ) -> Iterator[tuple[Child, Callable[[], int]]]:
     """Run a child under callgrind; yield it, and a function that returns the instructions of its last counted block."""
-    output = helper.parent / f"{target.replace(':', '-')}.out"
+    output = Path(mkdtemp(dir=helper.parent)) / "child.out"
     under: Sequence[str] = (
         *("valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--combine-dumps=no"),
         f"--callgrind-out-file={output}",

@@ -4,10 +4,10 @@ import random
 import resource
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 _Choice = TypeVar("_Choice")
 _PER_MEGABYTE = 1e6 if sys.platform == "darwin" else 1e6 / 1024  # the unit of ru_maxrss
@@ -85,6 +85,8 @@ class Section:
         series: the contenders.
         baseline: the contender by whose figure the others are divided; None where a ratio says nothing.
         ours: the name of this package's own figure, which is divided by each of the others.
+        aims: what this package should reach, by the name of the series: a ratio, or without a baseline a figure.
+        beside: further figures of the same series, each shown as one more column: as a ratio if it has a baseline.
         plotted: whether it is plotted.
         notes: what a reader should know.
     """
@@ -94,6 +96,8 @@ class Section:
     series: tuple[Series, ...]
     baseline: str | None = None
     ours: str | None = None
+    aims: Mapping[str, str] = field(factory=dict)
+    beside: tuple["Section", ...] = ()
     plotted: bool = False
     notes: tuple[str, ...] = ()
 
@@ -118,6 +122,8 @@ class Section:
             "unit": self.unit,
             "baseline": self.baseline,
             "ours": self.ours,
+            "aims": dict(self.aims),
+            "beside": [section.document() for section in self.beside],
             "notes": self.notes,
             "series": [
                 {

@@ -35,9 +35,9 @@ class Received:
         handled: counts the frames for the sender as well, if it waits for each.
     """
 
-    def __init__(self, certificate: str | None = None, handled: FrameCount | None = None) -> None:
+    def __init__(self, certificate: str | None = None) -> None:
         self.certificate = certificate
-        self.handled = handled
+        self.handled: FrameCount | None = None
         self.open_sockets = 0
         self.clear()
 
@@ -97,7 +97,7 @@ def _measured(receiver: Callable[[Received], AbstractAsyncContextManager[int]]) 
     @asynccontextmanager
     async def target(settings: dict[str, Any]) -> AsyncIterator[Respond]:
         handled = FrameCount(settings["handled"]) if "handled" in settings else None
-        received = Received(settings.get("certificate"), handled)
+        received = Received(settings.get("certificate"))
         used, faults = 0.0, 0
         async with receiver(received) as port:
             counted = ExitStack()
@@ -109,6 +109,7 @@ def _measured(receiver: Callable[[Received], AbstractAsyncContextManager[int]]) 
                     received.clear()
                     gc.collect()
                     received.epoch = command["epoch"]
+                    received.handled = handled if command.get("one_by_one", False) else None
                     used, faults = cpu(), page_faults()
                     counted.enter_context(counting(enabled=command.get("counted", False)))
                 if "frames" in command:

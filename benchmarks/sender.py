@@ -24,10 +24,11 @@ FRAME_SECONDS = 0.02
 OCTETS = 160  # 20 ms of μ-law at 8 kHz
 _TRACKS = ["inbound", "outbound"]
 _MASK = b"\x37\xfa\x21\x3d"
-_TEXT, _CLOSE = 0x81, 0x88
+_TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
 _LONG = 126
 _SHORTEST_SLEEP = 0.0005  # seconds; shorter ones are no more precise
 _TIMEOUT = 60.0
+_SHORT = 4096  # octets; receivers send nothing longer
 _TOGETHER = 50  # sockets that are opened at once: fewer than a listener has places for
 _PLAIN_WRITE, _TLS_WRITE = 1 << 18, 1 << 14  # octets; a larger write by TLS may be accepted in part only
 _POLL = 0.00002  # seconds; the other end takes longer than that for a frame
@@ -136,7 +137,7 @@ class _Socket:
     def close(self) -> None:
         try:
             self.connection.settimeout(_TIMEOUT)
-            while self.connection.recv(4096):  # until the other end has closed too
+            while self.connection.recv(_SHORT):  # until the other end has closed too
                 pass
         except OSError:
             pass
@@ -195,6 +196,22 @@ class _Sender:
         self._flush()
         return {}
 
+    def ping(self) -> dict[str, Any]:
+        """Ping all; return percentiles of the seconds until the pings were read, and so everything before them."""
+        began, taken = time.monotonic(), list[float]()
+        with selectors.DefaultSelector() as selector:
+            for one in self._sockets:
+                one.send(framed(_PING, b""))
+                selector.register(one.connection, selectors.EVENT_READ)
+            while selector.get_map() and time.monotonic() - began < _TIMEOUT:
+                for key, _ in selector.select(1.0):
+                    answer = key.fileobj.recv(_SHORT)  # type: ignore[union-attr]
+                    assert answer[:1] in (b"", bytes([_PONG])), answer
+                    taken.append(time.monotonic() - began if answer else _TIMEOUT)
+                    selector.unregister(key.fileobj)
+        taken += [_TIMEOUT] * (len(self._sockets) - len(taken))
+        return {"p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}
+
     def _flush(self) -> None:
         until = time.monotonic() + _TIMEOUT
         with selectors.DefaultSelector() as selector:
@@ -225,12 +242,17 @@ async def serve(settings: dict[str, Any]) -> AsyncIterator[Respond]:
     async def respond(command: dict[str, Any]) -> dict[str, Any]:
         if "connect" in command:
             return sender.connect(command["connect"], command["sockets"], tls=command["tls"], tracks=command["tracks"])
+        if "ping" in command:
+            return sender.ping()
         if "send" not in command:
             return sender.close()
         tracks, epoch = command["tracks"], command["epoch"]
         frames = media(command["send"], tracks)
         if epoch is not None:
             return sender.send_in_real_time(frames, epoch, FRAME_SECONDS / tracks)
-        return sender.send_at_once(frames) if handled is None else sender.send_one_by_one(frames, handled)
+        if command.get("one_by_one", False):
+            assert handled is not None
+            return sender.send_one_by_one(frames, handled)
+        return sender.send_at_once(frames)
 
     yield respond

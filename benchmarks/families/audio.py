@@ -27,7 +27,7 @@ _OTHERS = (("aiohttp that decodes no frame", "receivers:ignoring"), ("websockets
 _HEAD_START = 0.2  # seconds until the first frame is due
 _ENCODING = 0.00003  # seconds to encode one frame before that
 
-Pace: TypeAlias = Literal["real time", "as fast as read", "one at a time"]
+Pace: TypeAlias = Literal["real time", "as fast as read", "one frame a wake"]
 
 
 @frozen
@@ -142,17 +142,18 @@ def send(
     Args:
         sockets: the number of streams.
         frames: the frames of each stream, of all its tracks.
-        sender: sends them; one at a time if it was created with the file of a `FrameCount`.
+        sender: sends them.
         receiver: receives them.
-        pace: when each is sent.
+        pace: when each is sent; "one frame a wake" takes two children that share a `FrameCount`.
         tls: whether the receiver serves by TLS.
         tracks: the tracks of each stream.
         counted: whether the receiver counts instructions meanwhile.
     """
+    one_by_one = pace == "one frame a wake"
     sender.ask(connect=receiver.ask()["port"], sockets=sockets, tls=tls, tracks=tracks)
     epoch = time.monotonic() + _HEAD_START + frames * _ENCODING if pace == "real time" else None
-    receiver.ask(sockets=sockets, epoch=epoch, counted=counted)
-    sent = sender.ask(send=frames, epoch=epoch, tracks=tracks)
+    receiver.ask(sockets=sockets, epoch=epoch, counted=counted, one_by_one=one_by_one)
+    sent = sender.ask(send=frames, epoch=epoch, tracks=tracks, one_by_one=one_by_one)
     received = receiver.ask(frames=sockets * frames)
     sender.ask()
     assert received["octets"] == received["frames"] * OCTETS
