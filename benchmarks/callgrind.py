@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -59,14 +59,11 @@ def compile_helper(directory: Path) -> Path:
     return library
 
 
-def count_program(program: str, directory: Path) -> int:
+def count_program(program: str, directory: Path, environment: Mapping[str, str]) -> int:
     """Count the instructions of a new interpreter that runs a program, whose modules have been compiled before."""
     output = directory / "program.out"
     command = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={output}", sys.executable, "-c", program]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONHASHSEED"] = "0"
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment)  # noqa: S603
-    subprocess.run(command, check=True, env=environment)  # noqa: S603
+    subprocess.run(command, check=True, env={**environment, "PYTHONHASHSEED": "0"})  # noqa: S603
     return _total(output)
 
 

@@ -150,7 +150,7 @@ class Rounds:
 
     def add(self, name: str, value: float) -> None:
         """Add a contender's figure of this round."""
-        self._found.setdefault(name, []).append(value)
+        self._found.setdefault(name, []).append(float(value))
 
     def series(self, names: Iterable[str] | None = None) -> tuple[Series, ...]:
         """Return what was collected, of some contenders or of all."""

@@ -13,7 +13,7 @@ from benchmarks.figures import Section, Series, Spread
 _INDENT = "  "
 _NOTE_WIDTH = 110
 _NAME = ""
-_TEN, _HUNDRED = 10, 100
+_NOTHING, _TEN, _HUNDRED = 0.005, 10, 100
 
 _Row: TypeAlias = Mapping[str, str]
 """The cells of a line by their heading; the name of the series has none."""
@@ -44,8 +44,8 @@ def _row(section: Section, series: Series) -> _Row:
         _NAME: _INDENT + series.name + (" *" if series.name == section.baseline else ""),
         f"median, {section.unit}": number(spread.median),
         "min … max": f"{number(spread.low)} … {number(spread.high)}" if varies else "",
-        "÷ *": _ratio(section.over_baseline(series)) if series.name != section.baseline else "",
-        "ours ÷ it": _ratio(section.ours_over(series)) if series.name not in (section.ours, section.baseline) else "",
+        "÷ *": ratio(section.over_baseline(series)) if series.name != section.baseline else "",
+        "ours ÷ it": ratio(section.ours_over(series)) if series.name not in (section.ours, section.baseline) else "",
         "aim": section.aims.get(series.name, ""),
     }
     for beside in section.beside:
@@ -53,20 +53,21 @@ def _row(section: Section, series: Series) -> _Row:
         if found is None:
             continue
         if beside.baseline is None:
-            row[f"{beside.title}, {beside.unit}"] = number(found.spread.median)
+            row[f"{beside.title}, {beside.unit}" if beside.unit else beside.title] = number(found.spread.median)
         elif series.name != beside.baseline:
-            row[f"{beside.title} ÷ *"] = _ratio(beside.over_baseline(found))
+            row[f"{beside.title} ÷ *"] = ratio(beside.over_baseline(found))
     return row
 
 
 def number(value: float) -> str:
     """Format a figure with its significant digits."""
-    if abs(value) >= _HUNDRED or value.is_integer():
+    if abs(value) >= _HUNDRED or value.is_integer() or abs(value) < _NOTHING:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= _TEN else f"{value:.2f}"
 
 
-def _ratio(spread: Spread | None) -> str:
+def ratio(spread: Spread | None) -> str:
+    """Format a ratio, or nothing."""
     if spread is None:
         return ""
     return f"{spread.median:.2f}" + (f" ({spread.low:.2f} … {spread.high:.2f})" if spread.low != spread.high else "")

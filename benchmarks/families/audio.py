@@ -13,16 +13,20 @@ from attrs import frozen
 
 from benchmarks.figures import Plan, Rounds, Section, Series
 from benchmarks.processes import PINNED_HEAP, Child, Contender, child, on_loop, start_all
+from benchmarks.report import number, ratio
 from benchmarks.sender import FRAME_SECONDS, OCTETS
 from signalwire_streams.receiver import MediaReceiver
 
-HAND, OURS, COALESCED = "hand-written aiohttp + json", "MediaReceiver", "MediaReceiver(coalesce=0.1)"
+HAND, FASTAPI = "hand-written aiohttp + json", "FastAPI + uvicorn + json"
+OURS, COALESCED = "MediaReceiver", "MediaReceiver(coalesce=0.1)"
 MAIN = (
     (HAND, "receivers:aiohttp"),
     (OURS, "receivers:media_receiver"),
     *([(COALESCED, "receivers:coalescing")] if "coalesce" in signature(MediaReceiver).parameters else []),
-    ("FastAPI + uvicorn + json", "receivers:fastapi"),
+    (FASTAPI, "receivers:fastapi"),
 )
+_FASTAPI_AIMS = {OURS: "≤ 0.55", COALESCED: "≤ 0.30"}
+_AIMS = {OURS: "≤ 0.70", COALESCED: "≤ 0.35"}
 _OTHERS = (("aiohttp that decodes no frame", "receivers:ignoring"), ("websockets + json", "receivers:websockets"))
 _HEAD_START = 0.2  # seconds until the first frame is due
 _ENCODING = 0.00003  # seconds to encode one frame before that
@@ -38,18 +42,24 @@ class _Load:
     frames: int
     pace: Pace
     tls: bool
+    rounds: int
 
     @property
     def title(self) -> str:
         how = "in real time" if self.pace == "real time" else self.pace
         return f"{self.sockets} sockets, {how}, {'TLS' if self.tls else 'plain'}"
 
+    @property
+    def aims(self) -> dict[str, str]:
+        return _AIMS if self.pace == "real time" and not self.tls else {}
+
 
 def measure(plan: Plan) -> list[Section]:
     """Send to all receivers in turn, plain and by TLS, on each loop; their heaps keep what they were given."""
-    fast, slow = plan.pick(full=1_000, quick=200), int(plan.pick(full=2.0, quick=0.6) / FRAME_SECONDS)
-    loads = [_Load(50, fast, "as fast as read", tls) for tls in (False, True)]
-    loads += [_Load(sockets, slow, "real time", tls) for tls in (False, True) for sockets in (60, 200)]
+    fast, slow = plan.pick(full=500, quick=100), _real_time(plan)
+    rounds = plan.pick(full=5, quick=1)
+    loads = [_Load(50, fast, "as fast as read", tls, rounds) for tls in (False, True)]
+    loads += [_Load(sockets, slow, "real time", tls, rounds) for tls in (False, True) for sockets in (60, 200)]
     sections = []
     for loop in plan.loops:
         contenders = MAIN if plan.quick or loop != plan.loops[0] else (*MAIN, *_OTHERS)
@@ -59,9 +69,12 @@ def measure(plan: Plan) -> list[Section]:
 
 def measure_unpinned(plan: Plan) -> list[Section]:
     """Do the same with the heap as it is by default: what it gives back depends on its layout, so on luck."""
-    slow = int(plan.pick(full=2.0, quick=0.6) / FRAME_SECONDS)
-    loads = [_Load(sockets, slow, "real time", tls=False) for sockets in (60, 200)]
+    loads = [_Load(sockets, _real_time(plan), "real time", False, plan.pick(full=5, quick=1)) for sockets in (60, 200)]
     return _sections(plan, plan.loops[0], loads, contenders=MAIN, environment={})
+
+
+def _real_time(plan: Plan) -> int:
+    return int(plan.pick(full=2.0, quick=0.5) / FRAME_SECONDS)
 
 
 def _sections(
@@ -72,27 +85,28 @@ def _sections(
     contenders: tuple[tuple[str, str], ...],
     environment: dict[str, str],
 ) -> list[Section]:
-    sections = []
     on_this = [Contender(on_loop(name, loop), target, loop) for name, target in contenders]
     about = loop if environment else f"{loop}, heap not pinned"
     with certificate() as path, ExitStack() as stack:
         sender = stack.enter_context(child("sender:serve"))
         plain, notes = start_all(stack, on_this, environment=environment)
         by_tls, _ = start_all(stack, on_this, environment=environment, certificate=path)
-        for load in loads:
-            receivers = by_tls if load.tls else plain
-            sections += _measure(plan, load, sender, receivers=receivers, loop=loop, about=about, notes=notes)
-    return sections
+        return [
+            _measure(
+                *(plan, load, sender), receivers=by_tls if load.tls else plain, loop=loop, about=about, notes=notes
+            )
+            for load in loads
+        ]
 
 
 def _measure(
     plan: Plan, load: _Load, sender: Child, *, receivers: dict[str, Child], loop: str, about: str, notes: list[str]
-) -> list[Section]:
+) -> Section:
     costs, faults, medians, tails, lost, own = (Rounds() for _ in range(6))
-    for number in range(0 if load.pace == "real time" else -1, plan.long_rounds):
-        for name in plan.shuffled(receivers, load, about, number):
+    for turn in range(0 if load.pace == "real time" else -1, load.rounds):
+        for name in plan.shuffled(receivers, load, about, turn):
             sent, received = send(load.sockets, load.frames, sender, receivers[name], pace=load.pace, tls=load.tls)
-            if number < 0:  # warm-up
+            if turn < 0:  # warm-up
                 continue
             costs.add(name, received["cpu"] / received["frames"] * 1e6)
             faults.add(name, received["faults"] / received["frames"])
@@ -103,27 +117,37 @@ def _measure(
             if load.pace == "real time":
                 own.add("median", sent["p50"] * 1e3)
                 own.add("99th percentile", sent["p99"] * 1e3)
-    where = f"{load.title}, {about}"
-    measured = f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's"
-    cost = Section(
-        title=f"CPU per frame, {where}",
+    aims = load.aims if loop == "asyncio" else {}
+    parts = ", ".join(f"{number(one.spread.median)} ms ({one.name})" for one in own.series())
+    return Section(
+        title=f"CPU per frame: {load.title}, {about}",
         unit="µs",
         series=costs.series(receivers),
         baseline=on_loop(HAND, loop),
-        ours=on_loop(OURS, loop),
+        aims=aims,
+        beside=(
+            Section(title="faults a frame", unit="", series=faults.series(receivers)),
+            Section(title="delay", unit="ms", series=medians.series(receivers)),
+            Section(title="its 99 %", unit="ms", series=tails.series(receivers)),
+        ),
         plotted=True,
-        notes=(measured, *notes, *_losses(lost.series(), load)),
+        notes=(
+            f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's",
+            *((f"of each delay the sender's own part: {parts}",) if parts else ()),
+            *_over_fastapi(costs, loop, with_aims=bool(aims)),
+            *notes,
+            *_losses(lost.series(), load),
+        ),
     )
-    touched = Section(title=f"Page faults per frame, {where}", unit="faults", series=faults.series(receivers))
-    if load.pace != "real time":
-        return [cost, touched]
-    parts = tuple(f"the sender's own part, {one.name}: {one.spread.median:.2f} ms" for one in own.series())
-    return [
-        cost,
-        touched,
-        Section(title=f"Delay, median, {where}", unit="ms", series=medians.series(receivers), notes=parts[:1]),
-        Section(title=f"Delay, 99th percentile, {where}", unit="ms", series=tails.series(receivers), notes=parts[1:]),
-    ]
+
+
+def _over_fastapi(costs: Rounds, loop: str, *, with_aims: bool) -> Iterator[str]:
+    found = {series.name: series for series in costs.series()}
+    fastapi = found.get(on_loop(FASTAPI, loop))
+    for name, aim in _FASTAPI_AIMS.items():
+        ours = found.get(on_loop(name, loop))
+        if ours is not None and fastapi is not None:
+            yield f"{ours.name} ÷ FastAPI: {ratio(ours.over(fastapi))}" + (f"; aim: {aim}" if with_aims else "")
 
 
 def send(

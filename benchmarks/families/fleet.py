@@ -25,8 +25,10 @@ def measure(plan: Plan) -> list[Section]:
     found = Rounds()
     begins, window = plan.pick(full=(3.0, WINDOW), quick=(2.0, 3.0))
     notes = [
-        f"from {begins:.0f} s after the first start, for {window:.0f} s, at utilization=1.0; the server, Redis, three "
-        "workers and who submits share this machine",
+        (
+            f"from {begins:.0f} s after the first start, for {window:.0f} s, at utilization=1.0; the server, Redis, "
+            f"the {_WORKERS} workers and who submits share this machine"
+        ),
         f"the fullest window is any {window:.0f} s on the server: above 100, the Space would refuse starts",
     ]
     if redis is None:

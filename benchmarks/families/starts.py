@@ -78,18 +78,18 @@ def measure_starts(plan: Plan) -> list[Section]:
     sections = []
     for loop in plan.loops:
         names = [contender.name for contender in contenders if contender.loop == loop and contender.name in children]
-        sections += [
+        sections.append(
             Section(
                 title=f"CPU per start, {loop}",
                 unit="µs",
                 series=costs.series(names),
                 baseline=on_loop(HAND, loop),
                 ours=on_loop(SINGLE, loop),
+                beside=(Section(title="starts a second", unit="", series=rates.series(names)),),
                 plotted=True,
                 notes=(about, *notes),
-            ),
-            Section(title=f"Starts per second of one process, {loop}", unit="1/s", series=rates.series(names)),
-        ]
+            )
+        )
     return sections
 
 
