@@ -30,7 +30,7 @@ class Plan:
     @property
     def long_rounds(self) -> int:
         """Rounds of measurements that take minutes; odd, so that the median is a round that happened."""
-        return self.pick(full=5, quick=1)
+        return self.pick(full=3, quick=1)
 
     def pick(self, *, full: _Choice, quick: _Choice) -> _Choice:
         """Return the size for this plan."""

@@ -158,7 +158,7 @@ def test_percentile_is_one_of_the_values(share: float, value: float) -> None:
 
 def test_number_of_long_rounds_is_odd() -> None:
     assert Plan().long_rounds % 2 == 1
-    assert Plan().long_rounds >= 5
+    assert Plan().long_rounds >= 3
 
 
 def test_arrivals_are_counted_by_window() -> None:

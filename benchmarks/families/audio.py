@@ -1,7 +1,7 @@
 """CPU cost, page faults and delay of received audio frames."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from inspect import signature
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import trustme
 from attrs import frozen
 
-from benchmarks.figures import Plan, Rounds, Section, Series
+from benchmarks.figures import Plan, Rounds, Section
 from benchmarks.processes import PINNED_HEAP, Child, Contender, child, on_loop, start_all
 from benchmarks.report import number, ratio
 from benchmarks.sender import FRAME_SECONDS, OCTETS
@@ -28,6 +28,10 @@ MAIN = (
 _FASTAPI_AIMS = {OURS: "≤ 0.55", COALESCED: "≤ 0.30"}
 _AIMS = {OURS: "≤ 0.70", COALESCED: "≤ 0.35"}
 _OTHERS = (("aiohttp that decodes no frame", "receivers:ignoring"), ("websockets + json", "receivers:websockets"))
+_NOT_IN_TIME = (
+    "in a round the sender was late by more than a frame, and then sent several at once, which is cheaper to receive: "
+    "repeat it on a machine that does nothing else"
+)
 _HEAD_START = 0.2  # seconds until the first frame is due
 _ENCODING = 0.00003  # seconds to encode one frame before that
 
@@ -42,103 +46,112 @@ class _Load:
     frames: int
     pace: Pace
     tls: bool
-    rounds: int
 
     @property
     def title(self) -> str:
         how = "in real time" if self.pace == "real time" else self.pace
         return f"{self.sockets} sockets, {how}, {'TLS' if self.tls else 'plain'}"
 
-    @property
-    def aims(self) -> dict[str, str]:
-        return _AIMS if self.pace == "real time" and not self.tls else {}
-
 
 def measure(plan: Plan) -> list[Section]:
     """Send to all receivers in turn, plain and by TLS, on each loop; their heaps keep what they were given."""
     fast, slow = plan.pick(full=500, quick=100), _real_time(plan)
-    rounds = plan.pick(full=5, quick=1)
-    loads = [_Load(50, fast, "as fast as read", tls, rounds) for tls in (False, True)]
-    loads += [_Load(sockets, slow, "real time", tls, rounds) for tls in (False, True) for sockets in (60, 200)]
-    sections = []
-    for loop in plan.loops:
-        contenders = MAIN if plan.quick or loop != plan.loops[0] else (*MAIN, *_OTHERS)
-        sections += _sections(plan, loop, loads, contenders=contenders, environment=PINNED_HEAP)
+    loads = [_Load(50, fast, "as fast as read", tls) for tls in (False, True)]
+    loads += [_Load(sockets, slow, "real time", tls) for tls in (False, True) for sockets in (60, 200)]
+    first, *others = plan.loops
+    sections = _sections(plan, first, loads, environment=PINNED_HEAP, rounds=plan.pick(full=5, quick=1))
+    for loop in others:
+        sections += _sections(plan, loop, loads, environment=PINNED_HEAP, rounds=plan.long_rounds)
     return sections
 
 
 def measure_unpinned(plan: Plan) -> list[Section]:
     """Do the same with the heap as it is by default: what it gives back depends on its layout, so on luck."""
-    loads = [_Load(sockets, _real_time(plan), "real time", False, plan.pick(full=5, quick=1)) for sockets in (60, 200)]
-    return _sections(plan, plan.loops[0], loads, contenders=MAIN, environment={})
+    loads = [_Load(sockets, _real_time(plan), "real time", tls=False) for sockets in (60, 200)]
+    return _sections(plan, plan.loops[0], loads, environment={}, rounds=plan.long_rounds)
 
 
 def _real_time(plan: Plan) -> int:
-    return int(plan.pick(full=2.0, quick=0.5) / FRAME_SECONDS)
+    return int(plan.pick(full=1.5, quick=0.5) / FRAME_SECONDS)
 
 
 def _sections(
-    plan: Plan,
-    loop: str,
-    loads: list[_Load],
-    *,
-    contenders: tuple[tuple[str, str], ...],
-    environment: dict[str, str],
+    plan: Plan, loop: str, loads: Sequence[_Load], *, environment: dict[str, str], rounds: int
 ) -> list[Section]:
-    on_this = [Contender(on_loop(name, loop), target, loop) for name, target in contenders]
+    everyone = MAIN if plan.quick or loop != plan.loops[0] or not environment else (*MAIN, *_OTHERS)
     about = loop if environment else f"{loop}, heap not pinned"
+    sections = []
     with certificate() as path, ExitStack() as stack:
         sender = stack.enter_context(child("sender:serve"))
-        plain, notes = start_all(stack, on_this, environment=environment)
-        by_tls, _ = start_all(stack, on_this, environment=environment, certificate=path)
-        return [
-            _measure(
-                *(plan, load, sender), receivers=by_tls if load.tls else plain, loop=loop, about=about, notes=notes
-            )
-            for load in loads
-        ]
+        plain, notes = start_all(stack, _on(loop, everyone), environment=environment)
+        by_tls, _ = start_all(stack, _on(loop, MAIN), environment=environment, certificate=path)
+        for load in loads:
+            receivers, figures = by_tls if load.tls else plain, _Figures(load)
+            for turn in range(0 if load.pace == "real time" else -1, rounds):  # -1 warms up
+                for name in plan.shuffled(receivers, load, about, turn):
+                    sent_and_received = send(
+                        *(load.sockets, load.frames, sender, receivers[name]), pace=load.pace, tls=load.tls
+                    )
+                    if turn >= 0:
+                        figures.add(name, *sent_and_received)
+            sections.append(figures.section(loop, about, notes))
+    return sections
 
 
-def _measure(
-    plan: Plan, load: _Load, sender: Child, *, receivers: dict[str, Child], loop: str, about: str, notes: list[str]
-) -> Section:
-    costs, faults, medians, tails, lost, own = (Rounds() for _ in range(6))
-    for turn in range(0 if load.pace == "real time" else -1, load.rounds):
-        for name in plan.shuffled(receivers, load, about, turn):
-            sent, received = send(load.sockets, load.frames, sender, receivers[name], pace=load.pace, tls=load.tls)
-            if turn < 0:  # warm-up
-                continue
-            costs.add(name, received["cpu"] / received["frames"] * 1e6)
-            faults.add(name, received["faults"] / received["frames"])
-            lost.add(name, load.sockets * load.frames - received["frames"])
-            if "p50" in received:  # unknown if no frame is decoded
-                medians.add(name, received["p50"] * 1e3)
-                tails.add(name, received["p99"] * 1e3)
-            if load.pace == "real time":
-                own.add("median", sent["p50"] * 1e3)
-                own.add("99th percentile", sent["p99"] * 1e3)
-    aims = load.aims if loop == "asyncio" else {}
-    parts = ", ".join(f"{number(one.spread.median)} ms ({one.name})" for one in own.series())
-    return Section(
-        title=f"CPU per frame: {load.title}, {about}",
-        unit="µs",
-        series=costs.series(receivers),
-        baseline=on_loop(HAND, loop),
-        aims=aims,
-        beside=(
-            Section(title="faults a frame", unit="", series=faults.series(receivers)),
-            Section(title="delay", unit="ms", series=medians.series(receivers)),
-            Section(title="its 99 %", unit="ms", series=tails.series(receivers)),
-        ),
-        plotted=True,
-        notes=(
-            f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's",
-            *((f"of each delay the sender's own part: {parts}",) if parts else ()),
-            *_over_fastapi(costs, loop, with_aims=bool(aims)),
-            *notes,
-            *_losses(lost.series(), load),
-        ),
-    )
+def _on(loop: str, contenders: Iterable[tuple[str, str]]) -> list[Contender]:
+    return [Contender(on_loop(name, loop), target, loop) for name, target in contenders]
+
+
+class _Figures:
+    """What all receivers took for one load."""
+
+    def __init__(self, load: _Load) -> None:
+        self._load = load
+        self._costs, self._faults, self._lost = Rounds(), Rounds(), Rounds()
+        self._medians, self._tails, self._senders = Rounds(), Rounds(), Rounds()
+
+    def add(self, name: str, sent: dict[str, float], received: dict[str, float]) -> None:
+        load = self._load
+        self._costs.add(name, received["cpu"] / received["frames"] * 1e6)
+        self._faults.add(name, received["faults"] / received["frames"])
+        self._lost.add(name, 1 - received["frames"] / (load.sockets * load.frames))
+        if "p50" in received:  # unknown if no frame is decoded
+            self._medians.add(name, received["p50"] * 1e3)
+            self._tails.add(name, received["p99"] * 1e3)
+        if "p50" in sent:
+            self._senders.add("median", sent["p50"] * 1e3)
+            self._senders.add("99th percentile", sent["p99"] * 1e3)
+
+    def section(self, loop: str, about: str, notes: Iterable[str]) -> Section:
+        load = self._load
+        aims = _AIMS if load.pace == "real time" and not load.tls and loop == "asyncio" else {}
+        late = max((one.spread.high for one in self._senders.series()), default=0.0)
+        own = ", ".join(f"{number(one.spread.median)} ms ({one.name})" for one in self._senders.series())
+        return Section(
+            title=f"CPU per frame: {load.title}, {about}",
+            unit="µs",
+            series=self._costs.series(on_loop(name, loop) for name, _ in (*MAIN, *_OTHERS)),
+            baseline=on_loop(HAND, loop),
+            aims=aims,
+            beside=(
+                Section(title="faults a frame", unit="", series=self._faults.series()),
+                Section(title="delay", unit="ms", series=self._medians.series()),
+                Section(title="its 99 %", unit="ms", series=self._tails.series()),
+            ),
+            plotted=True,
+            notes=(
+                f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's",
+                *((f"of each delay the sender's own part: {own}",) if own else ()),
+                *((_NOT_IN_TIME,) if late > FRAME_SECONDS * 1e3 else ()),
+                *_over_fastapi(self._costs, loop, with_aims=bool(aims)),
+                *notes,
+                *(
+                    f"{series.name} did not deliver {series.spread.median:.1%} of the frames"
+                    for series in self._lost.series()
+                    if any(series.rounds)
+                ),
+            ),
+        )
 
 
 def _over_fastapi(costs: Rounds, loop: str, *, with_aims: bool) -> Iterator[str]:
@@ -191,12 +204,3 @@ def certificate() -> Iterator[str]:
         path = Path(directory) / "certificate.pem"
         trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
         yield str(path)
-
-
-def _losses(lost: tuple[Series, ...], load: _Load) -> list[str]:
-    sent = load.sockets * load.frames
-    return [
-        f"{series.name} did not deliver {series.spread.median / sent:.1%} of the frames"
-        for series in lost
-        if any(series.rounds)
-    ]
