@@ -134,7 +134,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure the cost of this package relative to others, as ratios taken in one run; `-- --quick` is a trial run."""
-    session.install("--editable", ".[fleet]", *dependencies("bench"))
+    session.install("--editable", ".[cli,fleet]", *dependencies("bench"))
     figures = Path(session.create_tmp()).resolve() / "figures.json"
     session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
     session.log(f"all figures of all rounds: {figures}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from benchmarks.figures import NotMeasuredError
 from benchmarks.processes import Child, child
 
 _LIBRARY = "BENCHMARKS_CALLGRIND"  # the environment variable that tells a child where the helper is
@@ -23,7 +24,7 @@ void stop(void) { CALLGRIND_DUMP_STATS; CALLGRIND_STOP_INSTRUMENTATION; }
 _INSTALL = "instructions are counted with valgrind and gcc: install both (Debian: apt install valgrind gcc libc6-dev)"
 
 
-class CallgrindMissingError(Exception):
+class CallgrindMissingError(NotMeasuredError):
     """Something that counting needs is not installed; the message says what to install."""
 
 

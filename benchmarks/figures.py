@@ -13,6 +13,10 @@ _Choice = TypeVar("_Choice")
 _PER_MEGABYTE = 1e6 if sys.platform == "darwin" else 1e6 / 1024  # the unit of ru_maxrss
 
 
+class NotMeasuredError(Exception):
+    """A family can't be measured here; the message says why."""
+
+
 @frozen(kw_only=True)
 class Plan:
     """How long to measure.

@@ -14,6 +14,8 @@ from typing import IO, Any, TextIO, TypeAlias
 
 from attrs import frozen
 
+from benchmarks.figures import NotMeasuredError
+
 Respond: TypeAlias = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Executes a command, and returns the answer."""
 
@@ -29,11 +31,11 @@ Otherwise it depends on the layout of the heap whether a read of 256 KiB costs t
 _TIMEOUT = 600.0  # seconds for an answer; the largest run takes about one minute
 
 
-class MissingPackageError(Exception):
-    """A package that a contender needs is not installed; its name is the argument."""
+class MissingPackageError(NotMeasuredError):
+    """A package that a contender needs is not installed."""
 
 
-class ChildError(Exception):
+class ChildError(NotMeasuredError):
     """A child failed, or did not answer in time; its output is on standard error."""
 
 
@@ -59,7 +61,7 @@ class Child:
             raise ChildError(f"{self._target} gave no answer")
         answer: dict[str, Any] = json.loads(line)
         if "missing" in answer:
-            raise MissingPackageError(answer["missing"])
+            raise MissingPackageError(f"{answer['missing']} is not installed")
         if "failed" in answer:
             raise ChildError(f"{self._target} failed with {answer['failed']}")
         return answer
@@ -137,7 +139,7 @@ def start_all(
             started = child(contender.target, contender.loop, environment=environment, **settings)
             children[contender.name] = stack.enter_context(started)
         except MissingPackageError as error:
-            notes.append(f"left out: {contender.name}, since {error} is not installed")
+            notes.append(f"left out: {contender.name}, since {error}")
     return children, notes
 
 

@@ -3,7 +3,7 @@
 import os
 
 from benchmarks.families.audio import COALESCED, HAND, MAIN, OURS, send
-from benchmarks.figures import Plan, Rounds, Section
+from benchmarks.figures import NotMeasuredError, Plan, Section
 from benchmarks.processes import PINNED_HEAP, Child, Contender, MissingPackageError, child
 from benchmarks.search import Searches
 from benchmarks.sender import FRAME_SECONDS
@@ -18,10 +18,14 @@ _SENDER_SHARE = 0.25
 
 
 def measure(plan: Plan) -> list[Section]:
-    """Search for each receiver in turn, which has one core, while the sender has the other."""
+    """Search for each receiver in turn, which has one core, while the sender has the other.
+
+    Raises:
+        NotMeasuredError: there is one processor, or another system than Linux.
+    """
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(cpus) < _CPUS:
-        return [_section(Rounds(), ["left out: it needs Linux and two processors"])]
+        raise NotMeasuredError("it needs Linux and two processors")
     searches, notes = Searches(plan), list[str]()
     contenders = [Contender(name, target) for name, target in MAIN]
     for number in range(plan.pick(full=3, quick=1)):
@@ -34,27 +38,26 @@ def measure(plan: Plan) -> list[Section]:
                     trials = _Trials(searches.seconds, contender.name, sender, receiver)
                     searches.search(contender.name, trials.failure)
             except MissingPackageError as error:
-                notes.append(f"left out: {contender.name}, since {error} is not installed")
+                notes.append(f"left out: {contender.name}, since {error}")
                 contenders.remove(contender)
     about = (
         f"both tracks, 100 frames a second, from a sender on another core; {searches.seconds:.0f} s a trial, of which "
         "one that fails is repeated once; nothing dropped, 99th percentile of the delay under "
         f"{_LATEST_OF_OTHERS * 1e3:.0f} ms (coalesced: {_LATEST[COALESCED] * 1e3:.0f} ms)"
     )
-    return [_section(searches.found, [about, *searches.limits(name for name, _ in MAIN), *notes])]
-
-
-def _section(found: Rounds, notes: list[str]) -> Section:
-    return Section(
-        title="Streams with both tracks that one core receives",
-        unit="streams",
-        series=found.series(name for name, _ in MAIN),
-        baseline=HAND,
-        ours=OURS,
-        aims={OURS: "> 1", COALESCED: "≥ 1.8"},
-        plotted=True,
-        notes=tuple(notes),
-    )
+    names = [name for name, _ in MAIN]
+    return [
+        Section(
+            title="Streams with both tracks that one core receives",
+            unit="streams",
+            series=searches.found.series(names),
+            baseline=HAND,
+            ours=OURS,
+            aims={OURS: "> 1", COALESCED: "≥ 1.8"},
+            plotted=True,
+            notes=(about, *searches.limits(names), *notes),
+        )
+    ]
 
 
 class _Trials:

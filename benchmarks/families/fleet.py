@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.families.starts import LIMIT, WINDOW, StartsNotConfirmedError
-from benchmarks.figures import Plan, Rounds, Section
-from benchmarks.processes import MissingPackageError, child
+from benchmarks.figures import NotMeasuredError, Plan, Rounds, Section
+from benchmarks.processes import child
 
 _WORKERS = 3
 _USED = "starts, of what the rate limiter allows"
@@ -20,28 +20,29 @@ _TIMEOUT = 120.0
 
 
 def measure(plan: Plan) -> list[Section]:
-    """Submit runs that take a little longer than one window, and have three workers start them."""
+    """Submit runs that take a little longer than one window, and have three workers start them.
+
+    Raises:
+        NotMeasuredError: redis-server is not installed.
+    """
     redis = shutil.which("redis-server")
+    if redis is None:
+        raise NotMeasuredError("redis-server is not installed (on Debian: package redis-server)")
     found = Rounds()
     begins, window = plan.pick(full=(3.0, WINDOW), quick=(2.0, 3.0))
-    notes = [
+    notes = (
         (
             f"from {begins:.0f} s after the first start, for {window:.0f} s, at utilization=1.0; the server, Redis, "
             f"the {_WORKERS} workers and who submits share this machine"
         ),
         f"the fullest window is any {window:.0f} s on the server: above 100, the Space would refuse starts",
-    ]
-    if redis is None:
-        notes.append("left out: redis-server is not installed")
-    try:
-        for _ in range(plan.pick(full=3, quick=1) if redis is not None else 0):
-            answer = _run(str(redis), int(LIMIT / WINDOW * (begins + window + 2.0)), begins=begins, window=window)
-            found.add(_USED, answer["steady"] / (answer["rate"] * window) * 100)
-            found.add("starts, of the Space's limit", answer["steady"] / (LIMIT / WINDOW * window) * 100)
-            found.add("the fullest window, of the Space's limit", answer["busiest"] / (LIMIT / WINDOW * window) * 100)
-            found.add("CPU of the three workers, of one core", answer["cpu"] * 100)
-    except MissingPackageError as error:
-        notes.append(f"left out: {error} is not installed")
+    )
+    for _ in range(plan.pick(full=3, quick=1)):
+        answer = _run(redis, int(LIMIT / WINDOW * (begins + window + 2.0)), begins=begins, window=window)
+        found.add(_USED, answer["steady"] / (answer["rate"] * window) * 100)
+        found.add("starts, of the Space's limit", answer["steady"] / (LIMIT / WINDOW * window) * 100)
+        found.add("the fullest window, of the Space's limit", answer["busiest"] / (LIMIT / WINDOW * window) * 100)
+        found.add("CPU of the three workers, of one core", answer["cpu"] * 100)
     return [
         Section(
             title="Three fleet workers at the whole limit of a Space",
@@ -49,7 +50,7 @@ def measure(plan: Plan) -> list[Section]:
             series=found.series(),
             aims={_USED: "≥ 95"},
             plotted=True,
-            notes=tuple(notes),
+            notes=notes,
         )
     ]
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from benchmarks.families.capacity import TRACKS
-from benchmarks.figures import Plan, Rounds, Section
-from benchmarks.processes import PINNED_HEAP, Child, child
+from benchmarks.figures import NotMeasuredError, Plan, Section
+from benchmarks.processes import PINNED_HEAP, Child, ChildError, child
 from benchmarks.search import Searches
 from benchmarks.sender import FRAME_SECONDS
 
@@ -29,9 +29,13 @@ _COMMAND = ("-m", "signalwire_streams", "listen", "--json", "--allow-anonymous",
 
 
 def measure(plan: Plan) -> list[Section]:
-    """Search for the highest number of streams that one process records completely, and that two do."""
+    """Search for the highest number of streams that one process records completely, and that two do.
+
+    Raises:
+        NotMeasuredError: there is one processor, or another system than Linux.
+    """
     if sys.platform != "linux" or len(os.sched_getaffinity(0)) < max(_PROCESSES):
-        return [_section(Rounds(), ["left out: it needs Linux and two processors"])]
+        raise NotMeasuredError("it needs Linux and two processors")
     searches = Searches(plan)
     for number in range(plan.pick(full=3, quick=1)):
         for processes in plan.shuffled(_PROCESSES, number):
@@ -42,23 +46,21 @@ def measure(plan: Plan) -> list[Section]:
         f"fails is repeated once; every frame recorded, and all of them read {_LATEST * 1e3:.0f} ms after the last was "
         "sent (99 of 100 streams); the sender takes its part of the two processors"
     )
-    return [_section(searches.found, [about, *searches.limits(map(_name, _PROCESSES))])]
+    return [
+        Section(
+            title="Streams with both tracks that listen records on two processors",
+            unit="streams",
+            series=searches.found.series(map(_name, _PROCESSES)),
+            baseline=_name(1),
+            aims={_name(2): "≥ 2"},
+            plotted=True,
+            notes=(about, *searches.limits(map(_name, _PROCESSES))),
+        )
+    ]
 
 
 def _name(processes: int) -> str:
     return f"--processes {processes}"
-
-
-def _section(found: Rounds, notes: list[str]) -> Section:
-    return Section(
-        title="Streams with both tracks that listen records on two processors",
-        unit="streams",
-        series=found.series(map(_name, _PROCESSES)),
-        baseline=_name(1),
-        aims={_name(2): "≥ 2"},
-        plotted=True,
-        notes=tuple(notes),
-    )
 
 
 class _Listening:
@@ -73,11 +75,14 @@ class _Listening:
     def _read(self, output: IO[str]) -> None:
         for line in output:
             self._lines.put(line)
+        self._lines.put("")
 
     def line(self) -> dict[str, Any]:
         """Return the next object that it writes."""
-        line: dict[str, Any] = json.loads(self._lines.get(timeout=_TIMEOUT))
-        return line
+        line = self._lines.get(timeout=_TIMEOUT)
+        if not line:
+            raise ChildError("listen ended, and said why on standard error")
+        return cast("dict[str, Any]", json.loads(line))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from benchmarks.figures import Plan, Rounds, Section
+from benchmarks.figures import NotMeasuredError, Plan, Rounds, Section
 from benchmarks.processes import Child, ChildError, Contender, child, on_loop, start_all
 from benchmarks.servers import Server, server
 
@@ -28,7 +28,7 @@ _ON_FIRST_LOOP = (
 )
 
 
-class StartsNotConfirmedError(Exception):
+class StartsNotConfirmedError(NotMeasuredError):
     """A contender did not start what it was asked to, so its figure would be of something else."""
 
 
