@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.callgrind import compile_helper, count_program, counted_child
 from benchmarks.families import audio
 from benchmarks.families.imports import BASELINE, CLIENT, IMPORTS, NO_CERTIFICATES, environment, python
-from benchmarks.families.starts import COUNTED, HAND, SINGLE, ask
+from benchmarks.families.starts import COMMON, HAND, SINGLE, ask
 from benchmarks.figures import Plan, Rounds, Section
 from benchmarks.processes import PINNED_HEAP, Contender, child, start_all
 from benchmarks.sender import FrameCount
@@ -51,7 +51,7 @@ def measure(plan: Plan) -> list[Section]:
 def _cpu(plan: Plan) -> Section:
     """Measure the same starts in CPU time, with more rounds, since that varies."""
     used, starts = Rounds(), plan.pick(full=300, quick=100)
-    contenders = [Contender(name, target) for name, target in COUNTED]
+    contenders = [Contender(name, target) for name, target in COMMON]
     with server() as running, ExitStack() as stack:
         children, _ = start_all(stack, contenders, base_url=running.base_url)
         for number in range(-1, plan.pick(full=9, quick=3)):
@@ -65,7 +65,7 @@ def _cpu(plan: Plan) -> Section:
 def _starts(helper: Path, rounds: int, starts: int, *, beside: Section) -> list[Section]:
     costs = Rounds()
     with server() as running:
-        for name, target in COUNTED:
+        for name, target in COMMON:
             with counted_child(target, helper, base_url=running.base_url) as (client, instructions):
                 for number in range(-1, rounds):
                     ask(name, client, running, starts=starts, tag=f"round-{number}", counted=number >= 0)

@@ -10,15 +10,14 @@ HAND = "hand-written aiohttp"
 OURS = "this client"
 SINGLE = "this client, one at a time"
 
-_ON_ALL_LOOPS = (
+COMMON = (
     (HAND, "starters:aiohttp_plain"),
     ("hand-written aiohttp, tuned", "starters:aiohttp_tuned"),
     (SINGLE, "starters:single"),
     ("this client, bulk", "starters:bulk"),
     ("this client, bulk with journal", "starters:journaled"),
 )
-COUNTED = (_ON_ALL_LOOPS[0], *_ON_ALL_LOOPS[2:])
-"""The contenders whose instructions are counted, the baseline first."""
+"""The contenders that run on all loops, and whose instructions are counted; the baseline first."""
 _ON_FIRST_LOOP = (
     ("hand-written aiohttp, header for auth=", "starters:aiohttp_header"),
     ("twilio (async)", "starters:twilio"),
@@ -50,7 +49,7 @@ def measure_starts(plan: Plan) -> list[Section]:
     contenders = [
         Contender(on_loop(name, loop), target, loop)
         for loop in plan.loops
-        for name, target in (*_ON_ALL_LOOPS, *(_ON_FIRST_LOOP if loop == plan.loops[0] else ()))
+        for name, target in (*COMMON, *(_ON_FIRST_LOOP if loop == plan.loops[0] else ()))
     ]
     rounds, passes, starts = plan.pick(full=(7, 2, 600), quick=(3, 1, 300))
     costs, rates = Rounds(), Rounds()
