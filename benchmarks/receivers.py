@@ -221,9 +221,8 @@ async def fastapi(received: Received) -> AsyncIterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(1024)  # before uvicorn does, since the port is returned at once
-        quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "backlog": 1024}
-        secure = {} if received.certificate is None else {"ssl_certfile": received.certificate}
-        server = Server(Config(application, **quiet, **secure))
+        quiet: dict[str, Any] = {"log_level": "error", "access_log": False}
+        server = Server(Config(application, backlog=1024, ssl_certfile=received.certificate, **quiet))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         try:
             yield listening.getsockname()[1]

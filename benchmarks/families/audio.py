@@ -28,10 +28,8 @@ MAIN = (
 _FASTAPI_AIMS = {OURS: "≤ 0.55", COALESCED: "≤ 0.30"}
 _AIMS = {OURS: "≤ 0.70", COALESCED: "≤ 0.35"}
 _OTHERS = (("aiohttp that decodes no frame", "receivers:ignoring"), ("websockets + json", "receivers:websockets"))
-_NOT_IN_TIME = (
-    "in a round the sender was late by more than a frame, and then sent several at once, which is cheaper to receive: "
-    "repeat it on a machine that does nothing else"
-)
+_LATE = "the sender was late by more than a frame, and sent frames together, which makes them cheaper: try it again"
+_TRIES = 3  # of a round, if the sender is late
 _HEAD_START = 0.2  # seconds until the first frame is due
 _ENCODING = 0.00003  # seconds to encode one frame before that
 
@@ -89,11 +87,14 @@ def _sections(
             receivers, figures = by_tls if load.tls else plain, _Figures(load)
             for turn in range(0 if load.pace == "real time" else -1, rounds):  # -1 warms up
                 for name in plan.shuffled(receivers, load, about, turn):
-                    sent_and_received = send(
-                        *(load.sockets, load.frames, sender, receivers[name]), pace=load.pace, tls=load.tls
-                    )
+                    for _ in range(_TRIES):
+                        sent, received = send(
+                            *(load.sockets, load.frames, sender, receivers[name]), pace=load.pace, tls=load.tls
+                        )
+                        if sent.get("p99", 0.0) <= FRAME_SECONDS:
+                            break
                     if turn >= 0:
-                        figures.add(name, *sent_and_received)
+                        figures.add(name, sent, received)
             sections.append(figures.section(loop, about, notes))
     return sections
 
@@ -142,7 +143,7 @@ class _Figures:
             notes=(
                 f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's",
                 *((f"of each delay the sender's own part: {own}",) if own else ()),
-                *((_NOT_IN_TIME,) if late > FRAME_SECONDS * 1e3 else ()),
+                *((_LATE,) if late > FRAME_SECONDS * 1e3 else ()),
                 *_over_fastapi(self._costs, loop, with_aims=bool(aims)),
                 *notes,
                 *(
