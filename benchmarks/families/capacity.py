@@ -13,6 +13,7 @@ _CPUS = 2
 _LATEST = {COALESCED: 0.15}
 _LATEST_OF_OTHERS = 0.02
 """Seconds of delay that one frame of a hundred may exceed."""
+_TRIES = 3
 _SENDER_SHARE = 0.25
 """Share of that delay above which the sender's own delay shows that the sender was the limit."""
 
@@ -69,8 +70,11 @@ class _Trials:
         self._sender, self._receiver = sender, receiver
 
     def failure(self, streams: int) -> str:
-        """Try a number once; return what it failed by, or nothing."""
-        sent, received = send(streams, self._frames, self._sender, self._receiver, pace="real time", tracks=TRACKS)
+        """Try a number, again if the sender was late; return what it failed by, or nothing."""
+        for _ in range(_TRIES):
+            sent, received = send(streams, self._frames, self._sender, self._receiver, pace="real time", tracks=TRACKS)
+            if sent["p99"] <= self._latest * _SENDER_SHARE:
+                break
         lost = streams * self._frames - received["frames"]
         if not lost and received["p99"] < self._latest:
             return ""
