@@ -43,7 +43,7 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
         assert rows(path) == [("conference", "room", "a", IN_DOUBT, None, 0, 0, None)]
-        journal.settle(
+        journal.complete(
             first,
             outcome(
                 BulkStatus.STARTED,
@@ -65,7 +65,7 @@ async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, mo
     with closing(Journal.create(path, RUN, run="r1")) as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkStatus.STARTED))
+        journal.complete(row, outcome(BulkStatus.STARTED))
         for _ in range(3):
             await asyncio.sleep(0)
         assert rows(path)[0][3] == "started"
@@ -94,7 +94,7 @@ async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> No
     other = sqlite3.connect(path)
     other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
     other.commit()
-    journal.settle(row, outcome(BulkStatus.STARTED))
+    journal.complete(row, outcome(BulkStatus.STARTED))
     failures = await asyncio.gather(
         *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
     )
@@ -115,13 +115,13 @@ async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> N
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         error = StreamOutcomeUnknownError("may be running", attempts=1)
-        journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
+        journal.complete(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
     with closing(Journal.reopen(path, RUN)) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == ItemRecord(row, "unknown", None, False)
         assert journal.new_row() > row
         await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
+        journal.complete(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 
