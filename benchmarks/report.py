@@ -39,11 +39,11 @@ def lines(sections: Sequence[Section]) -> Iterator[str]:
 
 def _row(section: Section, series: Series) -> _Row:
     spread = series.spread
-    varies = spread.low != spread.high
+    low, high = number(spread.low), number(spread.high)
     row: dict[str, str] = {
         _NAME: _INDENT + series.name + (" *" if series.name == section.baseline else ""),
         f"median, {section.unit}": number(spread.median),
-        "min … max": f"{number(spread.low)} … {number(spread.high)}" if varies else "",
+        "min … max": f"{low} … {high}" if low != high else "",
         "÷ *": ratio(section.over_baseline(series)) if series.name != section.baseline else "",
         "ours ÷ it": ratio(section.ours_over(series)) if series.name not in (section.ours, section.baseline) else "",
         "aim": section.aims.get(series.name, ""),
@@ -70,7 +70,8 @@ def ratio(spread: Spread | None) -> str:
     """Format a ratio, or nothing."""
     if spread is None:
         return ""
-    return f"{spread.median:.2f}" + (f" ({spread.low:.2f} … {spread.high:.2f})" if spread.low != spread.high else "")
+    low, high = f"{spread.low:.2f}", f"{spread.high:.2f}"
+    return f"{spread.median:.2f}" + (f" ({low} … {high})" if low != high else "")
 
 
 def _aligned(row: _Row, headings: Iterable[str], widths: Mapping[str, int]) -> str:
