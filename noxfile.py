@@ -75,6 +75,21 @@ def matrix(session: nox.Session, versions: str) -> None:
 
 
 @nox.session
+@nox.parametrize("release", ["oldest", "newest"])
+def aiohttp(session: nox.Session, release: str) -> None:
+    """Run the tests of connections and of the receiver with the oldest and the newest aiohttp that is allowed."""
+    [requirement] = [one for one in PROJECT["project"]["dependencies"] if Requirement(one).name == "aiohttp"]
+    session.install("--editable", EVERYTHING, *dependencies("test"))
+    if release == "oldest":
+        session.install(*lowest([requirement]))
+    else:  # also in an environment that is used again
+        session.install("--upgrade", requirement)
+    session.run("python", "-c", "import aiohttp; print('aiohttp', aiohttp.__version__)")
+    options = ("--numprocesses", "auto", *session.posargs)
+    session.run("pytest", *options, "tests/transport", "tests/receiver", env=COMPILED_ONCE)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*dependencies("lint"))
@@ -119,7 +134,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure the cost of this package relative to others, as ratios taken in one run; `-- --quick` is a trial run."""
-    session.install("--editable", ".", *dependencies("bench"))
+    session.install("--editable", ".[cli,fleet]", *dependencies("bench"))
     figures = Path(session.create_tmp()).resolve() / "figures.json"
     session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
     session.log(f"all figures of all rounds: {figures}")
