@@ -3,7 +3,7 @@
 asyncio allocates 256 KiB for each read, which for a small message can cost more than all the rest, and aiohttp passes
 each message on through a queue, a future and two coroutines. So a socket reads into one buffer of its receiver, and
 calls a function with each text or binary message as it arrives. The frames are still parsed by aiohttp's own reader.
-If aiohttp's internals are not as expected, nothing is pushed, and `AudioSocket.receive` returns all messages.
+If aiohttp's internals are not as expected, nothing is pushed, and `AudioSocket.read` passes on all messages.
 """
 
 import asyncio
@@ -12,16 +12,21 @@ import socket
 import struct
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
+
+from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.receiver._socket import OnMessage
 
 _ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written
 CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
+_BURST = 100  # messages that are read before other tasks get a turn, if they are not pushed
 _MAX_UNBUFFERED = 16 * 1024  # characters that an empty write buffer takes, whatever the size of a character
 _UNANSWERED = {None, WSCloseCode.ABNORMAL_CLOSURE}
 _TEXT, _BINARY = WSMsgType.TEXT, WSMsgType.BINARY
+_CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 _Result = TypeVar("_Result")
@@ -39,10 +44,6 @@ def reset(transport: asyncio.Transport | None) -> None:
         transport.abort()
 
 
-OnMessage: TypeAlias = Callable[[str | bytes], None]
-"""Called with the data of each text or binary message. Compiled code calls it, which swallows what it raises."""
-
-
 class AudioSocket(web.WebSocketResponse):
     """A WebSocket whose senders can be cancelled, and whose connection does not outlive its close.
 
@@ -52,7 +53,8 @@ class AudioSocket(web.WebSocketResponse):
     def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int, buffer: memoryview) -> None:
         super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
         self.transport = transport
-        self.on_message: OnMessage | None = None  # set before `prepare`
+        self.on_message: OnMessage = _ignore  # set before `prepare`
+        self.on_control: Callable[[], None] = _ignore
         self._buffer = buffer
         self._send_tasks: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[bool] | None = None
@@ -60,14 +62,14 @@ class AudioSocket(web.WebSocketResponse):
     def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: Any) -> None:  # noqa: ANN401
         is_fresh = not getattr(request.protocol, "_message_tail", True)
         super()._post_start(request, protocol, writer)
-        if is_fresh and self.on_message is not None and self.transport is not None:
-            self._push(request.protocol, self.transport, self.on_message)
+        if is_fresh and self.transport is not None:
+            self._push(request.protocol, self.transport)
 
-    def _push(self, protocol: web.RequestHandler, transport: asyncio.Transport, on_message: OnMessage) -> None:
+    def _push(self, protocol: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Have aiohttp's reader, which has read nothing yet, replaced by one that pushes messages."""
         try:
             queue = _PushingQueue(protocol, self._max_msg_size, loop=asyncio.get_running_loop())
-            queue.on_message = on_message
+            queue.on_message = self.on_message
             parser = WebSocketReader(queue, self._max_msg_size, compress=False, decode_text=True)
             protocol._payload_parser = None  # noqa: SLF001  (or it refuses another parser)
             protocol.set_parser(parser)
@@ -75,6 +77,26 @@ class AudioSocket(web.WebSocketResponse):
             return
         self._reader, self._parser = queue, parser
         transport.set_protocol(_BufferedReads(protocol, self._buffer))
+
+    async def read(self) -> None:
+        """Answer pings, and pass on the messages that are not pushed, until the socket is closed."""
+        messages = 0
+        while (message := await self.receive()).type not in _CLOSED:
+            if message.type is _TEXT or message.type is _BINARY:
+                self.on_message(message.data)
+            elif message.type is not WSMsgType.ERROR:
+                self.on_control()
+                if message.type is WSMsgType.PING:
+                    await self.pong(message.data)
+            elif isinstance(message.data, WebSocketError):
+                raise MalformedFrameError("the received data is not a WebSocket message")
+            else:
+                raise ConnectionError("the connection broke")
+            messages += 1
+            if messages % _BURST == 0:
+                await asyncio.sleep(0)
+        if self.close_code == WSCloseCode.ABNORMAL_CLOSURE:
+            raise ConnectionError("the connection broke")
 
     async def send_str(self, data: str, compress: int | None = None) -> None:
         await self._send(super().send_str(data, compress), len(data))
@@ -95,6 +117,9 @@ class AudioSocket(web.WebSocketResponse):
             self._close_task = self._track_task(self._close_in_time(closing))
         await asyncio.wait({self._close_task})
         return self._close_task.result()
+
+    def abort(self) -> None:
+        reset(self.transport)
 
     async def _close_in_time(self, closing: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
         loop = asyncio.get_running_loop()
@@ -150,7 +175,7 @@ class _PushingQueue(WebSocketDataQueue):
             super().feed_data(message, size)
 
 
-def _ignore(_: str | bytes) -> None:
+def _ignore(*_: object) -> None:
     pass
 
 

@@ -9,11 +9,12 @@ from functools import partial
 from ssl import SSLContext
 from typing import Literal, Self
 
-from aiohttp import WSCloseCode, web
+from aiohttp import web
 from yarl import URL
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
+from signalwire_streams.receiver._aiohttp_socket import AudioSocket
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
@@ -29,7 +30,7 @@ from signalwire_streams.receiver._server import (
     mask_tokens,
 )
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
-from signalwire_streams.receiver._socket import AudioSocket, reset
+from signalwire_streams.receiver._socket import CloseCode, Socket
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
@@ -173,7 +174,7 @@ class MediaReceiver(StarterMixin):
             pending.on_socket_failed(connection.failure or "the receiver was closed")
         return socket
 
-    def _connect(self, socket: AudioSocket) -> Connection:
+    def _connect(self, socket: Socket) -> Connection:
         return Connection(
             socket,
             partial(self._open_session, socket),
@@ -224,10 +225,10 @@ class MediaReceiver(StarterMixin):
         finally:
             self.pending_sockets -= 1
         if session is None and not connection.failure:
-            await connection.close(WSCloseCode.GOING_AWAY)
+            await connection.close(CloseCode.GOING_AWAY)
         return session
 
-    def _open_session(self, socket: AudioSocket, start: StartEvent) -> StreamSession:
+    def _open_session(self, socket: Socket, start: StartEvent) -> StreamSession:
         media = start.media_format
         audio_format = AudioFormat.from_start_event(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
@@ -355,7 +356,7 @@ class MediaReceiver(StarterMixin):
     def abort(self) -> None:
         """Reset the connections of all streams, so that `aclose` need not wait until the other ends answer."""
         for connection in self._watchdog.connections:
-            reset(connection.socket.transport)
+            connection.socket.abort()
 
     async def _wait_for_handlers(self, seconds: float) -> None:
         if self._tasks:

@@ -13,19 +13,15 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
+from signalwire_streams.receiver._socket import TextSender
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _KEYS = frozenset("0123456789*#ABCD")
 _FRAME_MILLISECONDS = 20
 _MAX_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is playing
 _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the mark
-
-
-class Socket(Protocol):
-    async def send_str(self, data: str) -> None: ...
 
 
 class Playback:
@@ -42,7 +38,7 @@ class Playback:
 
     def __init__(
         self,
-        socket: Socket,
+        socket: TextSender,
         stream_sid: str | None,
         audio_format: AudioFormat,
         bidirectional: bool,  # noqa: FBT001  (a public signature)

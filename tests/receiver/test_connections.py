@@ -21,8 +21,8 @@ from aiohttp import web
 
 from signalwire_streams import InvalidRequestError, OpenError
 from signalwire_streams.receiver import EndReason, MediaReceiver
+from signalwire_streams.receiver._aiohttp_socket import reset as reset_connection
 from signalwire_streams.receiver._server import StreamServer, default_max_pending
-from signalwire_streams.receiver._socket import reset as reset_connection
 
 from .conftest import Heard, until
 from .test_receiver import START, media

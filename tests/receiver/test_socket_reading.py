@@ -14,8 +14,8 @@ from signalwire_streams.receiver import (
     MediaEvent,
     MediaReceiver,
     StreamSession,
+    _aiohttp_socket as audio_socket,
     _connection as connections,
-    _socket as audio_socket,
 )
 
 from .conftest import Heard, until
