@@ -76,7 +76,7 @@ class AudioSocket(web.WebSocketResponse):
         except (AttributeError, TypeError):
             return
         self._reader, self._parser = queue, parser
-        transport.set_protocol(_BufferedReads(protocol, self._buffer))
+        transport.set_protocol(_BufferedReads(protocol, parser, self._buffer))
 
     async def read(self) -> None:
         """Answer pings, and pass on the messages that are not pushed, until the socket is closed."""
@@ -180,11 +180,12 @@ def _ignore(*_: object) -> None:
 
 
 class _BufferedReads(asyncio.BufferedProtocol):
-    """Reads into a buffer that is shared by the sockets of one event loop, and passes each read on to a protocol."""
+    """Reads into a buffer that is shared by the sockets of one event loop, for a WebSocket's parser and protocol."""
 
-    def __init__(self, protocol: asyncio.Protocol, buffer: memoryview) -> None:
+    def __init__(self, protocol: web.RequestHandler, parser: WebSocketReader, buffer: memoryview) -> None:
         self._buffer = buffer
-        self._data_received = protocol.data_received
+        self._feed = parser.feed_data
+        self._on_invalid_data = protocol.close
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
         self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
@@ -194,4 +195,6 @@ class _BufferedReads(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._data_received(bytes(self._buffer[:nbytes]))
+        is_invalid, _ = self._feed(self._buffer[:nbytes].tobytes())
+        if is_invalid:
+            self._on_invalid_data()
