@@ -71,9 +71,10 @@ class AudioSocket(web.WebSocketResponse):
             queue = _PushingQueue(protocol, self._max_msg_size, loop=asyncio.get_running_loop())
             queue.on_message = self.on_message
             parser = WebSocketReader(queue, self._max_msg_size, compress=False, decode_text=True)
+            _, _ = parser.feed_data(b"")  # to see whether it returns what `_BufferedReads` expects
             protocol._payload_parser = None  # noqa: SLF001  (or it refuses another parser)
             protocol.set_parser(parser)
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, ValueError):
             return
         self._reader, self._parser = queue, parser
         transport.set_protocol(_BufferedReads(protocol, parser, self._buffer))

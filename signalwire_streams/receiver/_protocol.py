@@ -209,14 +209,15 @@ def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEv
     try:
         if not isinstance(frame, str) or (head := _MEDIA_HEAD(frame)) is None:
             return _decode_json(frame, elapsed)
-        if frame.endswith(_PLAIN_TAIL):
+        begin = head.end()
+        if frame.endswith(_PLAIN_TAIL, begin):
             end = -len(_PLAIN_TAIL)
-        elif (tail := _MEDIA_TAIL(frame, head.end())) is not None:
+        elif (tail := _MEDIA_TAIL(frame, begin)) is not None:
             end = tail.start(1)
         else:
             return _decode_json(frame, elapsed)
         try:
-            payload = a2b_base64(frame[head.end() : end], strict_mode=True)
+            payload = a2b_base64(frame[begin:end], strict_mode=True)
         except ValueError:  # it may have escapes, such as "\/", or more keys follow it
             return _decode_json(frame, elapsed)
         sequence_number, track, chunk, timestamp = head.groups()
