@@ -54,6 +54,7 @@ class AudioSocket(web.WebSocketResponse):
         super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
         self.transport = transport
         self.on_message: OnMessage = _ignore  # set before `prepare`
+        self.on_read: Callable[[], None] = _ignore
         self.on_control: Callable[[], None] = _ignore
         self._buffer = buffer
         self._send_tasks: set[asyncio.Task[Any]] = set()
@@ -77,7 +78,7 @@ class AudioSocket(web.WebSocketResponse):
         except (AttributeError, TypeError, ValueError):
             return
         self._reader, self._parser = queue, parser
-        transport.set_protocol(_BufferedReads(protocol, parser, self._buffer))
+        transport.set_protocol(_BufferedReads(self, protocol, parser, self._buffer))
 
     async def read(self) -> None:
         """Answer pings, and pass on the messages that are not pushed, until the socket is closed."""
@@ -85,6 +86,7 @@ class AudioSocket(web.WebSocketResponse):
         while (message := await self.receive()).type not in _CLOSED:
             if message.type is _TEXT or message.type is _BINARY:
                 self.on_message(message.data)
+                self.on_read()
             elif message.type is not WSMsgType.ERROR:
                 self.on_control()
                 if message.type is WSMsgType.PING:
@@ -183,7 +185,10 @@ def _ignore(*_: object) -> None:
 class _BufferedReads(asyncio.BufferedProtocol):
     """Reads into a buffer that is shared by the sockets of one event loop, for a WebSocket's parser and protocol."""
 
-    def __init__(self, protocol: web.RequestHandler, parser: WebSocketReader, buffer: memoryview) -> None:
+    def __init__(
+        self, socket: AudioSocket, protocol: web.RequestHandler, parser: WebSocketReader, buffer: memoryview
+    ) -> None:
+        self._socket = socket
         self._buffer = buffer
         self._feed = parser.feed_data
         self._on_invalid_data = protocol.close
@@ -199,3 +204,4 @@ class _BufferedReads(asyncio.BufferedProtocol):
         is_invalid, _ = self._feed(self._buffer[:nbytes].tobytes())
         if is_invalid:
             self._on_invalid_data()
+        self._socket.on_read()

@@ -5,9 +5,10 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextvars import Context, copy_context
 from enum import StrEnum
 from secrets import token_hex
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import frozen
 
@@ -46,10 +47,28 @@ class QueueLimits:
     overflow: Overflow = Overflow.DROP_OLDEST
 
 
+class _Waiter(asyncio.Future[None]):
+    """A future whose task can be resumed at once, within a callback of the event loop.
+
+    Another turn of the loop would cost as much as decoding a frame does. When it is cancelled, this is any future.
+    """
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
+        super().add_done_callback(callback, context=context)
+        self._callback, self._context = callback, context or copy_context()
+
+    def resume(self) -> None:
+        """Run the task until it waits again. No other task may be running."""
+        self.remove_done_callback(self._callback)
+        self.set_result(None)
+        self._context.run(self._callback, self)
+
+
 class EventQueue:
     """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
 
-    It is its own iterator, for one consumer at a time. Cancelling `__anext__` loses no event.
+    It is its own iterator, for one consumer at a time, which has to be woken when events were added. Cancelling
+    `__anext__` loses no event.
     """
 
     def __init__(self, limits: QueueLimits, on_drop: Callable[[Droppable], None]) -> None:
@@ -58,9 +77,9 @@ class EventQueue:
         self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
         self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
         self._bytes = self._kept_bytes = 0
-        self._added = self._removed = 0  # droppable events
+        self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: _Waiter | None = None
 
     @property
     def is_full(self) -> bool:
@@ -69,13 +88,9 @@ class EventQueue:
     def put(self, event: Droppable) -> None:
         """Add a droppable event; drop the oldest ones if the queue overflows."""
         size = memory_of(event)
-        self._added += 1
         self._bytes += size
         self._droppable.append((size, event))
-        room = self.max_events
-        if self._waiter is not None:
-            self.wake()
-            room += 1  # the consumer takes one of them
+        room = self.max_events + (self._waiter is not None)  # a waiting consumer takes one of them
         while len(self._droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
@@ -83,19 +98,24 @@ class EventQueue:
         """Add an event that is never dropped. Return False, and add nothing, if too many of them are waiting."""
         if len(self._kept) >= self.max_events or self._kept_bytes >= self.max_bytes:
             return False
-        self._kept.append((self._added, event))
+        self._kept.append((self._removed + len(self._droppable), event))
         self._kept_bytes += memory_of(event)
-        self.wake()
         return True
 
     def close(self) -> None:
         self._is_closed = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Make the waiting consumer check again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def wake(self) -> None:
+        """Have the waiting consumer, if there is one, take the events that were added."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if asyncio.current_task() is None:
+            waiter.resume()
+        else:
+            waiter.set_result(None)
 
     def __aiter__(self) -> "EventQueue":
         return self
@@ -107,7 +127,7 @@ class EventQueue:
             if self._waiter is not None:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
             # The event itself is not passed through the future, since it would be lost if this is cancelled.
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = _Waiter()
             try:
                 await self._waiter
             finally:
@@ -118,12 +138,15 @@ class EventQueue:
         if self._kept and self._kept[0][0] <= self._removed:
             event = self._kept.popleft()[1]
             self._kept_bytes -= memory_of(event)
+            if not self._kept:
+                self._removed = 0
             return event
         return self._pop_droppable() if self._droppable else None
 
     def _pop_droppable(self) -> Droppable:
         size, event = self._droppable.popleft()
-        self._removed += 1
+        if self._kept:
+            self._removed += 1
         self._bytes -= size
         return event
 

@@ -119,6 +119,7 @@ async def test_waiting_consumer_is_woken_by_events_and_by_the_end() -> None:
     await asyncio.sleep(0)
     queue.put(media(1))
     queue.put(media(2))
+    queue.wake()
     assert await waiting == media(1)
     assert await anext(queue) == media(2)
     waiting = asyncio.ensure_future(anext(queue))
