@@ -4,11 +4,11 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextvars import Context, copy_context
+from collections.abc import AsyncIterator, Callable, Generator
+from contextvars import Context
 from enum import StrEnum
 from secrets import token_hex
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from attrs import frozen
 
@@ -47,21 +47,54 @@ class QueueLimits:
     overflow: Overflow = Overflow.DROP_OLDEST
 
 
-class _Waiter(asyncio.Future[None]):
-    """A future whose task can be resumed at once, within a callback of the event loop.
+class _Waiter:
+    """What one task at a time waits for. Unlike a future, it is used again, and can resume the task at once.
 
-    Another turn of the loop would cost as much as decoding a frame does. When it is cancelled, this is any future.
+    A new future and another turn of the event loop would cost as much as decoding a frame does. The methods are those
+    that asyncio's tasks call on whatever they wait for.
     """
 
-    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
-        super().add_done_callback(callback, context=context)
-        self._callback, self._context = callback, context or copy_context()
+    def __init__(self) -> None:
+        self.is_waiting = False
+        self._asyncio_future_blocking = False
+        self._loop = asyncio.get_running_loop()
+        self._resume: Callable[[_Waiter], object] | None = None
+        self._context: Context | None = None
+        self._cancellation: asyncio.CancelledError | None = None
 
-    def resume(self) -> None:
-        """Run the task until it waits again. No other task may be running."""
-        self.remove_done_callback(self._callback)
-        self.set_result(None)
-        self._context.run(self._callback, self)
+    def __await__(self) -> Generator["_Waiter", None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def wake(self, *, at_once: bool = False) -> None:
+        """Resume the task, in the loop's next turn, or at once if no task is running."""
+        if not self.is_waiting:
+            return
+        self.is_waiting = False
+        resume, self._resume = self._resume, None
+        if at_once and asyncio.current_task(self._loop) is None:
+            self._context.run(resume, self)
+        else:
+            self._loop.call_soon(resume, self, context=self._context)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, callback: "Callable[[_Waiter], object]", *, context: Context) -> None:
+        self._resume, self._context = callback, context
+        self.is_waiting = True
+
+    def cancel(self, msg: object = None) -> bool:
+        if not self.is_waiting:
+            return False
+        self._cancellation = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self.wake()
+        return True
+
+    def result(self) -> None:
+        if self._cancellation is not None:
+            cancellation, self._cancellation = self._cancellation, None
+            raise cancellation
 
 
 class EventQueue:
@@ -79,7 +112,8 @@ class EventQueue:
         self._bytes = self._kept_bytes = 0
         self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
-        self._waiter: _Waiter | None = None
+        self._waiter = _Waiter()
+        self._is_awaited = False
 
     @property
     def is_full(self) -> bool:
@@ -90,7 +124,7 @@ class EventQueue:
         size = memory_of(event)
         self._bytes += size
         self._droppable.append((size, event))
-        room = self.max_events + (self._waiter is not None)  # a waiting consumer takes one of them
+        room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
         while len(self._droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
@@ -104,18 +138,11 @@ class EventQueue:
 
     def close(self) -> None:
         self._is_closed = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._waiter.wake()
 
     def wake(self) -> None:
         """Have the waiting consumer, if there is one, take the events that were added."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
-        if asyncio.current_task() is None:
-            waiter.resume()
-        else:
-            waiter.set_result(None)
+        self._waiter.wake(at_once=True)
 
     def __aiter__(self) -> "EventQueue":
         return self
@@ -124,14 +151,13 @@ class EventQueue:
         while (event := self._pop()) is None:
             if self._is_closed:
                 raise StopAsyncIteration
-            if self._waiter is not None:
+            if self._is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
-            # The event itself is not passed through the future, since it would be lost if this is cancelled.
-            self._waiter = _Waiter()
+            self._is_awaited = True
             try:
                 await self._waiter
             finally:
-                self._waiter = None
+                self._is_awaited = False
         return event
 
     def _pop(self) -> AudioEvent | None:
