@@ -122,10 +122,11 @@ class EventQueue:
     def put(self, event: Droppable) -> None:
         """Add a droppable event; drop the oldest ones if the queue overflows."""
         size = memory_of(event)
+        droppable = self._droppable
+        droppable.append((size, event))
         self._bytes += size
-        self._droppable.append((size, event))
         room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
-        while len(self._droppable) > room or self._bytes - size >= self.max_bytes:
+        while len(droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
     def keep(self, event: KeptEvent) -> bool:
@@ -148,26 +149,25 @@ class EventQueue:
         return self
 
     async def __anext__(self) -> AudioEvent:
-        while (event := self._pop()) is None:
+        while not (self._droppable or self._kept):
             if self._is_closed:
                 raise StopAsyncIteration
             if self._is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
+            # The event is not passed through the waiter, since it would be lost if this is cancelled.
             self._is_awaited = True
             try:
                 await self._waiter
             finally:
                 self._is_awaited = False
-        return event
+        return self._pop_kept() if self._kept and self._kept[0][0] <= self._removed else self._pop_droppable()
 
-    def _pop(self) -> AudioEvent | None:
-        if self._kept and self._kept[0][0] <= self._removed:
-            event = self._kept.popleft()[1]
-            self._kept_bytes -= memory_of(event)
-            if not self._kept:
-                self._removed = 0
-            return event
-        return self._pop_droppable() if self._droppable else None
+    def _pop_kept(self) -> KeptEvent:
+        event = self._kept.popleft()[1]
+        self._kept_bytes -= memory_of(event)
+        if not self._kept:
+            self._removed = 0
+        return event
 
     def _pop_droppable(self) -> Droppable:
         size, event = self._droppable.popleft()
