@@ -55,11 +55,9 @@ class _Waiter:
     """
 
     def __init__(self) -> None:
-        self.is_waiting = False
         self._asyncio_future_blocking = False
         self._loop = asyncio.get_running_loop()
-        self._resume: Callable[[_Waiter], object] | None = None
-        self._context: Context | None = None
+        self._waiting: tuple[Callable[[_Waiter], object], Context] | None = None  # what resumes the task
         self._cancellation: asyncio.CancelledError | None = None
 
     def __await__(self) -> Generator["_Waiter", None, None]:
@@ -68,24 +66,23 @@ class _Waiter:
 
     def wake(self, *, at_once: bool = False) -> None:
         """Resume the task, in the loop's next turn, or at once if no task is running."""
-        if not self.is_waiting:
+        if self._waiting is None:
             return
-        self.is_waiting = False
-        resume, self._resume = self._resume, None
+        resume, context = self._waiting
+        self._waiting = None
         if at_once and asyncio.current_task(self._loop) is None:
-            self._context.run(resume, self)
+            context.run(resume, self)
         else:
-            self._loop.call_soon(resume, self, context=self._context)
+            self._loop.call_soon(resume, self, context=context)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
 
     def add_done_callback(self, callback: "Callable[[_Waiter], object]", *, context: Context) -> None:
-        self._resume, self._context = callback, context
-        self.is_waiting = True
+        self._waiting = callback, context
 
     def cancel(self, msg: object = None) -> bool:
-        if not self.is_waiting:
+        if self._waiting is None:
             return False
         self._cancellation = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
         self.wake()
