@@ -15,6 +15,9 @@ from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import ByteOrder
 
 
+_COALESCE = 0.1  # seconds that audio may wait to be read: a recording is not in a hurry
+
+
 @frozen(kw_only=True)
 class ServerOptions:
     host: str
@@ -66,7 +69,9 @@ class RecordingServer:
     def __init__(self, options: ServerOptions, report: Callable[[Report], None]) -> None:
         self._options = options
         self._report = report
-        self._receiver = MediaReceiver(self._record, bearer_tokens=options.tokens, byte_order=options.byte_order)
+        self._receiver = MediaReceiver(
+            self._record, bearer_tokens=options.tokens, byte_order=options.byte_order, coalesce=_COALESCE
+        )
         self._live: dict[StreamSession, StreamRecorder] = {}
 
     @asynccontextmanager
