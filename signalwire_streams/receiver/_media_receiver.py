@@ -93,11 +93,10 @@ class MediaReceiver(StarterMixin):
             frame_limit: bytes that one message may have.
             heartbeat: seconds of silence before a ping, which must be answered in half that time; None sends no pings.
             byte_order: byte order of L16 audio, which is not documented.
-            coalesce: seconds, at most 1, for which the audio of a stream may be left in its socket, so that several
-                frames are read at once: for recording and transcription, not for agents. With 0.1, a stream takes less
-                than half the CPU, and its frames are half of that later at the median (40 to 50 ms) and at most 150 ms
-                in all. They count as late: in ``elapsed``, and in the jitter and the delay of the statistics. Only
-                where the system has the socket option SO_RCVLOWAT; None and 0 read each frame at once.
+            coalesce: seconds, at most 1, for which audio may be left in its socket, so that several frames are read at
+                once: for recording and transcription, not for agents. Frames are then late, at the median by half of
+                it and at most by one and a half of it, in ``elapsed`` and in the statistics' delay and jitter too. It
+                needs the socket option SO_RCVLOWAT. With None or 0, each frame is read at once.
 
         Raises:
             InvalidRequestError: an argument is invalid, or handler and ``bearer_tokens`` do not fit together.
