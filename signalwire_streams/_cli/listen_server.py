@@ -14,7 +14,6 @@ from signalwire_streams._cli.output import listening_errors, logging_to
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import ByteOrder
 
-
 _COALESCE = 0.1  # seconds that audio may wait to be read: a recording is not in a hurry
 
 
