@@ -65,8 +65,11 @@ def heard() -> Heard:
 
 @pytest.fixture
 def default_tls(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> ssl.SSLContext | None:
-    """TLS context of the receivers that a test serves without one, if pytest was called with --receiver-tls."""
-    if not pytestconfig.getoption("--receiver-tls"):
+    """TLS context of the receivers that a test serves without one, if pytest was called with --receiver-tls.
+
+    Only where a client connects that speaks it, and not where a test writes HTTP to a socket of its own.
+    """
+    if not pytestconfig.getoption("--receiver-tls") or not {"dial", "deaf"} & set(request.fixturenames):
         return None
     context: ssl.SSLContext = request.getfixturevalue("certificate")
     return context

@@ -1,6 +1,7 @@
 """Waiting for the events of a socket, and detecting dead peers."""
 
 import asyncio
+import ssl
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 @pytest.fixture
-async def deaf() -> Any:
+async def deaf(trust: ssl.SSLContext) -> Any:
     """Dial as a peer that neither answers pings nor hides them."""
-    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+    connector = aiohttp.TCPConnector(ssl=trust)
+    async with aiohttp.ClientSession(connector=connector) as session, AsyncExitStack() as stack:
 
         async def dial(url: str) -> aiohttp.ClientWebSocketResponse:
             return await stack.enter_async_context(session.ws_connect(url, autoping=False))
