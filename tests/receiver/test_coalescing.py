@@ -294,10 +294,17 @@ async def test_pong_is_read_in_time(start: Start, heard: Heard) -> None:
     await speaker.peer.close()
 
 
-async def test_timer_ends_with_the_last_stream(start: Start, heard: Heard) -> None:
+async def test_streams_have_one_timer_that_ends_with_the_last_of_them(
+    start: Start, heard: Heard, dial: Any, serve: Any
+) -> None:
     speaker = await start()
     coalescer = speaker.receiver._coalescer
     assert coalescer is not None
+    timer = coalescer._timer
+    other = await dial(await serve(speaker.receiver))
+    assert len(coalescer._members) == 2
+    assert coalescer._timer is timer
+    await other.close()
     await speaker.speak(1)
     assert coalescer._timer is not None
     await speaker.peer.close()
