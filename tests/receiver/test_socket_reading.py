@@ -207,6 +207,19 @@ async def test_ping_that_cannot_be_answered_is_no_failure(
     assert "failed" not in caplog.text
 
 
+async def test_failed_read_has_broken_the_connection(
+    serve: Any, dial: Any, heard: Heard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def receive(_: web.WebSocketResponse) -> aiohttp.WSMessage:
+        return aiohttp.WSMessage(aiohttp.WSMsgType.ERROR, OSError(), None)
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=None))
+    monkeypatch.setattr(web.WebSocketResponse, "receive", receive)
+    await dial(url)
+    await until(lambda: "the connection broke" in caplog.text)
+    assert heard.sessions == []
+
+
 async def test_pong_that_is_unread_while_the_loop_is_blocked_counts(
     serve: Any, dial: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
