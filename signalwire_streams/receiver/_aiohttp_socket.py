@@ -240,7 +240,7 @@ class _CoalescedReads(_BufferedReads):
         self._on_lost = protocol.connection_lost
         self.connection_lost = self._lose  # type: ignore[method-assign]
 
-    def _lose(self, error: BaseException | None) -> None:
+    def _lose(self, error: Exception | None) -> None:
         self._coalesced.end()
         self._on_lost(error)
 
