@@ -240,9 +240,9 @@ class _CoalescedReads(_BufferedReads):
         self._on_lost = protocol.connection_lost
         self.connection_lost = self._lose  # type: ignore[method-assign]
 
-    def _lose(self, error: Exception | None) -> None:
+    def _lose(self, exc: Exception | None) -> None:
         self._coalesced.end()
-        self._on_lost(error)
+        self._on_lost(exc)
 
     def buffer_updated(self, nbytes: int) -> None:
         self._coalesced.on_read(nbytes, self._time())
