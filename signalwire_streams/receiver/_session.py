@@ -64,16 +64,23 @@ class _Waiter:
         self._asyncio_future_blocking = True
         yield self
 
-    def wake(self, *, at_once: bool = False) -> None:
-        """Resume the task, in the loop's next turn, or at once if no task is running."""
+    def wake(self) -> None:
+        """Resume the task in the loop's next turn."""
+        if self._waiting is not None:
+            resume, context = self._waiting
+            self._waiting = None
+            self._loop.call_soon(resume, self, context=context)
+
+    def resume(self) -> None:
+        """Resume the task at once, or in the loop's next turn if a task is running."""
         if self._waiting is None:
+            return
+        if asyncio.current_task(self._loop) is not None:
+            self.wake()
             return
         resume, context = self._waiting
         self._waiting = None
-        if at_once and asyncio.current_task(self._loop) is None:
-            context.run(resume, self)
-        else:
-            self._loop.call_soon(resume, self, context=context)
+        context.run(resume, self)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
@@ -110,6 +117,7 @@ class EventQueue:
         self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
         self._waiter = _Waiter()
+        self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
         self._is_awaited = False
 
     @property
@@ -137,10 +145,6 @@ class EventQueue:
     def close(self) -> None:
         self._is_closed = True
         self._waiter.wake()
-
-    def wake(self) -> None:
-        """Have the waiting consumer, if there is one, take the events that were added."""
-        self._waiter.wake(at_once=True)
 
     def __aiter__(self) -> "EventQueue":
         return self
