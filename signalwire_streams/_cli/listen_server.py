@@ -30,6 +30,7 @@ CAN_SPREAD = sys.platform == "linux"  # others can't share a port, or give all o
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW, _END, _ABORT = b"?", b".", b"!"  # the commands of the parent
 _LENGTH = 4  # bytes before each message of a process
+_COALESCE = 0.1  # seconds that audio may wait to be read: a recording is not in a hurry
 
 
 @frozen(kw_only=True)
@@ -83,7 +84,9 @@ class RecordingServer:
     def __init__(self, options: ServerOptions, report: Callable[[Report], None]) -> None:
         self._options = options
         self._report = report
-        self._receiver = MediaReceiver(self._record, bearer_tokens=options.tokens, byte_order=options.byte_order)
+        self._receiver = MediaReceiver(
+            self._record, bearer_tokens=options.tokens, byte_order=options.byte_order, coalesce=_COALESCE
+        )
         self._live: dict[StreamSession, StreamRecorder] = {}
 
     @contextlib.asynccontextmanager

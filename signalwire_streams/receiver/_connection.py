@@ -7,8 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
-from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType
-
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
@@ -20,24 +18,21 @@ from signalwire_streams.receiver._protocol import (
 )
 from signalwire_streams.receiver._server import RateLimitedLog
 from signalwire_streams.receiver._session import EndReason, QueueLimits, StreamSession
-from signalwire_streams.receiver._socket import AudioSocket, reset
+from signalwire_streams.receiver._socket import CloseCode, Socket
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
 Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 """A user's function: ``async def handler(session)``."""
 
-_BURST = 100  # messages that are read before other tasks get a turn, if they are not pushed
 _CHECKS = 4  # of each heartbeat interval
 _PONG_SHARE = 0.5  # of the heartbeat: time that the other end has to answer a ping
 _MIN_IGNORED = 100  # messages without an event that may precede the start event, however small the queue is
-_DATA = {WSMsgType.TEXT, WSMsgType.BINARY}
-_CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _CLOSE_CODES = {
-    EndReason.HANDLER_RETURNED: WSCloseCode.OK,
-    EndReason.HANDLER_FAILED: WSCloseCode.INTERNAL_ERROR,
-    EndReason.OVERFLOW: WSCloseCode.TRY_AGAIN_LATER,
-    EndReason.SHUTDOWN: WSCloseCode.GOING_AWAY,
+    EndReason.HANDLER_RETURNED: CloseCode.OK,
+    EndReason.HANDLER_FAILED: CloseCode.INTERNAL_ERROR,
+    EndReason.OVERFLOW: CloseCode.TRY_AGAIN_LATER,
+    EndReason.SHUTDOWN: CloseCode.GOING_AWAY,
 }
 
 
@@ -48,12 +43,12 @@ class Connection:
     """One socket. `wait_session` waits for its start event, then `run` serves the session until both have ended.
 
     Messages are decoded and queued as they arrive, so a busy handler delays neither their arrival times nor the
-    answer to a ping. A task reads the control messages.
+    answer to a ping.
     """
 
     def __init__(
         self,
-        socket: AudioSocket,
+        socket: Socket,
         open_session: OpenSession,
         *,
         limits: QueueLimits,
@@ -77,7 +72,7 @@ class Connection:
         self._started_at = self._received_at = 0.0
         self._pinged_at = float("-inf")
         self._is_pong_late = False
-        socket.on_message = self._on_message
+        socket.on_message, socket.on_control = self._on_message, self._on_control
 
     async def wait_session(self, timeout: float) -> StreamSession | None:  # noqa: ASYNC109  (it closes the socket)
         """Wait for the start event, and return its session.
@@ -100,7 +95,7 @@ class Connection:
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
         self._failure_log.warning("a socket was opened, but no stream started on it: %s", self.failure)
-        await self.close(WSCloseCode.POLICY_VIOLATION)
+        await self.close(CloseCode.POLICY_VIOLATION)
         return None
 
     async def _stop_task(self, task: "asyncio.Task[None] | None") -> None:
@@ -109,30 +104,21 @@ class Connection:
             await asyncio.wait({task})
 
     async def _read(self) -> None:
-        """Read the messages that are not pushed, until the socket is closed."""
-        messages = 0
         try:
-            while (message := await self.socket.receive()).type not in _CLOSED:
-                if message.type is WSMsgType.ERROR:
-                    break
-                if message.type in _DATA:
-                    self._on_message(message.data)
-                else:
-                    self._received_at = self._time()
-                    if self.session is None:
-                        self._ignore()
-                    if message.type is WSMsgType.PING:
-                        await self.socket.pong(message.data)
-                messages += 1
-                if messages % _BURST == 0:
-                    await asyncio.sleep(0)
-            self._on_close(message)
-        except ConnectionError:  # from the pong
+            await self.socket.read()
+        except ConnectionError:
             self._end(EndReason.LOST, ConnectionError("the connection broke"))
         except MalformedFrameError as error:
-            self._end(EndReason.FAILED, error)
+            self._end(EndReason.UNREADABLE, error)
         except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
             self._on_bug()
+        else:
+            self._end(EndReason.CLOSED, ConnectionError("it was closed before a stream started"))
+
+    def _on_control(self) -> None:
+        self._received_at = self._time()
+        if self.session is None:
+            self._ignore()
 
     def _on_message(self, data: str | bytes) -> None:
         session = self.session
@@ -189,16 +175,7 @@ class Connection:
             session._enqueue(early, self._started_at)
         self._early.clear()
         self._opened.set_result(session)
-
-    def _on_close(self, message: WSMessage) -> None:
-        if message.type is WSMsgType.ERROR:
-            is_invalid = isinstance(message.data, WebSocketError)
-            reason = EndReason.UNREADABLE if is_invalid else EndReason.LOST
-            self._end(reason, ConnectionError("the received data is not a WebSocket message"))
-        else:
-            is_lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
-            reason = EndReason.LOST if is_lost else EndReason.CLOSED
-            self._end(reason, ConnectionError("it was closed before a stream started"))
+        self.socket.on_read = session._queue.wake
 
     def _end(self, reason: EndReason, failure: Exception) -> None:
         """End the session, or the wait for it."""
@@ -230,7 +207,7 @@ class Connection:
             try:
                 await asyncio.wait({handling, ended})
             except asyncio.CancelledError:  # for the second time: the handler ignores its cancellation
-                reset(self.socket.transport)
+                self.socket.abort()
                 abandon(handling)
                 raise
             await self._close_session(session)
@@ -238,16 +215,16 @@ class Connection:
     async def _close_session(self, session: StreamSession) -> None:
         await self._stop_task(self._pinger)
         if session.end_reason is EndReason.LOST:
-            reset(self.socket.transport)  # no close frame can arrive, and pending sends must fail
-        await self.close(_CLOSE_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+            self.socket.abort()  # no close frame can arrive, and pending sends must fail
+        await self.close(_CLOSE_CODES.get(session.end_reason or EndReason.CLOSED, CloseCode.OK))
 
-    async def close(self, code: WSCloseCode) -> None:
+    async def close(self, code: CloseCode) -> None:
         """Close the socket with a code; reset the connection if this is cancelled."""
         try:
             await self._stop_task(self._reader)  # a socket must not be closed while a task reads it
             await self.socket.close(code=code)
         except asyncio.CancelledError:
-            reset(self.socket.transport)
+            self.socket.abort()
             raise
 
     def check(self, now: float) -> None:

@@ -12,12 +12,12 @@ import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 from attrs import define
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
 from signalwire_streams.receiver._heard import HeardAudio, SentMark
+from signalwire_streams.receiver._socket import TextSender
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 from signalwire_streams.receiver.audio._resampling import Resampler
@@ -29,10 +29,6 @@ _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the m
 _FINISH = "signalwire-streams-finish"
 _PCM_SIZE, _MAX_PCM_RATE = 2, 768_000
 _MILLISECONDS = 1000
-
-
-class Socket(Protocol):
-    async def send_str(self, data: str) -> None: ...
 
 
 @define(eq=False)
@@ -64,7 +60,7 @@ class Playback:
 
     def __init__(
         self,
-        socket: Socket,
+        socket: TextSender,
         stream_sid: str | None,
         audio_format: AudioFormat,
         bidirectional: bool,  # noqa: FBT001  (a public signature)

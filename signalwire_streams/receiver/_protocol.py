@@ -183,16 +183,16 @@ _START_KEYS = ("streamSid", "accountSid", "callSid", "conferenceSid", "tracks", 
 # The head and the tail of a media frame as both dialects write it; searching for the end of the payload costs less
 # than matching it. Every other frame is decoded as JSON, to the same event.
 _MEDIA_HEAD = re.compile(
-    r"""\{"event":\ ?"media",\ ?
-    "sequenceNumber":\ ?"([0-9]{1,18})",\ ?
-    (?:"streamSid":\ ?"[0-9A-Za-z-]*",\ ?)?
-    "media":\ ?\{"track":\ ?"([a-z_]+)",\ ?
-    "chunk":\ ?"([0-9]{1,18})",\ ?"timestamp":\ ?"([0-9]{1,18})",\ ?
-    "payload":\ ?\"""",
+    r"""\{"event":\ ?+"media",\ ?+
+    "sequenceNumber":\ ?+"([0-9]{1,18}+)",\ ?+
+    (?:"streamSid":\ ?+"[0-9A-Za-z-]*+",\ ?+)?+
+    "media":\ ?+\{"track":\ ?+"([a-z_]++)",\ ?+
+    "chunk":\ ?+"([0-9]{1,18}+)",\ ?+"timestamp":\ ?+"([0-9]{1,18}+)",\ ?+
+    "payload":\ ?+\"""",
     re.VERBOSE,
 ).match
 _PLAIN_TAIL = '"}}'
-_MEDIA_TAIL = re.compile(r'"\}(?:, ?"streamSid": ?"[0-9A-Za-z-]*")?\}').fullmatch
+_MEDIA_TAIL = re.compile(r'[^"]*("\}(?:, ?"streamSid": ?"[0-9A-Za-z-]*")?\})').fullmatch
 
 
 def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEvent:
@@ -210,19 +210,21 @@ def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEv
         if not isinstance(frame, str) or (head := _MEDIA_HEAD(frame)) is None:
             return _decode_json(frame, elapsed)
         begin = head.end()
-        end = frame.find('"', begin)
-        tail = frame[end:]
-        if tail != _PLAIN_TAIL and _MEDIA_TAIL(tail) is None:
+        if frame.endswith(_PLAIN_TAIL, begin):
+            end = -len(_PLAIN_TAIL)
+        elif (tail := _MEDIA_TAIL(frame, begin)) is not None:
+            end = tail.start(1)
+        else:
             return _decode_json(frame, elapsed)
-        sequence_number, track, chunk, timestamp = head.groups()
         try:
             payload = a2b_base64(frame[begin:end], strict_mode=True)
-        except ValueError:  # it may have escapes, such as "\/"
+        except ValueError:  # it may have escapes, such as "\/", or more keys follow it
             return _decode_json(frame, elapsed)
+        sequence_number, track, chunk, timestamp = head.groups()
         return MediaEvent(track, payload, int(chunk), int(timestamp), int(sequence_number), elapsed)
     except MalformedFrameError as error:
         reason = str(error)
-    frame = tail = ""
+    frame = ""
     raise MalformedFrameError(reason)
 
 

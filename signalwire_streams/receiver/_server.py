@@ -22,7 +22,7 @@ from aiohttp import http_exceptions, web
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Secret, Unusable, mask
-from signalwire_streams.receiver._socket import CLOSE_TIMEOUT, reset
+from signalwire_streams.receiver._aiohttp_socket import CLOSE_TIMEOUT, reset
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _INTERVAL = 60.0

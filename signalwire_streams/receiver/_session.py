@@ -4,7 +4,8 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
+from contextvars import Context
 from enum import StrEnum
 from secrets import token_hex
 from typing import TypeAlias
@@ -46,10 +47,65 @@ class QueueLimits:
     overflow: Overflow = Overflow.DROP_OLDEST
 
 
+class _Waiter:
+    """What one task at a time waits for. Unlike a future, it is used again, and can resume the task at once.
+
+    A new future and another turn of the event loop would cost as much as decoding a frame does. The methods are those
+    that asyncio's tasks call on whatever they wait for.
+    """
+
+    def __init__(self) -> None:
+        self._asyncio_future_blocking = False
+        self._loop = asyncio.get_running_loop()
+        self._waiting: tuple[Callable[[_Waiter], object], Context] | None = None  # what resumes the task
+        self._cancellation: asyncio.CancelledError | None = None
+
+    def __await__(self) -> Generator["_Waiter", None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def wake(self) -> None:
+        """Resume the task in the loop's next turn."""
+        if self._waiting is not None:
+            resume, context = self._waiting
+            self._waiting = None
+            self._loop.call_soon(resume, self, context=context)
+
+    def resume(self) -> None:
+        """Resume the task at once, or in the loop's next turn if a task is running."""
+        if self._waiting is None:
+            return
+        if asyncio.current_task(self._loop) is not None:
+            self.wake()
+            return
+        resume, context = self._waiting
+        self._waiting = None
+        context.run(resume, self)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, callback: "Callable[[_Waiter], object]", *, context: Context) -> None:
+        self._waiting = callback, context
+
+    def cancel(self, msg: object = None) -> bool:
+        if self._waiting is None:
+            return False
+        self._cancellation = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self.wake()
+        return True
+
+    def result(self) -> None:
+        if self._cancellation is not None:
+            cancellation, self._cancellation = self._cancellation, None
+            raise cancellation
+
+
 class EventQueue:
     """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
 
-    It is its own iterator, for one consumer at a time. Cancelling `__anext__` loses no event.
+    It is its own iterator, for one consumer at a time, which has to be woken when events were added. Cancelling
+    `__anext__` loses no event.
     """
 
     def __init__(self, limits: QueueLimits, on_drop: Callable[[Droppable], None]) -> None:
@@ -58,9 +114,11 @@ class EventQueue:
         self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
         self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
         self._bytes = self._kept_bytes = 0
-        self._added = self._removed = 0  # droppable events
+        self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter = _Waiter()
+        self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
+        self._is_awaited = False
 
     @property
     def is_full(self) -> bool:
@@ -69,61 +127,53 @@ class EventQueue:
     def put(self, event: Droppable) -> None:
         """Add a droppable event; drop the oldest ones if the queue overflows."""
         size = memory_of(event)
-        self._added += 1
+        droppable = self._droppable
+        droppable.append((size, event))
         self._bytes += size
-        self._droppable.append((size, event))
-        room = self.max_events
-        if self._waiter is not None:
-            self.wake()
-            room += 1  # the consumer takes one of them
-        while len(self._droppable) > room or self._bytes - size >= self.max_bytes:
+        room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
+        while len(droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
     def keep(self, event: KeptEvent) -> bool:
         """Add an event that is never dropped. Return False, and add nothing, if too many of them are waiting."""
         if len(self._kept) >= self.max_events or self._kept_bytes >= self.max_bytes:
             return False
-        self._kept.append((self._added, event))
+        self._kept.append((self._removed + len(self._droppable), event))
         self._kept_bytes += memory_of(event)
-        self.wake()
         return True
 
     def close(self) -> None:
         self._is_closed = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Make the waiting consumer check again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._waiter.wake()
 
     def __aiter__(self) -> "EventQueue":
         return self
 
     async def __anext__(self) -> AudioEvent:
-        while (event := self._pop()) is None:
+        while not (self._droppable or self._kept):
             if self._is_closed:
                 raise StopAsyncIteration
-            if self._waiter is not None:
+            if self._is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
-            # The event itself is not passed through the future, since it would be lost if this is cancelled.
-            self._waiter = asyncio.get_running_loop().create_future()
+            # The event is not passed through the waiter, since it would be lost if this is cancelled.
+            self._is_awaited = True
             try:
                 await self._waiter
             finally:
-                self._waiter = None
-        return event
+                self._is_awaited = False
+        return self._pop_kept() if self._kept and self._kept[0][0] <= self._removed else self._pop_droppable()
 
-    def _pop(self) -> AudioEvent | None:
-        if self._kept and self._kept[0][0] <= self._removed:
-            event = self._kept.popleft()[1]
-            self._kept_bytes -= memory_of(event)
-            return event
-        return self._pop_droppable() if self._droppable else None
+    def _pop_kept(self) -> KeptEvent:
+        event = self._kept.popleft()[1]
+        self._kept_bytes -= memory_of(event)
+        if not self._kept:
+            self._removed = 0
+        return event
 
     def _pop_droppable(self) -> Droppable:
         size, event = self._droppable.popleft()
-        self._removed += 1
+        if self._kept:
+            self._removed += 1
         self._bytes -= size
         return event
 

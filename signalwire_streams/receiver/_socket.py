@@ -1,172 +1,62 @@
-"""The WebSocket of one stream over aiohttp: its reads, its sends that can be cancelled, and its close that ends.
+"""What the receiver needs of a WebSocket that has been upgraded, whichever framework serves it."""
 
-asyncio allocates 256 KiB for each read, which for a small message can cost more than all the rest, and aiohttp passes
-each message on through a queue, a future and two coroutines. So a socket reads into one buffer of its receiver, and
-calls a function with each text or binary message as it arrives. The frames are still parsed by aiohttp's own reader.
-If aiohttp's internals are not as expected, nothing is pushed, and `AudioSocket.receive` returns all messages.
-"""
-
-import asyncio
-import contextlib
-import socket
-import struct
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import Any, TypeAlias, TypeVar
-
-from aiohttp import WSCloseCode, WSMsgType, web
-from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
-
-_ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written
-CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
-_MAX_UNBUFFERED = 16 * 1024  # characters that an empty write buffer takes, whatever the size of a character
-_UNANSWERED = {None, WSCloseCode.ABNORMAL_CLOSURE}
-_TEXT, _BINARY = WSMsgType.TEXT, WSMsgType.BINARY
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-_Result = TypeVar("_Result")
-
-
-def reset(transport: asyncio.Transport | None) -> None:
-    """Close a connection at once, and drop what was not sent.
-
-    Without a reset the kernel keeps a connection with unsent data for minutes after its descriptor was closed.
-    """
-    if transport is not None:
-        # It may be closed already: over TLS that is an AttributeError, and on uvloop a ValueError.
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
-
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Protocol, TypeAlias
 
 OnMessage: TypeAlias = Callable[[str | bytes], None]
-"""Called with the data of each text or binary message. Compiled code calls it, which swallows what it raises."""
+"""Called with the data of each text or binary message. It must not raise: compiled code that calls it swallows that."""
 
 
-class AudioSocket(web.WebSocketResponse):
-    """A WebSocket whose senders can be cancelled, and whose connection does not outlive its close.
+class CloseCode(IntEnum):
+    """Why the receiver closes a socket: RFC 6455, 7.4.1, and the IANA registry."""
 
-    Its transport is None if the connection was lost before the upgrade.
+    OK = 1000
+    GOING_AWAY = 1001
+    POLICY_VIOLATION = 1008
+    INTERNAL_ERROR = 1011
+    TRY_AGAIN_LATER = 1013
+
+
+class TextSender(Protocol):
+    async def send_str(self, data: str) -> None:
+        """Send a text message. If the sender is cancelled, it is still sent as a whole.
+
+        Raises:
+            ConnectionError: the connection is closed.
+        """
+
+
+class Socket(TextSender, Protocol):
+    """One open WebSocket.
+
+    Attributes:
+        on_message: called with each message as it arrives, while `read` runs.
+        on_read: called after the messages of each read. It may run tasks, so it must not be called by compiled code.
+        on_control: called by `read` when a ping or a pong arrives. What it raises ends `read`.
     """
 
-    def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int, buffer: memoryview) -> None:
-        super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
-        self.transport = transport
-        self.on_message: OnMessage | None = None  # set before `prepare`
-        self._buffer = buffer
-        self._send_tasks: set[asyncio.Task[Any]] = set()
-        self._close_task: asyncio.Task[bool] | None = None
-
-    def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: Any) -> None:  # noqa: ANN401
-        is_fresh = not getattr(request.protocol, "_message_tail", True)
-        super()._post_start(request, protocol, writer)
-        if is_fresh and self.on_message is not None and self.transport is not None:
-            self._push(request.protocol, self.transport, self.on_message)
-
-    def _push(self, protocol: web.RequestHandler, transport: asyncio.Transport, on_message: OnMessage) -> None:
-        """Have aiohttp's reader, which has read nothing yet, replaced by one that pushes messages."""
-        try:
-            queue = _PushingQueue(protocol, self._max_msg_size, loop=asyncio.get_running_loop())
-            queue.on_message = on_message
-            parser = WebSocketReader(queue, self._max_msg_size, compress=False, decode_text=True)
-            protocol._payload_parser = None  # noqa: SLF001  (or it refuses another parser)
-            protocol.set_parser(parser)
-        except (AttributeError, TypeError):
-            return
-        self._reader, self._parser = queue, parser
-        transport.set_protocol(_BufferedReads(protocol, self._buffer))
-
-    async def send_str(self, data: str, compress: int | None = None) -> None:
-        await self._send(super().send_str(data, compress), len(data))
-
-    async def ping(self, message: bytes = b"") -> None:
-        await self._send(super().ping(message), len(message))
-
-    async def pong(self, message: bytes = b"") -> None:
-        await self._send(super().pong(message), len(message))
-
-    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        """Close the WebSocket, or wait until it is closed. aiohttp calls this too, when the other end closes it.
-
-        A connection whose other end does not answer is reset, and so is one that does not close in time.
-        """
-        if self._close_task is None:
-            closing = partial(super().close, code=code, message=message, drain=drain)
-            self._close_task = self._track_task(self._close_in_time(closing))
-        await asyncio.wait({self._close_task})
-        return self._close_task.result()
-
-    async def _close_in_time(self, closing: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        timer = loop.call_later(CLOSE_TIMEOUT, reset, self.transport)
-        closed = await closing()
-        # After a message that breaks the protocol aiohttp waits for no answer, and the close frame is still to be read.
-        if self.close_code in _UNANSWERED and loop.time() - began >= _ANSWER_TIMEOUT:
-            timer.cancel()
-            reset(self.transport)
-        return closed
-
-    async def _send(self, sending: Coroutine[Any, Any, None], size: int) -> None:
-        """Send a message; if it may block, in a task that continues when the sender is cancelled."""
-        if self._sends_at_once(size):
-            await sending
-        else:
-            task = self._track_task(sending)
-            await asyncio.wait({task})
-            task.result()
-
-    def _sends_at_once(self, size: int) -> bool:
-        """Return whether a message is written, or rejected, without waiting."""
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return True
-        return not self._send_tasks and size <= _MAX_UNBUFFERED and not transport.get_write_buffer_size()
-
-    def _track_task(self, work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
-        task = asyncio.create_task(work)
-        self._send_tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        self._send_tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it when its sender was cancelled
-
-
-class _PushingQueue(WebSocketDataQueue):
-    """aiohttp's queue of messages, for control messages only."""
-
     on_message: OnMessage
+    on_read: Callable[[], None]
+    on_control: Callable[[], None]
 
-    def feed_data(self, message: Any, size: int) -> None:  # noqa: ANN401  (aiohttp has two types of messages)
-        kind = message[0]
-        if kind is _TEXT or kind is _BINARY:
-            self.on_message(message[1])
-        else:
-            if kind is WSMsgType.CLOSE:  # what follows it is to be ignored (RFC 6455, 5.5.1)
-                self.on_message = _ignore
-            super().feed_data(message, size)
+    async def read(self) -> None:
+        """Read until the other end has closed the socket. Only one task may read.
 
+        Raises:
+            ConnectionError: the connection broke.
+            MalformedFrameError: the other end sent an invalid WebSocket frame, or too long a message.
+        """
 
-def _ignore(_: str | bytes) -> None:
-    pass
+    async def ping(self) -> None:
+        """Send a ping.
 
+        Raises:
+            ConnectionError: the connection is closed.
+        """
 
-class _BufferedReads(asyncio.BufferedProtocol):
-    """Reads into a buffer that is shared by the sockets of one event loop, and passes each read on to a protocol."""
+    async def close(self, *, code: int) -> object:
+        """Send a close frame, and wait a few seconds at most until the connection is closed."""
 
-    def __init__(self, protocol: asyncio.Protocol, buffer: memoryview) -> None:
-        self._buffer = buffer
-        self._data_received = protocol.data_received
-        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
-
-    def get_buffer(self, _: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._data_received(bytes(self._buffer[:nbytes]))
+    def abort(self) -> None:
+        """Reset the connection; pending sends fail."""

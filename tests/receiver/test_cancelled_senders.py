@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
+from signalwire_streams.receiver._aiohttp_socket import AudioSocket, reset
 from signalwire_streams.receiver._connection import _handle
-from signalwire_streams.receiver._socket import AudioSocket, reset
 
 from .conftest import Heard, until
 from .test_connections import UPGRADE, port_of

@@ -21,8 +21,8 @@ from aiohttp import web
 
 from signalwire_streams import InvalidRequestError, OpenError
 from signalwire_streams.receiver import EndReason, MediaReceiver
+from signalwire_streams.receiver._aiohttp_socket import reset as reset_connection
 from signalwire_streams.receiver._server import StreamServer, default_max_pending
-from signalwire_streams.receiver._socket import reset as reset_connection
 
 from .conftest import Heard, until
 from .test_receiver import START, media
@@ -317,7 +317,7 @@ async def test_token_checks_that_never_return_do_not_delay_other_streams(
                 await end.wait()
         return True
 
-    url = await serve(MediaReceiver(heard, bearer_tokens=check), max_pending=5)
+    url = await serve(MediaReceiver(heard, bearer_tokens=check), max_pending=5, ssl_context=None)
     head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer wrong")
     for _ in range(60):
         await connect(url, head)

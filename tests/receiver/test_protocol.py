@@ -257,6 +257,15 @@ def test_fast_path_and_json_path_agree(frame: str, at: int, length: int, instead
     assert outcome_of(frame) == outcome_of(frame.encode("utf-8", "surrogatepass"))
 
 
+@pytest.mark.parametrize("tail", ["", "}}", '"}', '}"}}', "="], ids=repr)
+@pytest.mark.parametrize("payload", ["", b64encode(b"audio").decode()])
+def test_broken_end_of_a_media_frame_is_malformed(payload: str, tail: str) -> None:
+    """Above all one whose payload begins, but has no end."""
+    frame = json.dumps({**MEDIA, "media": {**MEDIA["media"], "payload": payload}})
+    with pytest.raises(MalformedFrameError):
+        decode_event(frame.removesuffix('"}}') + tail)
+
+
 def test_events_are_values() -> None:
     """Equal ones have the same hash, whenever they arrived; those that are rare are immutable as well."""
     event = MediaEvent(track="inbound", payload=b"audio", elapsed=1.0)

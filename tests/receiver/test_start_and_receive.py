@@ -324,7 +324,7 @@ async def test_open_fails_when_no_stream_begins_on_its_socket(
 async def test_plain_request_does_not_use_up_the_token(
     client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any
 ) -> None:
-    url = await serve(receiver)
+    url = await serve(receiver, ssl_context=None)
     async with SimulatedSpace(conferences=1) as silent, aiohttp.ClientSession() as http:
         opening, token = await awaited(silent, receiver, client_for)
         async with http.get(url.replace("ws", "http"), headers={"Authorization": f"Bearer {token}"}) as response:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession, _socket
+from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession, _aiohttp_socket
 
 from .conftest import Heard, until
 from .test_receiver import START, media
@@ -85,7 +85,7 @@ def pushed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
         raise TypeError
 
     if request.param == "queued":
-        monkeypatch.setattr(_socket, "WebSocketReader", reader)
+        monkeypatch.setattr(_aiohttp_socket, "WebSocketReader", reader)
     return bool(request.param == "pushed")
 
 
