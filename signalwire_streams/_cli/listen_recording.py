@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams._cli.output import clean
@@ -129,7 +129,7 @@ class Recording:
         recorder = self._recorder(self._tracks, self._options.layout if is_pair else "mono", self._stem)
         self._stem = recorder.path.stem  # further files get the same number
         self.files.update(recorder.files)
-        self._writes.update(dict.fromkeys(self._tracks, recorder.write_event))
+        self._writes.update(dict.fromkeys(self._tracks, recorder.write))
         if len(self._tracks) == 1:
             self._writes[""] = self._writes[self._tracks[0]]
 
@@ -174,7 +174,7 @@ class Recording:
 
 def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
     """Write a frame of a recorder's only track, whatever the track is called."""
-    recorder.write(None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed)
+    recorder.write(evolve(media, track=None))
 
 
 class _RawFile:

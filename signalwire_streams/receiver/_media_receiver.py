@@ -228,10 +228,7 @@ class MediaReceiver(StarterMixin):
         return session
 
     def _open_session(self, socket: AudioSocket, start: StartEvent) -> StreamSession:
-        media = start.media_format
-        audio_format = AudioFormat.from_start_event(
-            media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
-        )
+        audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
         playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit)
         return StreamSession(start, audio_format=audio_format, playback=playback, limits=self._queue_limits)
 
