@@ -247,7 +247,7 @@ class StreamSession:
     ) -> PcmStream:
         """Return the audio as frames of 16-bit linear PCM, beside ``async for event in session`` or without it.
 
-        Frames are placed by their timestamps, as in a `WavRecorder`: gaps are silence, repeated frames are left out, and
+        Audio is placed by its timestamps, as in a `WavRecorder`: gaps are silence, repeated frames are left out, and
         the tracks are in line.
 
         - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after

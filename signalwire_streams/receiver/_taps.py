@@ -7,8 +7,10 @@ from typing import Self
 
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.receiver._protocol import MediaEvent, StartEvent
+from signalwire_streams.receiver.audio._drop_mixer import DropMixer
 from signalwire_streams.receiver.audio._formats import AudioFormat
-from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmFrame, PcmOptions, PcmTracks, create_mixer
+from signalwire_streams.receiver.audio._keep_mixer import KeepMixer
+from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmFrame, PcmOptions, PcmTracks
 
 _MAX_FRAMES = 100_000
 _BYTES_PER_FRAME = 4096  # on average
@@ -171,8 +173,8 @@ class PcmStream:
         self._tap = tap
         self._feed = feed
         self._time = asyncio.get_running_loop().time
-        self._mixer = create_mixer(options, self._time(), announced)
         self._is_in_order = options.late == "keep"
+        self._mixer = (KeepMixer if self._is_in_order else DropMixer)(options, self._time(), announced)
         self._burst = 0
         feed.on_drop = self._mixer.lose
 
