@@ -29,6 +29,10 @@ class KeepMixer(Mixer):
         placed = self._place(event, at)
         if placed is None:
             return
+        track, _ = placed
+        if track.cursor < self._cursor:  # a late frame
+            self._debt += self._cursor - track.cursor
+            self._start_at(track.cursor)
         horizon = self._horizon()
         if not self._reached or horizon > self._reached[-1][0]:
             self._reached.append((horizon, at))

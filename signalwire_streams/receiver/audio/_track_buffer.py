@@ -12,6 +12,7 @@ from signalwire_streams.receiver.audio._formats import AudioFormat
 from signalwire_streams.receiver.audio._timeline import TrackTimeline
 
 WIDTH = 2  # bytes of a sample
+_MAX_LATE = 3  # frames, one after the other: a track that goes on so is behind the other one
 _QUIET = 8  # the least magnitude of both laws: A-law has no code for zero
 
 
@@ -30,8 +31,9 @@ class _Piece:
 class TrackBuffer:
     """The audio of one track that was not taken yet.
 
-    Audio whose place was taken already is late. It is either put behind the audio that is there, so that the track lags
-    until it is silent for that long, or it is dropped.
+    Audio whose place was taken already is late. It is dropped, or kept: then it goes to the front, and the cursor goes
+    back, which is to be done with the other track as well. A track that is always late is put behind its own audio
+    instead, so it lags until it is silent for that long.
 
     Attributes:
         timeline: places the frames.
@@ -46,6 +48,7 @@ class TrackBuffer:
         self.cursor = self.end = self.lost = self.shift = 0
         self._decode = audio_format.to_pcm
         self._keeps_late = keeps_late
+        self._late_frames = 0  # one after the other
         self._pieces: deque[_Piece] = deque()  # in order, without overlaps
         self._held: dict[int, tuple[bytes, bool]] = {}  # frames that may be moved: audio, and whether it was placed
 
@@ -91,6 +94,7 @@ class TrackBuffer:
 
     def _put(self, position: int, pcm: bytes, frame: int) -> None:
         if position >= self.end:
+            self._late_frames = 0
             self._append(position, pcm, frame)
         elif self._keeps_late:
             self._keep(position, pcm, frame)
@@ -103,7 +107,19 @@ class TrackBuffer:
 
     def _keep(self, position: int, pcm: bytes, frame: int) -> None:
         samples = len(pcm) // WIDTH
-        if position >= self.cursor and self._is_free(position, position + samples):
+        if position < self.cursor:
+            if is_quiet(pcm):  # so nothing was missed
+                pcm = pcm[WIDTH * (self.cursor - position) :]
+                if pcm:
+                    self._put(self.cursor, pcm, 0)
+                return
+            begin = max(position, self.cursor - samples)
+            if self._late_frames < _MAX_LATE and self._is_free(begin, begin + samples):
+                self._late_frames += 1
+                self.cursor = begin
+                self._insert(_Piece(begin, begin + samples, pcm, 0))
+                return
+        elif self._is_free(position, position + samples):
             self._insert(_Piece(position, position + samples, pcm, frame))
             return
         if is_quiet(pcm):  # so the track catches up
