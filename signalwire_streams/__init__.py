@@ -4,15 +4,15 @@
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 ...     await client.conferences.stop_stream(conference_sid, stream)
 
-The modules below are imported when one of their names is first used, so importing only the receiver or the
-callbacks alone does not pay for the client.
+A module below is imported when one of its names, or of a later module's, is first used: catching an error does not
+pay for the client, nor a client for bulk runs.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_MODULES = "_client _http.session bulk clock errors middleware._policies middleware._rate_limit models resources"
-"""Each of them lists its public names in ``__all__``."""
+_MODULES = "errors clock models _http.session middleware._policies middleware._rate_limit resources _client bulk"
+"""Each of them lists its public names in ``__all__``, and needs none of those after it."""
 
 if TYPE_CHECKING:
     __version__: str
@@ -33,9 +33,16 @@ else:
         if name == "__version__":
             globals()[name] = import_module("importlib.metadata").version("signalwire-streams")
         elif name == "__all__" or not name.startswith("_"):  # others are what inspect and the like look for everywhere
-            modules = [import_module(f"{__name__}.{module}") for module in _MODULES.split()]
-            public = {each: getattr(module, each) for module in modules for each in module.__all__}
-            globals().update(public, __all__=sorted(public, key=lambda each: (each.islower(), each)))
+            public: list[str] = []
+            for module in _MODULES.split():
+                found = import_module(f"{__name__}.{module}")
+                if name in found.__all__:
+                    globals()[name] = getattr(found, name)
+                if name in globals():  # one of its names, or the module itself
+                    break
+                public += found.__all__
+            else:
+                globals()["__all__"] = sorted(public, key=lambda each: (each.islower(), each))
         if name in globals():
             return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,27 +9,11 @@ from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
+import signalwire_streams.bulk as bulk  # noqa: PLR0402  (the package itself is above this layer)
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.messages import Handler, Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts
 from signalwire_streams._http.transport import HttpTransport
-from signalwire_streams.bulk._journal import BulkJournal, Journal
-from signalwire_streams.bulk._journal_file import JournalOwner, journal_path
-from signalwire_streams.bulk._operations import (
-    JournalLedger,
-    Ledger,
-    Operation,
-    RollbackLedger,
-    StartStreams,
-    StopStreams,
-)
-from signalwire_streams.bulk._runner import (
-    MAX_CONCURRENCY,
-    AdaptiveConcurrency,
-    BulkRun,
-    FixedConcurrency,
-    WorkerPool,
-)
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, CircuitBreakerMiddleware
@@ -153,9 +137,8 @@ class StreamsClient:
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
-        # The items of a run wait for the rate limiter together, so the last of them waits for all others.
-        rate = rate_limiter.rate if isinstance(rate_limiter, SpaceRateLimiter) else (rate_limit or RateLimit()).rate
-        self._bulk_deadline = _BULK_DEADLINE + 2 * MAX_CONCURRENCY / rate
+        paced = rate_limiter if isinstance(rate_limiter, SpaceRateLimiter) else rate_limit or RateLimit()
+        self._rate = paced.rate
 
     @classmethod
     @masks_secrets
@@ -187,9 +170,9 @@ class StreamsClient:
         requests: Iterable[_Start] | AsyncIterable[_Start],
         *,
         concurrency: int | None = None,
-        journal: Path | str | Ledger | None = None,
+        journal: "Path | str | bulk.Ledger | None" = None,
         resume: bool = False,
-    ) -> BulkRun[_Start]:
+    ) -> "bulk.BulkRun[_Start]":
         """Start many streams: ``async for outcome in client.start_streams(requests)``.
 
         The starts use the same client as single ones and yield to them. Each ends in one `BulkOutcome`; nothing raises
@@ -209,7 +192,7 @@ class StreamsClient:
             InvalidRequestError: on iteration, if the journal exists already, or is missing, or belongs to another
                 Space, project or kind of run, or to a process that is still running.
         """
-        operation = StartStreams(
+        operation = bulk.StartStreams(
             conferences=self._conference_streams,
             calls=self._call_streams,
             deadline=self._bulk_deadline,
@@ -218,7 +201,7 @@ class StreamsClient:
         )
         return self._run(requests, operation, concurrency)
 
-    def create_journal(self, requests: Iterable[_Start], *, journal: Path | str) -> BulkJournal:
+    def create_journal(self, requests: Iterable[_Start], *, journal: Path | str) -> "bulk.BulkJournal":
         """Record the requests of a run in a new journal, and send nothing yet.
 
         ``client.start_streams(requests, journal=journal, resume=True)`` then starts them. If that run is killed, the
@@ -233,10 +216,10 @@ class StreamsClient:
                 are the same; no file is left behind.
             JournalError: the file can't be written.
         """
-        Journal.plan(journal_path(journal), self._owner("start"), run=token_hex(4), requests=requests)
-        return BulkJournal(journal)
+        bulk.Journal.plan(bulk.journal_path(journal), self._owner("start"), run=token_hex(4), requests=requests)
+        return bulk.BulkJournal(journal)
 
-    def stop_started(self, journal: Path | str, *, concurrency: int | None = None) -> BulkRun[_Stream]:
+    def stop_started(self, journal: Path | str, *, concurrency: int | None = None) -> "bulk.BulkRun[_Stream]":
         """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_started("run.db")``.
 
         Streams are stopped by their sid, or by their name if only that is known. Those that have already ended count
@@ -250,18 +233,18 @@ class StreamsClient:
             InvalidRequestError: on iteration, if there is no such journal, or it belongs to another Space, project or
                 kind of run, or to a process that is still running.
         """
-        path, owner = journal_path(journal), self._owner("start")
-        ledger = RollbackLedger(partial(Journal.reopen, path, owner, clock=self._clock), self._clock)
-        return self._run(BulkJournal(journal).streams(), self._stopping(ledger), concurrency)
+        path, owner = bulk.journal_path(journal), self._owner("start")
+        ledger = bulk.RollbackLedger(partial(bulk.Journal.reopen, path, owner, clock=self._clock), self._clock)
+        return self._run(bulk.BulkJournal(journal).streams(), self._stopping(ledger), concurrency)
 
     def stop_streams(
         self,
         streams: Iterable[_Stream] | AsyncIterable[_Stream],
         *,
         concurrency: int | None = None,
-        journal: Path | str | Ledger | None = None,
+        journal: "Path | str | bulk.Ledger | None" = None,
         resume: bool = False,
-    ) -> BulkRun[_Stream]:
+    ) -> "bulk.BulkRun[_Stream]":
         """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
 
         Args:
@@ -273,36 +256,43 @@ class StreamsClient:
         """
         return self._run(streams, self._stopping(self._ledger(journal, "stop", resume=resume)), concurrency)
 
-    def _stopping(self, ledger: Ledger | None) -> StopStreams:
-        return StopStreams(
+    @property
+    def _bulk_deadline(self) -> float:
+        # The items of a run wait for the rate limiter together, so the last of them waits for all others.
+        return _BULK_DEADLINE + 2 * bulk.MAX_CONCURRENCY / self._rate
+
+    def _stopping(self, ledger: "bulk.Ledger | None") -> "bulk.StopStreams":
+        return bulk.StopStreams(
             conferences=self._conference_streams, calls=self._call_streams, deadline=self._bulk_deadline, ledger=ledger
         )
 
-    def _ledger(self, journal: Path | str | Ledger | None, operation: str, *, resume: bool) -> Ledger | None:
+    def _ledger(
+        self, journal: "Path | str | bulk.Ledger | None", operation: str, *, resume: bool
+    ) -> "bulk.Ledger | None":
         if journal is None and resume:
             raise InvalidRequestError("resume=True needs the journal of the run to resume: pass journal='run.db'")
-        if journal is None or isinstance(journal, Ledger):
+        if journal is None or isinstance(journal, bulk.Ledger):
             return journal
-        path, owner = journal_path(journal), self._owner(operation)
+        path, owner = bulk.journal_path(journal), self._owner(operation)
         if resume:
-            opening = partial(Journal.reopen, path, owner, clock=self._clock)
+            opening = partial(bulk.Journal.reopen, path, owner, clock=self._clock)
         else:
-            opening = partial(Journal.create, path, owner, run=token_hex(4), clock=self._clock)
-        return JournalLedger(opening, self._clock)
+            opening = partial(bulk.Journal.create, path, owner, run=token_hex(4), clock=self._clock)
+        return bulk.JournalLedger(opening, self._clock)
 
-    def _owner(self, operation: str) -> JournalOwner:
-        return JournalOwner(operation, self.origin, self.project)
+    def _owner(self, operation: str) -> "bulk.JournalOwner":
+        return bulk.JournalOwner(operation, self.origin, self.project)
 
     def _run(
         self,
         items: Iterable[_Item] | AsyncIterable[_Item],
-        operation: Operation[_Item],
+        operation: "bulk.Operation[_Item]",
         concurrency: int | None,
-    ) -> BulkRun[_Item]:
-        limit: FixedConcurrency = AdaptiveConcurrency()
+    ) -> "bulk.BulkRun[_Item]":
+        limit: bulk.FixedConcurrency = bulk.AdaptiveConcurrency()
         if concurrency is not None:
-            limit = FixedConcurrency(check_count(concurrency, "concurrency"))
-        return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock))
+            limit = bulk.FixedConcurrency(check_count(concurrency, "concurrency"))
+        return bulk.BulkRun(bulk.WorkerPool(items, operation, limit=limit, clock=self._clock))
 
     async def aclose(self) -> None:
         """Accept no new calls, wait up to five seconds for those in flight, then close the connections."""

@@ -1,13 +1,16 @@
 """The public names."""
 
+import ast
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import signalwire_streams
-from signalwire_streams import middleware
+from signalwire_streams import StreamsClient, bulk, middleware
 
 
 def test_public_names_are_sorted_and_exist() -> None:
@@ -85,6 +88,8 @@ def test_modules_are_attributes() -> None:
     ("statement", "packages"),
     [
         ("import signalwire_streams", set()),
+        ("from signalwire_streams import ApiError", {"errors"}),
+        ("from signalwire_streams import StartCallStream", {"errors", "clock", "models"}),
         ("from signalwire_streams.callbacks import verify_signature", {"callbacks", "errors", "models"}),
         ("from signalwire_streams.receiver import MediaReceiver", {"receiver", "errors", "models"}),
         (
@@ -101,3 +106,48 @@ def test_import_loads_only_what_it_needs(statement: str, packages: set[str]) -> 
 
     assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= packages
     assert not modules & {"click", "rich", "trustme", "pytest", "redis", "docket"}
+
+
+def test_client_loads_what_its_first_response_and_its_first_bulk_run_need_with_them() -> None:
+    """Most of what a bulk run needs, such as SQLite, is of no use to a client that starts single streams."""
+    code = (
+        "from signalwire_streams import StreamsClient; import sys; before = set(sys.modules)\n"
+        "StreamsClient(space='example', project='p', token='t').start_streams([]); print(*before, '', *sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    before, after = (set(modules.split()) for modules in shown.stdout.split("  "))
+
+    own = {name for name in after - before if name.startswith("signalwire_streams.")}
+    assert {"signalwire_streams.bulk._runner", "signalwire_streams.bulk._journal"} <= own
+    assert {name.split(".")[1] for name in own} == {"bulk"}
+    assert not before & {"sqlite3", "cattrs", "importlib.metadata"}
+    assert "sqlite3" in after
+
+
+def test_bulk_names_are_those_that_type_checkers_see() -> None:
+    """They are listed once for type checkers, which read imports, and once for the import on first use."""
+    tree = ast.parse(Path(bulk.__file__).read_text())
+    seen = {
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+        for alias in node.names
+        if node.module.startswith("signalwire_streams.")
+    }
+    listed = {
+        (f"signalwire_streams.bulk.{module}", name)
+        for module, names in vars(bulk)["_MODULES"].items()
+        for name in names.split()
+    }
+    assert seen == listed
+    assert {name for _, name in seen} >= set(bulk.__all__)
+    assert all(hasattr(bulk, name) for _, name in seen)
+    assert set(bulk.__all__) <= set(dir(bulk))
+    with pytest.raises(AttributeError, match=r"module 'signalwire_streams.bulk' has no attribute 'BulkRuns'"):
+        getattr(bulk, "BulkRuns")  # noqa: B009  (type checkers see no such name)
+
+
+def test_hints_of_the_client_can_be_evaluated() -> None:
+    """Though they name classes of a package that is not loaded yet."""
+    assert get_type_hints(StreamsClient.start_streams)["return"].__origin__ is signalwire_streams.BulkRun
+    assert get_type_hints(StreamsClient.create_journal)["return"] is signalwire_streams.BulkJournal

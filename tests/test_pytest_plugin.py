@@ -116,7 +116,7 @@ def test_callbacks_are_signed_and_trust_the_certificates(suite: Suite) -> None:
             assert (await told.get()).stream_sid == stream.sid
             await callbacks.aclose()
             await runner.cleanup()
-            assert callbacks.statistics.refused == 0
+            assert callbacks.statistics.rejected == 0
         """
     )
     done.assert_outcomes(passed=1)

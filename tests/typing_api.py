@@ -54,6 +54,8 @@ async def use(space: SimulatedSpace) -> None:
         await client.calls.stop_stream("a", stream)  # type: ignore[call-overload]
         await client.calls.stop_stream(stream)  # type: ignore[call-overload]
         await client.conferences.stop_stream("a")  # type: ignore[call-overload]
+        assert_type(await client.conferences.end("a"), Conference)
+        assert_type(await client.calls.end("a", deadline=5), Call)
         assert_type(client.conferences.list(), Paginator[Conference])
         assert_type(client.calls.list(), Paginator[Call])
         assert_type(client.conferences.participants("a"), Paginator[Participant])

@@ -127,8 +127,6 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
 
 
 class BulkRunner:
-    """Iterates over a run, shows its progress, and sums it up."""
-
     def __init__(
         self,
         run: BulkRun[Any],
@@ -367,8 +365,6 @@ def execute(
     start_run: Callable[[StreamsClient], BulkRun[Any]],
     **facts: Any,  # noqa: ANN401  (of the runner)
 ) -> None:
-    """Execute a run, write its summary, and end the command with its exit code."""
-
     async def work(client: StreamsClient) -> BulkRunner:
         runner = BulkRunner(start_run(client), account, options, **facts)
         await runner.execute_and_report()

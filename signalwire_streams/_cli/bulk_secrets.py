@@ -145,7 +145,6 @@ def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[Pla
 
 
 def _fits(line: Line, planned: PlannedRequest, options: Mapping[str, Any] | None = None) -> bool:
-    """Return whether a line makes a request, with these options of the start and any other ones."""
     known = {name: getattr(planned.request, name) for name in _OPTIONAL}
     try:
         made = PlannedRequest.from_request(make_request(line.fields, {**known, **(options or {})}))

@@ -156,7 +156,6 @@ def _cause(attempt: Attempt) -> str:
 
 
 async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
-    """Record some conferences of a Space that sends audio, and compare the recordings with what was sent."""
     failures: list[str] = []
     tracks: list[TrackStatistics] = []
     exact = done = 0
@@ -223,7 +222,6 @@ async def _record_stream(session: StreamSession, path: Path) -> None:
 
 
 def _count_exact_tracks(path: Path) -> int:
-    """Count the tracks of a recording that equal what was sent, to the sample."""
     with wave.open(str(path)) as file:
         length = file.getnframes()
         samples = array("h", file.readframes(length))

@@ -36,7 +36,7 @@ from signalwire_streams._cli.output import (
     write_report,
     write_table,
 )
-from signalwire_streams._cli.progress import Progress, on_signals, seconds_left, shown
+from signalwire_streams._cli.progress import Progress, seconds_left, shown
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
@@ -392,12 +392,11 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
             notes = iter((_DRAINING, _HANDING_OVER))
 
-            def stop_worker(number: Signals) -> None:
-                one.stop()
+            def write_next_note(number: Signals) -> None:
                 if note := next(notes, None):
                     write_note(note.format(clean(one.name), number.name, seconds["shutdown_timeout"]))
 
-            with on_signals(stop_worker):
+            with module.stop_on_signals(one, write_next_note):
                 await one.run()
             write_note(f"Worker {clean(one.name)} ended.")
 

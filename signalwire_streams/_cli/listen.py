@@ -6,19 +6,26 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from signal import SIGTERM, Signals
+from signal import Signals
 from typing import Any, get_args
 
 import click
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from signalwire_streams._cli import ignore_interrupts
-from signalwire_streams._cli.listen_recording import FLOOR, RecordingOptions, StreamRecorder
+from signalwire_streams._cli.listen_display import live_table
+from signalwire_streams._cli.listen_processes import RecordingProcesses, check_platform
+from signalwire_streams._cli.listen_recording import RecordingOptions, StreamState
+from signalwire_streams._cli.listen_server import (
+    Ended,
+    ProcessLost,
+    RecordingServer,
+    Report,
+    ServerOptions,
+    Started,
+    Warned,
+)
 from signalwire_streams._cli.options import (
     FiniteRange,
     address_options,
@@ -26,27 +33,16 @@ from signalwire_streams._cli.options import (
     json_option,
     read_secret_file,
 )
-from signalwire_streams._cli.output import FAILED, Failure, bare_table, cannot_listen, clean, logging_to, write_json
-from signalwire_streams._cli.progress import Display, format_duration, live_display, on_signals, repeating
-from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams._cli.output import FAILED, Failure, clean, write_json
+from signalwire_streams._cli.progress import Display, format_duration, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
 
 _TOKENS = "SIGNALWIRE_STREAMS_TOKEN"
 _CA_FILE = "authority.pem"
+_MAX_PROCESSES = 64
+_MAX_NAMED = 5  # streams in the line about a lost process
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
-
-_DRAWN_EVERY = 0.25
-_BAR, _EIGHTHS = 8, " ▏▎▍▌▋▊▉"
-_LOUD, _HOT = -6.0, -1.0
-_SHORT = {"inbound": "in", "outbound": "out"}
-_MAX_TRACK = 4
-_MAX_LEVELS = 2
-_NUMBERS = {"TIME", "FRAMES", "LOST"}
-_MIN_WIDTHS = {"TIME": 0, "LEVEL": 56, "FRAMES": 72, "LOST": 0, "STATUS": 72}
-"""The columns, and the width that a terminal needs for each, so that there is room for the sid."""
-
-_OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
 
 def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
@@ -104,42 +100,32 @@ def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
 
 
 class Listener:
-    def __init__(
-        self,
-        options: RecordingOptions,
-        *,
-        tokens: tuple[str, ...] | None,
-        byte_order: ByteOrder,
-        streams: int | None,
-        as_json: bool,
-    ) -> None:
-        self.failed = 0
-        self._options = options
-        self._receiver = MediaReceiver(self._record, bearer_tokens=tokens, byte_order=byte_order)
-        self._allows_anonymous = tokens is None
+    """Counts and shows the streams that a server records, and decides when the command ends."""
+
+    def __init__(self, directory: Path, *, allows_anonymous: bool, streams: int | None, as_json: bool) -> None:
+        self.is_complete = True  # every stream was fully recorded
+        self._directory = str(directory)
+        self._allows_anonymous = allows_anonymous
         self._streams_limit = streams
         self._as_json = as_json
-        self._live: dict[StreamSession, StreamRecorder] = {}
-        self._ended = self._lost = self._files = 0
+        self._server: RecordingServer | RecordingProcesses
+        self._ended = self._failed = self._lost = self._files = self._lost_processes = 0
         self._seconds = 0.0
         self._over = asyncio.Event()
         self._output_error: OSError | None = None
         self._display = Display()
 
-    async def run(self, *, ca_file: Path | None, seconds: float | None, **server: Any) -> None:  # noqa: ANN401
-        """Listen until the command ends, with these options of `MediaReceiver.serve`, then finish the recordings."""
+    async def run(
+        self, server: RecordingServer | RecordingProcesses, *, ca_file: Path | None, seconds: float | None
+    ) -> None:
+        """Run a server until the command ends, then finish the recordings."""
+        self._server = server
         try:
             with on_signals(self._interrupt):
                 async with (
                     live_table(self._look, as_json=self._as_json) as self._display,
-                    contextlib.AsyncExitStack() as stack,
+                    server.serve() as url,
                 ):
-                    # Live streams could continue for hours, and the user asked to end now.
-                    serving = self._receiver.serve(**server, shutdown_timeout=0)
-                    try:
-                        url = await stack.enter_async_context(serving)
-                    except (OSError, UnicodeError) as error:
-                        raise cannot_listen(server["host"], server["port"], error) from None
                     self._announce(url, ca_file)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
@@ -154,34 +140,56 @@ class Listener:
 
     def _interrupt(self, _: Signals) -> None:
         if self._over.is_set():  # a second Ctrl-C; the recordings are complete by then
-            self._receiver.abort()
-            asyncio.get_running_loop().remove_signal_handler(SIGTERM)  # so that it ends the process in any case
+            self._server.abort()
         self._over.set()
 
-    async def _record(self, session: StreamSession) -> None:
-        recorder = StreamRecorder(session, self._options, self._receiver.free_descriptor)
-        self._live[session] = recorder
-        try:
-            if not session.audio_format.is_supported:
-                self._display.warn(f"error: {recorder.started_line}")
-            elif not self._as_json and not self._display.is_live:
-                self._write(recorder.started_line)
-            await recorder.run()
-        finally:
-            del self._live[session]
-            self._count(recorder)
-
-    def _count(self, recorder: StreamRecorder) -> None:
-        self._ended += 1
-        self._lost += recorder.lost
-        self._seconds += recorder.seconds or 0.0
-        self._files += len(recorder.files)
-        if recorder.error is not None:
-            self.failed += 1
-            self._display.warn(f"error: {recorder.sid} is not fully recorded: {recorder.error}")
-        self._write(recorder.facts if self._as_json else recorder.ended_line)
-        if self._ended == self._streams_limit:
+    def report(self, report: Report) -> None:
+        match report:
+            case Warned():
+                self._display.warn(report.text)
+            case Started(is_supported=False):
+                self._display.warn(f"error: {report.line}")
+            case Started():
+                if not self._as_json and not self._display.is_live:
+                    self._write(report.line)
+            case Ended():
+                self._count(report)
+            case ProcessLost():
+                self._count_lost(report)
+        if self._streams_limit is not None and self._ended >= self._streams_limit:
             self._over.set()
+
+    def _count(self, stream: Ended) -> None:
+        self._ended += 1
+        self._lost += stream.lost
+        self._seconds += stream.facts["seconds"] or 0.0
+        self._files += len(stream.facts["files"])
+        if stream.facts["error"] is not None:
+            self._failed += 1
+            self.is_complete = False
+            self._display.warn(f"error: {stream.sid} is not fully recorded: {stream.facts['error']}")
+        self._write(stream.facts if self._as_json else stream.line)
+
+    def _count_lost(self, process: ProcessLost) -> None:
+        self._lost_processes += 1
+        self._ended += len(process.sids)
+        self._failed += len(process.sids)
+        self.is_complete = False
+        text = f"process {process.number} (pid {process.pid}) {process.reason}"
+        if process.sids:
+            names = ", ".join(process.sids[:_MAX_NAMED])
+            more = len(process.sids) - _MAX_NAMED
+            text += f"; not fully recorded: {names}{f' and {more:,} more' if more > 0 else ''}"
+        if not process.others:
+            self._over.set()
+            text += "; no process is left"
+        elif not self._over.is_set():
+            text += f"; processes still recording: {process.others}"
+        self._display.warn(f"error: {text}")
+        if self._as_json:
+            self._write(
+                {"process": process.number, "pid": process.pid, "error": process.reason, "streams": process.sids}
+            )
 
     def _write(self, output: str | Mapping[str, object]) -> None:
         """Write a line or a JSON object. A full disk, or a broken pipe as in ``| head``, ends the command."""
@@ -194,19 +202,22 @@ class Listener:
             self._output_error = self._output_error or error
             self._over.set()
 
-    def _look(self) -> tuple[list[StreamRecorder], str]:
-        live = list(self._live.values())
+    def _look(self) -> tuple[Sequence[StreamState], str]:
+        live = self._server.streams()
         title = "Ending" if self._over.is_set() else "Listening"
-        audio = format_duration(self._seconds + sum(recorder.seconds or 0.0 for recorder in live))
+        audio = format_duration(self._seconds + sum(stream.seconds or 0.0 for stream in live))
         return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
 
     def _announce(self, url: str, ca_file: Path | None) -> None:
-        directory = str(self._options.directory)
+        pids = self._server.pids
         if self._as_json:
-            self._write({"url": url, "directory": directory, "authority": ca_file and str(ca_file)})
+            facts = {"url": url, "directory": self._directory, "authority": ca_file and str(ca_file)}
+            self._write({**facts, "pids": pids} if pids else facts)
             return
         self._write(f"Listening on {url}")
-        self._write(f"Recordings: {clean(directory)}")
+        if pids:
+            self._write(f"Processes: {len(pids)} (pids {', '.join(map(str, pids))})")
+        self._write(f"Recordings: {clean(self._directory)}")
         if url.startswith("ws:"):
             self._write("No TLS, but SignalWire connects to wss:// only: put a proxy or a tunnel in front of it.")
         if ca_file is not None:
@@ -217,92 +228,16 @@ class Listener:
 
     @property
     def _summary(self) -> str:
-        failed = f", not fully recorded: {self.failed:,}" if self.failed else ""
-        rejected = self._receiver.rejected_upgrades
-        rejected_text = f", rejected (bad token): {rejected:,}" if rejected else ""
+        counts = {
+            "not fully recorded": self._failed,
+            "rejected (bad token)": self._server.rejected,
+            "processes lost": self._lost_processes,
+        }
+        further = "".join(f", {label}: {count:,}" for label, count in counts.items() if count)
         return (
             f"Ended. Streams: {self._ended:,}, files: {self._files:,}, audio: {format_duration(self._seconds)}, "
-            f"lost frames: {self._lost:,}{failed}{rejected_text}."
+            f"lost frames: {self._lost:,}{further}."
         )
-
-
-@contextlib.asynccontextmanager
-async def live_table(
-    look: Callable[[], tuple[Sequence[StreamRecorder], str]], *, as_json: bool
-) -> AsyncIterator[Display]:
-    """Show the live streams and a last line while the block runs, if there is a terminal; and the receiver's log."""
-    with (
-        live_display(as_json=as_json) as (display, console),
-        logging_to(lambda line: display.warn(f"error: {line}"), name="signalwire_streams.receiver"),
-    ):
-        if not display.is_live:
-            yield display
-            return
-
-        def show() -> None:
-            width, height = console.size
-            display.update(draw(*look(), width=width, height=height, plain=console.options.ascii_only))
-
-        async with repeating(show, _DRAWN_EVERY):
-            yield display
-
-
-def draw(streams: Sequence[StreamRecorder], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
-    room = max(height - _OTHER_LINES, 1)
-    shown = streams if len(streams) <= room else streams[: max(room - 1, 1)]
-    more = len(streams) - len(shown)
-    parts: list[Table | Text] = []
-    if shown:
-        parts.append(_table(shown, width, plain=plain))
-    if more:
-        parts.append(_line(f"and {more:,} more"))
-    parts.append(_line(last_line))
-    return Group(*parts)
-
-
-def _table(streams: Sequence[StreamRecorder], width: int, *, plain: bool) -> Table:
-    titles = [title for title, needed in _MIN_WIDTHS.items() if width >= needed]
-    table = bare_table()
-    table.add_column("STREAM")  # it gives way: half a sid will do, since all of it is printed at the end
-    for title in titles:
-        table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
-    for one in streams:
-        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
-        cells = {
-            "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
-            "LEVEL": _levels(one.levels, plain=plain),
-            "FRAMES": Text(f"{one.frames:,}"),
-            "LOST": Text(f"{one.lost:,}", style="red" if one.lost else ""),
-            "STATUS": Text(one.status),
-        }
-        table.add_row(sid, *(cells[title] for title in titles))
-    return table
-
-
-def _levels(levels: Sequence[tuple[str, float | None]], *, plain: bool) -> Text:
-    text = Text()
-    for name, level in levels[:_MAX_LEVELS]:
-        text.append(f"{_SHORT.get(name) or _as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
-        style = "green" if level is None or level < _LOUD else "yellow" if level < _HOT else "red"
-        text.append(bar(level, plain=plain), style=style)
-        text.append(" ")
-    return text
-
-
-def _as_plain(text: str, *, plain: bool) -> str:
-    return text.encode("ascii", "replace").decode() if plain else text
-
-
-def bar(level: float | None, *, plain: bool = False) -> str:
-    part = 0.0 if level is None else max(0.0, min(1.0, 1 - level / FLOOR))
-    if plain:
-        return ("#" * round(part * _BAR)).ljust(_BAR, ".")
-    whole, eighths = divmod(round(part * _BAR * len(_EIGHTHS)), len(_EIGHTHS))
-    return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
-
-
-def _line(text: str) -> Text:
-    return Text(text, style="dim", no_wrap=True, overflow="crop")
 
 
 def _path(_: click.Context, __: click.Parameter, text: str) -> str:
@@ -364,47 +299,61 @@ Examples:
     "--bearer-token-file", metavar="FILE", help=f"File with the tokens, instead of {_TOKENS}; - reads standard input."
 )
 @click.option("--allow-anonymous", is_flag=True, help="Require no token: anyone who can reach the address can send.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, _MAX_PROCESSES),
+    default=1,
+    metavar="N",
+    help="Record in this many processes on the one port; one per core is best (Linux only).",
+)
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
-@json_option("Write one JSON object when it is ready, and one for each stream that ended.")
+@json_option("Write one JSON object when it is ready, and one for each stream that ended and each lost process.")
 def listen(
     *,
-    host: str,
-    port: int,
-    path: str,
     directory: Path,
     mono: bool,
     passthrough: bool,
-    byte_order: ByteOrder,
     cert: Path | None,
     key: Path | None,
     self_signed: bool,
     bearer_token_file: str | None,
     allow_anonymous: bool,
+    processes: int,
     seconds: float | None,
     streams: int | None,
     as_json: bool,
+    **server_options: Any,  # noqa: ANN401  (fields of ServerOptions)
 ) -> None:
     """Receive streams, and record each in a WAV file.
 
     It runs until Ctrl-C or SIGTERM, which finish the recordings. A terminal shows the live streams with their
     levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless a recording
     failed.
+
+    With --processes, streams are spread over processes at random, and --streams counts those of all. A process that
+    is killed is reported and not started again: the others go on, and the exit code is 1.
     """
+    if processes > 1:
+        check_platform()
     ssl_context = _load_certificate(cert, key, self_signed=self_signed)
     tokens = _read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
     create_directory(directory, "--directory")
     ca_file = directory / _CA_FILE if self_signed else None
     if ca_file is not None:
-        ssl_context = _create_certificate(host, ca_file)
-    options = RecordingOptions(
+        ssl_context = _create_certificate(server_options["host"], ca_file)
+    recording = RecordingOptions(
         directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if passthrough else "pcm"
     )
-    listener = Listener(options, tokens=tokens, byte_order=byte_order, streams=streams, as_json=as_json)
+    options = ServerOptions(ssl_context=ssl_context, tokens=tokens, recording=recording, **server_options)
+    listener = Listener(directory, allows_anonymous=tokens is None, streams=streams, as_json=as_json)
+    server: RecordingServer | RecordingProcesses
+    if processes == 1:
+        server = RecordingServer(options, listener.report)
+    else:
+        server = RecordingProcesses(options, processes, listener.report)
     # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(
-            listener.run(ca_file=ca_file, seconds=seconds, host=host, port=port, path=path, ssl_context=ssl_context)
-        )
-    if listener.failed:
+        asyncio.run(listener.run(server, ca_file=ca_file, seconds=seconds))
+    if not listener.is_complete:
         raise click.exceptions.Exit(FAILED)

@@ -173,7 +173,6 @@ class Recording:
 
 
 def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
-    """Write a frame of a recorder's only track, whatever the track is called."""
     recorder.write(evolve(media, track=None))
 
 
@@ -212,6 +211,18 @@ def _announced(session: StreamSession) -> tuple[str, ...]:
     """Return the tracks that the stream announces, the inbound one first, which is then on the left."""
     tracks = [track for track in dict.fromkeys(session.start.tracks) if _PLAIN.fullmatch(track)][:MAX_TRACKS]
     return tuple(sorted(tracks, key=lambda track: track != _BOTH[0])) or _BOTH
+
+
+@frozen(kw_only=True)
+class StreamState:
+    """What the table shows of a live stream; the levels are in dBFS, None in silence."""
+
+    sid: str
+    seconds: float | None
+    levels: Sequence[tuple[str, float | None]]
+    frames: int
+    lost: int
+    status: str
 
 
 class StreamRecorder:
@@ -281,13 +292,19 @@ class StreamRecorder:
         return sum(track.frames for track in self._tracks.values())
 
     @property
-    def levels(self) -> list[tuple[str, float | None]]:
-        """The present level in dBFS of each track; None in silence."""
+    def state(self) -> StreamState:
         now = self._clock()
-        return [(clean(name), meter.level(now)) for name, meter in self._meters.items()]
+        return StreamState(
+            sid=self.sid,
+            seconds=self.seconds,
+            levels=[(clean(name), meter.level(now)) for name, meter in self._meters.items()],
+            frames=self.frames,
+            lost=self.lost,
+            status=self._status,
+        )
 
     @property
-    def status(self) -> str:
+    def _status(self) -> str:
         if not self.frames:
             return "waiting"
         if self._clock() - self._last_audio_at > _STALLED:

@@ -81,7 +81,6 @@ def json_option(help_text: str) -> Decorator:
 
 
 def command_line(words: str, *arguments: str, options: Sequence[str] = ()) -> str:
-    """Return a command that can be pasted into a shell."""
     separator = ["--"] if any(argument.startswith("-") for argument in arguments) else []
     return shlex.join(["signalwire-streams", *words.split(), *options, *separator, *arguments])
 
@@ -235,7 +234,6 @@ _METAVARS = {"url": "wss://...", "status_callback": "URL"}
 
 
 def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
-    """Return the option of one field of a start, named and typed as the field is."""
     attribute = FIELDS[name]
     types = get_args(attribute.type)
     choices = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, StrEnum)), None)

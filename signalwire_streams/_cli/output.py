@@ -307,6 +307,11 @@ def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
     return kind(message, facts if as_json else None)
 
 
-def cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> Failure:
-    reason = clean(getattr(error, "strerror", None) or error).partition(" (while ")[0]  # Python repeats the address
-    return Failure(f"can't listen on {host} port {port}: {reason}")
+@contextmanager
+def listening_errors(host: str, port: int) -> Iterator[None]:
+    """Turn the error of a server that can't listen into a failure."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        reason = clean(getattr(error, "strerror", None) or error).partition(" (while ")[0]  # Python repeats the address
+        raise Failure(f"can't listen on {host} port {port}: {reason}") from None

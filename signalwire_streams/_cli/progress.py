@@ -77,7 +77,6 @@ class Progress:
 
 
 def seconds_left(done: int, rest: int, since: float) -> float | None:
-    """Estimate how long the rest takes, from the items that were done since a time of the monotonic clock."""
     seconds = time.monotonic() - since
     return rest * seconds / done if done and seconds > _SETTLING else None
 

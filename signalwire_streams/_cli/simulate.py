@@ -14,7 +14,7 @@ import click
 from attrs import fields
 
 from signalwire_streams._cli.options import Decorator, address_options, json_option
-from signalwire_streams._cli.output import cannot_listen, write_json
+from signalwire_streams._cli.output import listening_errors, write_json
 from signalwire_streams._cli.progress import on_signals
 from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
@@ -47,7 +47,6 @@ _FAULT_OPTIONS: "Mapping[str, click.ParamType[Any]]" = {
 
 
 def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
-    """Return the arguments of `Faults.add` for KIND:key=value,key=value."""
     kind, separator, rest = spec.partition(":")
     options: dict[str, Any] = {}
     for pair in rest.split(",") if separator else ():
@@ -120,7 +119,6 @@ def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
 
 
 def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
-    """Return the option of a setting of the Space, with its type and default unless others are given."""
     attribute = getattr(fields(SimulatedSpace), name)
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
@@ -224,10 +222,8 @@ def _add_fault(space: SimulatedSpace, spec: str) -> None:
 async def _serve(space: SimulatedSpace, *, as_json: bool) -> None:
     ended = asyncio.Event()
     with on_signals(lambda _: ended.set()):
-        try:
+        with listening_errors(space.host, space.port):
             await space.start()
-        except (OSError, UnicodeError) as error:
-            raise cannot_listen(space.host, space.port, error) from None
         try:
             _announce(space, as_json=as_json)
             await ended.wait()

@@ -12,11 +12,9 @@ from enum import StrEnum
 from functools import cache, partial
 from http import HTTPStatus
 from operator import eq
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import fields
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, override
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
 from signalwire_streams._http.messages import Request, Response
@@ -34,6 +32,9 @@ from signalwire_streams.models import (
     StreamStatus,
 )
 from signalwire_streams.models._validation import is_path_segment
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 _Value = TypeVar("_Value")
 
@@ -90,7 +91,9 @@ _Hook: TypeAlias = Callable[[Any, Any], Any]
 
 
 @cache
-def _converter() -> Converter:
+def _converter() -> "Converter":
+    from cattrs import Converter  # noqa: PLC0415  (with the first response)
+
     converter = Converter()
     hooks: list[tuple[object, _Hook]] = [
         (str | None, _text),
@@ -111,6 +114,8 @@ _HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
 
 
 def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
+    from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  (with the first response)
+
     names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
     overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
     known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
@@ -197,6 +202,7 @@ _FIRST_KEYS = tuple(
 )
 _STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
+_RETURN_NO_STREAM = frozenset({Operation.READ, Operation.END})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
@@ -260,7 +266,7 @@ def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
             return other
     # A start's response that is delivered for a stop says that the stream is running, and vice versa.
     status = _text(entry.get("status"), None)
-    wrong = _OTHER_STATUS[request.operation.is_start] if request.operation is not Operation.READ else ()
+    wrong = _OTHER_STATUS[request.operation.is_start] if request.operation not in _RETURN_NO_STREAM else ()
     return "status" if status is not None and status.casefold() in wrong else ""
 
 

@@ -27,6 +27,8 @@ Start: TypeAlias = StartConferenceStream | StartCallStream
 
 STOP = b"Status=stopped"
 """Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams ("Only 'stopped' is allowed")"""
+_END = b"Status=completed"
+"""Source: https://signalwire.com/docs/compatibility-api/rest/calls and .../conferences (update)"""
 MAX_PAGE_SIZE = 1000
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)"""
 
@@ -183,6 +185,20 @@ def stop(
         echo=echo,
         redact=account.secrets,
         state=context.state,
+    )
+
+
+def end(account: Account, kind: TargetKind, sid: str, *, deadline: float | None) -> Request:
+    return Request(
+        method="POST",
+        path=path_of(account, kind.collection, sid),
+        operation=Operation.END,
+        description=f"end {kind}",
+        target=sid,
+        body=_END,
+        deadline=deadline,
+        echo={"sid": sid},
+        redact=account.secrets,
     )
 
 

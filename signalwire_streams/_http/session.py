@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, cast
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from signalwire_streams.models._validation import validate_seconds
 __all__ = ["Timeouts"]
 
 _NEVER = float("inf")
-_KEEPALIVE, _SHUTDOWN_TIMEOUT = 10.0, 5.0
+_SHUTDOWN_TIMEOUT = 5.0
 
 _FRAMING = ("Content-Length", "Transfer-Encoding", "Content-Encoding", "Expect")
 """Headers that say how a body is sent, so that as a session's default they are wrong for every request."""
@@ -158,6 +159,7 @@ class SessionManager:
         self.connections = connections
         self.borrowed = borrowed
         self.timer: DeadlineTimer = DeadlineTimer()
+        self.create: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession  # replaced by the transport
         self._owned: aiohttp.ClientSession | None = None
         self._guard = LoopGuard("client", "StreamsClient")
         self._shut = False
@@ -191,11 +193,7 @@ class SessionManager:
         """Return the session, creating it on first use, or None if it or the client was closed since `check`."""
         session = self.borrowed or self._owned
         if session is None and not self._shut:
-            self._owned = session = aiohttp.ClientSession(
-                # The rate-limit middleware limits the concurrency.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            self._owned = session = self.create()
         return session if session is not None and not (self._shut or session.closed) else None
 
     @property

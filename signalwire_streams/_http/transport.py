@@ -11,9 +11,8 @@ import re
 import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cache, partial
-from importlib.metadata import version
-from platform import python_version
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -22,12 +21,14 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
+from multidict import CIMultiDict
 from yarl import URL
 
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.messages import Request, Result
+from signalwire_streams._http.own_session import create_session, post_head, user_agent
 from signalwire_streams._http.session import Deadline, SessionManager, Timeouts
 from signalwire_streams._http.transport_errors import (
     RepeatedRequestError,
@@ -63,6 +64,11 @@ _NO_TLS = object()
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
 
+_UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
+"""What a prepared request does not have, by aiohttp's names."""
+_TARGET = re.compile("[!-~]+")
+_WRITTEN: Any = SimpleNamespace(output_size=0)
+
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
 
@@ -90,8 +96,10 @@ class AttemptGuard:
         self._check_not_written()
         if self.headers is not None:
             request.headers.update(self.headers)
-        # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
-        request.send = partial(self._send, request.send)  # type: ignore[method-assign]
+        if type(request) is not PreparedRequest:
+            # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the
+            # instance.
+            request.send = partial(self._send, request.send)  # type: ignore[method-assign]
         response = None
         try:
             response = await handler(request)
@@ -113,16 +121,38 @@ class AttemptGuard:
     async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        self.transport = conn.transport
-        if conn.protocol is None or conn.transport is None:
-            raise aiohttp.ClientConnectionResetError(_CLOSED)
-        wrapper = _ProtocolWrapper(self, conn.protocol, conn.transport)
-        self._wrappers.append(wrapper)
-        await wrapper.check()
+        await self._watch(conn)
         response = await send(conn)
         if not self._has_body:
             self._record_written(in_one_write=True)
         return response
+
+    async def _watch(self, conn: Connection) -> asyncio.Transport:
+        """Check a connection, and watch it from now on.
+
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to it.
+        """
+        self.transport = transport = conn.transport
+        if conn.protocol is None or transport is None:
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        wrapper = _ProtocolWrapper(self, conn.protocol, transport)
+        self._wrappers.append(wrapper)
+        await wrapper.check()
+        return transport
+
+    async def write_prepared(self, conn: Connection, body: "PreparedBody") -> None:
+        """Write a request to a connection, head and body at once.
+
+        Raises:
+            aiohttp.ClientConnectionError: it must not be written to this connection.
+            RepeatedRequestError: it is written already.
+        """
+        transport = await self._watch(conn)
+        self._check_not_written()
+        self.state.phase = Phase.WRITING
+        transport.write(body.head + body)
+        self._record_written(in_one_write=True)
 
     async def write(self, writer: AbstractStreamWriter, payload: "GuardedPayload") -> None:
         """Write the body, together with the headers. It has secrets, so no local variable is bound to it.
@@ -170,6 +200,73 @@ class GuardedPayload(BytesPayload):
 
     async def write_with_length(self, writer: AbstractStreamWriter, _: int | None) -> None:
         await self._guard.write(writer, self)
+
+
+class PreparedBody(bytes):
+    """A body whose head is prepared too, for `PreparedRequest`. Its ``repr`` hides it, since it has secrets."""
+
+    guard: AttemptGuard
+    head: bytes
+    headers: CIMultiDict[str]  # those that the head is made of
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def _omit(*_: object) -> None:
+    """Do nothing, since the head and the body are prepared."""
+
+
+class PreparedRequest(aiohttp.ClientRequest):
+    """A request of our own session, which writes prepared bytes instead of making them from headers and a payload.
+
+    A request with anything that the bytes do not have becomes one of aiohttp's own: without a body, through a proxy,
+    with trace hooks, with another header. An instrumentation of aiohttp may have added these.
+    """
+
+    _prepared: PreparedBody
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (aiohttp's own)
+        body = options.get("data")
+        if isinstance(body, PreparedBody):
+            if options["headers"] == body.headers and not any(map(options.get, _UNPREPARED)):
+                self._prepared = body
+                super().__init__(*arguments, **options)
+                return
+            options["data"] = GuardedPayload(body, body.guard)
+        self.__class__ = aiohttp.ClientRequest  # type: ignore[assignment]
+        aiohttp.ClientRequest.__init__(self, *arguments, **options)
+
+    def update_headers(self, headers: Any) -> None:  # noqa: ANN401
+        self.headers = headers
+
+    update_host: Any = _omit
+    update_auto_headers: Any = _omit
+    update_cookies: Any = _omit
+    update_content_encoding: Any = _omit
+    update_auth: Any = _omit
+    update_body_from_data: Any = _omit
+    update_transfer_encoding: Any = _omit
+    update_expect_continue: Any = _omit
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        response = self.respond()  # before anything is written
+        await self._prepared.guard.write_prepared(conn, self._prepared)
+        return response
+
+    def respond(self) -> aiohttp.ClientResponse:
+        return self.response_class(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=_WRITTEN,
+        )
 
 
 class _ProtocolWrapper(asyncio.Protocol):
@@ -327,11 +424,6 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
     return any(int(line[1]) != response.status for line in quoted if line is not None)
 
 
-@cache  # the version is read from a file, which would be half of what a client costs
-def _user_agent() -> str:
-    return f"signalwire-streams/{version('signalwire-streams')} aiohttp/{aiohttp.__version__} Python/{python_version()}"
-
-
 class HttpTransport:
     """Sends one request, once."""
 
@@ -340,10 +432,13 @@ class HttpTransport:
         self._headers: Mapping[str, str] = {
             _AUTHORIZATION: account.authorization,
             "Accept": "application/json",
-            "User-Agent": _user_agent(),
+            "User-Agent": user_agent(),
         }
         self._form_headers = {**self._headers, "Content-Type": _FORM}
+        self._own_headers = CIMultiDict(self._headers)
+        self._post_head: bytes | None = None  # where requests are prepared
         self._sessions, self._timeouts, self._clock = sessions, timeouts, clock
+        sessions.create = self._create_session
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
     async def __call__(self, request: Request) -> Result:
@@ -400,6 +495,18 @@ class HttpTransport:
             ambiguous=is_unconfirmed and request.operation.is_start,
         )
 
+    def _create_session(self) -> aiohttp.ClientSession:
+        try:
+            head, body = post_head(self._root, self._form_headers), PreparedBody()
+            body.headers = self._own_headers
+            loop, kind = asyncio.get_running_loop(), aiohttp.ClientResponse
+            probe = PreparedRequest("POST", self._root, headers=body.headers, data=body, loop=loop, response_class=kind)
+            probe.respond()
+        except Exception:  # noqa: BLE001  (an aiohttp whose requests are different: its own class knows them)
+            return create_session(self._headers, aiohttp.ClientRequest)
+        self._post_head = head
+        return create_session(self._headers, PreparedRequest)
+
     def _url(self, path: str) -> URL:
         if "?" in path:
             return URL(self._origin + path, encoded=True)
@@ -412,15 +519,21 @@ class HttpTransport:
         guard: AttemptGuard,
         received: list[aiohttp.ClientResponse],
     ) -> tuple[bytes, bool]:
-        url, body, headers = self._url(request.path), None, self._headers
-        if request.body is not None:
-            body, headers = GuardedPayload(request.body, guard), self._form_headers
-        if request.headers:
-            headers = {**headers, **request.headers}
-        if session.trust_env:
-            # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
-            guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
-            headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
+        url = self._url(request.path)
+        body: GuardedPayload | PreparedBody | None = None
+        headers: Mapping[str, str]
+        if self._sessions.borrowed is None:
+            body, headers = self._own_body(request, url, guard), request.headers  # the session has the others
+        else:
+            headers = self._headers
+            if request.body is not None:
+                body, headers = GuardedPayload(request.body, guard), self._form_headers
+            if request.headers:
+                headers = {**headers, **request.headers}
+            if session.trust_env:
+                # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
+                guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
+                headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
         async with session.request(
             request.method,
             url,
@@ -441,6 +554,18 @@ class HttpTransport:
             request.state.phase = Phase.ANSWERED
             received.append(response)
             return await self._read_body(request, response, guard)
+
+    def _own_body(self, request: Request, url: URL, guard: AttemptGuard) -> "GuardedPayload | PreparedBody | None":
+        if request.body is None:
+            return None
+        path, size = url.raw_path_qs, len(request.body)
+        # A path that a middleware has changed may be one that aiohttp refuses.
+        if self._post_head is None or request.method != "POST" or size > _ONE_WRITE or not _TARGET.fullmatch(path):
+            return GuardedPayload(request.body, guard)
+        body = PreparedBody(request.body)
+        body.guard, body.headers = guard, self._own_headers
+        body.head = b"POST %b%b%d\r\n\r\n" % (path.encode("ascii"), self._post_head, size)
+        return body
 
     async def _read_body(
         self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard

@@ -1,9 +1,32 @@
-"""Bulk runs: many starts or stops from one iterable, one outcome for each, a journal and a report."""
+"""Bulk runs: many starts or stops from one iterable, one outcome for each, a journal and a report.
 
-from signalwire_streams.bulk._journal import BulkJournal, JournalItem, JournalStatus
-from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus
-from signalwire_streams.bulk._runner import BulkRun
-from signalwire_streams.bulk._serialization import PlannedRequest
+The modules below are imported when one of their names is first used, so a client that makes no bulk run does not pay
+for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from signalwire_streams.bulk._journal import BulkJournal, Journal as Journal, JournalItem, JournalStatus
+    from signalwire_streams.bulk._journal_file import JournalOwner as JournalOwner, journal_path as journal_path
+    from signalwire_streams.bulk._operations import (
+        JournalLedger as JournalLedger,
+        Ledger as Ledger,
+        Operation as Operation,
+        RollbackLedger as RollbackLedger,
+        StartStreams as StartStreams,
+        StopStreams as StopStreams,
+    )
+    from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus
+    from signalwire_streams.bulk._runner import (
+        MAX_CONCURRENCY as MAX_CONCURRENCY,
+        AdaptiveConcurrency as AdaptiveConcurrency,
+        BulkRun,
+        FixedConcurrency as FixedConcurrency,
+        WorkerPool as WorkerPool,
+    )
+    from signalwire_streams.bulk._serialization import PlannedRequest
 
 __all__ = [
     "BulkError",
@@ -16,3 +39,23 @@ __all__ = [
     "JournalStatus",
     "PlannedRequest",
 ]
+
+if not TYPE_CHECKING:  # pragma: no branch
+    _MODULES = {
+        "_journal": "BulkJournal Journal JournalItem JournalStatus",
+        "_journal_file": "JournalOwner journal_path",
+        "_operations": "JournalLedger Ledger Operation RollbackLedger StartStreams StopStreams",
+        "_results": "BulkError BulkOutcome BulkReport BulkStatus",
+        "_runner": "MAX_CONCURRENCY AdaptiveConcurrency BulkRun FixedConcurrency WorkerPool",
+        "_serialization": "PlannedRequest",
+    }
+
+    def __getattr__(name: str) -> object:
+        for module, names in _MODULES.items():
+            if name in names.split():
+                globals()[name] = found = getattr(import_module(f"{__name__}.{module}"), name)
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

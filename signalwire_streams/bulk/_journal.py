@@ -305,7 +305,8 @@ class Journal:
         opened: ExitStack,
         clock: Clock | None,
     ) -> None:
-        self.path, self.run = path, run
+        self.path: JournalPath = path
+        self.run: str = run
         self._clock = clock or Clock()
         self._looked_up: Counter[str] = Counter()
         main = open_descriptor(path.file)

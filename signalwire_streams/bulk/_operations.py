@@ -38,6 +38,7 @@ _RUNNING = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED})
 _DOUBTFUL = frozenset({IN_DOUBT, BulkStatus.UNKNOWN})
 _INCONCLUSIVE = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 _NOTHING_STARTED = frozenset({AttemptResult.THROTTLED})
+_EARLIER_PART = "an earlier part of this run may have started it"
 
 
 @frozen
@@ -171,7 +172,7 @@ class StartStreams(_StreamOperation[Start]):
         if record is not None and record.state in _RUNNING:
             return _recorded_stream(key, record)
         if record is not None and record.state in _DOUBTFUL:
-            return _still_unknown(key, "and this run ended before it was sent again")
+            return outcome_unknown(key, f"{_EARLIER_PART} and this run ended before it was sent again")
         return None
 
     def _named(self, request: Start, canonical_target: str) -> Start:
@@ -187,7 +188,7 @@ class StartStreams(_StreamOperation[Start]):
             if record.state in _DOUBTFUL:
                 if key.name is None or (key.kind == "call" and not self._resend_call_starts):
                     why = "without a name" if key.name is None else "on a call, where a duplicate may not be rejected"
-                    raise _still_unknown(key, f"{why}, so it is not sent again")
+                    raise outcome_unknown(key, f"{_EARLIER_PART} {why}, so it is not sent again")
                 state.may_have_succeeded = True
             state.was_refused_for_now = True
         # When it has its turn and not before, so that a process that dies leaves no doubt about what was only queued.
@@ -245,10 +246,11 @@ def _recorded_stream(key: ItemKey, record: ItemRecord) -> Stream:
     return stream_of(key.kind, key.target, sid=record.sid, name=key.name, ambiguous=record.ambiguous)
 
 
-def _still_unknown(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
+def outcome_unknown(key: ItemKey, why: str, *, attempts: int = 0) -> StreamOutcomeUnknownError:
     return StreamOutcomeUnknownError(
-        f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}",
+        f"start a stream on {key.kind} {key.target}: {why}",
         sent="maybe",
+        attempts=attempts,
         target=key.target,
         name=key.name,
     )

@@ -47,7 +47,7 @@ class FixedConcurrency:
     """The number of items that may be in flight: the one that the caller chose."""
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
+        self.limit: float = limit
 
     def record(self, latency: float, *, overloaded: bool) -> None:
         """Record a request's latency, and whether the Space responded with 429 or 503."""
@@ -60,6 +60,8 @@ class AdaptiveConcurrency(FixedConcurrency):
     latency doubles, or the Space responds with 429 or 503, the limit shrinks by three tenths, at most once for the
     requests that were in flight together.
     """
+
+    limit: float
 
     def __init__(self, limit: float = 4.0 * MIN_CONCURRENCY) -> None:
         super().__init__(limit)

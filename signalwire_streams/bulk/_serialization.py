@@ -36,9 +36,8 @@ def target_of(item: Start | Stream) -> tuple[str, str]:
     return "call", item.call_sid
 
 
-def stream_of(kind: str, target: str, *, sid: str | None, name: str | None, ambiguous: bool) -> Stream:
-    fields: dict[str, Any] = {f"{kind}_sid": target, "sid": sid, "name": name, "ambiguous": ambiguous}
-    return _STREAMS[kind](**fields)
+def stream_of(kind: str, target: str, **fields: Any) -> Stream:  # noqa: ANN401  (each field has its own type)
+    return _STREAMS[kind](**fields | {f"{kind}_sid": target})
 
 
 def folded(target: str) -> str:

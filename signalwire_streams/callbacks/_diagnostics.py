@@ -126,21 +126,9 @@ def diagnose_signature(
     suspected = parse_each(candidates, UrlParts.split)
     if suspected is None:
         raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
-    usable = usable_keys(keys)
-    tried = tuple(dict.fromkeys(map(_shown, equivalent_urls(request.url, request.headers))))
-    try:
-        signed, _ = _find_match(request, usable, until)
-    except TimeoutError:
-        summary = "Not all keys were tried: the time limit was reached."
-        change = "Pass only the keys of the request's own project."
-        return SignatureDiagnosis(valid=False, summary=summary, suggestions=(change,), candidate_urls=tried)
-    except UnverifiableError as refusal:
-        diagnosis = _search(request, suspected, usable, until)
-        changes = diagnosis.suggestions or tuple(_likely_causes(request, usable))
-        summary = f"Refused: {refusal}.{diagnosis.summary}"
-        return evolve(diagnosis, summary=summary, suggestions=changes, candidate_urls=tried)
-    return SignatureDiagnosis(
-        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=str(signed)
+    diagnosis = _search(request, suspected, usable_keys(keys), until)
+    return evolve(
+        diagnosis, candidate_urls=tuple(dict.fromkeys(map(_shown, equivalent_urls(request.url, request.headers))))
     )
 
 
@@ -150,22 +138,30 @@ def _search(
     change = "A key has leading or trailing whitespace: remove it."
     changed_keys: dict[str, _Changes] = {Secret(key.strip()): (change,) for key in keys}
     changed_keys.update(dict.fromkeys(keys, ()))
-    attempts = 0
-    for candidate, changes in _candidates(request, suspected):
+    rejected, attempts = "", 0
+    for candidate, changes in chain([(request, ())], _candidates(request, suspected)):
         attempts += bool(changes)
         try:
-            url, key = _find_match(candidate, changed_keys, until)
-        except UnverifiableError:
+            url, key = _find_match(candidate, changed_keys if rejected else keys, until)
+        except UnverifiableError as error:
+            rejected = rejected or f"Rejected: {error}."
             continue
         except TimeoutError:
-            summary = " The search stopped early: its time limit was reached."
-            return SignatureDiagnosis(valid=False, summary=summary, attempts=attempts)
-        summary = f" It would match as {_shown(url)}, with these changes."
+            if not rejected:
+                change = "Pass only the keys of the request's own project."
+                summary = "Not all keys were tried: the time limit was reached."
+                return SignatureDiagnosis(valid=False, summary=summary, suggestions=(change,))
+            rejected += " The search stopped early: its time limit was reached."
+            break
+        summary = f"{rejected} It would match as {_shown(url)}, with these changes."
+        if not rejected:
+            summary = f"The signature matches {_shown(url)}."
         suggestions = (*changes, *changed_keys[key])
         return SignatureDiagnosis(
-            valid=False, summary=summary, suggestions=suggestions, attempts=attempts, url=str(url)
+            valid=not rejected, summary=summary, suggestions=suggestions, attempts=attempts, url=str(url)
         )
-    return SignatureDiagnosis(valid=False, summary="", attempts=attempts)
+    causes = tuple(_likely_causes(request, keys))
+    return SignatureDiagnosis(valid=False, summary=rejected, suggestions=causes, attempts=attempts)
 
 
 def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tuple[str, str]:
@@ -184,7 +180,7 @@ def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tu
 
 
 def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
-    """Yield what may have been signed with up to two changes, at most one of them apart from the URL."""
+    """Yield requests that may have been signed: with up to two changes, at most one of them apart from the URL."""
     near: list[_Candidate] = []
     for candidate, changes in url_candidates(request, suspected):
         if len(changes) <= 1:

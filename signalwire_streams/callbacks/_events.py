@@ -79,7 +79,7 @@ class _Callback:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether a second stream of the same id or name was refused."""
+        """Whether a second stream of the same id or name was rejected."""
         return False
 
 
@@ -193,7 +193,7 @@ def parse_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
     Raises:
         InvalidRequestError: the fields are neither a mapping of str to str, nor pairs, nor an event's document.
     """
-    if isinstance(fields, Mapping) and ("event_type" in fields or isinstance(fields.get("params"), Mapping)):
+    if isinstance(fields, Mapping) and _is_document(fields):
         return parse_document(fields)
     values: dict[str, str] = {}
     for name, value in as_pairs(fields):
@@ -209,6 +209,13 @@ def parse_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
     if error:
         known["extra"][_ERROR] = error
     return StreamStarted(**known) if event == _STARTED else StreamStopped(**known)
+
+
+def _is_document(fields: Mapping[str, Any]) -> bool:
+    # A form may have a field event_type as well: the user's own query parameters are among its fields.
+    return isinstance(fields.get("params"), Mapping) or (
+        "event_type" in fields and fields.keys().isdisjoint(FIELD_NAMES)
+    )
 
 
 def parse_document(document: Mapping[str, Any]) -> CallStreamChanged | UnknownCallback:

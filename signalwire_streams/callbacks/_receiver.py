@@ -69,7 +69,7 @@ class CallbackStatistics:
 
     Attributes:
         received: verified callbacks.
-        refused: requests answered 403.
+        rejected: requests answered 403.
         overflowed: callbacks answered 503, because too many were pending or the receiver was closing.
         duplicates: callbacks that had been received before, so the handler was not called.
         late: starts of streams that had ended, so the handler was not called.
@@ -79,7 +79,7 @@ class CallbackStatistics:
     """
 
     received: int = 0
-    refused: int = 0
+    rejected: int = 0
     overflowed: int = 0
     duplicates: int = 0
     late: int = 0
@@ -93,7 +93,7 @@ class _Recent:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._members = OrderedDict[bytes, None]()
+        self._members = OrderedDict[bytes, None]()  # whose oldest one is found in constant time, unlike a dict's
 
     def __contains__(self, member: bytes) -> bool:
         return member in self._members
@@ -237,7 +237,7 @@ def _is_start(event: CallbackEvent) -> bool:
 
 
 def _is_end(event: CallbackEvent) -> bool:
-    """Return whether the stream of this id is over; a refused duplicate may carry the id of one that is running."""
+    """Return whether the stream of this id is over; a rejected duplicate may carry the id of one that is running."""
     return event.end_reason is not None and not event.is_duplicate and event.stream_key is not None
 
 
@@ -269,13 +269,8 @@ class CallbackReceiver:
     aiohttp's default time limit is an hour: ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection whose
     head takes longer.
 
-    Use it with ``async with``, or call `aclose` when the application ends::
-
-        async def close(app: web.Application) -> None:
-            await receiver.aclose()
-
-
-        app.on_cleanup.append(close)
+    Use it with ``async with``, or close it with the application:
+    ``app.on_cleanup.append(lambda app: receiver.aclose())``.
 
     Args:
         handler: async function of one event.
@@ -387,10 +382,10 @@ class CallbackReceiver:
             else:
                 check_request(signed, self._keys, *urls)
             event = _parse(signed, request.raw_path)
-        except UnverifiableError as refusal:
-            self.statistics.refused += 1
+        except UnverifiableError as reason:
+            self.statistics.rejected += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
-            _LOG.info("a callback to %s was refused: %s", shown or "nobody", refusal)
+            _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
             return web.Response(status=403)
         if self._dispatcher.offer(event, body or encoded(query_of(request.raw_path)) or b""):
             return web.Response(status=204)

@@ -33,7 +33,7 @@ SHA256_SIGNATURE_HEADER = "X-SignalWire-SHA256-Signature"
 ALIAS_HEADER = "X-Twilio-Signature"
 
 MAX_BODY = 1024 * 1024
-"""Bytes; a longer body is refused, since it would be hashed once for each key and URL."""
+"""Bytes; a longer body is rejected, since it would be hashed once for each key and URL."""
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 MISMATCH = "the signature does not match"

@@ -169,7 +169,6 @@ class HostPattern:
         return cls(_normalized(found[0]), found[1], subdomains=text.startswith("*.")) if found else None
 
     def matches(self, url: str) -> bool:
-        """Return whether an absolute URL has this host."""
         parts = UrlParts.split(url)
         if parts is None or self.port not in {"", parts.port or parts.default_port}:
             return False
@@ -253,5 +252,4 @@ def path_and_query(target: str) -> str:
 
 
 def query_of(url: str) -> str:
-    """Return a URL's query without its question mark."""
     return url.partition("#")[0].partition("?")[2]

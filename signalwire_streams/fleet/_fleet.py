@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from secrets import token_hex
-from types import TracebackType
 from typing import Self
 
 from attrs import evolve
@@ -40,7 +39,7 @@ from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models._validation import check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit._store import decode
 
-_PATIENCE, _PATIENCE_AT_FIRST = 30.0, 3.0
+_TIMEOUT, _TIMEOUT_ON_ENTRY = 30.0, 3.0  # seconds that Redis may be unavailable
 _WEEK = 7 * 24 * 3600.0
 _POLL_EVERY = 1.0
 
@@ -83,19 +82,17 @@ class Fleet:
         return f"Fleet(space={self.space!r}, project={self.project!r}, retention={self.retention!r})"
 
     async def __aenter__(self) -> Self:
-        await check_available(self.url, _PATIENCE_AT_FIRST)
+        await check_available(self.url, _TIMEOUT_ON_ENTRY)
         docket = Docket(name=self._keys.prefix, url=docket_url(self.url))
         async with AsyncExitStack() as stack:
             self._docket = await stack.enter_async_context(docket)
             docket.register(start_batch, names=[TASK])
-            self._connection = await stack.enter_async_context(connect(self.url, docket, _PATIENCE))
+            self._connection = await stack.enter_async_context(connect(self.url, docket, _TIMEOUT))
             self._writer = Writer(self._connection)
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._connection = None
         async with self._stack:
             await self._writer.idle()
@@ -160,7 +157,7 @@ class Fleet:
         connection, key = self._open(), self._keys.run(run)
         new = check_run((status.resumed_as or next_run(run)) if name is None else name)
         resumed_as = await connection.script(SET_ONCE, key, RESUMED, new, STOPPING)
-        if resumed_as == "refused":
+        if resumed_as == "conflict":
             raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
         if resumed_as != new:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
@@ -254,7 +251,7 @@ class Fleet:
         await self.cancel(run)
         record = await self._record(run)
         now = asyncio.get_running_loop().time
-        until = now() + _PATIENCE
+        until = now() + _TIMEOUT
         while "in_doubt" in record.status.counts and now() < until and await self.workers():
             await asyncio.sleep(_POLL_EVERY)
             record = await self._record(run)

@@ -8,14 +8,22 @@ from typing import Any
 from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
-from signalwire_streams.bulk._operations import ItemKey
+from signalwire_streams.bulk._operations import ItemKey, outcome_unknown
 from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label, to_status
-from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_of
+from signalwire_streams.bulk._serialization import (
+    PlannedRequest,
+    Start,
+    Stream,
+    planned_request,
+    planned_row,
+    stream_of,
+    target_of,
+)
 from signalwire_streams.errors import InvalidRequestError, Phase, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import decode_hash
 from signalwire_streams.fleet._status import RunRecord
-from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
+from signalwire_streams.models import GENERATED_NAME
 
 _ERRORS = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, StreamsError)
@@ -24,6 +32,7 @@ _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 """Fields of a stream that are not stored: its request has the target, and unknown keys may hold anything."""
 _ROW = 4
 CANCELLED = "the run was cancelled before its turn"
+EARLIER_WORKER = "an earlier worker may have started it;"
 _CLAIMED, _SETTLED = "i:", "f:"
 
 
@@ -42,7 +51,6 @@ class Evidence(StrEnum):
     """An attempt was made, or was about to be made, and its outcome is unknown."""
 
     def __or__(self, other: "Evidence") -> "Evidence":
-        """Return the stronger one."""
         return max(self, other, key=list(Evidence).index)
 
 
@@ -106,16 +114,16 @@ class ItemMark:
     def is_in_doubt(self) -> bool:
         return not self.is_settled and self.evidence is Evidence.IN_DOUBT
 
-    def stream_of(self, request: Start) -> ConferenceStream | CallStream | None:
+    def stream_of(self, request: Start) -> Stream | None:
         """Return the stream that this item started, or may have started."""
         if self.status in SUCCEEDED:
             _, _, detail, sid = self.text.split(":", 3)
-            return _stream_of(request, {"name": request.name, "ambiguous": detail == "1", "sid": sid or None})
+            return stream_of(*target_of(request), name=request.name, ambiguous=detail == "1", sid=sid or None)
         # Under a name that the caller chose, somebody else's stream may be running.
         has_generated_name = request.name is not None and request.name.startswith(GENERATED_NAME)
         evidence = self.evidence
         if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and has_generated_name):
-            return _stream_of(request, {"name": request.name})
+            return stream_of(*target_of(request), name=request.name)
         return None
 
 
@@ -162,14 +170,14 @@ class Batch:
         )
         return LuaCall(COMPLETE_ITEM, (self.record.keys.run, self.record.keys.outcomes), self.marks, values)
 
-    def refuse(self, index: int, request: Start, mark: ItemMark, error: StreamsError) -> LuaCall:
+    def complete_unsent(self, index: int, request: Start, mark: ItemMark, error: StreamsError) -> LuaCall:
         """Return the call that writes the outcome of an item that can't be started.
 
         One that may be running is not reported as rejected or as not attempted.
         """
         may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
         if may_run and not isinstance(error, StreamOutcomeUnknownError):
-            error = outcome_unknown(key_of(request), str(error))
+            error = outcome_unknown(key_of(request), f"{EARLIER_WORKER} {error}")
         outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
         return self.complete(mark.text, outcome, mark.evidence)
 
@@ -185,22 +193,6 @@ def read_batch(text: bytes | str) -> list[PlannedItem]:
 
 def key_of(request: Start) -> ItemKey:
     return ItemKey(*target_of(request), request.name)
-
-
-def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | CallStream:
-    if isinstance(request, StartConferenceStream):
-        return ConferenceStream(conference_sid=request.target, **fields)
-    return CallStream(call_sid=request.target, **fields)
-
-
-def outcome_unknown(key: ItemKey, why: str, *, attempts: int = 0) -> StreamOutcomeUnknownError:
-    return StreamOutcomeUnknownError(
-        f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
-        sent="maybe",
-        attempts=attempts,
-        target=key.target,
-        name=key.name,
-    )
 
 
 def write_outcome(outcome: BulkOutcome[Any]) -> str:
@@ -226,7 +218,7 @@ def read_outcome(document: Mapping[str, Any], item: Start) -> BulkOutcome[Start]
         index=document["index"],
         item=item,
         status=BulkStatus(document["status"]),
-        stream=None if stream is None else _stream_of(item, stream),
+        stream=None if stream is None else stream_of(*target_of(item), **stream),
         error=None if error is None else _read_error(error),
         attempts=document["attempts"],
         duration=document["duration"],

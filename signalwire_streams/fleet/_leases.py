@@ -47,7 +47,7 @@ class Leases:
         self._renewing: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
-        """Start renewing. The task ends only if Redis refuses access, with the error."""
+        """Start renewing. The task ends only if Redis denies access, with the error."""
         self._renewing = asyncio.create_task(self._renew())
         self._check()
         return self._renewing

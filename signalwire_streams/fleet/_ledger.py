@@ -10,12 +10,12 @@ from attrs import evolve
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
-from signalwire_streams.bulk._operations import ItemKey
+from signalwire_streams.bulk._operations import ItemKey, outcome_unknown
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import Start, target_of
 from signalwire_streams.errors import FleetError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
-from signalwire_streams.fleet._items import CANCELLED, Batch, Evidence, ItemMark, claimed_mark, outcome_unknown
+from signalwire_streams.fleet._items import CANCELLED, EARLIER_WORKER, Batch, Evidence, ItemMark, claimed_mark
 from signalwire_streams.fleet._lua import CLAIM_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import Writer
 from signalwire_streams.fleet._status import RunRecord
@@ -40,7 +40,7 @@ class _FleetLedger:
         pass
 
     def find(self, key: ItemKey) -> None:
-        """Return None: what is not sent is reported, or found again, without this."""
+        """Return None: items that are not sent are settled, or left to other workers, without it."""
 
     def expect(self, key: ItemKey, index: int) -> None:
         self._indexes.setdefault(key, deque()).append(index)
@@ -83,7 +83,7 @@ class BatchLedger(_FleetLedger):
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
-        """Claim an item; raise what it ends in if the run was cancelled, or if another worker has it."""
+        """Claim an item; raise its error if the run was cancelled, or if another worker has it."""
         if self.handed_back:
             raise RunCancelledError("left to other workers")
         index = self._sending[state][0]
@@ -97,7 +97,9 @@ class BatchLedger(_FleetLedger):
             self.lost.add(index)
             raise RunCancelledError("another worker has taken this over")
         self.cancelled = self.cancelled or CANCELLED
-        raise outcome_unknown(key, self.cancelled) if mark.is_in_doubt else RunCancelledError(self.cancelled)
+        if mark.is_in_doubt:
+            raise outcome_unknown(key, f"{EARLIER_WORKER} {self.cancelled}")
+        raise RunCancelledError(self.cancelled)
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         """Write an outcome, or release the item if it is left to other workers."""
@@ -114,7 +116,7 @@ class BatchLedger(_FleetLedger):
                 self._release(index, state)
             return
         if state.may_have_succeeded and outcome.status in _NO_PROOF:
-            unknown = outcome_unknown(key, f"then: {error}", attempts=outcome.attempts)
+            unknown = outcome_unknown(key, f"{EARLIER_WORKER} then: {error}", attempts=outcome.attempts)
             outcome = evolve(outcome, status=BulkStatus.UNKNOWN, error=unknown)
         self._complete(index, outcome, self._evidence(index, state))
 
@@ -123,10 +125,10 @@ class BatchLedger(_FleetLedger):
         unsent = {index for indexes in self._indexes.values() for index in indexes}
         for index, request in requests.items():
             if index in unsent:
-                self.refuse(index, request, RunCancelledError(self.cancelled or CANCELLED))
+                self.complete_unsent(index, request, RunCancelledError(self.cancelled or CANCELLED))
 
-    def refuse(self, index: int, request: Start, error: StreamsError) -> None:
-        self._completing.append(self._writer.call(self.batch.refuse(index, request, self._mark(index), error)))
+    def complete_unsent(self, index: int, request: Start, error: StreamsError) -> None:
+        self._completing.append(self._writer.call(self.batch.complete_unsent(index, request, self._mark(index), error)))
 
     def hand_back(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""

@@ -109,7 +109,7 @@ return 'ok'
 
 SET_ONCE = """
 if redis.call('HEXISTS', KEYS[1], 'digest') == 0 then return 'gone' end
-if ARGV[3] and redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 then return 'refused' end
+if ARGV[3] and redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 then return 'conflict' end
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 return redis.call('HGET', KEYS[1], ARGV[1])
 """

@@ -23,7 +23,7 @@ BATCH = 25
 _VERSION = 1
 _LONGEST_NAME = 64
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_ANSWER_TIMEOUT = 10.0
+_RESPONSE_TIMEOUT = 10.0
 _MAX_CONNECTIONS = 1000
 """docket may use one connection for each task, and the pool's default of 100 would starve it."""
 _MOST_AT_ONCE = 500
@@ -100,24 +100,23 @@ class Connection:
     cost a further round trip in each pipeline, so the full texts are sent.
     """
 
-    # Any: the in-memory client of docket has no type of redis-py's. Patience: seconds that Redis may be unavailable.
-    def __init__(self, client: Any, patience: float) -> None:  # noqa: ANN401
+    def __init__(self, client: Any, timeout: float) -> None:  # noqa: ANN401  (docket's in-memory one has no type)
         self.client = client
-        self.patience = patience
+        self.timeout = timeout  # seconds that Redis may be unavailable
         self._is_away = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
-        """Call *send* with the client; raise `FleetError` if Redis stays unavailable or refuses access."""
+        """Call *send* with the client; raise `FleetError` if Redis stays unavailable or denies access."""
         now = asyncio.get_running_loop().time
         began, pause = now(), _FIRST_PAUSE
         while True:
             try:
                 reply = await send(self.client)
             except (RedisError, OSError) as error:
-                refusal = _refusal(error)
-                if refusal is not None:
-                    raise FleetError(refusal) from None
-                if now() + pause - began > self.patience:
+                permanent = _permanent_failure(error)
+                if permanent is not None:
+                    raise FleetError(permanent) from None
+                if now() + pause - began > self.timeout:
                     raise FleetError(f"Redis is unavailable: {_message(error)}") from None
                 if not self._is_away:  # logged once, however many commands wait
                     self._is_away = True
@@ -193,24 +192,24 @@ def docket_url(url: str) -> str:
     return Secret(f"{url}{'&' if query else '?'}max_connections={_MAX_CONNECTIONS}")
 
 
-async def check_available(url: str, patience: float) -> None:
+async def check_available(url: str, timeout: float) -> None:  # noqa: ASYNC109  (also the socket's)
     # Docket itself would wait for it without end.
     if not _is_in_memory(url):
-        async with _client(url, patience) as client:
-            await Connection(client, patience).run(lambda client: client.ping())
+        async with _client(url, timeout) as client:
+            await Connection(client, timeout).run(lambda client: client.ping())
 
 
 @asynccontextmanager
-async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    async with docket.redis() if _is_in_memory(url) else _client(url, _ANSWER_TIMEOUT) as client:
-        yield Connection(client, patience)
+async def connect(url: str, docket: Docket, timeout: float) -> AsyncIterator[Connection]:  # noqa: ASYNC109  (of each command)
+    async with docket.redis() if _is_in_memory(url) else _client(url, _RESPONSE_TIMEOUT) as client:
+        yield Connection(client, timeout)
 
 
 def _client(url: str, timeout: float) -> "Redis":
     return Redis.from_url(url, retry=None, socket_timeout=timeout, socket_connect_timeout=timeout)
 
 
-def _refusal(error: Exception) -> str | None:
+def _permanent_failure(error: Exception) -> str | None:
     """Return the message for a permanent error, or None for a transient one."""
     if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
         return "this is a Redis Cluster, which is not supported: use a single Redis"
@@ -218,7 +217,7 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, AuthenticationError | NoPermissionError) or any(
         words in str(error) for words in ("invalid username-password", "Authentication required")
     ):
-        return f"Redis refuses this user or password: {_message(error)}"
+        return f"Redis rejects this user or password: {_message(error)}"
     return None
 
 

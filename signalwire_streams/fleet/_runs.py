@@ -66,7 +66,7 @@ async def settle_unclaimed(connection: Connection, record: RunRecord, why: str) 
     async for batch, items in _batches(connection, record):
         await connection.call_all(
             [
-                batch.refuse(item.index, item.planned.request, item.mark, RunCancelledError(why))
+                batch.complete_unsent(item.index, item.planned.request, item.mark, RunCancelledError(why))
                 for item in items
                 if not (item.mark.is_settled or item.mark.is_claimed)
             ]

@@ -234,15 +234,15 @@ class FleetWorker:
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([supervisor.task, stopping, renewing], return_when=asyncio.FIRST_COMPLETED)
-            refused = renewing.done()
-            if not refused:
+            access_denied = renewing.done()
+            if not access_denied:
                 supervisor.leave()
                 await asyncio.wait([supervisor.task], timeout=self.shutdown_timeout)
         finally:
             stopping.cancel()
             self._cut()
             await supervisor.stop()
-        if refused:
+        if access_denied:
             await renewing
         supervisor.raise_failure()
         if self._denied is not None:
@@ -250,7 +250,7 @@ class FleetWorker:
 
     def _cut(self) -> None:
         if self._is_connected:
-            self._connection.patience = 0.0  # no more waiting for Redis: what it does not learn expires there
+            self._connection.timeout = 0.0  # no more waiting for Redis: what it does not learn expires there
             self._leases.lose_all()
 
     async def _task(self, run: str, batch: int) -> None:
@@ -325,7 +325,7 @@ class FleetWorker:
             try:
                 requests[item.index] = self._complete(item.planned)
             except InvalidRequestError as error:
-                ledger.refuse(item.index, item.planned.request, error)
+                ledger.complete_unsent(item.index, item.planned.request, error)
         return requests
 
     def _complete(self, planned: PlannedRequest) -> Start:

@@ -32,7 +32,7 @@ REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     # misspelt, and a Space may not find streams by their names.
     AttemptResult.NOT_FOUND: frozenset({Operation.STOP_RETURNED}),
 }
-"""Rejections of a stop that count as success, because the stream has ended."""
+"""Rejections of a stop or an end that count as success, because the stream, call or conference has ended."""
 
 _REJECTIONS = frozenset(
     {
@@ -113,6 +113,9 @@ REWARD = 1  # added to the budget by a success without a retry
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
     """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
     if operation in REFUSED_STOPS.get(result, ()):
+        return RetryDecision.ALREADY_STOPPED
+    # A call or conference that the Space no longer knows was ended by that attempt, or by somebody else.
+    if operation is Operation.END and result is AttemptResult.NOT_FOUND and ambiguous_before:
         return RetryDecision.ALREADY_STOPPED
     idempotent, named_start, unnamed_start = _row(result, ambiguous_before=ambiguous_before)
     if operation is Operation.UNNAMED_START:

@@ -28,6 +28,7 @@ class Operation(_Word):
     STOP_RETURNED = "stop_returned", "stop by returned sid"
     STOP_AMBIGUOUS = "stop_ambiguous", "stop by ambiguous sid"
     STOP_BY_NAME = "stop_by_name", "stop by name"
+    END = "end", "end of a call or conference"
     CONFERENCE_START = "conference_start", "named start on a conference"
     CALL_START = "call_start", "named start on a call"
     UNNAMED_START = "unnamed_start", "unnamed start"
@@ -35,11 +36,11 @@ class Operation(_Word):
     is_start: bool
     """Whether it is a start, which could create a second stream if it is repeated."""
     is_stop: bool
-    """Whether it is a stop."""
+    """Whether it is the stop of a stream, or the end of a call or conference."""
 
     def __init__(self, value: str, _: str) -> None:
         """Derive the kind from the value."""
-        self.is_start, self.is_stop = value.endswith("_start"), value.startswith("stop")
+        self.is_start, self.is_stop = value.endswith("_start"), value.startswith(("stop", "end"))
 
 
 class Priority(_Word):
@@ -67,7 +68,7 @@ class AttemptResult(_Word):
     UNREADABLE_REFUSAL = "unreadable_refusal", "rejected, but not by a readable error of the API"
     FORBIDDEN = "forbidden", "access denied"
     DUPLICATE_NAME = "duplicate_name", "rejected as a duplicate name"
-    NOT_FOUND = "not_found", "no such stream"
+    NOT_FOUND = "not_found", "not found"
     ALREADY_STOPPED = "already_stopped", "already stopped"
     TARGET_ENDED = "target_ended", "its call or conference is not in progress"
     TRY_AGAIN = "try_again", "asked to try again"

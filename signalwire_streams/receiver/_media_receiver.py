@@ -247,6 +247,7 @@ class MediaReceiver(StarterMixin):
         handshake_timeout: float = 10.0,
         max_pending: int | None = None,
         shutdown_timeout: float = 5.0,
+        reuse_port: bool = False,
     ) -> AsyncIterator[str]:
         """Run a server while the block runs, and close the receiver at its end.
 
@@ -264,6 +265,8 @@ class MediaReceiver(StarterMixin):
                 those with a valid token last. By default half of the file descriptors that the process may open, at
                 most 2,048.
             shutdown_timeout: the ``deadline`` of `aclose` at the end of the block.
+            reuse_port: whether other servers may listen on the port at the same time, if all of them allow it: one in
+                each process, and Linux spreads the connections over them.
 
         Yields:
             The address, as the ``url`` of a start.
@@ -294,7 +297,7 @@ class MediaReceiver(StarterMixin):
         )
         self._servers.add(server)
         try:
-            bound = await server.listen(host, port)
+            bound = await server.listen(host, port, reuse_port=reuse_port)
             shown = f"[{host}]" if ":" in host else host
             yield f"{'ws' if ssl_context is None else 'wss'}://{shown}:{bound}{path}"
         finally:

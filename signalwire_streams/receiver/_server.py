@@ -255,9 +255,9 @@ class StreamServer(web.Server):
         self._accepting: list[asyncio.Task[None]] = []
         self._shortage_log, self._accept_log = RateLimitedLog(1), RateLimitedLog(1)
 
-    async def listen(self, host: str, port: int) -> int:
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
         """Bind to each address of a host, accept connections, and return the port."""
-        self._listeners = await _bind(host, port)
+        self._listeners = await _bind(host, port, reuse_port=reuse_port)
         self._accepting = [asyncio.create_task(self._accept_all(listener)) for listener in self._listeners]
         return int(self._listeners[0].getsockname()[1])
 
@@ -420,12 +420,14 @@ async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, t
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]  # noqa: PLR2004  (IPv4)
 
 
-async def _bind(host: str, port: int) -> list[socket.socket]:
+async def _bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise InvalidRequestError("reuse_port=True needs SO_REUSEPORT, which this system does not have: omit it")
     listeners: list[socket.socket] = []
     failure: OSError | None = None
     for family, address in await _addresses(host, port):
         try:
-            listeners.append(socket.create_server(address, family=family, backlog=_BACKLOG))
+            listeners.append(socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=reuse_port))
         except OSError as error:
             failure = error
             if error.errno != errno.EADDRNOTAVAIL:  # else the machine has the host's other IP version only

@@ -1,8 +1,9 @@
 """`RedisRateLimiter`: one rate limit for any number of clients of a Space, shared through Redis."""
 
+import asyncio
 import re
+from collections import deque
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -10,16 +11,206 @@ from signalwire_streams._http.session import LoopGuard
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._rate_limit import logged_pause
+from signalwire_streams.middleware._rate_limit import PriorityQueue, logged_pause
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count, masks_secrets
-from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
-from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
-from signalwire_streams.redis_rate_limit._store import RateLimiterError, RedisUnavailableError, Store
+from signalwire_streams.redis_rate_limit._state import LEASE, NO_UPDATE, Fallback, LocalState, StateUpdate
+from signalwire_streams.redis_rate_limit._store import LeaseReply, RateLimiterError, RedisUnavailableError, Store
 
 _FRESH = 1.0
 """Seconds for which a read trusts the last known state; starts need no check, since every lease returns the state."""
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
+_LATEST, _SOONEST = 10, 50
+"""Fractions of a token's age to wait between two leases when tokens are short: other clients ask too."""
+_LONGEST_NAP = 0.5
+_PROBE_EVERY = 0.25
+_SLOW_LEASES = 5
+
+
+class LeaseLoop:
+    """Leases tokens for this client's waiting requests.
+
+    Tokens are leased for requests that are already waiting, so they are used as they arrive. A token whose request was
+    cancelled in the meantime goes to the next request, until it expires.
+    """
+
+    def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:
+        self.queue = PriorityQueue(self.give_back)
+        self.space = ""  # its host, once it is known
+        self._store = store
+        self._state = state
+        self._fallback = fallback
+        self._clock = clock
+        self._spare: deque[float] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._probe_task: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._recovered = asyncio.Event()
+        self._slow_leases = 0
+        self._closed = False
+
+    async def wait(self, priority: Priority, timeout: float) -> float | None:  # noqa: ASYNC109  (acquire's)
+        """Wait for a token. Return the time until which it may be used, or None on timeout."""
+        turn = self.queue.add(priority)
+        self.start()
+        return await self.queue.wait(turn, timeout)
+
+    def start(self) -> None:
+        # The task itself must not reset this: an eager one may end before it is assigned.
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    def take_spare(self) -> bool:
+        """Take a spare token, unless it lapsed or others wait for it."""
+        if self.queue or self._state.time_until_open(self._clock.now()):
+            return False
+        return self._spare_until() is not None and bool(self._spare.popleft())
+
+    def give_back(self, usable_until: float) -> None:
+        self._spare.append(usable_until)
+
+    async def refresh(self, timeout: float) -> None:  # noqa: ASYNC109  (others may wait for the same)
+        """Read the shared state, once for all requests that need it."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._read())
+        await asyncio.wait({self._refreshing}, timeout=max(0.0, timeout))
+        if self._refreshing.done() and not self._refreshing.cancelled():
+            self._refreshing.result()
+
+    async def aclose(self) -> None:
+        """Stop the tasks and fail the requests that wait."""
+        # Cancelling is not enough: redis-py may take a cancellation for a broken connection.
+        self._closed = True
+        for task in (self._task, self._probe_task, self._refreshing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        self.queue.refuse(ClientStateError("this rate limiter is closed: create a new RedisRateLimiter"))
+
+    async def _run(self) -> None:
+        try:
+            while not self._closed and (self.queue or (self._state.has_update and not self._fallback.is_active)):
+                nap = await self._step()
+                if nap:
+                    await self._clock.sleep(nap)
+        except Exception as error:  # noqa: BLE001  (the waiting requests must fail with it, whatever it is)
+            self.queue.refuse(error)
+
+    async def _step(self) -> float:
+        """Serve the requests that can be served now. Return the seconds until the next step."""
+        if self._fallback.blocks:
+            await self._recovered.wait()
+            return 0.0
+        if self._fallback.is_active:
+            return self._serve_alone()
+        try:
+            return await self._lease()
+        except RedisUnavailableError as error:
+            self._lose(str(error))
+            return 0.0
+
+    async def _lease(self) -> float:
+        self._grant_spare()
+        now = self._clock.now()
+        age = self._state.quota.age
+        priority, waiting = self.queue.head()
+        closed = self._state.time_until_open(now)
+        wanted, wait = (0, closed) if closed else self._fallback.allowance(min(waiting, LEASE), now)
+        if not (wanted or self._state.has_update):
+            return min(max(wait, age / _SOONEST), _LONGEST_NAP) if waiting else 0.0
+        rate = self._state.rate(now)
+        reply = await self._exchange(priority, wanted, self._state.update)
+        if not wanted:
+            return 0.0
+        if self._clock.now() > now + age:
+            self._slow_leases += 1
+            if self._slow_leases >= _SLOW_LEASES:
+                self._lose("its responses arrive too late")
+            return 0.0
+        self._slow_leases = 0
+        self._fallback.refund(wanted - reply.tokens)
+        self._spare.extend([now + age] * reply.tokens)
+        self._grant_spare()
+        if reply.tokens == wanted:
+            return 0.0
+        wait_for_all, wait_for_one = ((count - reply.left) / rate for count in (wanted - reply.tokens, 1))
+        nap = max(min(wait_for_all, age / _LATEST), 0.0 if reply.tokens else wait_for_one, age / _SOONEST)
+        # Without jitter, the first of several clients that ask in step would get everything.
+        return min(nap * (0.75 + self._clock.random() / 2), _LONGEST_NAP)
+
+    async def _read(self) -> None:
+        try:
+            await self._exchange()
+        except RedisUnavailableError as error:
+            self._lose(str(error))
+
+    async def _exchange(
+        self, priority: Priority = Priority.BULK, tokens: int = 0, update: StateUpdate = NO_UPDATE
+    ) -> LeaseReply:
+        now, quota = self._clock.now(), self._state.quota
+        reply = await self._store.exchange(
+            self.space,
+            self._state.shared,
+            rate=self._state.rate(now),
+            burst=quota.burst,
+            reserve=quota.reserve if priority is Priority.BULK else 0,
+            tokens=tokens,
+            update=update,
+            now=now,
+        )
+        self._state.reported(update)
+        self._state.receive(reply.state, reply.redis_now, self._clock.now())
+        return reply
+
+    def _grant_spare(self) -> None:
+        if self._state.time_until_open(self._clock.now()):
+            return
+        while self.queue and (until := self._spare_until()) is not None and self.queue.grant(until):
+            self._spare.popleft()
+
+    def _spare_until(self) -> float | None:
+        now = self._clock.now()
+        while self._spare and self._spare[0] < now:
+            self._spare.popleft()
+        return self._spare[0] if self._spare else None
+
+    def _serve_alone(self) -> float:
+        now = self._clock.now()
+        age = self._state.quota.age
+        wait = self._state.time_until_open(now)
+        while not wait and self.queue:
+            wait = self._fallback.try_acquire(now)
+            if not wait:
+                self.queue.grant(now + age)
+        return min(max(wait, age / _SOONEST), _LONGEST_NAP)
+
+    def _lose(self, why: str) -> None:
+        """Begin the fallback, and probe until Redis is back."""
+        self._slow_leases = 0
+        self._fallback.begin(why, self._state, self._clock.now())
+        self._recovered.clear()
+        if not (self._closed or (self._probe_task is not None and not self._probe_task.done())):
+            self._probe_task = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        # With an eager task factory, another outage may begin within `start`.
+        while self._fallback.is_active and not self._closed:
+            if await self._is_back() and not self._closed:
+                self._fallback.end(self._clock.now())
+                self._recovered.set()
+                self.start()
+            else:
+                await self._clock.sleep(_PROBE_EVERY)
+
+    async def _is_back(self) -> bool:
+        asked_at = self._clock.now()
+        try:
+            await self._exchange()
+        except RedisUnavailableError:
+            return False
+        except RateLimiterError:
+            return True  # the next lease reports what is wrong
+        return self._clock.now() - asked_at <= self._state.quota.age
 
 
 class RedisRateLimiter:
@@ -28,9 +219,11 @@ class RedisRateLimiter:
     No 10-second window holds more requests of all clients together than their share of the limit, and a 429 that one
     of them receives slows all of them down. Only Redis' clock is used.
 
-    Close it with `aclose`, or use it as ``async with``, which also fails at once if Redis can't be used. Clients do not
-    close it. Use one rate limiter per Space, process and event loop: its methods raise `ClientStateError` in others,
-    and `RateLimiterError` if Redis refuses access.
+    Close it with `aclose`, or use it as ``async with``, which raises `RateLimiterError` at once if Redis can't be
+    reached. Clients do not close it. Use one rate limiter per Space, process and event loop.
+
+    Its methods raise `RateLimiterError` if Redis denies access, and `ClientStateError` if the rate limiter is closed,
+    or belongs to another event loop or process.
     """
 
     @masks_secrets
@@ -77,11 +270,6 @@ class RedisRateLimiter:
         return f"RedisRateLimiter({self._store.address!r}, space={self._leases.space or None!r})"
 
     async def __aenter__(self) -> Self:
-        """Check that Redis is available.
-
-        Raises:
-            RateLimiterError: Redis can't be reached, or denies access.
-        """
         self._guard.enter()
         try:
             await self._store.ping()
@@ -92,9 +280,7 @@ class RedisRateLimiter:
             raise
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -125,12 +311,7 @@ class RedisRateLimiter:
         self._leases.space = host
 
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
-        """Wait until one POST may be sent; see `RateLimiter.acquire`.
-
-        Raises:
-            RateLimiterError: Redis denies access.
-            ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
-        """
+        """Wait until one POST may be sent; see `RateLimiter.acquire`."""
         self._check()
         if self._leases.take_spare():
             return 0.0
@@ -147,12 +328,7 @@ class RedisRateLimiter:
         return await self.acquire(priority, timeout - (woken - now))
 
     async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
-        """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`.
-
-        Raises:
-            RateLimiterError: Redis denies access.
-            ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
-        """
+        """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`."""
         while True:
             self._check()
             if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:

@@ -54,8 +54,8 @@ class Quota:
 class State:
     """State that all clients share; the script in `_store` changes it, and times are Redis' own.
 
-    The fields are in the order of the script's arguments and reply. A client reports a refusal with the number of cuts
-    that it knew of, so simultaneous refusals cause one cut.
+    The fields are in the order of the script's arguments and reply. A client reports a 429 with the number of cuts that
+    it knew of, so simultaneous ones cause one cut.
     """
 
     epoch: str = ""  # random; a different one means that Redis has lost its data
@@ -76,8 +76,8 @@ class State:
 class StateUpdate:
     """An update that a client reports to the others."""
 
-    refused_after: int | None = None  # the cuts that it knew of when the Space refused a request
-    pause: float = 0.0  # seconds to pause after that refusal; 0 if the Space said how long
+    throttled_after: int | None = None  # the cuts that it knew of when the Space answered 429
+    pause: float = 0.0  # seconds to pause after that; 0 if the Space said how long
     closed_until: float | None = None  # until when the Space asked not to be called, on the client's clock
 
 
@@ -122,10 +122,10 @@ class LocalState:
         self.received_at = now
 
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
-        """Record that the Space refused a request that was sent at *sent_at*; this client pauses from now on."""
+        """Record a 429 to a request that was sent at *sent_at*; this client pauses from now on."""
         if sent_at > self._cut_seen_at:
             pause = next_pause(0.0 if self._served else self.shared.pause) if retry_after is None else 0.0
-            self.update = evolve(self.update, refused_after=self.shared.cuts, pause=pause)
+            self.update = evolve(self.update, throttled_after=self.shared.cuts, pause=pause)
             self._cut_seen_at = now
             self._served = False
             self._closed_until = max(self._closed_until, now + pause)

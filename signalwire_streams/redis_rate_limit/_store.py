@@ -41,7 +41,7 @@ class RateLimiterError(StreamsError):
 
 
 class RedisUnavailableError(Exception):
-    """Redis can't be reached or does not answer in time, which may pass; never raised to a caller of the package."""
+    """Redis can't be reached or does not respond in time, which may pass; never raised to a caller of the package."""
 
 
 SCRIPT = """
@@ -49,7 +49,7 @@ local life, new_epoch = ARGV[1], ARGV[2]
 local rate, burst, reserve, wanted = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local known_epoch, known = ARGV[7], {}
 for i = 1, 5 do known[i] = tonumber(ARGV[7 + i]) end
-local refused_after, new_pause, closed_for = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+local throttled_after, new_pause, closed_for = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
 
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -76,8 +76,8 @@ if known_epoch ~= '' and (known_epoch ~= epoch or cuts < known[1]) then
 end
 
 tokens = math.min(burst, tokens + (now - filled_at) * rate)
--- Refusals that come in together cut the rate once: the others do not know of that cut yet.
-if refused_after == cuts then
+-- 429s that come in together cut the rate once: the others do not know of that cut yet.
+if throttled_after == cuts then
   cuts, cut_at, rate_before = cuts + 1, now, rate
   if new_pause > 0 then pause = new_pause end
   closed_until = math.max(closed_until, now + new_pause)
@@ -99,7 +99,7 @@ return answer
 """One round trip, by Redis' own clock: refill the bucket, apply the update, lease tokens, and return the state."""
 
 _LIFETIME = 24 * 3600  # seconds until the state of an idle Space expires
-_CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 2.0, 1.0
+_CONNECT_TIMEOUT, _RESPONSE_TIMEOUT = 2.0, 1.0
 # NoScriptError: redis-py failed while it loaded the script, so that failure counts.
 _TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, NoScriptError)
 # Redis before 7 wraps an error that a command of the script meets in a text of its own.
@@ -108,7 +108,7 @@ _TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING|BUSY|NOREPLICA
 
 @frozen
 class LeaseReply:
-    """The state, Redis' time, the tokens granted, and how many are left (negative: so many are missing)."""
+    """The state, Redis' time, the tokens granted, and how many are left (if negative, how many are missing)."""
 
     state: State
     redis_now: float
@@ -151,12 +151,12 @@ class Store:
         """Report *update*, lease up to *tokens* tokens but leave *reserve* of them, and return the state.
 
         *known* is the state as this client knows it, and *now* the client's time, which *update* refers to. Raises
-        `RedisUnavailableError` if Redis does not answer, and `RateLimiterError` if it refuses.
+        `RedisUnavailableError` if Redis does not respond, and `RateLimiterError` if it can't be used.
         """
         closed_for = "" if update.closed_until is None else update.closed_until - now
-        refused_after = "" if update.refused_after is None else update.refused_after
+        throttled_after = "" if update.throttled_after is None else update.throttled_after
         arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
-        arguments += [*astuple(known), refused_after, update.pause, closed_for]
+        arguments += [*astuple(known), throttled_after, update.pause, closed_for]
         key = f"signalwire-streams:{{{space}}}:state"
         reply = await self._run(partial(self._script, keys=[key], args=arguments))
         epoch, *state, redis_now, granted, left = map(decode, reply)
@@ -213,7 +213,7 @@ def create_client(url: str) -> "Redis | None":
         client = Redis.from_url(
             url,
             socket_connect_timeout=_CONNECT_TIMEOUT,
-            socket_timeout=_ANSWER_TIMEOUT,
+            socket_timeout=_RESPONSE_TIMEOUT,
             # A lease that is repeated may count twice, and the lease loop decides whether Redis is available.
             retry=Retry(NoBackoff(), 0),
         )

@@ -122,6 +122,30 @@ class Calls:
         """Fetch one call."""
         return await self._streams.get(call_sid, Call)
 
+    async def end(self, call_sid: str, *, deadline: float | None = None) -> Call:
+        """End a call, in progress or not answered yet. The streams on it end with it.
+
+        It is safe to repeat: a call that has ended before counts as ended.
+
+        Args:
+            call_sid: the call.
+            deadline: seconds for the whole call, retries included.
+
+        Returns:
+            The call as the Space returned it; its ``status`` may not have changed yet. If it had ended before, or
+            the response was lost, only its ``sid`` and its ``status`` (completed) are set.
+
+        Raises:
+            InvalidRequestError: an argument is invalid; nothing was sent.
+            NotFoundError: the Space knows no call of that sid. After an attempt whose response was lost, the
+                call counts as ended instead.
+            ApiError: the Space rejected the request.
+            TransportError: the Space could not be reached; ending again is safe.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/calls
+        """
+        return await self._streams.end(call_sid, Call, deadline)
+
     def list(
         self,
         *,

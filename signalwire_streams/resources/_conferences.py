@@ -132,6 +132,30 @@ class Conferences:
         """Fetch one conference."""
         return await self._streams.get(conference_sid, Conference)
 
+    async def end(self, conference_sid: str, *, deadline: float | None = None) -> Conference:
+        """End a conference. Its participants and the streams on it end with it.
+
+        It is safe to repeat: a conference that has ended before counts as ended.
+
+        Args:
+            conference_sid: the conference.
+            deadline: seconds for the whole call, retries included.
+
+        Returns:
+            The conference as the Space returned it; its ``status`` may not have changed yet. If it had ended before, or
+            the response was lost, only its ``sid`` and its ``status`` (completed) are set.
+
+        Raises:
+            InvalidRequestError: an argument is invalid; nothing was sent.
+            NotFoundError: the Space knows no conference of that sid. After an attempt whose response was lost, the
+                conference counts as ended instead.
+            ApiError: the Space rejected the request.
+            TransportError: the Space could not be reached; ending again is safe.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/conferences
+        """
+        return await self._streams.end(conference_sid, Conference, deadline)
+
     def list(
         self,
         *,

@@ -55,6 +55,16 @@ class Streams(Generic[_Stream]):
         result = await self._send(request)
         return read_item(result.response and result.response.document, model)
 
+    async def end(self, sid: str, model: type[_Item], deadline: float | None) -> _Item:
+        """End a call or conference. Of one that had ended before, only the sid and that it is completed are known."""
+        check_path_segment(sid, self._kind.target_key)
+        request = requests.end(self._account, self._kind, sid, deadline=check_deadline(deadline))
+        result = await self._send(request)
+        document: object = {"sid": sid, "status": "completed"}
+        if result.response is not None and result.decision is RetryDecision.SUCCEED:
+            document = result.response.document
+        return read_item(document, model)
+
     def paginate(
         self, model: type[_Item], filters: Mapping[str, object], page_size: int | None, *inside: str
     ) -> Paginator[_Item]:

@@ -180,6 +180,7 @@ _REQUEST_SCOPES = {
     "any": OPERATIONS - {UNKNOWN},
     "start": _STARTS,
     "stop": frozenset({"stop-conference-stream", "stop-call-stream"}),
+    "end": frozenset({"end-conference", "end-call"}),
     "list": frozenset({"list-conferences", "list-participants", "list-calls"}),
     "get": frozenset({"get-conference", "get-call"}),
     **{operation: frozenset({operation}) for operation in OPERATIONS},
@@ -189,20 +190,20 @@ _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 @frozen(eq=False)
 class _Subject:
-    """What a kind of fault happens to, and which arguments of `Faults.add` it refuses.
+    """What a kind of fault happens to, and which arguments of `Faults.add` it rejects.
 
-    The keys of ``scopes`` are the values of ``on``, the first is the default; ``when`` completes the sentence of the
-    refusal.
+    The keys of ``scopes`` are the values of ``on``, the first is the default; ``when`` completes the message
+    about a rejected argument.
     """
 
     scopes: Mapping[str, frozenset[str]]
     when: str = ""
-    refused: tuple[str, ...] = ()
+    rejects: tuple[str, ...] = ()
 
 
 _REQUEST = _Subject(_REQUEST_SCOPES)
 _START = _Subject({name: scope for name, scope in _REQUEST_SCOPES.items() if scope <= _STARTS})
-_EXECUTED_START = evolve(_START, when="to a start that is executed", refused=("executed",))
+_EXECUTED_START = evolve(_START, when="to a start that is executed", rejects=("executed",))
 # Neither a connection nor the dialling of a stream is an operation of the API; these stand for them.
 _CONNECTION = _Subject(
     {"any": frozenset({"connect"})}, "before a request is read", ("on", "target", "per_target", "executed")
@@ -336,16 +337,10 @@ class FaultKind(StrEnum):
 
 @define(eq=False, kw_only=True)
 class FaultRule:
-    """One rule.
+    """One rule; what is not described here is as it was passed to `Faults.add`.
 
     Attributes:
-        kind: what it does.
         operations: the operations it applies to.
-        target: the only conference or call it applies to; None for all.
-        times: how often it triggers at most; None for no limit.
-        every_nth: it triggers on every n-th matching request.
-        per_target: how often it triggers at most for each conference or call.
-        executed: whether the request is executed although its response is replaced.
         settings: how the fault behaves.
         hits: how often it has triggered.
     """
@@ -390,7 +385,6 @@ class Faults:
     """The Space's fault rules."""
 
     def __init__(self, source: random.Random) -> None:
-        """Create an empty list of rules, whose offsets are drawn from a source."""
         self._random = source
         self._rules: list[FaultRule] = []
 
@@ -413,7 +407,7 @@ class Faults:
 
         Args:
             kind: what happens, a FaultKind or its text.
-            on: "start", "stop", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
+            on: "start", "stop", "end", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
                 "stream-started", "stream-stopped" or "stream-error".
             target: only requests for this conference or call.
             times: trigger at most this often; times=1 is "the next one".
@@ -436,10 +430,10 @@ class Faults:
         read = _read_settings(known, definition, settings)
         subject = definition.subject
         given = {"on": on, "target": target, "per_target": per_target, "executed": executed}
-        refused = [name for name in subject.refused if given[name] is not None]
-        if refused:
+        rejected = [name for name in subject.rejects if given[name] is not None]
+        if rejected:
             raise ValueError(
-                f"{known.value!r} happens {subject.when}: leave out {', '.join(refused)}, use times or every_nth"
+                f"{known.value!r} happens {subject.when}: leave out {', '.join(rejected)}, use times or every_nth"
             )
         if executed and known is FaultKind.DUPLICATE_NAME:
             raise ValueError("'duplicate-name' starts nothing: leave executed out")

@@ -78,12 +78,7 @@ class EncodedAudio:
         self._tracks: dict[tuple[str, str | None], _EncodedTrack] = {}
 
     def slots(self, stream: Stream) -> Iterator[tuple[TrackPayload, ...]]:
-        """Yield the frames of each packet time, one for each track that has not ended.
-
-        Raises:
-            OSError: the sound is a file that can't be read any more.
-            ValueError: it is not a WAV file any more.
-        """
+        """Yield the frames of each packet time, one for each track that has not ended. Raises as `Sound.clip` does."""
         for slot in zip_longest(*(self._track(track, stream.codec) for track in TRACKS[stream.track])):
             yield tuple(filter(None, slot)) if None in slot else slot
 
@@ -251,12 +246,7 @@ class MediaSession:
         self._frames_until_drop = min(drops, default=None)
 
     async def run(self) -> None:
-        """Run the session to its end.
-
-        Raises:
-            OSError: the sound is a file that can't be read any more.
-            ValueError: it is not a WAV file any more.
-        """
+        """Run the session to its end. Raises as `Sound.clip` does."""
         others = [asyncio.create_task(self._receive()), asyncio.create_task(self._return_marks_when_due())]
         try:
             with suppress(ConnectionError):  # the other end is gone

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from signalwire_streams.simulator._requests import INVALID_ARGUMENT, Route
-from signalwire_streams.simulator._responses import Json, Refused, api_error
+from signalwire_streams.simulator._responses import Json, Rejected, api_error
 from signalwire_streams.simulator._state import Resource
 
 _INVALID_PAGE_TOKEN = 21481
@@ -103,7 +103,7 @@ def list_document(name: str, items: Iterable[Item], serialize: Callable[[Item], 
     """Return the page of a list that a request asks for: "conferences", "calls" or "participants".
 
     Raises:
-        Refused: a filter or a paging field is invalid.
+        Rejected: a filter or a paging field is invalid.
     """
     query = route.query_fields()
     tests = [_test(field, value, *_FILTERS[name][field]) for field, value in query.items() if field in _FILTERS[name]]
@@ -140,7 +140,7 @@ def _test(
     try:
         wanted = parser(value)
     except ValueError as error:
-        raise Refused(api_error(422, INVALID_ARGUMENT, f"{field.rstrip('<>')} {error}")) from None
+        raise Rejected(api_error(422, INVALID_ARGUMENT, f"{field.rstrip('<>')} {error}")) from None
 
     def test(item: object) -> bool:
         actual = getattr(item, attribute)
@@ -156,7 +156,7 @@ def _test(
 def _from_token(items: Sequence[Item], token: str, size: int) -> tuple[int, int]:
     match = _TOKEN.fullmatch(token)
     if match is None:
-        raise Refused(api_error(400, _INVALID_PAGE_TOKEN, "PageToken is not valid: it must start with PA or PB"))
+        raise Rejected(api_error(400, _INVALID_PAGE_TOKEN, "PageToken is not valid: it must start with PA or PB"))
     ordinal = int(match["ordinal"], base=16)
     if match["direction"] == _FORWARD:
         start = bisect_right(items, ordinal, key=_ordinal)
@@ -171,5 +171,5 @@ def _number(query: Mapping[str, str], name: str, default: int, least: int, most:
         return default
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else -1
     if not least <= number <= most:
-        raise Refused(api_error(400, INVALID_ARGUMENT, f"{name} must be a number from {least} to {most}"))
+        raise Rejected(api_error(400, INVALID_ARGUMENT, f"{name} must be a number from {least} to {most}"))
     return number

@@ -3,7 +3,7 @@
 import asyncio
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, overload
 
 from attrs import field, frozen
@@ -52,7 +52,6 @@ class ReadOnlyList(Sequence[_T]):
     """A list that its users can only read."""
 
     def __init__(self) -> None:
-        """Create an empty list."""
         self._items: list[_T] = []
 
     def __len__(self) -> int:
@@ -65,20 +64,16 @@ class ReadOnlyList(Sequence[_T]):
     def __getitem__(self, index: int | slice) -> _T | list[_T]:
         return self._items[index]
 
-    def __iter__(self) -> Iterator[_T]:
-        return iter(self._items)
-
 
 class RequestLog(ReadOnlyList[ReceivedRequest]):
     """The received requests. With ``keep`` False only counters and the times of POSTs are kept in memory."""
 
     def __init__(self, keep: bool = True) -> None:  # noqa: FBT001, FBT002  (public)
-        """Create an empty log."""
         super().__init__()
         self.keep: bool = keep
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._posts: array[float] = array("d")
-        self._waiters: list[tuple[int, str | None, str | None, asyncio.Future[None]]] = []
+        self._counted = asyncio.Event()
 
     def count(self, operation: str | None = None, target: str | None = None) -> int:
         """Count the requests of an operation, for a conference or call; None stands for any."""
@@ -107,19 +102,15 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
         Raises:
             TimeoutError: after ``timeout`` seconds; the message says what was received instead.
         """
-        if self.count(operation, target) >= count:
-            return
-        waiter = count, operation, target, asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
         try:
             async with asyncio.timeout(timeout):
-                await waiter[-1]
+                while self.count(operation, target) < count:
+                    self._counted.clear()
+                    await self._counted.wait()
         except TimeoutError:
             wanted = f"{count} of {operation or 'any operation'}{f' for {target}' if target else ''}"
             received = ", ".join(f"{n} {name}" for name, n in sorted(self.counts().items())) or "nothing"
             raise TimeoutError(f"waited {timeout:g} s for {wanted}; received {received}") from None
-        finally:
-            self._waiters.remove(waiter)
 
     def max_in_window(self, seconds: float = 10.0) -> int:
         """Return the largest number of POSTs in any window of that many seconds, by the Space's monotonic clock.
@@ -140,9 +131,7 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
 
     def _count(self, operation: str, target_sid: str | None) -> None:
         self._counts[operation, target_sid] += 1
-        for count, wanted, target, reached in self._waiters:
-            if not reached.done() and self.count(wanted, target) >= count:
-                reached.set_result(None)
+        self._counted.set()
 
 
 def count_post(log: RequestLog, moment: float) -> None:

@@ -31,6 +31,7 @@ _OPERATIONS = {
     ("POST", "Conferences", "Streams", 5): "stop-conference-stream",
     ("GET", "Calls", "", 2): "list-calls",
     ("GET", "Calls", "", 3): "get-call",
+    ("POST", "Calls", "", 3): "end-call",
     ("POST", "Calls", "Streams", 4): "start-call-stream",
     ("POST", "Calls", "Streams", 5): "stop-call-stream",
 }
@@ -271,7 +272,7 @@ def _asked(wire_name: str, check: _Check, *, default: object = None, **settings:
 
 @define(eq=False, kw_only=True)
 class StreamRequest:
-    """What a start asks for. To add a field, add it here: the rest of the Space takes it from this table."""
+    """The fields of a start. To add a field, add it here: the rest of the Space takes it from this table."""
 
     url: str = _asked("Url", _stream_url, default=NOTHING, code=_INVALID_URL, shown=redact_url)
     name: str | None = _asked("Name", _not_blank)
@@ -303,6 +304,7 @@ def _start_of(kind: TargetKind) -> _Schema:
 
 
 _STOP = _Schema({"Status": (_one_of("stopped"), INVALID_ARGUMENT)}, required="Status")
+_METHOD = _one_of("GET", "POST"), INVALID_ARGUMENT
 _SCHEMAS = {
     "start-call-stream": _start_of("call"),
     "start-conference-stream": _start_of("conference"),
@@ -312,7 +314,15 @@ _SCHEMAS = {
         {
             "Status": (_one_of("completed"), INVALID_ARGUMENT),
             "AnnounceUrl": (_callback_url, _INVALID_URL),
-            "AnnounceMethod": (_one_of("GET", "POST"), INVALID_ARGUMENT),
+            "AnnounceMethod": _METHOD,
+        }
+    ),
+    # Its other documented fields redirect the call, which this Space does not do.
+    "end-call": _Schema(
+        {
+            "Status": (_one_of("canceled", "completed"), INVALID_ARGUMENT),
+            "StatusCallback": (_callback_url, _INVALID_CALLBACK),
+            "StatusCallbackMethod": _METHOD,
         }
     ),
 }

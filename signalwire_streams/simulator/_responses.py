@@ -1,36 +1,16 @@
 """The Space's HTTP responses: JSON, errors, dates, messages (pure)."""
 
 import json
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from email.utils import formatdate
 from functools import lru_cache
-from http import HTTPStatus
+from http.client import responses
 
 from attrs import field, frozen
-
-# strftime would follow the machine's locale.
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_SEPTEMBER = 9
-
-
-@lru_cache(maxsize=1024)
-def date_and_time(seconds: int, long_september: bool) -> str:  # noqa: FBT001  (a cache key)
-    moment = time.gmtime(seconds)
-    month = "Sept" if long_september and moment.tm_mon == _SEPTEMBER else _MONTHS[moment.tm_mon - 1]
-    clock = f"{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}"
-    return f"{_DAYS[moment.tm_wday]}, {moment.tm_mday:02} {month} {moment.tm_year} {clock}"
-
-
-def http_date(moment: float) -> str:
-    """Format a POSIX timestamp as the Date header does, ``Wed, 19 Sep 2018 21:00:00 GMT``."""
-    return f"{date_and_time(int(moment), False)} GMT"
-
 
 Json = dict[str, object]
 
 _MORE_INFO = "https://signalwire.com/docs/compatibility-api/reference/errors"
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 @frozen
@@ -44,7 +24,7 @@ class Response:
     created: str | None = None
 
 
-class Refused(Exception):  # noqa: N818  (a response to the client, not a failure of the simulator)
+class Rejected(Exception):  # noqa: N818  (a response to the client, not a failure of the simulator)
     """Ends an operation with an error response."""
 
     def __init__(self, response: Response) -> None:
@@ -63,13 +43,13 @@ def api_error(status: int, code: int, message: str) -> Response:
     )
 
 
-def error_list(messages: Iterable[str]) -> Response:
-    """Return 422 as conference streams do: ``{"errors": [text, ...]}``, all problems at once."""
-    return json_response({"errors": list(messages)}, status=422)
+@lru_cache(maxsize=1024)
+def http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def reason_phrase(status: int) -> str:
-    return _REASONS.get(status, "Unknown")
+    return responses.get(status, "Unknown")
 
 
 def retry_after_header(retry_after: float | str | None) -> dict[str, str]:

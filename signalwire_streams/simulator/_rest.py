@@ -28,14 +28,14 @@ from signalwire_streams.simulator._requests import (
 )
 from signalwire_streams.simulator._responses import (
     Json,
-    Refused,
+    Rejected,
     Response,
     api_error,
-    date_and_time,
-    error_list,
+    http_date,
     json_response,
 )
 from signalwire_streams.simulator._state import (
+    ENDED,
     IN_PROGRESS,
     Call,
     Conference,
@@ -158,7 +158,8 @@ class Serializer:
         }
 
     def _date(self, moment: float) -> str:
-        return f"{date_and_time(int(moment), self.long_september)} +0000"
+        date = http_date(int(moment)).replace("GMT", "+0000")
+        return date.replace(" Sep ", " Sept ") if self.long_september else date
 
     def _date_or_null(self, moment: float | None) -> str | None:
         return None if moment is None else self._date(moment)
@@ -189,7 +190,8 @@ class CompatibilityApi:
         self._operations: dict[str, Callable[[ApiRequest], Response]] = {
             "list-conferences": self._list_conferences,
             "get-conference": self._get_target,
-            "end-conference": self._end_conference,
+            "end-conference": self._end_target,
+            "end-call": self._end_target,
             "list-participants": self._list_participants,
             "list-calls": self._list_calls,
             "get-call": self._get_target,
@@ -215,8 +217,8 @@ class CompatibilityApi:
             return api_error(400, INVALID_ARGUMENT, request.fields.problem)
         try:
             return operation(request)
-        except Refused as refused:
-            return refused.response
+        except Rejected as rejected:
+            return rejected.response
 
     def _list_conferences(self, request: ApiRequest) -> Response:
         return _list(request, "conferences", self._state.conferences.values(), self._serializer.conference)
@@ -231,31 +233,40 @@ class CompatibilityApi:
         return _list(request, "calls", calls, self._serializer.call)
 
     def _get_target(self, request: ApiRequest) -> Response:
-        target = self._target(request.route)
-        serialized = self._serializer.call(target) if isinstance(target, Call) else self._serializer.conference(target)
-        return json_response(serialized)
+        return self._describe(self._target(request.route))
 
-    def _end_conference(self, request: ApiRequest) -> Response:
-        conference = self._conference(request.route)
-        problems = check_fields("end-conference", request.fields.values)
+    def _describe(self, target: Conference | Call) -> Response:
+        if isinstance(target, Call):
+            return json_response(self._serializer.call(target))
+        return json_response(self._serializer.conference(target))
+
+    def _end_target(self, request: ApiRequest) -> Response:
+        """End a call or conference. How the vendor rejects the end of one that has ended is not documented."""
+        target, kind = self._target(request.route), request.route.target_kind
+        problems = check_fields(request.route.operation, request.fields.values)
         if problems:
             return api_error(422, problems[0].code, problems[0].message)
-        if conference.status == "completed":
-            raise _wrong_state("Conference is already completed")
-        if "Status" in request.fields.values:
-            self._state.end_conference(conference.sid)
-        return json_response(self._serializer.conference(conference))
+        if target.status in ENDED:
+            raise _wrong_state(f"{kind.capitalize()} is already {target.status}")
+        status = request.fields.values.get("Status")
+        if status == "canceled" and target.status == IN_PROGRESS:
+            raise _wrong_state("Call is in progress, so it can only be completed")
+        if status is not None and isinstance(target, Call):
+            self._state.end_call(target.sid, status)
+        elif status is not None:
+            self._state.end_conference(target.sid)
+        return self._describe(target)
 
     def _start_stream(self, request: ApiRequest) -> Response:
         kind, values = request.route.target_kind, request.fields.values
         target = self._target(request.route)
-        _refuse(kind, check_fields(request.route.operation, self._as_wss(values)))
+        _reject(kind, check_fields(request.route.operation, self._as_wss(values)))
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
         is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
         duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
-            _refuse(kind, [Problem(_DUPLICATED_NAME)])
+            _reject(kind, [Problem(_DUPLICATED_NAME)])
         stream = Stream(
             sid=self._state.draw_sid(),
             target_kind=kind,
@@ -278,7 +289,7 @@ class CompatibilityApi:
         if stream is None and self._settings.streams_by_name:
             stream = streams.find_named(target.sid, reference)
         stream = _found(stream)
-        _refuse(route.target_kind, check_fields(route.operation, request.fields.values))
+        _reject(route.target_kind, check_fields(route.operation, request.fields.values))
         if not stream.alive:
             # Not documented; status and sentence are our reading.
             raise _wrong_state("Stream is already stopped")
@@ -308,20 +319,20 @@ _NOT_FOUND = api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not f
 
 def _found(resource: _Resource | None) -> _Resource:
     if resource is None:
-        raise Refused(_NOT_FOUND)
+        raise Rejected(_NOT_FOUND)
     return resource
 
 
-def _wrong_state(message: str) -> Refused:
-    return Refused(api_error(400, _NOT_IN_PROGRESS, message))
+def _wrong_state(message: str) -> Rejected:
+    return Rejected(api_error(400, _NOT_IN_PROGRESS, message))
 
 
-def _refuse(kind: TargetKind, problems: list[Problem]) -> None:
+def _reject(kind: TargetKind, problems: list[Problem]) -> None:
     # A conference stream's 422 lists all problems; a call stream's has the usual error body.
     if problems and kind == "conference":
-        raise Refused(error_list(problem.message for problem in problems))
+        raise Rejected(json_response({"errors": [problem.message for problem in problems]}, status=422))
     if problems:
-        raise Refused(api_error(422, problems[0].code, problems[0].message))
+        raise Rejected(api_error(422, problems[0].code, problems[0].message))
 
 
 ADMIN_PREFIX = "/_space"

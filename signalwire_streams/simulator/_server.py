@@ -42,7 +42,7 @@ class SpaceLimit:
         self._admitted: deque[float] = deque()
 
     def admit(self, now: float) -> bool:
-        """Return whether a counted request is within the limit; refused requests are not counted."""
+        """Return whether a counted request is within the limit; rejected requests are not counted."""
         if self._settings.rate_limit is None:
             return True
         self._expire(now)
@@ -60,9 +60,9 @@ class SpaceLimit:
         remaining = max(advertised - len(self._admitted), 0)
         return {"X-RateLimit-Limit": str(advertised), "X-RateLimit-Remaining": str(remaining)}
 
-    def refusal(self) -> Response:
-        refused = api_error(429, _TOO_MANY_REQUESTS, "Too many requests")
-        return evolve(refused, headers=retry_after_header(self._settings.retry_after))
+    def rejection(self) -> Response:
+        response = api_error(429, _TOO_MANY_REQUESTS, "Too many requests")
+        return evolve(response, headers=retry_after_header(self._settings.retry_after))
 
     def _expire(self, now: float) -> None:
         while self._admitted and self._admitted[0] <= now - self._settings.window:
@@ -147,7 +147,7 @@ class Server:
         if method == "POST":
             count_post(self._settings.requests, moment)
         if method in _COUNTED_METHODS and not self._limit.admit(moment):
-            return self._log_and_send(arrival, await self._read(arrival), self._limit.refusal())
+            return self._log_and_send(arrival, await self._read(arrival), self._limit.rejection())
         rule = next(matching_rules(self._settings.faults, route.operation, route.target_sid), None)
         if rule is not None:
             return await self._serve_with_fault(evolve(arrival, fault=rule), rule)
@@ -222,7 +222,7 @@ class Server:
 
     def _send(self, arrival: _Arrival, response: Response) -> web.StreamResponse:
         headers = self._limit.headers_at(arrival.moment)
-        headers["Date"] = http_date(self._settings.clock())
+        headers["Date"] = http_date(int(self._settings.clock()))
         keep_alive = arrival.request.keep_alive
         if not keep_alive:
             headers["Connection"] = "close"

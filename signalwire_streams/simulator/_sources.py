@@ -139,7 +139,12 @@ class Sound(Protocol):
     """A source of audio."""
 
     def clip(self, track: str, rate: int) -> Clip:
-        """Return the audio of a track at a sample rate."""
+        """Return the audio of a track at a sample rate.
+
+        Raises:
+            OSError: the sound is a file that can't be read (any more); so does reading the clip.
+            ValueError: it is not a WAV file (any more).
+        """
         ...
 
 
@@ -214,12 +219,7 @@ class WavFile:
             pass
 
     def clip(self, track: str, rate: int) -> Clip:
-        """See `Sound.clip`.
-
-        Raises:
-            OSError: the file can't be read any more; so does reading the clip.
-            ValueError: it is not such a WAV file any more.
-        """
+        """See `Sound.clip`."""
         with self._opened() as file:
             own_rate, length = file.getframerate(), file.getnframes()
 

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from attrs import Factory, define, field
 from attrs.validators import ge, in_
@@ -170,6 +170,7 @@ class StreamRegistry(ReadOnlyList[Stream]):
 
 
 IN_PROGRESS = "in-progress"
+ENDED = frozenset({"completed", "canceled", "busy", "failed", "no-answer"})
 _NOT_STARTED = frozenset({"queued", "ringing"})
 
 
@@ -188,7 +189,7 @@ class Call(Resource):
     sid: str
     from_number: str
     to_number: str
-    direction: str
+    direction: str = "outbound"
     started_at: float | None = None
     ended_at: float | None = None
     parent_call_sid: str | None = None
@@ -246,9 +247,7 @@ class SpaceState:
         status: str = IN_PROGRESS,
         from_number: str | None = None,
         to_number: str | None = None,
-        direction: str = "outbound",
-        parent_call_sid: str | None = None,
-        conference_sid: str | None = None,
+        **details: Any,  # noqa: ANN401  (attributes of a `Call`)
     ) -> Call:
         """Create a call leg; numbers that are not given are drawn from the fictitious 555-01xx range."""
         now, sid = self.now(), new_sid(self._random)
@@ -258,12 +257,10 @@ class SpaceState:
             status=status,
             from_number=from_number if from_number is not None else self._draw_number(),
             to_number=to_number if to_number is not None else self._draw_number(),
-            direction=direction,
             created_at=now,
             started_at=None if status in _NOT_STARTED else now,
             ended_at=None if status in {*_NOT_STARTED, IN_PROGRESS} else now,
-            parent_call_sid=parent_call_sid,
-            conference_sid=conference_sid,
+            **details,
         )
         self.calls[sid] = call
         return call
@@ -278,14 +275,18 @@ class SpaceState:
         conference.status, conference.updated_at = "completed", now
         self.streams.stop(self.streams.alive_on(sid), now)
         for participant in conference.participants:
-            participant.status, participant.updated_at = "completed", now
             self.end_call(participant.call_sid)
 
-    def end_call(self, sid: str) -> None:
+    def end_call(self, sid: str, status: str = "completed") -> None:
+        """End a call: its streams stop, and it leaves its conference."""
         now = self.now()
         call = self.calls[sid]
-        call.status, call.updated_at, call.ended_at = "completed", now, now
+        call.status, call.updated_at, call.ended_at = status, now, now
         self.streams.stop(self.streams.alive_on(sid), now)
+        conference = None if call.conference_sid is None else self.conferences[call.conference_sid]
+        for participant in () if conference is None else conference.participants:
+            if participant.call_sid == sid:
+                participant.status, participant.updated_at = "completed", now
 
     def draw_sid(self) -> str:
         return new_sid(self._random)

@@ -110,7 +110,7 @@ def test_signed_url_is_found_after_changes_by_proxies(
         assert any(words in sentence for sentence in explanation.suggestions), explanation.suggestions
     assert explanation.attempts >= 1
     assert explanation.suggestions[0] in str(explanation)
-    assert str(explanation).startswith("Refused: the signature does not match. It would match as 'http")
+    assert str(explanation).startswith("Rejected: the signature does not match. It would match as 'http")
 
 
 @pytest.mark.parametrize(
@@ -267,15 +267,15 @@ class TestHints:
 
     def test_missing_signature_is_named(self) -> None:
         explanation = diagnose_signature(url=URL, headers={}, body=form(STARTED), keys=[KEY])
-        assert explanation.summary == "Refused: there is no signature."
+        assert explanation.summary == "Rejected: there is no signature."
         assert "removes that header" in explanation.suggestions[0]
         explanation = diagnose_signature(url=URL, headers={SIGNATURE_HEADER: ""}, body=form(STARTED), keys=[KEY])
-        assert explanation.summary == f"Refused: {SIGNATURE_HEADER} is empty."
+        assert explanation.summary == f"Rejected: {SIGNATURE_HEADER} is empty."
 
     @pytest.mark.parametrize("keys", [[], [""], None])
     def test_missing_key_is_named(self, keys: Any) -> None:
         assert "No key was passed" in self.hints(keys=keys)
-        assert explained(URL, URL, keys=keys).summary == "Refused: there is no key."
+        assert explained(URL, URL, keys=keys).summary == "Rejected: there is no key."
 
     def test_api_token_as_key_is_named(self) -> None:
         """And not shown."""
@@ -338,12 +338,12 @@ def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.Mon
 
     assert whole.attempts > 50
     assert stopped.attempts == 2
-    assert whole.summary == "Refused: the signature does not match."
-    assert stopped.summary == f"Refused: the signature does not match. {STOPPED}"
+    assert whole.summary == "Rejected: the signature does not match."
+    assert stopped.summary == f"Rejected: the signature does not match. {STOPPED}"
 
 
 def test_diagnosis_that_cannot_try_all_keys_in_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether one of the others signed the request is not known then, so it is not called refused."""
+    """Whether one of the others signed the request is not known then, so it is not called rejected."""
     monkeypatch.setattr(_diagnostics, "thread_time", count(step=0.2).__next__)
     explanation = explained(keys=[f"PSK_{number}" for number in range(60)], candidates=[URL])
 

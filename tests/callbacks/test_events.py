@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, example, given, strategies as st
 from multidict import MultiDict
 
 from signalwire_streams import InvalidRequestError, Track
@@ -137,9 +137,20 @@ def test_wrong_argument_is_refused_with_advice(wrong: Any) -> None:
         parse_callback(wrong)
 
 
+def test_form_with_a_field_event_type_is_not_taken_for_json() -> None:
+    """The user's own query parameters are among the fields of a callback by GET."""
+    form = [*fields(), ("event_type", "mine")]
+
+    assert isinstance(parse_callback(form), StreamStarted)
+    assert parse_callback(dict(form)) == parse_callback(form)
+
+
 @given(st.dictionaries(st.one_of(st.sampled_from([name for name, _ in STARTED]), st.text()), st.text()))
+@example({"AccountSid": "", "event_type": "0"})
 def test_any_fields_make_an_event(told: dict[str, str]) -> None:
     """Also a timestamp that cannot be read."""
+    # A mapping with that field and none of a form's is a JSON document.
+    assume("event_type" not in told or not told.keys().isdisjoint(name for name, _ in STARTED))
     event = parse_callback(told)
 
     assert event.timestamp is None or event.timestamp.tzinfo is not None

@@ -211,9 +211,9 @@ async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
         await server.heard.get()
 
     counts = server.receiver.statistics
-    assert (counts.received, counts.refused, server.heard.qsize()) == (1, 1, 0)
+    assert (counts.received, counts.rejected, server.heard.qsize()) == (1, 1, 0)
     (record,) = [record for record in caplog.records if record.name == "signalwire_streams.callbacks"]
-    assert record.getMessage() == f"a callback to '{server.url}' was refused: {reason}"
+    assert record.getMessage() == f"a callback to '{server.url}' was rejected: {reason}"
     assert KEY not in caplog.text
 
 
@@ -282,7 +282,7 @@ async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1", hang_up=True)
-        await until(lambda: server.receiver.statistics.refused == 1)
+        await until(lambda: server.receiver.statistics.rejected == 1)
 
     assert "the body could not be read" in caplog.text
 
@@ -494,7 +494,7 @@ class TestAllowedHosts:
         """Also with a right signature."""
         async with serving(allowed_hosts=allowed) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == status
-            assert server.receiver.statistics.refused == (status == 403)
+            assert server.receiver.statistics.rejected == (status == 403)
 
     async def test_absolute_target_does_not_bypass_allowed_hosts(self) -> None:
         async with serving(allowed_hosts=["example.com"]) as server:

@@ -55,7 +55,7 @@ async def test_start_and_stop_of_a_stream_are_delivered(client_for: Any, method:
                 assert started.timestamp is not None
                 await streams.stop_stream(sid, stream)
                 assert isinstance(await events.get(), StreamStopped)
-        assert (receiver.statistics.handled, receiver.statistics.refused) == (4, 0)
+        assert (receiver.statistics.handled, receiver.statistics.rejected) == (4, 0)
 
 
 async def test_callback_with_another_key_is_sent_and_refused_three_times(client_for: Any) -> None:
@@ -71,7 +71,7 @@ async def test_callback_with_another_key_is_sent_and_refused_three_times(client_
             await client_for(space).conferences.start_stream(
                 space.conference_sids[0], url="wss://a.example/b", status_callback=url
             )
-            while receiver.statistics.refused < 3:  # noqa: ASYNC110  (counters raise no event)
+            while receiver.statistics.rejected < 3:  # noqa: ASYNC110  (counters raise no event)
                 await asyncio.sleep(0)
         assert receiver.statistics.handled == 0
 

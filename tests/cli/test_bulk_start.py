@@ -15,7 +15,7 @@ from signalwire_streams import BulkJournal, RateLimit
 from signalwire_streams._cli.bulk_runner import rate_limit
 from signalwire_streams.simulator import SimulatedSpace
 
-from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
+from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table, until
 from .shell import URL, Ran, Shell, credentials
 
 START = ("bulk", "start")
@@ -327,7 +327,7 @@ async def test_concurrency_option_limits_requests_in_flight(bare_shell: Shell) -
     async with held_space(conferences=7) as (space, held):
         bare_shell.set(credentials(space))
         going = asyncio.create_task(bare_shell(*START, "--all-in-progress", *TO_URL, "--concurrency", "3"))
-        await space.requests.wait_for(3, "start-conference-stream")
+        await until(lambda: held.most == 3)
         held.let_go()
         ran = await going
     assert (ran.code, table(ran)["started"]) == (0, "7")

@@ -68,7 +68,7 @@ async def test_json_option_writes_the_diagnosis(keyed_shell: Shell, file: Path) 
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--json")
     assert ran.code == 1
     assert ran.json["valid"] is False
-    assert ran.json["summary"].startswith("Refused: the signature does not match.")
+    assert ran.json["summary"].startswith("Rejected: the signature does not match.")
     assert len(ran.json["suggestions"]) == 1
     assert ran.json["candidate_urls"][0] == "'http://example.com/callbacks'"
     assert sorted(ran.json) == ["attempts", "candidate_urls", "suggestions", "summary", "valid"]

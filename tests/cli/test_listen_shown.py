@@ -17,8 +17,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from signalwire_streams._cli.listen import bar, draw, live_table
-from signalwire_streams._cli.listen_recording import LevelMeter, dbfs
+from signalwire_streams._cli.listen_display import bar, draw, live_table
+from signalwire_streams._cli.listen_recording import LevelMeter, RecordingOptions, dbfs
+from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process
@@ -209,7 +210,7 @@ async def test_live_table_writes_lines_above_it_on_a_terminal(
 ) -> None:
     """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
     pretend_terminal(monkeypatch, "stdout", "stderr")
-    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.listen_display._DRAWN_EVERY", 0.0)
     look, seen = looking()
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
@@ -247,7 +248,7 @@ async def test_live_table_on_stderr_leaves_stdout_alone(
     """As in ``signalwire-streams listen > streams.txt``."""
     pretend_terminal(monkeypatch, "stderr")
     look, seen = looking()
-    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.listen_display._DRAWN_EVERY", 0.0)
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
         shown.write("it ended")
@@ -256,21 +257,32 @@ async def test_live_table_on_stderr_leaves_stdout_alone(
     assert "00000007-" in captured.err
 
 
-async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """With its error but without a traceback, and only during the block."""
+async def test_server_reports_the_receivers_log(tmp_path: Path) -> None:
+    """With its error but without a traceback, and only while it serves."""
     log = logging.getLogger("signalwire_streams.receiver")
     before = list(log.handlers)
-    async with live_table(looking()[0], as_json=True):
-        log.warning("a stream %s", "did\x1b[2J not start")
+    reports: list[Report] = []
+    options = ServerOptions(
+        host="127.0.0.1",
+        port=0,
+        path="/",
+        ssl_context=None,
+        tokens=None,
+        byte_order="little",
+        recording=RecordingOptions(directory=tmp_path),
+    )
+    async with RecordingServer(options, reports.append).serve():
+        log.warning("a stream did not start")
         try:
             raise RuntimeError("boom")  # noqa: TRY301  (as a handler may)
         except RuntimeError:
             log.exception("the handler failed")
         log.info("all is well")
     assert log.handlers == before
-    assert capsys.readouterr().err == (
-        "error: a stream did [2J not start\nerror: the handler failed (RuntimeError: boom)\n"
-    )
+    assert reports == [
+        Warned("error: a stream did not start"),
+        Warned("error: the handler failed (RuntimeError: boom)"),
+    ]
 
 
 @posix_only

@@ -37,6 +37,7 @@ START_ON_CONFERENCE = START | {
     "StreamRealTime": BOOLEAN,
 }
 STOP = {"Status": re.compile(r"stopped")}
+END = {"Status": re.compile(r"completed")}
 PAGING = {"Page": re.compile(r"\d+"), "PageSize": PAGE_SIZE, "PageToken": re.compile(r"P[AB].*")}
 
 
@@ -58,6 +59,8 @@ OPERATIONS = {
     ),
     "start-call-stream": Operation("POST", "/Calls/{CallSid}/Streams", form=START, required=("Url",)),
     "stop-call-stream": Operation("POST", "/Calls/{CallSid}/Streams/{Sid}", form=STOP, required=("Status",)),
+    "end-conference": Operation("POST", "/Conferences/{Sid}", form=END, required=("Status",)),
+    "end-call": Operation("POST", "/Calls/{Sid}", form=END, required=("Status",)),
     "get-conference": Operation("GET", "/Conferences/{Sid}"),
     "get-call": Operation("GET", "/Calls/{Sid}"),
     "list-conferences": Operation(
@@ -120,6 +123,8 @@ async def everything(client: StreamsClient, space: SimulatedSpace) -> None:
     await client.conferences.start_stream(conference, url="wss://rx.example.com")
     await client.conferences.get(conference)
     await client.calls.get(call)
+    await client.conferences.end(space.conference_sids[1])
+    await client.calls.end(space.call_sids[1])
     for status in ConferenceStatus:
         await drain(client.conferences.list(status=status, friendly_name="a b", page_size=1000, **DAYS))
     await drain(client.conferences.participants(conference, muted=True, hold=False, page_size=1))

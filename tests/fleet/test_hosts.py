@@ -312,7 +312,7 @@ async def test_wrong_redis_password_ends_worker_and_submit_at_once(
     space: SimulatedSpace, client: StreamsClient, redis_server: RedisServer
 ) -> None:
     url = redis_server.url.replace("unix://", "unix://user:hidden@")
-    with pytest.raises(FleetError, match="refuses this user or password") as caught:
+    with pytest.raises(FleetError, match="rejects this user or password") as caught:
         async with asyncio.timeout(PATIENCE):
             await FleetWorker(url, client).run()
     assert "hidden" not in str(caught.value)

@@ -185,7 +185,7 @@ async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, trans
             note(ledger, states[index], attempt)
         else:
             assert error is not None
-            ledger.refuse(index, request, error)
+            ledger.complete_unsent(index, request, error)
     await ledger.written()
 
     marks = {int(k): v.decode() for k, v in (await redis_of(fleet).hgetall(batch.marks)).items()}

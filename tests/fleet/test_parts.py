@@ -153,8 +153,8 @@ async def test_connection_logs_outage_once(caplog: pytest.LogCaptureFixture) -> 
     [
         (NotThere("gone"), "unavailable: gone"),
         (OSError(), "unavailable: OSError"),
-        (WrongPassword("no"), "refuses this user or password"),
-        (NotThere("invalid username-password pair"), "refuses this user or password"),
+        (WrongPassword("no"), "rejects this user or password"),
+        (NotThere("invalid username-password pair"), "rejects this user or password"),
     ],
 )
 async def test_connection_raises_when_patience_ends_or_access_is_refused(failure: Exception, words: str) -> None:

@@ -323,6 +323,21 @@ class TestAnOwnerThatWasReplaced:
 
         assert (await fleet.status(ledger.run)).counts == {"in_doubt": 1, "pending": 2}
 
+    async def test_reports_item_in_doubt_of_cancelled_run_as_unknown(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
+        """Nothing is sent again, and the stream of the worker that died may be running."""
+        await set_marks(fleet, ledger.run, {0: "i:dead"})
+        await connection_of(fleet).script(CANCEL_RUN, fleet._keys.run(ledger.run), "cancelled", "it was cancelled")
+        ledger.marks = {0: ItemMark("i:dead")}
+        key, state = key_of(on_conferences(space.conference_sids)[0]), CallState()
+
+        with pytest.raises(StreamOutcomeUnknownError, match="may have started it; the run was cancelled") as caught:
+            await ledger.intend(key, state, ledger.known(key, state))
+
+        assert (caught.value.target, caught.value.sent) == (space.conference_sids[0], "maybe")
+        assert not space.streams
+
     async def test_sends_nothing_of_cancelled_run(
         self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
     ) -> None:

@@ -431,7 +431,7 @@ async def test_worker_ends_if_redis_refuses_renewal(
     fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(_: Leases) -> None:
-        raise FleetError("Redis refuses this user or password: no permission")
+        raise FleetError("Redis rejects this user or password: no permission")
 
     monkeypatch.setattr(Leases, "_renew", refuse)
     worker = workers()

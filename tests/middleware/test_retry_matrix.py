@@ -129,14 +129,17 @@ REFUSED_STOPS = [
     (AttemptResult.TARGET_ENDED, Operation.STOP, STOPPED, STOPPED),
     (AttemptResult.TARGET_ENDED, Operation.STOP_BY_NAME, STOPPED, STOPPED),
     (AttemptResult.TARGET_ENDED, Operation.STOP_AMBIGUOUS, STOPPED, STOPPED),
+    (AttemptResult.TARGET_ENDED, Operation.END, STOPPED, STOPPED),
     (AttemptResult.ALREADY_STOPPED, Operation.STOP_RETURNED, STOPPED, STOPPED),
     (AttemptResult.ALREADY_STOPPED, Operation.STOP, STOPPED, STOPPED),
     (AttemptResult.ALREADY_STOPPED, Operation.STOP_BY_NAME, STOPPED, STOPPED),
     (AttemptResult.ALREADY_STOPPED, Operation.STOP_AMBIGUOUS, FAILED, FAILED),
+    (AttemptResult.ALREADY_STOPPED, Operation.END, STOPPED, STOPPED),
     (AttemptResult.NOT_FOUND, Operation.STOP_RETURNED, STOPPED, STOPPED),
     (AttemptResult.NOT_FOUND, Operation.STOP, FAILED, FAILED),
     (AttemptResult.NOT_FOUND, Operation.STOP_BY_NAME, FAILED, FAILED),
     (AttemptResult.NOT_FOUND, Operation.STOP_AMBIGUOUS, FAILED, FAILED),
+    (AttemptResult.NOT_FOUND, Operation.END, FAILED, STOPPED),
 ]
 
 

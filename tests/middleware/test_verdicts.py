@@ -120,6 +120,8 @@ STARTS: dict[str, Request] = {
 
 
 def stop(kind: Operation) -> Request:
+    if kind is Operation.END:
+        return requests.end(ACCOUNT, TargetKind.CALL, SID, deadline=None)
     handle = NAME if kind is Operation.STOP_BY_NAME else SID
     return requests.stop(ACCOUNT, TargetKind.CALL, "room", handle, kind, deadline=None, context=CallContext())
 

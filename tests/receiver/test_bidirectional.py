@@ -187,3 +187,20 @@ async def test_simulator_survives_a_receiver_that_hangs_up(talking: Any) -> None
     await until(lambda: not there.stream.alive)
     await there.session.wait_closed()
     assert there.session.end_reason is EndReason.CLOSED
+
+
+@pytest.mark.parametrize("noun", ["call", "conference"])
+async def test_call_or_conference_that_is_ended_ends_its_stream(
+    trust: ssl.SSLContext, client_for: Any, heard: Heard, serve: Any, certificate: ssl.SSLContext, noun: str
+) -> None:
+    """With a stop event."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), ssl_context=certificate)
+    async with SimulatedSpace(conferences=1, calls=1, audio=Tone(), ssl_context=trust) as space:
+        client = client_for(space)
+        resource, [sid] = (
+            (client.calls, space.call_sids) if noun == "call" else (client.conferences, space.conference_sids)
+        )
+        await resource.start_stream(sid, url=url)
+        await until(lambda: heard.events)
+        await resource.end(sid)
+        assert (await heard.end()).end_reason is EndReason.STOPPED

@@ -599,6 +599,25 @@ async def test_streams_are_taken_on_several_addresses(
         await serve(MediaReceiver(heard, bearer_tokens=None), host="here.example")
 
 
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports can't be shared here")
+async def test_servers_share_a_port_if_all_of_them_allow_it(heard: Heard, serve: Any, dial: Any) -> None:
+    """One that does not is refused."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), reuse_port=True)
+    port = int(url.rsplit(":", 1)[1].strip("/"))
+    assert await serve(MediaReceiver(heard, bearer_tokens=None), port=port, reuse_port=True) == url
+    with pytest.raises(OSError, match="in use"):
+        await serve(MediaReceiver(heard, bearer_tokens=None), port=port)
+    for _ in range(8):  # each is accepted by one of the two
+        await (await dial(url)).send_json(START)
+    await until(lambda: len(heard.sessions) == 8)
+
+
+async def test_system_that_cannot_share_ports(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "SO_REUSEPORT", raising=False)
+    with pytest.raises(InvalidRequestError, match="reuse_port=True needs SO_REUSEPORT"):
+        await serve(MediaReceiver(heard, bearer_tokens=None), reuse_port=True)
+
+
 async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises, and the addresses that were bound before are released."""
     with socket.create_server(("127.0.0.1", 0)) as free:

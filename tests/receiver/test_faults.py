@@ -322,7 +322,7 @@ async def test_callback_with_bad_signature_is_refused(
     callbacks, address = listening
     space.faults.add("callback-bad-signature", on="stream-started")
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.statistics.refused == 3 and callbacks.statistics.handled == 1)
+    await until(lambda: callbacks.statistics.rejected == 3 and callbacks.statistics.handled == 1)
     assert told.kinds == [StreamStopped]
 
 

@@ -72,7 +72,7 @@ async def test_bulk_lease_leaves_the_reserve(shared: Shared) -> None:
 async def test_closed_gate_grants_nothing_to_any_client(shared: Shared) -> None:
     await shared()
     shared.now += 60
-    reply = await shared(tokens=5, update=StateUpdate(refused_after=0, pause=2.0), rate=50.0)
+    reply = await shared(tokens=5, update=StateUpdate(throttled_after=0, pause=2.0), rate=50.0)
 
     assert reply.tokens == 0
     assert reply.state.cuts == 1
@@ -86,9 +86,9 @@ async def test_closed_gate_grants_nothing_to_any_client(shared: Shared) -> None:
 
 
 async def test_refusals_at_the_same_time_are_one_cut(shared: Shared) -> None:
-    first = await shared(update=StateUpdate(refused_after=0, pause=1.0))
-    again = await shared(update=StateUpdate(refused_after=0, pause=1.0))
-    later = await shared(update=StateUpdate(refused_after=1, pause=0.0, closed_until=100.0), now=70.0)
+    first = await shared(update=StateUpdate(throttled_after=0, pause=1.0))
+    again = await shared(update=StateUpdate(throttled_after=0, pause=1.0))
+    later = await shared(update=StateUpdate(throttled_after=1, pause=0.0, closed_until=100.0), now=70.0)
 
     assert (first.state.cuts, again.state.cuts, later.state.cuts) == (1, 1, 2)
     assert later.state.pause == 1.0, "a pause that the Space asked for does not count as ours"
@@ -99,7 +99,7 @@ async def test_refusals_at_the_same_time_are_one_cut(shared: Shared) -> None:
 async def test_lost_state_is_restored_by_the_next_client(shared: Shared, redis: RedisServer, loss: str) -> None:
     """After a FLUSHALL, or from an older copy, Redis knows the gate and the cut again after one exchange."""
     before = (await shared()).state
-    known = (await shared(update=StateUpdate(refused_after=0, pause=8.0))).state
+    known = (await shared(update=StateUpdate(throttled_after=0, pause=8.0))).state
     redis.ask("FLUSHALL")
     if loss == "the last cut":
         for name in ("epoch", "cuts", "closed_until", "cut_at", "rate_before", "pause"):
@@ -117,11 +117,11 @@ async def test_lost_state_is_restored_by_the_next_client(shared: Shared, redis: 
 
 
 async def test_lost_state_does_not_replace_a_newer_cut(shared: Shared, redis: RedisServer) -> None:
-    known = (await shared(update=StateUpdate(refused_after=0, pause=8.0))).state
+    known = (await shared(update=StateUpdate(throttled_after=0, pause=8.0))).state
     redis.ask("FLUSHALL")
     shared.now += 100
     await shared()
-    newer = (await shared(update=StateUpdate(refused_after=0, pause=1.0))).state
+    newer = (await shared(update=StateUpdate(throttled_after=0, pause=1.0))).state
 
     reply = await shared(known)
 
@@ -133,7 +133,7 @@ async def test_clock_that_is_set_back_neither_stops_nor_bursts(shared: Shared) -
     """The bucket fills as before, and the gate opens when it would have."""
     await shared()
     shared.now += 60
-    await shared(tokens=25, update=StateUpdate(refused_after=0, pause=5.0))
+    await shared(tokens=25, update=StateUpdate(throttled_after=0, pause=5.0))
     shared.now -= 3600
 
     reply = await shared(tokens=25)
@@ -162,7 +162,7 @@ async def test_no_window_exceeds_the_limit_whatever_happens(shared: Shared, redi
             shared.now -= 1000
         elapsed, shared.now = elapsed + step, shared.now + step
         client = chance.choice(clients)
-        update = StateUpdate(refused_after=client.shared.cuts) if chance.random() < 0.002 else StateUpdate()
+        update = StateUpdate(throttled_after=client.shared.cuts) if chance.random() < 0.002 else StateUpdate()
         reply = await shared(
             client.shared,
             rate=client.rate(elapsed),

@@ -45,7 +45,7 @@ def test_refusals_of_requests_sent_before_the_last_cut_are_no_news() -> None:
     state = LocalState(LIMIT)
     state.receive(State(epoch="e"), 1000.0, 5.0)
     state.on_throttled(5.2, sent_at=5.1, retry_after=None)
-    assert state.update == StateUpdate(refused_after=0, pause=1.0)
+    assert state.update == StateUpdate(throttled_after=0, pause=1.0)
     state.reported(state.update)
 
     state.on_throttled(6.5, sent_at=5.15, retry_after=None)
@@ -54,7 +54,7 @@ def test_refusals_of_requests_sent_before_the_last_cut_are_no_news() -> None:
     state.on_throttled(7.1, sent_at=6.9, retry_after=None)
     assert not state.has_update
     state.on_throttled(8.1, sent_at=8.0, retry_after=None)
-    assert state.update == StateUpdate(refused_after=2, pause=4.0)
+    assert state.update == StateUpdate(throttled_after=2, pause=4.0)
 
 
 def test_retry_after_closes_the_gate_here_at_once() -> None:
@@ -65,7 +65,7 @@ def test_retry_after_closes_the_gate_here_at_once() -> None:
     state.on_throttled(6.0, sent_at=4.9, retry_after=10.0)
 
     assert state.time_until_open(6.0) == 29.0
-    assert state.update == StateUpdate(refused_after=0, closed_until=35.0)
+    assert state.update == StateUpdate(throttled_after=0, closed_until=35.0)
     assert state.time_until_open(35.1) == 0
 
 

@@ -57,7 +57,7 @@ class Bucket:
             self.state, self.tokens, self.filled_at = State(epoch="e"), 0.0, redis_now
         self.tokens = min(burst, self.tokens + rate * (redis_now - self.filled_at))
         self.filled_at = redis_now
-        if update.refused_after == self.state.cuts:
+        if update.throttled_after == self.state.cuts:
             self.state = evolve(self.state, cuts=self.state.cuts + 1, cut_at=redis_now, rate_before=rate)
         if update.closed_until is not None:
             self.state = evolve(self.state, closed_until=max(self.state.closed_until, update.closed_until))

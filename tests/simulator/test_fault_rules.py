@@ -74,6 +74,7 @@ def test_rule_with_target_ignores_other_targets() -> None:
         ("stop", {STOP, "stop-call-stream"}),
         ("list", {"list-conferences", "list-participants", "list-calls"}),
         ("get", {"get-conference", "get-call"}),
+        ("end", {"end-conference", "end-call"}),
         ("end-conference", {"end-conference"}),
         ("unknown", {"unknown"}),
         (
@@ -89,6 +90,7 @@ def test_rule_with_target_ignores_other_targets() -> None:
                 "get-conference",
                 "get-call",
                 "end-conference",
+                "end-call",
             },
         ),
     ],

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from .peer import URL, Peer, simulated
-from .shapes import CALL_STREAM, CONFERENCE_STREAM, ERROR, mismatches
+from .shapes import CALL, CALL_STREAM, CONFERENCE_STREAM, ERROR, mismatches
 
 
 async def test_conference_stream_is_started_with_all_fields() -> None:
@@ -253,6 +253,49 @@ async def test_conference_update_that_ends_nothing(fields: dict[str, str], statu
         assert reply.status == status
         assert status == 200 or mismatches(reply.json, ERROR) == []
         assert (await peer.start()).status == 200
+
+
+async def test_call_can_be_ended() -> None:
+    """Its streams stop, and it can't be ended again, nor a stream started."""
+    async with simulated() as peer:
+        call = peer.space.call_sids[0]
+        await peer.start_on_call()
+        ended = await peer.post({"Status": "completed"}, "Calls", call)
+        assert (ended.status, mismatches(ended.json, CALL), ended.json["status"]) == (200, [], "completed")
+        assert peer.space.streams.active() == []
+        again = await peer.post({"Status": "completed"}, "Calls", call)
+        assert (again.status, again.json["code"], again.json["message"]) == (400, 21220, "Call is already completed")
+        assert (await peer.start_on_call()).json["code"] == 21220
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "answered", "after"),
+    [
+        ("ringing", {"Status": "canceled"}, 200, "canceled"),
+        ("queued", {"Status": "completed"}, 200, "completed"),
+        ("in-progress", {"Status": "canceled"}, 400, "in-progress"),
+        ("busy", {"Status": "completed"}, 400, "busy"),
+        ("in-progress", {}, 200, "in-progress"),
+        ("in-progress", {"StatusCallback": "https://a.example/b", "StatusCallbackMethod": "GET"}, 200, "in-progress"),
+        ("in-progress", {"Status": "stopped"}, 422, "in-progress"),
+        ("in-progress", {"Colour": "red"}, 422, "in-progress"),
+    ],
+)
+async def test_update_of_call(status: str, fields: dict[str, str], answered: int, after: str) -> None:
+    async with simulated() as peer:
+        call = peer.space.add_call(status)
+        assert (await peer.post(fields, "Calls", call)).status == answered
+        assert (await peer.get("Calls", call)).json["status"] == after
+        assert (await peer.post(fields, "Calls", "unknown")).status == 404
+
+
+async def test_call_that_ends_leaves_its_conference() -> None:
+    async with simulated() as peer:
+        sid = peer.space.conference_sids[0]
+        legs = [one["call_sid"] for one in (await peer.get("Conferences", sid, "Participants")).json["participants"]]
+        await peer.post({"Status": "completed"}, "Calls", legs[0])
+        left = (await peer.get("Conferences", sid, "Participants")).json["participants"]
+        assert {one["call_sid"]: one["status"] for one in left} == {legs[0]: "completed", legs[1]: "in-progress"}
 
 
 async def test_calls_and_conferences_can_be_ended_directly() -> None:
