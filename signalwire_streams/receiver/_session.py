@@ -23,7 +23,7 @@ from signalwire_streams.receiver._protocol import (
     memory_of,
 )
 from signalwire_streams.receiver._statistics import StreamStatistics
-from signalwire_streams.receiver._taps import Feed, PcmStream, Tap, check_max_frames
+from signalwire_streams.receiver._taps import EventFeed, Listeners, PcmStream, Tap, check_max_frames
 from signalwire_streams.receiver.audio._formats import AudioFormat
 from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmTracks
 
@@ -194,7 +194,7 @@ class StreamSession:
         self._overflow = limits.overflow
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
-        self._taps: tuple[Feed, ...] = ()
+        self._listeners = Listeners()
         self._has_loop = False
 
     def __repr__(self) -> str:
@@ -216,25 +216,18 @@ class StreamSession:
         Events that still wait because nothing has iterated over the session yet come first.
 
         Args:
-            max_frames: media events that may wait in the tap, of at most 4 KiB on average.
+            max_frames: media events that may wait in the tap, of at most 4 KiB on average; in a `Tap.pcm`, 20 ms of
+                audio for each.
 
         Raises:
             InvalidRequestError: ``max_frames`` is invalid.
         """
-        feed = Feed(check_max_frames(max_frames))
+        feed = EventFeed(check_max_frames(max_frames))
         if not self._has_loop:
-            now = asyncio.get_running_loop().time()
             for event in self._queue.droppable:
                 if isinstance(event, MediaEvent):
-                    feed.put(event, now)
-        if self.end_reason is None:
-            self._taps += (feed,)
-        else:
-            feed.close()
-        return Tap(self.start, self.audio_format, feed, self._remove_tap)
-
-    def _remove_tap(self, feed: Feed) -> None:
-        self._taps = tuple(other for other in self._taps if other is not feed)
+                    feed.put(event)
+        return Tap(self.start, self.audio_format, self._listeners, feed)
 
     def pcm(
         self,
@@ -251,16 +244,18 @@ class StreamSession:
         the tracks are in line.
 
         - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after
-          about 100 ms, so a consumer never waits 200 ms for a frame. Later silence is shortened by as much. Audio whose
-          place is over goes out all the same.
+          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and
+          60 ms). Later silence is shortened by as much. Audio that arrives after its place went out follows as soon as
+          it arrives.
         - ``late="drop"``, for agents, is as long as the time that passes, and drops audio that is later than
           ``delay_ms``.
 
-        If your loop is too slow, the oldest audio is dropped (`PcmFrame.missing_ms`).
+        Frames are made as the audio arrives, and up to 10 seconds of them wait for your loop. If it is slower, the
+        oldest are dropped (`PcmFrame.missing_ms`).
 
         Args:
-            rate: samples per second. At another rate than the stream's own, the extra ``audio`` is needed, and a frame
-                goes out when the next one has arrived.
+            rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
+                needed, and a frame goes out when the next one has arrived.
             tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
                 that the stream does not have is silence.
             frame_ms: length of a frame, from 1 to 1,000 milliseconds.
@@ -273,12 +268,17 @@ class StreamSession:
             UnknownEncodingError: the encoding is unknown.
             ModuleNotFoundError: the rate is not the stream's, and the extra ``audio`` is not installed.
         """
-        return self.tap().pcm(rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms)
+        tap = self.tap()
+        try:
+            return tap.pcm(rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms)
+        except BaseException:
+            tap.close()
+            raise
 
     @property
     def _is_only_tapped(self) -> bool:
         """Whether there are taps, and nothing iterates over the session."""
-        return bool(self._taps) and not self._has_loop
+        return bool(self._listeners.feeds) and not self._has_loop
 
     async def wait_closed(self) -> None:
         """Wait until the stream has ended."""
@@ -288,9 +288,8 @@ class StreamSession:
         """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track)._record(event, now)
-            if self._taps:
-                for feed in self._taps:
-                    feed.put(event, now)
+            for feed in self._listeners.feeds:
+                feed.put(event, now)
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
@@ -312,7 +311,6 @@ class StreamSession:
         if self.end_reason is None:
             self.end_reason = reason
             self._queue.close()
-            for feed in self._taps:
-                feed.close()
+            self._listeners.close()
             self.playback._close()
             self._ended.set()

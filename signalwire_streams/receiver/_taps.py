@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Awaitable
+from math import inf
+from typing import Generic, Self, TypeAlias, TypeVar
 
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.receiver._protocol import MediaEvent, StartEvent
@@ -14,74 +15,154 @@ from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmFrame, PcmOpti
 
 _MAX_FRAMES = 100_000
 _BYTES_PER_FRAME = 4096  # on average
-_BURST = 50  # events and frames that are processed before other tasks get a turn
+_FRAME_MS = 20  # of a media event, usually
+_LEAST_WAIT = 0.001  # seconds until a timer
+
+_Item = TypeVar("_Item", MediaEvent, PcmFrame)
 
 
-class Feed:
-    """The media events that wait for one listener. The session holds it, and its `Tap` does."""
+class _Feed(Generic[_Item]):
+    """What waits for one listener. The session holds it, and the listener does."""
 
-    def __init__(self, max_frames: int) -> None:
-        self.dropped = 0
-        self.on_drop: Callable[[MediaEvent], None] | None = None
+    def __init__(self) -> None:
         self.is_closed = False
-        self._max_frames, self._max_bytes = max_frames, max_frames * _BYTES_PER_FRAME
-        self._events: deque[tuple[MediaEvent, float]] = deque()
-        self._bytes = 0
+        self.items: deque[_Item] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def put(self, event: MediaEvent, now: float) -> None:
-        """Add an event that arrived at *now*; drop the oldest ones if there are too many."""
-        events = self._events
-        events.append((event, now))
-        self._bytes += len(event.payload)
-        while len(events) > self._max_frames or (self._bytes > self._max_bytes and len(events) > 1):
-            dropped, _ = self.pop()
-            self.dropped += 1
-            if self.on_drop is not None:
-                self.on_drop(dropped)
-        self._wake()
-
-    @property
-    def next_at(self) -> float | None:
-        """When the next event arrived; None if there is none."""
-        return self._events[0][1] if self._events else None
-
-    def pop(self) -> tuple[MediaEvent, float]:
-        event = self._events.popleft()
-        self._bytes -= len(event[0].payload)
-        return event
-
-    def close(self) -> None:
-        """Add no further events."""
-        self.is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait(self, until: float | None = None) -> None:
-        """Wait for an event or the end, at most until a time of the loop's clock. It may return early."""
-        if self._waiter is not None:
-            raise ClientStateError("only one loop at a time can iterate over a tap or its PCM: open another tap")
-        loop = asyncio.get_running_loop()
-        # One timer serves many waits, since most of them end before it.
-        if until is not None and (self._timer is None or until < self._timer.when()):
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a loop waits for the next item."""
+        return self._waiter is not None
+
+    def end(self) -> None:
+        """Add no further items."""
+        self.is_closed = True
+        self._wake()
+
+    async def next(self) -> _Item:
+        """Return the next item; raise `StopAsyncIteration` at the end. Cancelling it loses nothing."""
+        while not self.items:
+            if self.is_closed:
+                raise StopAsyncIteration
+            if self._waiter is not None:
+                raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.items.popleft()
+
+
+class EventFeed(_Feed[MediaEvent]):
+    """The media events of a tap; the oldest are dropped if there are too many."""
+
+    def __init__(self, max_frames: int) -> None:
+        super().__init__()
+        self.dropped = 0
+        self.max_frames = max_frames
+        self._bytes = 0
+
+    def put(self, event: MediaEvent, now: float = 0.0) -> None:  # noqa: ARG002  (as of a pcm)
+        items = self.items
+        items.append(event)
+        self._bytes += len(event.payload)
+        while len(items) > self.max_frames or (self._bytes > self.max_frames * _BYTES_PER_FRAME and len(items) > 1):
+            self._bytes -= len(items.popleft().payload)
+            self.dropped += 1
+        self._wake()
+
+    async def next(self) -> MediaEvent:
+        event = await super().next()
+        self._bytes -= len(event.payload)
+        return event
+
+    def close(self) -> None:
+        """Add no further events."""
+        self.end()
+
+
+class PcmFeed(_Feed[PcmFrame]):
+    """The frames of a pcm, made as the events arrive; the oldest are dropped if there are too many."""
+
+    def __init__(self, options: PcmOptions, announced: tuple[str, ...], max_frames: int) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._mixer = (KeepMixer if options.late == "keep" else DropMixer)(options, self._loop.time(), announced)
+        self._max_items = max(1, max_frames * _FRAME_MS // options.frame_ms)
+        self._frame_ms = options.frame_ms
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._collect(self._loop.time())
+
+    def put(self, event: MediaEvent, now: float) -> None:
+        self._mixer.add(event, now)
+        self._collect(now)
+
+    def _collect(self, now: float) -> None:
+        """Take the frames that are due, and set the timer for the next one."""
+        mixer, items = self._mixer, self.items
+        while (frame := mixer.frame(now)) is not None:
+            items.append(frame)
+            if len(items) > self._max_items:
+                dropped = items.popleft()
+                items[0].missing_ms += dropped.missing_ms + self._frame_ms
+            self._wake()
+        if mixer.is_finished and mixer.is_empty:
+            self.end()
+            return
+        # A timer that is too early serves as well, since it sets the next one.
+        if mixer.next_at < self._timer_at - _LEAST_WAIT:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(until, self._on_time)
-        self._waiter = loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+            self._timer_at = max(mixer.next_at, now + _LEAST_WAIT)
+            self._timer = self._loop.call_at(self._timer_at, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer = None
-        self._wake()
+        self._timer, self._timer_at = None, inf
+        self._collect(self._loop.time())
+
+    def close(self) -> None:
+        """Add no further events. What has arrived still becomes frames in its time."""
+        if not self._mixer.is_finished:
+            self._mixer.finish()
+            self._collect(self._loop.time())
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        super().end()
+
+
+Feed: TypeAlias = EventFeed | PcmFeed
+
+
+class Listeners:
+    """The feeds of a session, which get its media events until it ends."""
+
+    def __init__(self) -> None:
+        self.feeds: tuple[Feed, ...] = ()
+        self._is_closed = False
+
+    def add(self, feed: Feed) -> None:
+        if self._is_closed:
+            feed.close()
+        else:
+            self.feeds += (feed,)
+
+    def remove(self, feed: Feed) -> None:
+        self.feeds = tuple(other for other in self.feeds if other is not feed)
+
+    def close(self) -> None:
+        """Close the feeds, and those that are added later."""
+        self._is_closed = True
+        for feed in self.feeds:
+            feed.close()
 
 
 class Tap:
@@ -94,20 +175,19 @@ class Tap:
     Close a tap that is no longer needed, or use ``with session.tap() as tap``.
     """
 
-    def __init__(
-        self, start: StartEvent, audio_format: AudioFormat, feed: Feed, on_close: Callable[[Feed], None]
-    ) -> None:
+    def __init__(self, start: StartEvent, audio_format: AudioFormat, listeners: Listeners, feed: EventFeed) -> None:
         """Created by `StreamSession.tap`."""
         self._start = start
         self._audio_format = audio_format
-        self._feed = feed
-        self._on_close = on_close
-        self._has_pcm = False
+        self._listeners = listeners
+        self._events = feed
+        self._feed: Feed = feed
+        listeners.add(feed)
 
     @property
     def dropped(self) -> int:
         """Media events that were dropped since the loop was too slow."""
-        return self._feed.dropped
+        return self._events.dropped
 
     def pcm(
         self,
@@ -120,34 +200,40 @@ class Tap:
     ) -> "PcmStream":
         """Return the tap's audio as PCM frames; `StreamSession.pcm` describes the arguments and the errors.
 
+        The events that wait in the tap come first. The tap itself can't be iterated over any more.
+
         Raises:
-            ClientStateError: the tap is used for that already.
+            ClientStateError: the tap feeds a pcm already, or a loop waits for its events.
         """
         options = PcmOptions(
             audio_format=self._audio_format, rate=rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms
         )
-        if self._has_pcm:
-            raise ClientStateError("this tap already feeds a pcm: open another tap")
-        stream = PcmStream(self, options, self._start.tracks, self._feed)
-        self._has_pcm = True
-        return stream
+        events = self._events
+        if self._feed is not events or events.is_awaited:
+            raise ClientStateError("this tap is in use: open another tap for this pcm")
+        self._feed = feed = PcmFeed(options, self._start.tracks, events.max_frames)
+        self._listeners.remove(events)
+        now = asyncio.get_running_loop().time()
+        for event in events.items:
+            feed.put(event, now)
+        events.items.clear()
+        if events.is_closed:
+            feed.close()
+        else:
+            self._listeners.add(feed)
+        return PcmStream(self, feed)
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> MediaEvent:
-        if self._has_pcm:
+    def __anext__(self) -> Awaitable[MediaEvent]:
+        if self._feed is not self._events:
             raise ClientStateError("this tap feeds a pcm: open another tap to iterate over its events")
-        feed = self._feed
-        while feed.next_at is None:
-            if feed.is_closed:
-                raise StopAsyncIteration
-            await feed.wait()
-        return feed.pop()[0]
+        return self._events.next()
 
     def close(self) -> None:
-        """End the tap: the events that wait are still yielded. Closing again has no effect."""
-        self._on_close(self._feed)
+        """End the tap: what waits is still yielded. Closing again has no effect."""
+        self._listeners.remove(self._feed)
         self._feed.close()
 
     def __enter__(self) -> Self:
@@ -158,56 +244,27 @@ class Tap:
 
     def __del__(self) -> None:
         # Nobody can listen any more: a loop was left without closing its tap.
-        self._on_close(self._feed)
+        self._listeners.remove(self._feed)
+        self._feed.end()
 
 
 class PcmStream:
     """PCM frames of one stream, from `StreamSession.pcm` or `Tap.pcm`: ``async for frame in session.pcm()``.
 
-    It ends with the stream. One loop at a time can iterate over it, and a second one raises `ClientStateError`. A wait
-    for the next frame may be cancelled, and repeated.
+    It yields a `PcmFrame` after the other, and ends with the stream. One loop at a time can iterate over it, and a
+    second one raises `ClientStateError`. A wait for the next frame may be cancelled, and repeated.
     """
 
-    def __init__(self, tap: Tap, options: PcmOptions, announced: tuple[str, ...], feed: Feed) -> None:
+    def __init__(self, tap: Tap, feed: PcmFeed) -> None:
         """Created by `StreamSession.pcm` and `Tap.pcm`."""
-        self._tap = tap
+        self._tap = tap  # which is closed when nobody has it any more
         self._feed = feed
-        self._time = asyncio.get_running_loop().time
-        self._is_in_order = options.late == "keep"
-        self._mixer = (KeepMixer if self._is_in_order else DropMixer)(options, self._time(), announced)
-        self._burst = 0
-        feed.on_drop = self._mixer.lose
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> PcmFrame:
-        feed, mixer = self._feed, self._mixer
-        while True:
-            self._burst += 1
-            if self._burst > _BURST:
-                self._burst = 0
-                await asyncio.sleep(0)
-            arrived_at = feed.next_at
-            if arrived_at is None or self._is_in_order:
-                # Events are added in their time, so that a slow loop changes nothing as long as it loses none.
-                frame = mixer.frame(self._time() if arrived_at is None else arrived_at, fill=arrived_at is None)
-                if frame is not None:
-                    return frame
-            if arrived_at is not None:
-                mixer.add(*feed.pop())
-            elif not feed.is_closed:
-                await self._wait()
-            elif not mixer.is_finished:
-                mixer.finish()
-            elif mixer.is_empty:
-                raise StopAsyncIteration
-            else:
-                await self._wait()
-
-    async def _wait(self) -> None:
-        self._burst = 0
-        await self._feed.wait(self._mixer.next_at())
+    def __anext__(self) -> Awaitable[PcmFrame]:
+        return self._feed.next()
 
     def close(self) -> None:
         """End the stream, and the tap it is made from; what has arrived is still yielded."""

@@ -9,8 +9,8 @@ from signalwire_streams.receiver.audio._track_buffer import TrackBuffer
 
 _SPAN = 1.0  # seconds: the least delayed frame is that of the current span and the one before
 _EPSILON = 1e-6  # chunks
-_LAG = 1.0  # chunks that may be owed beyond the delay
-_MAX_PACKET = 0.12  # seconds of a frame that delay all audio; a longer one is late
+_MAX_PACKET = 0.5  # seconds of a frame that delay all audio; a longer one is late
+_JITTER = 0.01  # seconds that a long frame may be late, at least
 
 
 class _Transit:
@@ -42,7 +42,6 @@ class DropMixer(Mixer):
         super().__init__(options, now, announced)
         # One chunk is in the resampler, and has to go in a frame earlier.
         self._started_at = now - (self._seconds if self._resampler is not None else 0.0)
-        self._left_out = 0  # chunks, since the consumer was too slow
         self._transits: dict[TrackBuffer, _Transit] = {}
         self._least = 0.0  # transit of all tracks
         self._hold = self._delay
@@ -54,7 +53,8 @@ class DropMixer(Mixer):
         if samples != self._packet and samples <= _MAX_PACKET * self._rate:
             # The first part of a long frame has to wait for the last one.
             self._packet = samples
-            self._hold = max(self._hold, (samples - gcd(samples, self._chunk)) / self._rate)
+            if wait := samples - gcd(samples, self._chunk):
+                self._hold = max(self._hold, wait / self._rate + _JITTER)
         placed = self._place(event, at)
         if placed is None:
             return
@@ -69,43 +69,26 @@ class DropMixer(Mixer):
             late = its.least - self._least
             other.shift = round(late * self._rate) if late > self._hold else 0
 
-    def _first_position(self, begin: int) -> int:
-        return begin
-
-    @property
-    def is_empty(self) -> bool:
-        """True if a finished mixer has no more frames."""
-        return self._horizon() <= self._cursor
-
-    def frame(self, now: float, *, fill: bool = True) -> PcmFrame | None:  # noqa: ARG002  (silence is due by the clock)
-        """Return the next frame that is due; None if there is none."""
-        for track, samples in self._dropped.items():
-            track.lost += samples
-        self._dropped.clear()
-        while not (self.is_finished and self.is_empty):
-            owed = self._owed(now)
-            overdue = (now - self._due_at()) / self._seconds
+    def frame(self, now: float) -> PcmFrame | None:
+        """Return the next frame that is due; None, with `next_at` set, if there is none."""
+        while True:
+            if self.is_finished and self._horizon() <= self._cursor:
+                return self._flush()
+            owed_at = self._started_at + self._chunks * self._seconds
+            due_at = self._due_at()
+            owed, overdue = (now - owed_at) / self._seconds, (now - due_at) / self._seconds
             if overdue >= 1 - _EPSILON:
                 self._discard(int(overdue + _EPSILON) * self._chunk)
                 continue
             if overdue >= -_EPSILON and owed >= -_EPSILON:
-                frame = self._send(self._mix(self._chunk), self._cursor - self._chunk)
+                frame = self._mix()
             elif overdue < -_EPSILON and owed >= 1 - _EPSILON:
-                frame = self._send(self._silence(), self._cursor)
+                frame = self._send_silence()
             else:
+                self.next_at = min(owed_at + self._seconds, max(owed_at, due_at))
                 return None
             if frame is not None:
                 return frame
-        return self._flush()
-
-    def _owed(self, now: float) -> float:
-        """Return the number of chunks that are missing from the time that has passed."""
-        owed = (now - self._started_at) / self._seconds - self._chunks - self._left_out
-        if owed > _LAG + max(1.0, self._delay / self._seconds):  # the consumer is too slow
-            self._left_out += int(owed)
-            self._lost_time += int(owed) * self._chunk
-            owed -= int(owed)
-        return owed
 
     def _discard(self, samples: int) -> None:
         for track in self._buffers:
@@ -117,8 +100,3 @@ class DropMixer(Mixer):
         if not self._has_begun:
             return float("inf")
         return self._least + self._hold + (self._cursor + self._chunk) / self._rate
-
-    def next_at(self) -> float:
-        """Return when to ask for a frame again if nothing is added before."""
-        owed_at = self._started_at + (self._chunks + self._left_out) * self._seconds
-        return min(owed_at + self._seconds, max(owed_at, self._due_at()))

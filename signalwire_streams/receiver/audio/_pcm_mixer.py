@@ -4,11 +4,10 @@
 the tracks' timelines, so that the tracks stay in line.
 """
 
-import struct
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 from math import gcd
-from operator import add
 from typing import Literal, TypeAlias
 
 from attrs import define
@@ -95,22 +94,25 @@ class Mixer:
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:
         self.is_finished = False
+        self.next_at = now  # when to ask for a frame again, if nothing is added before
         self._opened_at = now
         self._delay = options.delay_ms / _MILLISECONDS
         self._frame_ms, self._seconds = options.frame_ms, options.frame_ms / _MILLISECONDS
         self._rate = rate = options.audio_format.sample_rate
         names = _BOTH if options.tracks in {"mixed", "stereo"} else (options.tracks,)
         keeps_late = options.late == "keep"
-        self._tracks = {name: TrackBuffer(options.audio_format, keeps_late=keeps_late) for name in names}
-        self._buffers = tuple(self._tracks.values())
-        self._timelines = {
-            name: tuple(other.timeline for other in self._buffers if other is not track)
-            for name, track in self._tracks.items()
+        self._tracks: dict[str | None, TrackBuffer] = {
+            name: TrackBuffer(options.audio_format, keeps_late=keeps_late) for name in names
         }
-        known = {track for name, track in self._tracks.items() if name in set(announced)}
-        self._expected = known or set(self._buffers)
+        self._buffers = tuple(self._tracks.values())
+        self._first, self._last = self._buffers[0], self._buffers[-1]  # the same, if there is one
+        if len(names) == 1 or options.tracks == "mixed":
+            self._tracks[None] = self._buffers[0]
+        for track in self._buffers:
+            track.others = tuple(other.timeline for other in self._buffers if other is not track)
+        announced = set(announced)
+        self._expected = [self._tracks[name] for name in names if name in announced] or list(self._buffers)
         self._sample_size = options.audio_format.sample_size
-        self._dropped: dict[TrackBuffer, int] = {}
         self._is_stereo = options.tracks == "stereo"
         self._to_rate, self._channels = options.rate, 2 if self._is_stereo else 1
         self._size = options.rate * options.frame_ms // _MILLISECONDS * WIDTH * self._channels
@@ -118,118 +120,113 @@ class Mixer:
         self._resampled = bytearray()
         self._stamps: deque[int] = deque()  # of the chunks that are in the resampler
         self._chunks = 0  # that were mixed
-        self._chunk = self._chunk_size()
+        self._samples = options.frame_ms * rate  # of a chunk, times 1,000
+        self._has_whole_chunks = self._samples % _MILLISECONDS == 0
+        self._chunk = self._samples // _MILLISECONDS
         self._cursor = 0  # of all tracks
         self._has_begun = False  # whether the cursor is known
         self._origin = 0  # milliseconds from the stream's start to the first sample of the timelines
-        self._lost_time = 0  # samples
-
-    def _chunk_size(self) -> int:
-        """Return the samples of the next chunk, which vary if a frame is no whole number of them."""
-        samples = self._frame_ms * self._rate
-        return (self._chunks + 1) * samples // _MILLISECONDS - self._chunks * samples // _MILLISECONDS
 
     def _horizon(self) -> int:
         """Return the end of all audio."""
-        return max(track.end for track in self._buffers)
+        one, other = self._first.end, self._last.end
+        return max(other, one)
 
     def _place(self, event: MediaEvent, at: float) -> tuple[TrackBuffer, int] | None:
         """Place a frame in its track. Return the track, and the end of its place."""
-        name = event.track
-        if (track := self._tracks.get(name or "")) is None:
-            if name is not None:
-                return None
-            name, track = next(iter(self._tracks.items()))
+        track = self._tracks.get(event.track)
+        if track is None:
+            return None
         timestamp, elapsed = event.timestamp, event.elapsed
         if not self._has_begun:
-            self._begin(elapsed, at)
+            self._set_origin(elapsed, at)
         if self._origin:
             timestamp = None if timestamp is None else timestamp - self._origin
             elapsed = None if elapsed is None else elapsed - self._origin / _MILLISECONDS
-        end = track.add(event, timestamp, elapsed, self._timelines[name or ""])
+        end = track.add(event, timestamp, elapsed)
         if end is None:
             return None
         if not self._has_begun:
             self._has_begun = True
             self._start_at(self._first_position(track.begin))
-        self._expected.add(track)
+        if track not in self._expected:
+            self._expected.append(track)
         return track, end
 
-    def _begin(self, elapsed: float | None, at: float) -> None:
+    def _set_origin(self, elapsed: float | None, at: float) -> None:
         """Count from about now if the stream began long ago, so that what was before is no silence."""
         if elapsed is not None and self._opened_at - (at - elapsed) > _FROM_START:
             self._origin = max(0, int((elapsed - _FROM_START) * _MILLISECONDS))
 
     def _first_position(self, begin: int) -> int:
         """Return where the frames begin, when the first audio begins at a position."""
-        raise NotImplementedError
+        return begin
 
     def _start_at(self, position: int) -> None:
         self._cursor = position
         for track in self._buffers:
             track.start_at(position)
 
-    def lose(self, event: MediaEvent) -> None:
-        """Count a frame that was dropped before it was added, since the consumer is too slow."""
-        if (track := self._tracks.get(event.track or "")) is not None:
-            self._dropped[track] = self._dropped.get(track, 0) + len(event.payload) // self._sample_size
-
     def finish(self) -> None:
         """Nothing more is added."""
         self.is_finished = True
 
-    def _take_dropped(self) -> int:
-        """Return the samples that were dropped since the last call, of the track that lost most."""
-        samples = max(self._dropped.values())
-        self._dropped.clear()
-        return samples
+    @property
+    def is_empty(self) -> bool:
+        """Whether a finished mixer has no more frames."""
+        return self.is_finished and not self._stamps and self._horizon() <= self._cursor
 
-    def _mix(self, samples: int) -> bytes:
-        """Take the next samples of all tracks."""
-        taken = [track.take(samples) for track in self._buffers]
-        self._cursor += samples
-        if self._is_stereo:
-            return _interleave(taken[0], taken[1], samples)
-        parts = [pcm for pcm in taken if pcm]
-        if len(parts) > 1:
-            return _add(parts[0], parts[1])
-        return parts[0] if parts else bytes(WIDTH * samples)
+    def _mix(self) -> PcmFrame | None:
+        """Mix the next chunk of all tracks; return the frame that it completes."""
+        samples, begin = self._chunk, self._cursor
+        self._cursor = begin + samples
+        pcm = self._first.take(samples)
+        if self._first is not self._last:
+            other = self._last.take(samples)
+            if self._is_stereo:
+                pcm = _interleave(pcm, other, samples)
+            elif pcm and other:
+                pcm = _add(pcm, other)
+            else:
+                pcm = pcm or other
+        return self._send(pcm or bytes(WIDTH * self._channels * samples), begin)
 
-    def _silence(self) -> bytes:
-        return bytes(WIDTH * self._channels * self._chunk)
+    def _send_silence(self) -> PcmFrame | None:
+        """Send a chunk of silence that is not on the timeline; return the frame that it completes."""
+        return self._send(bytes(WIDTH * self._channels * self._chunk), self._cursor)
 
-    def _send(self, pcm: bytes, cursor: int) -> PcmFrame | None:
-        """Convert a chunk to the rate; return the frame that it completes."""
-        stamp = self._origin + cursor * _MILLISECONDS // self._rate
+    def _send(self, pcm: bytes, position: int) -> PcmFrame | None:
         self._chunks += 1
-        self._chunk = self._chunk_size()
-        if self._resampler is not None:
-            self._resampled += self._resampler.process(pcm)
-            self._stamps.append(stamp)
-            if len(self._resampled) < self._size:
-                return None
-            pcm, stamp = bytes(self._resampled[: self._size]), self._stamps.popleft()
-            del self._resampled[: self._size]
-        return PcmFrame(pcm, stamp, self._to_rate, self._channels, self._take_missing())
+        if not self._has_whole_chunks:
+            chunks, samples = self._chunks, self._samples
+            self._chunk = (chunks + 1) * samples // _MILLISECONDS - chunks * samples // _MILLISECONDS
+        stamp = self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
+        if self._resampler is None:
+            return self._frame(pcm, stamp)
+        self._stamps.append(stamp)
+        self._resampled += self._resampler.process(pcm)
+        return self._next_frame() if len(self._resampled) >= self._size else None
 
-    def _take_missing(self) -> int:
-        missing = self._lost_time
-        self._lost_time = 0
-        for track in self._buffers:
-            if track.lost:
-                missing = max(missing, track.lost)
-                track.lost = 0
-        return -(-missing * _MILLISECONDS // self._rate) if missing else 0
+    def _next_frame(self) -> PcmFrame:
+        """Return the oldest chunk that went into the resampler as a frame."""
+        data = bytes(self._resampled[: self._size])
+        del self._resampled[: self._size]
+        return self._frame(data, self._stamps.popleft())
+
+    def _frame(self, data: bytes, stamp: int) -> PcmFrame:
+        frame = PcmFrame(data, stamp, self._to_rate, self._channels)
+        if self._first.lost or self._last.lost:
+            frame.missing_ms = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // self._rate)
+            self._first.lost = self._last.lost = 0
+        return frame
 
     def _flush(self) -> PcmFrame | None:
         """Return the next frame that is in the resampler, if there is one."""
-        while self._stamps:
-            stamps = tuple(self._stamps)
-            if (frame := self._send(self._silence(), self._cursor)) is not None:
-                self._stamps = deque(stamps[1:])
-                return frame
-            self._stamps = deque(stamps)
-        return None
+        if self._resampler is None or not self._stamps:
+            return None
+        # The rest is whole, but for the rounding of its last sample.
+        self._resampled += self._resampler.process(b"", last=True) + bytes(self._size)
+        return self._next_frame()
 
 
 def _interleave(left: bytes, right: bytes, samples: int) -> bytes:
@@ -240,10 +237,21 @@ def _interleave(left: bytes, right: bytes, samples: int) -> bytes:
     return bytes(stereo)
 
 
+@lru_cache(maxsize=8)
+def _ones(samples: int) -> int:
+    """Return the number whose 16-bit lanes are all 1."""
+    return int.from_bytes(samples * b"\1\0", "little")
+
+
 def _add(one: bytes, other: bytes) -> bytes:
-    shape = f"<{len(one) // WIDTH}h"
-    sums = list(map(add, struct.unpack(shape, one), struct.unpack(shape, other)))
-    try:
-        return struct.pack(shape, *sums)
-    except struct.error:
-        return struct.pack(shape, *[min(max(value, -32768), 32767) for value in sums])
+    """Add samples, and saturate: all at once, as lanes of one large number, which takes a tenth of a loop's time."""
+    ones = _ones(len(one) // WIDTH)
+    signs = ones << 15
+    rest = signs - ones
+    a, b = int.from_bytes(one, "little"), int.from_bytes(other, "little")
+    total = ((a & rest) + (b & rest)) ^ ((a ^ b) & signs)  # no carry leaves its lane
+    if overflows := (a ^ total) & (b ^ total) & signs:  # two of one sign have a sum of the other
+        lanes = (overflows << 1) - (overflows >> 15)
+        most = rest + (a >> 15 & ones)
+        total ^= (total ^ most) & lanes
+    return total.to_bytes(len(one), "little")

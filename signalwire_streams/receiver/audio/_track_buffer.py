@@ -3,9 +3,8 @@
 Positions are samples of the track's timeline, as `TrackTimeline` returns them.
 """
 
+import re
 from collections import deque
-from collections.abc import Iterable
-from struct import unpack
 
 from signalwire_streams.receiver._protocol import MediaEvent
 from signalwire_streams.receiver.audio._formats import AudioFormat
@@ -13,7 +12,7 @@ from signalwire_streams.receiver.audio._timeline import TrackTimeline
 
 WIDTH = 2  # bytes of a sample
 _MAX_LATE = 3  # frames, one after the other: a track that goes on so is behind the other one
-_QUIET = 8  # the least magnitude of both laws: A-law has no code for zero
+_SILENCE = re.compile(rb"(?:\0\0|\x08\0|\xf8\xff)*")  # A-law has no code for zero, but 8 and -8
 
 
 class _Piece:
@@ -37,6 +36,7 @@ class TrackBuffer:
 
     Attributes:
         timeline: places the frames.
+        others: the timelines of the other tracks.
         cursor: everything before this sample was taken.
         end: end of the audio, or ``cursor`` if that is later.
         lost: samples that were dropped; the owner resets it.
@@ -45,9 +45,11 @@ class TrackBuffer:
 
     def __init__(self, audio_format: AudioFormat, *, keeps_late: bool) -> None:
         self.timeline = TrackTimeline(audio_format)
+        self.others: tuple[TrackTimeline, ...] = ()
         self.cursor = self.end = self.lost = self.shift = 0
-        self._decode = audio_format.to_pcm
+        self._decode = audio_format._decoder()  # noqa: SLF001
         self._keeps_late = keeps_late
+        self._taken = 0  # the last sample that was taken; with late audio, the cursor goes back behind it
         self._late_frames = 0  # one after the other
         self._pieces: deque[_Piece] = deque()  # in order, without overlaps
         self._held: dict[int, tuple[bytes, bool]] = {}  # frames that may be moved: audio, and whether it was placed
@@ -60,13 +62,11 @@ class TrackBuffer:
         """The first sample that is there; ``end`` if there is none."""
         return self._pieces[0].begin if self._pieces else self.end
 
-    def add(
-        self, event: MediaEvent, timestamp: int | None, elapsed: float | None, others: Iterable[TrackTimeline]
-    ) -> int | None:
+    def add(self, event: MediaEvent, timestamp: int | None, elapsed: float | None) -> int | None:
         """Place a frame. Return the end of its place on the timeline; None if it was dropped as a repeated one."""
         timeline, payload = self.timeline, event.payload
         position = timeline.place(
-            timestamp, event.chunk, len(payload), other_tracks=others, elapsed=elapsed, payload=payload
+            timestamp, event.chunk, len(payload), other_tracks=self.others, elapsed=elapsed, payload=payload
         )
         pcm = self._decode(payload)
         if self._held or timeline.is_unsettled:
@@ -76,8 +76,7 @@ class TrackBuffer:
             self._held = {frame: self._held[frame] for frame in timeline.unsettled()}
         if position is None:
             return None
-        if pcm:
-            self._put(position + self.shift, pcm, timeline.calls)
+        self._put(position + self.shift, pcm, timeline.calls)
         return position + len(pcm) // WIDTH
 
     def _correct(self) -> None:
@@ -109,22 +108,17 @@ class TrackBuffer:
         samples = len(pcm) // WIDTH
         if position < self.cursor:
             if is_quiet(pcm):  # so nothing was missed
-                pcm = pcm[WIDTH * (self.cursor - position) :]
-                if pcm:
-                    self._put(self.cursor, pcm, 0)
                 return
             begin = max(position, self.cursor - samples)
             if self._late_frames < _MAX_LATE and self._is_free(begin, begin + samples):
                 self._late_frames += 1
                 self.cursor = begin
-                self._insert(_Piece(begin, begin + samples, pcm, 0))
+                self._insert(_Piece(begin, begin + samples, pcm, frame))
                 return
         elif self._is_free(position, position + samples):
             self._insert(_Piece(position, position + samples, pcm, frame))
             return
-        if is_quiet(pcm):  # so the track catches up
-            pcm = pcm[WIDTH * (self.end - position) :]
-        if pcm:
+        if not is_quiet(pcm):  # else the track catches up
             self._append(self.end, pcm, frame)
 
     def _put_or_drop(self, position: int, pcm: bytes, frame: int) -> None:
@@ -136,6 +130,8 @@ class TrackBuffer:
             self._insert(_Piece(begin, end, pcm[WIDTH * late :], 0 if late else frame))
         else:
             self.lost += samples
+            if frame in self._held:  # it may be moved to where it is in time
+                self._held[frame] = pcm, False
 
     def _is_free(self, begin: int, end: int) -> bool:
         return all(piece.end <= begin or piece.begin >= end for piece in self._pieces)
@@ -149,18 +145,19 @@ class TrackBuffer:
     def start_at(self, position: int) -> None:
         """Set the cursor, before anything was taken."""
         self.cursor = position
+        self._taken = max(self._taken, position)
         self.end = max(self.end, position)
 
     def is_complete(self, until: int) -> bool:
         """Whether there is audio for all samples from the cursor on, and none of it may be moved."""
-        reached = self.cursor
+        reached = self._taken
         for piece in self._pieces:
             if piece.begin > reached or piece.frame in self._held:
                 return False
-            reached = piece.end
+            reached = max(reached, piece.end)
             if reached >= until:
                 return True
-        return False
+        return reached >= until
 
     def is_quiet(self, until: int) -> bool:
         """Whether all audio that begins before a position is silence."""
@@ -171,6 +168,7 @@ class TrackBuffer:
         begin, end = self.cursor, self.cursor + samples
         pieces = self._pieces
         self.cursor = end
+        self._taken = max(self._taken, end)
         self.end = max(self.end, end)
         if not pieces or pieces[0].begin >= end:
             return b""
@@ -199,5 +197,4 @@ class TrackBuffer:
 
 def is_quiet(pcm: bytes | memoryview) -> bool:
     """Whether audio is silence, as each of the encodings has it."""
-    samples = unpack(f"<{len(pcm) // WIDTH}h", pcm)
-    return min(samples) >= -_QUIET and max(samples) <= _QUIET
+    return _SILENCE.fullmatch(pcm) is not None
