@@ -18,6 +18,7 @@ from signalwire_streams.receiver import (
     Overflow,
     Playback,
     StreamSession,
+    UnknownEvent,
     decode_event,
 )
 from signalwire_streams.receiver._protocol import StartEvent
@@ -194,12 +195,13 @@ async def test_pcm_ends_with_the_stream() -> None:
 async def test_what_waits_in_the_session_comes_first() -> None:
     stream = Stream()
     stream.burst(0, 5, "inbound")
+    stream.send(UnknownEvent(name="weather", document={}))
     tap, pcm = stream.session.tap(), stream.session.tap().pcm(8000, tracks="inbound")
     stream.burst(5, 10, "inbound")
     stream.close()
     assert [event.chunk for event in await _all(tap)] == list(range(1, 11))
     assert heard(await _all(pcm)) == sent(10)
-    assert len(await _all(stream.session)) == 10
+    assert len(await _all(stream.session)) == 11
     assert await _all(stream.session.tap()) == []
 
 
