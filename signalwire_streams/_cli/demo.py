@@ -214,7 +214,7 @@ async def _record_stream(session: StreamSession, path: Path) -> None:
     with WavRecorder(path, session.audio_format, layout="stereo") as recording:
         async for event in session:
             if isinstance(event, MediaEvent):
-                recording.write_event(event)
+                recording.write(event)
                 frames -= 1
                 if frames == 0:
                     break

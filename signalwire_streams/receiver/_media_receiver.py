@@ -244,10 +244,7 @@ class MediaReceiver(StarterMixin):
         return session
 
     def _open_session(self, socket: Socket, start: StartEvent) -> StreamSession:
-        media = start.media_format
-        audio_format = AudioFormat.from_start_event(
-            media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
-        )
+        audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
         statistics = StreamStatistics()
         playback = Playback(
             socket,

@@ -4,7 +4,7 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextvars import Context
 from enum import StrEnum
 from secrets import token_hex
@@ -24,7 +24,9 @@ from signalwire_streams.receiver._protocol import (
     memory_of,
 )
 from signalwire_streams.receiver._statistics import StreamStatistics
+from signalwire_streams.receiver._taps import EventFeed, Listeners, PcmStream, Tap, check_max_frames
 from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmTracks
 
 # An overflowing queue drops these: stale audio is worthless, and nothing depends on an unknown event.
 Droppable: TypeAlias = MediaEvent | UnknownEvent
@@ -124,6 +126,11 @@ class EventQueue:
     def is_full(self) -> bool:
         return len(self._droppable) >= self.max_events or self._bytes >= self.max_bytes
 
+    @property
+    def droppable(self) -> Iterator[Droppable]:
+        """The droppable events that wait."""
+        return (event for _, event in self._droppable)
+
     def put(self, event: Droppable) -> None:
         """Add a droppable event; drop the oldest ones if the queue overflows."""
         size = memory_of(event)
@@ -210,7 +217,7 @@ class StreamSession:
     The loop yields media, DTMF, mark and unknown events in order of arrival, and ends with the stream. Frames that
     were repeated or arrived late are included; a `WavRecorder` puts them in place. A wait for the next event may be
     cancelled, by ``asyncio.timeout`` for instance, and repeated on the same iterator. Only one task may wait at a
-    time; a second one raises `ClientStateError`.
+    time; a second one raises `ClientStateError`. `pcm` and `tap` work beside the loop, or without one.
 
     Attributes:
         start: the start event.
@@ -243,6 +250,8 @@ class StreamSession:
         self._overflow = limits.overflow
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
+        self._listeners = Listeners()
+        self._has_loop = False
 
     def __repr__(self) -> str:
         return f"<StreamSession {self.label}: {self.end_reason or 'running'}>"
@@ -253,7 +262,79 @@ class StreamSession:
         return self.start.stream_sid
 
     def __aiter__(self) -> AsyncIterator[AudioEvent]:
+        self._has_loop = True
         return self._queue
+
+    def tap(self, *, max_frames: int = 500) -> Tap:
+        """Open a listener beside the handler: the media events as they arrive, for monitoring or a recording.
+
+        Any number of taps can be open. A tap whose loop is too slow drops its oldest events, and slows nothing else.
+        Events that still wait because nothing has iterated over the session yet come first.
+
+        Args:
+            max_frames: media events that may wait in the tap, of at most 4 KiB on average; in a `Tap.pcm`, 20 ms of
+                audio for each.
+
+        Raises:
+            InvalidRequestError: ``max_frames`` is invalid.
+        """
+        feed = EventFeed(check_max_frames(max_frames))
+        if not self._has_loop:
+            for event in self._queue.droppable:
+                if isinstance(event, MediaEvent):
+                    feed.put(event)
+        return Tap(self.start, self.audio_format, self._listeners, feed)
+
+    def pcm(
+        self,
+        rate: int = 16_000,
+        *,
+        tracks: PcmTracks = "mixed",
+        frame_ms: int = 20,
+        late: Late = "keep",
+        delay_ms: int = 60,
+    ) -> PcmStream:
+        """Return the audio as frames of 16-bit linear PCM, beside ``async for event in session`` or without it.
+
+        Audio is placed by its timestamps, as in a `WavRecorder`: gaps are silence, repeated frames are left out, and
+        the tracks are in line.
+
+        - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after
+          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and
+          60 ms). Later silence is shortened by as much. Audio that arrives after its place went out follows as soon as
+          it arrives.
+        - ``late="drop"``, for agents, is as long as the time that passes, and drops audio that is later than
+          ``delay_ms``.
+
+        Frames are made as the audio arrives, and up to 10 seconds of them wait for your loop. If it is slower, the
+        oldest are dropped (`PcmFrame.missing_ms`).
+
+        Args:
+            rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
+                needed, and a frame goes out when the next one has arrived.
+            tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
+                that the stream does not have is silence.
+            frame_ms: length of a frame, from 1 to 1,000 milliseconds.
+            late: ``keep`` or ``drop``.
+            delay_ms: milliseconds that a frame waits for audio that is missing. With ``drop``, all audio is delayed by
+                it, compared with the least delayed frame of the last one or two seconds.
+
+        Raises:
+            InvalidRequestError: an argument is invalid, or the stream has several channels in each track.
+            UnknownEncodingError: the encoding is unknown.
+            ModuleNotFoundError: the rate is not the stream's, and the extra ``audio`` is not installed.
+        """
+        tap = self.tap()
+        try:
+            return tap.pcm(rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms)
+        except BaseException:
+            tap.close()
+            raise
+
+    @property
+    def _is_only_tapped(self) -> bool:
+        """Whether there are taps, and nothing iterates over the session."""
+        return bool(self._listeners.feeds) and not self._has_loop
 
     async def wait_closed(self) -> None:
         """Wait until the stream has ended."""
@@ -263,20 +344,22 @@ class StreamSession:
         """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track)._record(event, now)
+            for feed in self._listeners.feeds:
+                feed.put(event, now)
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
             if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
                 return True
-            return self._queue.keep(event)
-        if self._overflow is Overflow.CLOSE and self._queue.is_full:
+            return self._queue.keep(event) or self._is_only_tapped
+        if self._overflow is Overflow.CLOSE and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)
             return False
         self._queue.put(event)
         return True
 
     def _on_drop(self, event: Droppable) -> None:
-        if isinstance(event, MediaEvent):
+        if isinstance(event, MediaEvent) and not self._is_only_tapped:
             self.statistics.of(event.track).dropped += 1
 
     def _close(self, reason: EndReason) -> None:
@@ -284,5 +367,6 @@ class StreamSession:
         if self.end_reason is None:
             self.end_reason = reason
             self._queue.close()
+            self._listeners.close()
             self.playback._close()
             self._ended.set()
