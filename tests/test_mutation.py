@@ -97,11 +97,14 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
 
     assert ended.value.code == 1
     found = json.loads(results.read_text())["packages"]["_http"]
-    assert [(each["line"], each["result"]) for each in found["results"]] == [(2, "killed"), (6, "survived")]
+    assert [(each["line"], each["column"], each["result"]) for each in found["results"]] == [
+        (2, 5, "killed"),
+        (6, 5, "survived"),
+    ]
     assert found["survival_percent"] == 50
     shown = capsys.readouterr().out
     assert shown.endswith(
-        "survivors in _http:\n  signalwire_streams/_http/__init__.py:6 [statement] raise KeyError -> pass\n"
+        "survivors in _http:\n  signalwire_streams/_http/__init__.py:6:5 [statement] raise KeyError -> pass\n"
     )
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
