@@ -31,7 +31,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "signalwire_streams"
 EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
-    "_http": (["tests/http"], ["tests/client"], EVERYWHERE, ["tests/transport"]),
+    "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
     "bulk": (["tests/bulk"], EVERYWHERE),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
     "fleet": (["tests/fleet"], EVERYWHERE),
