@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ PACKAGE = "signalwire_streams"
 EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
-    "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py", "tests/transport"]),
+    "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
     "fleet": (["tests/fleet"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
@@ -51,7 +52,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
 
 _NO_TESTS_COLLECTED = 5
-_MOST_COVERING = 40  # test functions that run first against a mutant
+_MOST_COVERING = 30  # test functions that run first against a mutant
 _COVERED_BEFORE = 5  # lines in which the statement of a mutant may have begun
 _LONGEST_BASELINE = 600.0  # seconds
 _SHOWN = 4000  # characters of a failed run
@@ -181,7 +182,7 @@ def _test_package(copy: Path, package: str, options: argparse.Namespace) -> Pack
     stages = [_baseline(copy, tests, options.seconds) for tests in _stages(copy, package, options.tests)]
     seconds = sum(stage.baseline for stage in stages)
     print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s without one", flush=True)
-    coverage = _Coverage(copy, stages)
+    coverage = _Coverage(copy, package, stages)
     verdicts = [_test_mutant(copy, coverage.stages_for(mutant), mutant) for mutant in chosen]
     return PackageResult(package, len(mutants), verdicts, time.monotonic() - began)
 
@@ -204,8 +205,9 @@ class _Coverage:
     What a test runs in another process is not known. So all tests run against a mutant that survives these.
     """
 
-    def __init__(self, copy: Path, stages: Sequence[Stage]) -> None:
-        self._copy, self._stages = copy, stages
+    def __init__(self, copy: Path, package: str, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._lines: dict[tuple[str, int], set[str]] = {}
         data = copy / ".coverage"
         data.unlink(missing_ok=True)
         tests = [name for stage in stages for name in stage.tests]
@@ -213,17 +215,20 @@ class _Coverage:
         result, output, _ = _run_tests(copy, [*options, *tests], 2 * _LONGEST_BASELINE)
         if result != "survived":
             raise BaselineError(output[-_SHOWN:] or "they ran for too long with coverage")
-        self._data = CoverageData(str(data))
-        self._data.read()
+        covered = CoverageData(str(data))
+        covered.read()
+        for path in (copy / PACKAGE / package).rglob("*.py"):
+            for line, contexts in covered.contexts_by_lineno(str(path.resolve())).items():
+                # All cases of a test function, since an id may have characters that a command line must not have.
+                functions = {context.partition("|")[0].partition("[")[0] for context in contexts} - {""}
+                self._lines[path.relative_to(copy).as_posix(), line] = functions
+        self._sizes = Counter(function for functions in self._lines.values() for function in functions)
 
     def stages_for(self, mutant: Mutant) -> list[Stage]:
-        """Return the stages of a mutant: the tests that run its line, then all tests."""
-        found = self._data.contexts_by_lineno(str((self._copy / mutant.path).resolve()))
-        lines = [line for line in range(mutant.line, mutant.line - _COVERED_BEFORE, -1) if any(found.get(line, ()))]
-        contexts = found[lines[0]] if lines else []
-        # All cases of a test function, since an id may have characters that a command line must not have.
-        functions = sorted({context.partition("|")[0].partition("[")[0] for context in contexts} - {""})
-        covering = functions[:: len(functions) // _MOST_COVERING + 1]
+        """Return the stages of a mutant: the tests that run its line and little else, then all tests."""
+        before = range(mutant.line, mutant.line - _COVERED_BEFORE, -1)
+        functions = next(filter(None, (self._lines.get((mutant.path, line)) for line in before)), set())
+        covering = sorted(functions, key=lambda function: (self._sizes[function], function))[:_MOST_COVERING]
         first = Stage(covering, 0.0, sum(stage.limit for stage in self._stages))
         return [*([first] if covering else []), *self._stages]
 
