@@ -109,6 +109,22 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
+def test_tests_that_run_the_line_of_a_mutant_run_first(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They detect it alone; all tests run against a mutant that no test runs."""
+    runs = tmp_path / "runs"
+    (project / "tests" / "http" / "test_another.py").write_text(
+        f"def test_another():\n    with open({str(runs)!r}, 'a') as file:\n        file.write('.')\n"
+    )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0"])
+
+    mutation.main()
+
+    assert len(runs.read_text()) == len(["without a mutant", "with coverage", "against the mutant of line 6"])
+
+
 @pytest.mark.parametrize(("output", "words"), [("1 failed", "1 failed"), ("", "ran for more than 7 s")])
 def test_tests_that_fail_without_a_mutant_are_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str
