@@ -58,17 +58,34 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
     assert rows(path)[1][:4] == ("call", "leg", None, IN_DOUBT)
 
 
-async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outcome that no intent follows is written soon as well."""
-    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log._AT_LEAST_EVERY", 0.0)
+@pytest.mark.usefixtures("idle_clock")
+async def test_journal_commits_outcomes_that_no_intent_follows_together(tmp_path: Path) -> None:
+    """The first of them waits a tenth of a second, and those that came since are written with it."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
-        row = journal.new_row()
-        await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkStatus.STARTED))
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert rows(path)[0][3] == "started"
+        numbers = [journal.new_row() for _ in range(3)]
+        for number in numbers:
+            await journal.intend(number, "conference", f"room-{number}", "a")
+        for number in numbers:
+            journal.settle(number, outcome(BulkStatus.STARTED))
+            await asyncio.sleep(0.03)
+            assert [row[3] for row in rows(path)] == [IN_DOUBT] * 3
+        await asyncio.sleep(0.011)
+        assert [row[3] for row in rows(path)] == ["started"] * 3
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_journal_commits_intents_at_most_every_four_milliseconds(tmp_path: Path) -> None:
+    """The first one is written at once, and so is one after a pause."""
+    clock = asyncio.get_running_loop().time
+    durations = []
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
+        for pause in (0.0, 0.0, 0.0, 0.1, 0.0):
+            await asyncio.sleep(pause)
+            before = clock()
+            await journal.intend(journal.new_row(), "conference", "room", None)
+            durations.append(clock() - before)
+    assert durations == pytest.approx([0.0, 0.004, 0.004, 0.0, 0.004], abs=0.0005)
 
 
 async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
