@@ -14,7 +14,7 @@ nox.needs_version = ">=2025.10.14"
 nox.options.sessions = ["lint", "types", "tests", "wheel"]
 nox.options.error_on_external_run = True
 nox.options.download_python = "never"
-EVERYTHING = ".[cli,pytest,redis,fleet]"
+EVERYTHING = ".[audio,cli,pytest,redis,fleet]"
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 MATRIX = [
     *((version, "newest") for version in nox.project.python_versions(PROJECT) if version != RUNNING),
@@ -109,7 +109,7 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Sample mutants and report those that no test detects; `-- fleet middleware --number 40 --seed 7 --seconds 60`."""
-    session.install("--editable", ".[cli,pytest,redis,fleet]", *dependencies("test"))
+    session.install("--editable", EVERYTHING, *dependencies("test"))
     results = Path(session.create_tmp()).resolve() / "mutants.json"
     session.env.pop("TMPDIR", None)  # or the path of a Redis socket may become too long
     session.run("python", "-m", "tests.mutation", "--json", str(results), *session.posargs)

@@ -145,15 +145,15 @@ class StreamsClient:
     def from_env(cls, environment: Mapping[str, str] | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Create a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
-        Args:
-            environment: where to look them up; the process's own by default.
-            options: the client's other options, such as ``rate_limiter=``.
+        They are looked up in the process's environment by default; the options are the client's other ones.
 
         Raises:
             InvalidRequestError: some are not set; the message names them all. Or an option is one that the environment
                 sets.
         """
-        space, project, token = _read_environment(os.environ if environment is None else environment)
+        environment = os.environ if environment is None else environment
+        # The address may hold a password, and a pasted project the token.
+        space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
             raise InvalidRequestError(
@@ -205,11 +205,8 @@ class StreamsClient:
         """Record the requests of a run in a new journal, and send nothing yet.
 
         ``client.start_streams(requests, journal=journal, resume=True)`` then starts them. If that run is killed, the
-        journal alone is enough to resume it: `BulkJournal.requests` returns the requests, without their secrets.
-
-        Args:
-            requests: the streams to start; all are read, and written in one transaction.
-            journal: the file to create.
+        journal alone is enough to resume it: `BulkJournal.requests` returns the requests, without their secrets. All
+        requests are read, and written in one transaction.
 
         Raises:
             InvalidRequestError: the file exists already or can't be created, an item is not a request, or two of them
@@ -223,15 +220,8 @@ class StreamsClient:
         """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_started("run.db")``.
 
         Streams are stopped by their sid, or by their name if only that is known. Those that have already ended count
-        as stopped. It can be repeated until nothing is left; the run can't be resumed after it.
-
-        Args:
-            journal: the run's file.
-            concurrency: maximum number of stops in flight; tuned automatically if left out.
-
-        Raises:
-            InvalidRequestError: on iteration, if there is no such journal, or it belongs to another Space, project or
-                kind of run, or to a process that is still running.
+        as stopped. It can be repeated until nothing is left; the run can't be resumed after it. ``concurrency`` and
+        the errors on iteration are those of `start_streams`.
         """
         path, owner = bulk.journal_path(journal), self._owner("start")
         ledger = bulk.RollbackLedger(partial(bulk.Journal.reopen, path, owner, clock=self._clock), self._clock)
@@ -247,12 +237,8 @@ class StreamsClient:
     ) -> "bulk.BulkRun[_Stream]":
         """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
 
-        Args:
-            streams: the streams as they were returned, or recreated from stored values, such as
-                ``ConferenceStream(conference_sid="...", name="...")``.
-            concurrency: maximum number of stops in flight; tuned automatically if left out.
-            journal: SQLite file that records progress, as in `start_streams`.
-            resume: True to resume the run of that journal.
+        The streams are those that were returned, or recreated from stored values, such as
+        ``ConferenceStream(conference_sid="...", name="...")``. Other arguments and errors are those of `start_streams`.
         """
         return self._run(streams, self._stopping(self._ledger(journal, "stop", resume=resume)), concurrency)
 
@@ -313,9 +299,3 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
-
-
-def _read_environment(environment: Mapping[str, str]) -> tuple[str, str, str]:
-    # The address may hold a password, and a pasted project the token.
-    space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
-    return space, project, token

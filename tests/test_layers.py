@@ -11,6 +11,7 @@ PACKAGE = Path(signalwire_streams.__file__).parent
 FLOORS = {
     "errors": 0,
     "clock": 1,
+    "_signals": 1,
     "models": 1,
     "_http": 2,
     "receiver": 2,
@@ -32,7 +33,9 @@ ONLY_IN = {
     "cattrs": {"_http"},
     "yarl": {"_http", "receiver", "simulator"},
     "docket": {"fleet"},
+    "numpy": {"receiver"},
     "redis": {"fleet", "redis_rate_limit"},
+    "soxr": {"receiver"},
     "trustme": {"simulator"},
     "pytest": {"pytest_plugin"},
     "pytest_asyncio": {"pytest_plugin"},

@@ -151,7 +151,9 @@ class Recording:
         if self._format.is_supported:
             recorder = self._recorder((track,), "mono", stem)
             self.files[name] = recorder.path
-            self._writes[name] = partial(_write_single, recorder)
+            self._writes[name] = lambda media: recorder.write(
+                None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed
+            )
         else:
             file = self._create(_RawFile, stem, ".raw")
             self.files[name] = file.path
@@ -170,10 +172,6 @@ class Recording:
                 if not isinstance(error.__context__, FileExistsError):
                     raise
         raise RecordingError(f"there are {_MAX_NUMBER} recordings called {stem}: choose another directory")
-
-
-def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
-    recorder.write(None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed)
 
 
 class _RawFile:

@@ -15,7 +15,7 @@ from attrs import fields
 
 from signalwire_streams._cli.options import Decorator, address_options, json_option
 from signalwire_streams._cli.output import listening_errors, write_json
-from signalwire_streams._cli.progress import on_signals
+from signalwire_streams._signals import on_signals
 from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
 _TYPES: "Mapping[Any, click.ParamType[Any]]" = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}
@@ -131,9 +131,9 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
     short_help="Run a simulated Space on this machine.",
     epilog=f"""\b
 A fault is KIND[:key=value[,key=value...]]. Conditions:
-  on=start|stop|list|get|any   times=N   every_nth=N   per_target=N
-  target=SID                   of a conference or call
-  executed=true|false          whether the request is executed nevertheless
+  on=start|stop|end|list|get|any   times=N   every_nth=N   per_target=N
+  target=SID                       of a conference or call
+  executed=true|false              whether the request is executed nevertheless
 Faults of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b
@@ -180,6 +180,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
 @_space_option("dialect", "The vendor whose frames are sent.")
 @_space_option("bidirectional", "Play the audio that streams receive.")
+@_space_option("realtime_bidirectional", "Play it on conference streams that were started with realtime.")
 @click.option(
     "--ca-file",
     "ssl_context",

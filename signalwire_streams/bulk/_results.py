@@ -37,7 +37,7 @@ class BulkStatus(StrEnum):
     UNKNOWN = "unknown"
     """It may or may not have been carried out."""
     NOT_ATTEMPTED = "not_attempted"
-    """It was not carried out, if the Space's temporary rejections (408, 429, 503) can be trusted. It may be retried."""
+    """It was not carried out, if the Space's temporary refusals (408, 429, 503) can be trusted. It may be retried."""
 
 
 SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED})

@@ -54,7 +54,7 @@ class FixedConcurrency:
 
 
 class AdaptiveConcurrency(FixedConcurrency):
-    """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
+    """Additive increase, multiplicative decrease, on latency and on responses that report overload.
 
     While the latency stays near the lowest recent one, the limit grows by one for each *limit* responses. When the
     latency doubles, or the Space responds with 429 or 503, the limit shrinks by three tenths, at most once for the
@@ -236,7 +236,7 @@ class WorkerPool(Generic[_Item]):
             latency = self.clock.now() - state.acquired_at
             self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
         outcome = self._outcome(index, item, result, state, self.clock.now() - started_at)
-        self.operation.note(state, outcome)
+        self.operation.record_outcome(state, outcome)
         self._put(outcome)
 
     def _outcome(
@@ -263,7 +263,7 @@ class WorkerPool(Generic[_Item]):
             try:
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                # Without an attempt it is the ledger that refused to send it.
+                # Without an attempt it is the ledger that does not let it be sent.
                 if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
@@ -339,9 +339,6 @@ class BulkRun(Generic[_Item]):
 
         The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.
-
-        Args:
-            timeout: seconds for the requests in flight.
         """
         self._is_used = True
         _ = self._pool.shutdown(timeout)

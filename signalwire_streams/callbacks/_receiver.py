@@ -25,21 +25,15 @@ from signalwire_streams.callbacks._signature import (
     MAX_BODY,
     SignedRequest,
     UnverifiableError,
-    check_request,
-    encoded,
-    read_form,
-    read_query,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
+    Forwarded,
     Headers,
     HostPattern,
     is_public_url,
     parse_each,
-    path_and_query,
     public_urls,
-    query_of,
-    read_forwarded,
     request_url,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -378,16 +372,16 @@ class CallbackReceiver:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
             if len(body) > _MAX_HASHED_HERE:
-                await asyncio.to_thread(check_request, signed, self._keys, *urls)
+                await asyncio.to_thread(signed.check, self._keys, *urls)
             else:
-                check_request(signed, self._keys, *urls)
-            event = _parse(signed, request.raw_path)
+                signed.check(self._keys, *urls)
+            event = _parse(signed)
         except UnverifiableError as reason:
             self.statistics.rejected += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
             _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
             return web.Response(status=403)
-        if self._dispatcher.offer(event, body or encoded(query_of(request.raw_path)) or b""):
+        if self._dispatcher.offer(event, body or signed.query):
             return web.Response(status=204)
         return web.Response(status=503, headers={"Retry-After": _RETRY_AFTER})
 
@@ -411,17 +405,17 @@ class CallbackReceiver:
         """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.raw_path)))
-        proxies = read_forwarded(headers) if self.trust_forwarded else None
+        proxies = Forwarded.from_headers(headers) if self.trust_forwarded else None
         url = request_url(scheme=request.scheme, host=request.host, target=request.raw_path, proxies=proxies)
         if url is None or not (self.allowed_hosts is None or any(host.matches(url) for host in self.allowed_hosts)):
             return ()
         return (Secret(url),)
 
 
-def _parse(request: SignedRequest, target: str) -> CallbackEvent:
+def _parse(request: SignedRequest) -> CallbackEvent:
     if request.method == "GET":
-        return parse_callback(read_query(query_of(path_and_query(target))))
-    fields = None if request.is_json else read_form(request.body)
+        return parse_callback(request.query_fields)
+    fields = None if request.is_json else request.form
     if fields is not None:
         return parse_callback(fields)
     try:

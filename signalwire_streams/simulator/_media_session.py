@@ -90,14 +90,12 @@ class EncodedAudio:
 
 
 class FrameEncoder:
-    """Encodes the frames of one stream, and numbers them."""
-
     def __init__(self, stream: Stream, settings: SpaceSettings) -> None:
         self._stream = stream
         self._project = settings.project
         self._call_sid = stream.target_sid if stream.target_kind == "call" else None
         self._is_twilio = settings.dialect == "twilio"
-        self._names_replies = {"streamSid": stream.sid} if settings.bidirectional else {}
+        self._names_replies = {"streamSid": stream.sid} if settings.plays(stream) else {}
         self._sequence = 0
         self._chunks: dict[str, int] = {}
         self._media_sid = f'"streamSid": "{stream.sid}", ' if self._is_twilio else ""
@@ -238,7 +236,7 @@ class MediaSession:
         self._socket = socket
         self._audio = audio
         self._encoder = FrameEncoder(call.stream, settings)
-        self._player = Player(octets_per_second, call.stream.played_audio) if settings.bidirectional else None
+        self._player = Player(octets_per_second, call.stream.played_audio) if settings.plays(call.stream) else None
         self._real_time = settings.real_time
         self._packet_time = codec.packet_time
         self._received = asyncio.Event()
@@ -246,7 +244,6 @@ class MediaSession:
         self._frames_until_drop = min(drops, default=None)
 
     async def run(self) -> None:
-        """Run the session to its end. Raises as `Sound.clip` does."""
         others = [asyncio.create_task(self._receive()), asyncio.create_task(self._return_marks_when_due())]
         try:
             with suppress(ConnectionError):  # the other end is gone

@@ -43,7 +43,7 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
         assert rows(path) == [("conference", "room", "a", IN_DOUBT, None, 0, 0, None)]
-        journal.settle(
+        journal.complete(
             first,
             outcome(
                 BulkStatus.STARTED,
@@ -67,7 +67,7 @@ async def test_journal_commits_outcomes_that_no_intent_follows_together(tmp_path
         for number in numbers:
             await journal.intend(number, "conference", f"room-{number}", "a")
         for number in numbers:
-            journal.settle(number, outcome(BulkStatus.STARTED))
+            journal.complete(number, outcome(BulkStatus.STARTED))
             await asyncio.sleep(0.03)
             assert [row[3] for row in rows(path)] == [IN_DOUBT] * 3
         await asyncio.sleep(0.011)
@@ -111,7 +111,7 @@ async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> No
     other = sqlite3.connect(path)
     other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
     other.commit()
-    journal.settle(row, outcome(BulkStatus.STARTED))
+    journal.complete(row, outcome(BulkStatus.STARTED))
     failures = await asyncio.gather(
         *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
     )
@@ -132,13 +132,13 @@ async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> N
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         error = StreamOutcomeUnknownError("may be running", attempts=1)
-        journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
+        journal.complete(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
     with closing(Journal.reopen(path, RUN)) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == ItemRecord(row, "unknown", None, False)
         assert journal.new_row() > row
         await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
+        journal.complete(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 

@@ -593,7 +593,7 @@ async def test_stop_is_retried_while_the_space_refuses_it(
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._MIN_DELAY", 0.001)
     answers: list[Exception] = [
-        CircuitOpenError("not attempted, the circuit breaker is open", retry_after=0.001),
+        CircuitOpenError("not sent, the circuit breaker is open", retry_after=0.001),
         RateLimitedError("too many requests", status=429),
     ]
 

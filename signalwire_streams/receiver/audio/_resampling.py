@@ -1,0 +1,108 @@
+"""Resampling of linear PCM with soxr, from the extra ``audio``.
+
+soxr's own streaming mode works in blocks: from 8 to 16 kHz it holds back 12 to 115 ms, and then releases them at once.
+So each piece is resampled as a whole here, with the audio around it as context, and only its middle is used. That
+takes about as long, and holds back 10 ms, always.
+"""
+
+from math import gcd
+from typing import Any
+
+from signalwire_streams.errors import InvalidRequestError
+
+_MAX_RATE, _MAX_CHANNELS = 768_000, 16
+_SAMPLE = 2  # bytes
+_CONTEXT = 100  # per second: the filter's reach at each side is 10 ms of the lower rate's telephony bandwidth
+_LEAST = 200  # per second: less than 5 ms of new audio waits for more, since a call costs the same for any length
+
+
+class Resampler:
+    """Converts the sample rate of one track, piece by piece: 16-bit linear PCM, little-endian, channels interleaved.
+
+    How the audio is cut into pieces changes what it returns by rounding at most, and its whole length is that of the
+    input, to the sample. At the same rate it needs no library.
+
+    Attributes:
+        delay: samples of input that are held back until more audio, or the end, follows; 0 at the same rate.
+
+    Raises:
+        InvalidRequestError: a rate or the number of channels is invalid.
+        ModuleNotFoundError: the rates differ, and the extra ``audio`` is not installed.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int = 1) -> None:
+        for name, value, most in (
+            ("from_rate", from_rate, _MAX_RATE),
+            ("to_rate", to_rate, _MAX_RATE),
+            ("channels", channels, _MAX_CHANNELS),
+        ):
+            if type(value) is not int or not 1 <= value <= most:
+                raise InvalidRequestError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+        self._block = _SAMPLE * channels
+        self._partial = b""  # less than a sample, until its rest comes
+        self._soxr = None if from_rate == to_rate else _Soxr(from_rate, to_rate, channels)
+        self.delay: int = self._soxr.context if self._soxr is not None else 0
+
+    def process(self, pcm: bytes, *, last: bool = False) -> bytes:
+        """Return the audio that *pcm* completes, at the new rate.
+
+        Args:
+            pcm: the next audio, of any length; a sample may be divided between two calls.
+            last: this audio is the end. What was held back is returned as well, and the next call starts anew.
+        """
+        if self._partial:
+            pcm = self._partial + pcm
+        partial = len(pcm) % self._block
+        self._partial = bytes(pcm[-partial:]) if partial and not last else b""
+        pcm = pcm[:-partial] if partial else pcm
+        return bytes(pcm) if self._soxr is None else self._soxr.process(pcm, last=last)
+
+
+class _Soxr:
+    """Resamples whole samples.
+
+    The audio that is kept begins at a sample of the input which coincides with one of the output.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        try:
+            import numpy as np  # noqa: PLC0415  (of an extra)
+            import soxr  # noqa: PLC0415
+        except ImportError:
+            raise ModuleNotFoundError(
+                f"to convert audio from {from_rate} to {to_rate} Hz, more packages are needed: "
+                "pip install 'signalwire-streams[audio]'",
+                name="soxr",
+            ) from None
+        self._np: Any = np
+        common = gcd(from_rate, to_rate)
+        self._step_in, self._step_out = from_rate // common, to_rate // common
+        self.context = -(-from_rate // _CONTEXT)
+        self._least = to_rate // _LEAST
+        self._stream: Any = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32")
+        self._none = self._kept = np.empty((0, channels), np.float32)
+        self._returned = 0  # samples of output, from the beginning of what is kept
+
+    def process(self, pcm: bytes, *, last: bool) -> bytes:
+        np, kept, begin = self._np, self._kept, self._returned
+        if pcm:
+            kept = np.concatenate((kept, np.frombuffer(pcm, "<i2").reshape(-1, kept.shape[1]).astype(np.float32)))
+        if last:
+            end = (2 * len(kept) * self._step_out + self._step_in) // (2 * self._step_in)
+            self._kept, self._returned = self._none, 0
+        else:
+            end = (len(kept) - self.context) * self._step_out // self._step_in
+            if end - begin < self._least:
+                self._kept = kept
+                return b""
+            # What is kept is the context of later audio.
+            steps = max(0, (end * self._step_in // self._step_out - self.context) // self._step_in)
+            self._kept, self._returned = kept[steps * self._step_in :], end - steps * self._step_out
+        if end <= begin:
+            return b""
+        whole = self._stream.resample_chunk(kept, last=True)
+        self._stream.clear()
+        if len(whole) < end:  # by one sample, if the length is not a whole number
+            whole = np.concatenate((whole, whole[-1:]))
+        # Not soxr's own 16 bits, whose dither makes noise of silence.
+        return bytes(np.clip(np.rint(whole[begin:end]), -32768, 32767).astype("<i2").tobytes())
