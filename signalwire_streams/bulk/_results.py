@@ -20,7 +20,7 @@ from signalwire_streams.models import CallStream, ConferenceStream
 
 _Item = TypeVar("_Item")
 
-_REFUSED_FOR_NOW = frozenset({408, 425, 429})
+_REFUSED_FOR_NOW = frozenset({408, 425})
 _KEPT_FAILURES = 1_000
 _STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
 _LEAST_LATENCY = 1e-6

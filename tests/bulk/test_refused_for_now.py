@@ -16,6 +16,7 @@ from signalwire_streams import (
     CircuitBreakerPolicy,
     Clock,
     ConferenceStream,
+    RateLimitedError,
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
@@ -235,6 +236,26 @@ async def test_stop_that_was_refused_for_now_and_then_rejected_is_not_ambiguous(
         [stopped] = [outcome async for outcome in client.stop_streams([stream], journal=journal)]
     assert stopped.status is BulkStatus.REJECTED
     assert [item.ambiguous for item in BulkJournal(journal).items()] == [False]
+
+
+@pytest.mark.parametrize("first", [None, http(500)], ids=["", "after a lost one"])
+@pytest.mark.parametrize("status", [429, 503, 200])
+async def test_stop_that_is_throttled_to_the_end_is_not_attempted(status: int, first: bytes | None) -> None:
+    """However the Space says that it is: by the status or by the code. An earlier attempt may have stopped it."""
+    throttled = http(
+        status,
+        {"code": 20429, "message": "many", "more_info": "", "status": 429},
+        head="Retry-After: 9\r\n",
+    )
+
+    async def answer(space: RawSpace, _: RawConnection, __: Received) -> bytes:
+        return first if first is not None and len(space.requests) == 1 else throttled
+
+    stream = ConferenceStream(conference_sid="room", sid="s")
+    async with raw_space(answer) as space, client_of(space) as client:
+        [outcome] = [outcome async for outcome in client.stop_streams([stream])]
+    assert isinstance(outcome.error, RateLimitedError)
+    assert outcome.status is (BulkStatus.NOT_ATTEMPTED if first is None else BulkStatus.UNKNOWN)
 
 
 async def test_resume_records_a_call_whose_start_was_interrupted_as_unknown(tmp_path: Path) -> None:
