@@ -88,6 +88,19 @@ async def test_journal_commits_intents_at_most_every_four_milliseconds(tmp_path:
     assert durations == pytest.approx([0.0, 0.004, 0.004, 0.0, 0.004], abs=0.0005)
 
 
+@pytest.mark.usefixtures("idle_clock")
+async def test_log_of_a_journal_is_begun_anew_at_four_mebibytes(tmp_path: Path) -> None:
+    """Not much earlier, since that costs as much as all commits, and not later, since every reader reads it."""
+    path, log = tmp_path / "run.db", tmp_path / "run.db-wal"
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
+        sizes = []
+        for _ in range(100):
+            await journal.intend(journal.new_row(), "conference", "room", "n" * 100_000)
+            sizes.append(log.stat().st_size)
+    assert 4 * 1024 * 1024 < max(sizes) < 4.5 * 1024 * 1024
+    assert len(set(sizes[50:])) < 5, "it is written again from its beginning"
+
+
 async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
     """Concurrent writes are committed together, in order; cancelled ones are not written."""
     path = tmp_path / "run.db"
