@@ -21,7 +21,7 @@ from signalwire_streams.models._fast import fast_constructor
 
 _Item = TypeVar("_Item")
 
-_REFUSED_FOR_NOW = frozenset({408, 425, 429})
+_REFUSED_FOR_NOW = frozenset({408, 425})
 _KEPT_FAILURES = 1_000
 _STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
 _LEAST_LATENCY = 1e-6
@@ -82,17 +82,18 @@ def error_label(error: StreamsError) -> str:
 
 
 def to_status(error: StreamsError, *, starting: bool) -> BulkStatus:
-    """Return the status of an item that failed with this error.
+    """Return the status of an item that failed with this error, and that no earlier attempt may have carried out.
 
-    A start that may have been carried out fails with `StreamOutcomeUnknownError` only, so its other errors are certain;
-    those of a stop are not.
+    A start that may have been carried out fails with `StreamOutcomeUnknownError` only. So may a stop that the Space did
+    not respond to, but with other errors.
     """
     if isinstance(error, StreamOutcomeUnknownError):
         return BulkStatus.UNKNOWN
     if isinstance(error, InvalidRequestError):
         return BulkStatus.REJECTED
-    if isinstance(error, ApiError) and not isinstance(error, ServerError) and error.status not in _REFUSED_FOR_NOW:
-        return BulkStatus.NOT_ATTEMPTED if isinstance(error, RateLimitedError) else BulkStatus.REJECTED
+    if isinstance(error, ApiError):
+        is_for_now = isinstance(error, RateLimitedError | ServerError) or error.status in _REFUSED_FOR_NOW
+        return BulkStatus.NOT_ATTEMPTED if is_for_now else BulkStatus.REJECTED
     return BulkStatus.NOT_ATTEMPTED if starting or error.sent == "no" else BulkStatus.UNKNOWN
 
 

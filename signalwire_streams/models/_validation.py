@@ -46,7 +46,7 @@ def redact_url(url: str) -> str:
     before, at, rest = url.rpartition("@")
     scheme, separator, _ = before.partition("://")
     start = scheme + separator if at and separator and _SCHEME.fullmatch(scheme) else ""
-    return start + re.split(r"[?#]", rest, maxsplit=1)[0]
+    return start + re.split(r"[?#]", rest)[0]
 
 
 def secrets_in(url: str) -> tuple[str, ...]:

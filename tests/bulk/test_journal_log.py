@@ -694,6 +694,31 @@ async def test_checkpoint_that_waits_for_readers_does_not_end_the_run(
     assert BulkJournal(copy(path, tmp_path / "alone")).status().counts == {"started": 6}
 
 
+async def test_guard_is_given_up_after_fifty_tries_in_a_row(tmp_path: Path) -> None:
+    """Not before: most programs that lock a journal only read or write it, and do not wait for the guard."""
+    path = tmp_path / "run.db"
+    with (
+        closing(Journal.create(path, RUN, run="r1")) as journal,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        files, guard = journal._files, journal._files._guard
+
+        def try_in_vain(times: int) -> None:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(times):
+                with pytest.raises(sqlite3.OperationalError, match="locked"), files.commit():
+                    pass
+            other.execute("ROLLBACK")
+
+        for _ in range(3):
+            with files.commit():
+                pass
+            try_in_vain(50)
+            assert guard.in_transaction
+        try_in_vain(1)
+        assert not guard.in_transaction
+
+
 async def waiting_checkpoint(path: Path) -> "asyncio.Task[list[Any]]":
     """Have another program begin a checkpoint that waits until no reader is left."""
     other = partial(with_connection, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=30.0)
