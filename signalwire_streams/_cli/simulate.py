@@ -180,6 +180,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
 @_space_option("dialect", "The vendor whose frames are sent.")
 @_space_option("bidirectional", "Play the audio that streams receive.")
+@_space_option("realtime_bidirectional", "Play it on conference streams that were started with realtime.")
 @click.option(
     "--ca-file",
     "ssl_context",

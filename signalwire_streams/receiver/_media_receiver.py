@@ -31,6 +31,7 @@ from signalwire_streams.receiver._server import (
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._socket import AudioSocket, reset
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
+from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
@@ -229,8 +230,18 @@ class MediaReceiver(StarterMixin):
 
     def _open_session(self, socket: AudioSocket, start: StartEvent) -> StreamSession:
         audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
-        playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit)
-        return StreamSession(start, audio_format=audio_format, playback=playback, limits=self._queue_limits)
+        statistics = StreamStatistics()
+        playback = Playback(
+            socket,
+            start.stream_sid,
+            audio_format,
+            self._bidirectional,
+            statistics=statistics,
+            max_message=self._frame_limit,
+        )
+        return StreamSession(
+            start, audio_format=audio_format, playback=playback, statistics=statistics, limits=self._queue_limits
+        )
 
     async def _run(self, connection: Connection, session: StreamSession, handler: Handler) -> None:
         with self._watchdog.watch(connection):

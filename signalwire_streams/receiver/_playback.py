@@ -10,22 +10,37 @@ import asyncio
 import json
 import time
 from base64 import b64encode
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
+from attrs import define
+
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
+from signalwire_streams.receiver._heard import HeardAudio, SentMark
+from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._resampling import Resampler
 
 _KEYS = frozenset("0123456789*#ABCD")
-_FRAME_MILLISECONDS = 20
+_PACKET_TIME = 20  # milliseconds, as long as no frame has arrived
 _MAX_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is playing
 _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the mark
+_FINISH = "signalwire-streams-finish"
+_PCM_SIZE, _MAX_PCM_RATE = 2, 768_000
+_MILLISECONDS = 1000
 
 
 class Socket(Protocol):
     async def send_str(self, data: str) -> None: ...
+
+
+@define(eq=False)
+class _Mark:
+    name: str
+    sent: SentMark
+    played: "asyncio.Future[None]"
+    is_own: bool  # not the user's
 
 
 class Playback:
@@ -33,6 +48,13 @@ class Playback:
 
     Every method raises `InvalidRequestError` unless the receiver has ``bidirectional=True``, and `TransportError` if
     the stream has ended, or ends before everything was sent.
+
+    Audio is sent in real time and in whole frames, which are as long as those that arrive (20 ms as long as none has).
+    It may be split over calls at any byte: what is less than a frame waits for more, or for `flush`, `mark` or
+    `finish`, which fill the frame up with silence.
+
+    What the caller has heard is estimated: from the pace of the audio, and from marks as they return. The audio from
+    one `clear` or `finish` to the next is one utterance.
 
     Attributes:
         stream_sid: the stream's id, which is in every message.
@@ -47,6 +69,7 @@ class Playback:
         audio_format: AudioFormat,
         bidirectional: bool,  # noqa: FBT001  (a public signature)
         *,
+        statistics: StreamStatistics | None = None,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_message: int = 64 * 1024,
@@ -58,56 +81,134 @@ class Playback:
         self.bidirectional = bidirectional
         self.now = now
         self.sleep = sleep
+        self._statistics = statistics or StreamStatistics()
         self._max_message = max_message
         self._rest = b""  # less than a frame, kept for the next call
-        self._plays_until = float("-inf")
-        self._marks: dict[str, deque[asyncio.Future[None]]] = {}
-        self._clears = 0
+        self._pcm: tuple[int, Resampler] | None = None  # the rate of the last `play_pcm`, and what converts it
+        self._heard = HeardAudio(audio_format.sample_rate)
+        self._marks: list[_Mark] = []  # in the order in which they were sent
         self._is_closed = False
 
-    async def play(self, audio: bytes) -> None:
-        """Send audio in real time, in frames of 20 ms.
+    @property
+    def position(self) -> int:
+        """Milliseconds that were heard since the stream's start, with the silence that fills up frames."""
+        return self._heard.milliseconds(self._heard.position(self.now()))
 
-        The audio may be split over calls at any byte. The remainder of the last frame waits for the next call, or for
-        `flush` or `mark`. Return when the Space holds at most 100 ms of audio beyond what is playing, so a loop of
-        calls sends evenly. `clear` ends the call, and the rest of its audio is not sent.
+    @property
+    def packet_time(self) -> int:
+        """Milliseconds of one frame: the mean of those that have arrived, rounded; 20 if none has."""
+        track = next((track for track in self._statistics.tracks.values() if track.bytes), None)
+        if track is None:
+            return _PACKET_TIME
+        samples = track.bytes / track.frames / self.audio_format.sample_size
+        return round(samples * _MILLISECONDS / self.audio_format.sample_rate) or _PACKET_TIME
+
+    async def play(self, audio: bytes) -> int:
+        """Send audio in real time.
+
+        Return when the Space holds at most 100 ms of audio beyond what is playing, so a loop of calls sends evenly.
+        `clear` ends the call, and the rest of its audio is not sent.
 
         Args:
             audio: raw audio, encoded as `audio_format` says, without a header, of any length.
 
+        Returns:
+            Milliseconds of this audio that the caller hears: all of it, or what was heard before `clear`.
+
         Raises:
+            InvalidRequestError: the audio is not bytes; nothing was sent.
             UnknownEncodingError: the encoding is unknown, so the duration is too; nothing was sent.
         """
         self._check_open()
-        step = self._frame_size()
+        audio = _checked(audio)
+        samples = len(audio) / self.audio_format.sample_size
+        return await self._play(self._end_pcm() + audio, samples)
+
+    async def play_pcm(self, pcm: bytes, *, rate: int) -> int:
+        """Convert linear PCM to the stream's encoding and rate, and `play` it.
+
+        Another rate than the stream's needs the extra ``audio``, and holds back the last 10 ms as long as more may
+        follow.
+
+        Args:
+            pcm: one channel of 16-bit samples, little-endian, of any length.
+            rate: samples per second.
+
+        Returns:
+            As `play`.
+
+        Raises:
+            InvalidRequestError: not bytes, an invalid rate, or a stream with several channels; nothing was sent.
+            ModuleNotFoundError: the rates differ, and the extra ``audio`` is not installed; nothing was sent.
+            UnknownEncodingError: the encoding is unknown; nothing was sent.
+        """
+        self._check_open()
+        audio_format = self.audio_format
+        if audio_format.sample_size and audio_format.channels != 1:
+            raise InvalidRequestError(f"the stream has {audio_format.channels} channels: use play, with encoded audio")
+        pcm, rate = _checked(pcm), _validated_rate(rate)
+        samples = len(pcm) / _PCM_SIZE * audio_format.sample_rate / rate
+        end = b""
+        if self._pcm is None or self._pcm[0] != rate:
+            resampler = Resampler(rate, audio_format.sample_rate)
+            end, self._pcm = self._end_pcm(), (rate, resampler)
+        return await self._play(end + audio_format.from_pcm(self._pcm[1].process(pcm)), samples)
+
+    def _end_pcm(self) -> bytes:
+        """Return the audio that the resampler holds back."""
+        if self._pcm is None:
+            return b""
+        (_, resampler), self._pcm = self._pcm, None
+        return self.audio_format.from_pcm(resampler.process(b"", last=True))
+
+    async def _play(self, audio: bytes, samples: float) -> int:
+        utterance = self._heard.utterance
+        begin = utterance.accepted
+        utterance.accepted += samples
         audio, self._rest = self._rest + audio, b""
+        step = self._frame_size()
         whole = len(audio) // step * step
-        if await self._send_audio(audio[:whole]):
-            self._rest += audio[whole:]
+        try:
+            if await self._send_audio(audio[:whole]):
+                self._rest += audio[whole:]
+        except BaseException:  # cancelled, for instance: the rest is lost
+            utterance.accepted = utterance.sent
+            raise
+        if utterance.heard is not None:
+            samples = min(max(utterance.heard - begin, 0), samples)
+        return self._heard.milliseconds(samples)
 
     async def flush(self) -> None:
-        """Send the audio that `play` has buffered, as a frame of less than 20 ms. A partial sample stays buffered."""
+        """Send the audio that waits for a whole frame, filled up with silence. A partial sample goes on waiting."""
         self._check_open()
-        if self._rest:
-            whole = len(self._rest) // self.audio_format.sample_size * self.audio_format.sample_size
-            audio, self._rest = self._rest[:whole], self._rest[whole:]
-            await self._send_audio(audio)
+        self._rest += self._end_pcm()
+        if not self._rest:
+            return
+        audio_format = self.audio_format
+        audio = audio_format.trim(self._rest)
+        self._rest = self._rest[len(audio) :]
+        if audio:
+            missing = -len(audio) % self._frame_size()
+            padding = missing // audio_format.sample_size
+            await self._send_audio(audio + audio_format.silence * padding, padding)
 
     def _frame_size(self) -> int:
-        return max(self.audio_format.bytes_in(_FRAME_MILLISECONDS), self.audio_format.sample_size)
+        return max(self.audio_format.bytes_in(self.packet_time), self.audio_format.sample_size)
 
-    async def _send_audio(self, audio: bytes) -> bool:
-        """Send whole samples in real time; return whether all of them were sent before a `clear`."""
-        step, clears = self._frame_size(), self._clears
+    async def _send_audio(self, audio: bytes, padding: int = 0) -> bool:
+        """Send whole frames in real time; return whether all of them were sent before a `clear`."""
+        step, utterance, sample_size = self._frame_size(), self._heard.utterance, self.audio_format.sample_size
         for begin in range(0, len(audio), step):
             frame = audio[begin : begin + step]
+            # Before it is sent, since that may have to wait, and a `clear` meanwhile comes after it.
+            self._heard.send(
+                len(frame) // sample_size, self.now(), padding=padding if begin + step >= len(audio) else 0
+            )
             await self._send("media", media={"payload": b64encode(frame).decode("ascii")})
-            seconds = len(frame) / self.audio_format.sample_size / self.audio_format.sample_rate
-            self._plays_until = max(self._plays_until, self.now()) + seconds
-            wait = self._plays_until - self.now() - _MAX_AHEAD
+            wait = self._heard.waiting(self.now()) - _MAX_AHEAD
             if wait > 0:
                 await self.sleep(wait)
-            if self._clears != clears:
+            if utterance.heard is not None:
                 return False
         return True
 
@@ -127,23 +228,51 @@ class Playback:
             raise InvalidRequestError("a mark's name contains a lone surrogate: pass text that can be encoded as UTF-8")
         if len(self._message("mark", mark={"name": name})) + _ECHO_MARGIN > self._max_message:
             raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
+        await self._mark(name, is_own=False)
+
+    async def finish(self) -> int:
+        """`flush`, then wait until the last word was heard, or cleared. It ends the utterance.
+
+        The mark by which it learns that is no event of the session.
+
+        Returns:
+            Milliseconds of the utterance that were heard.
+        """
+        self._check_open()
+        utterance = self._heard.utterance
+        await self._mark(_FINISH, is_own=True)
+        if utterance.heard is None:
+            self._heard.end_utterance(self.now())
+        return self._heard.milliseconds(utterance.heard or 0)
+
+    async def _mark(self, name: str, *, is_own: bool) -> None:
         await self.flush()
-        played: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sent = self._heard.mark(self.now())
+        mark = _Mark(name, sent, asyncio.get_running_loop().create_future(), is_own)
         # It keeps its place even if nothing waits for it any more, since its echo still arrives.
-        self._marks.setdefault(name, deque()).append(played)
+        self._marks.append(mark)
         try:
             await self._send("mark", mark={"name": name})
         except StreamsError:  # not for a cancellation: the message is written by then
-            self._forget(name, played)
+            with suppress(ValueError):  # the stream may have ended meanwhile
+                self._marks.remove(mark)
+            self._heard.forget(mark.sent)
             raise
-        await played
+        await mark.played
 
-    async def clear(self) -> None:
-        """Drop the audio that was not played yet, here and in the Space; its marks return immediately."""
-        self._clears += 1
-        self._rest = b""
+    async def clear(self) -> int:
+        """Drop the audio that was not played yet, here and in the Space; its marks return at once.
+
+        It ends the utterance.
+
+        Returns:
+            Milliseconds of the utterance that were heard, for a model that has to forget the rest of its answer.
+        """
+        self._check_open()
+        self._rest, self._pcm = b"", None
+        heard = self._heard.clear(self.now())
         await self._send("clear")
-        self._plays_until = self.now()
+        return self._heard.milliseconds(heard)
 
     async def send_dtmf(self, digits: str) -> None:
         """Send DTMF digits.
@@ -159,28 +288,24 @@ class Playback:
         for digit in digits:
             await self._send("dtmf", dtmf={"digit": digit})
 
-    def _on_mark(self, name: str) -> None:
-        """Called when a mark returns."""
-        if name in self._marks:
-            played = self._marks[name][0]
-            self._forget(name, played)
-            if not played.done():
-                played.set_result(None)
+    def _on_mark(self, name: str) -> bool:
+        """Called when a mark returns. Return whether it is an event of the session."""
+        mark = next((mark for mark in self._marks if mark.name == name), None)
+        if mark is None:
+            return True
+        self._marks.remove(mark)
+        self._heard.on_mark(mark.sent, self.now())
+        if not mark.played.done():
+            mark.played.set_result(None)
+        return not mark.is_own
 
     def _close(self) -> None:
         """Called when the stream has ended; no further mark returns."""
         self._is_closed = True
-        for waiting in self._marks.values():
-            for played in waiting:
-                if not played.done():
-                    played.set_exception(TransportError("the stream ended before the mark was played", sent="yes"))
+        for mark in self._marks:
+            if not mark.played.done():
+                mark.played.set_exception(TransportError("the stream ended before the mark was played", sent="yes"))
         self._marks.clear()
-
-    def _forget(self, name: str, played: "asyncio.Future[None]") -> None:
-        with suppress(KeyError, ValueError):  # the stream may have ended meanwhile
-            self._marks[name].remove(played)
-        if not self._marks.get(name):
-            self._marks.pop(name, None)
 
     def _check_open(self) -> None:
         if not self.bidirectional:
@@ -204,3 +329,15 @@ class Playback:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
+
+
+def _checked(audio: bytes) -> bytes:
+    if not isinstance(audio, bytes | bytearray | memoryview):
+        raise InvalidRequestError(f"audio must be bytes, not {type(audio).__name__}")
+    return bytes(audio)
+
+
+def _validated_rate(rate: int) -> int:
+    if type(rate) is not int or not 1 <= rate <= _MAX_PCM_RATE:
+        raise InvalidRequestError(f"rate must be a whole number from 1 to {_MAX_PCM_RATE}, not {rate!r}")
+    return rate

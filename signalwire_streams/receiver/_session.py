@@ -181,13 +181,19 @@ class StreamSession:
     """
 
     def __init__(
-        self, start: StartEvent, *, audio_format: AudioFormat, playback: Playback, limits: QueueLimits
+        self,
+        start: StartEvent,
+        *,
+        audio_format: AudioFormat,
+        playback: Playback,
+        statistics: StreamStatistics,
+        limits: QueueLimits,
     ) -> None:
         """Created by `MediaReceiver`."""
         self.start = start
         self.audio_format = audio_format
         self.playback = playback
-        self.statistics: StreamStatistics = StreamStatistics()
+        self.statistics = statistics
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
@@ -294,8 +300,8 @@ class StreamSession:
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
-            if isinstance(event, MarkEvent):
-                self.playback._on_mark(event.name)
+            if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
+                return True
             return self._queue.keep(event) or self._is_only_tapped
         if self._overflow is Overflow.CLOSE and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)

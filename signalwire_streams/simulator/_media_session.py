@@ -97,7 +97,7 @@ class FrameEncoder:
         self._project = settings.project
         self._call_sid = stream.target_sid if stream.target_kind == "call" else None
         self._is_twilio = settings.dialect == "twilio"
-        self._names_replies = {"streamSid": stream.sid} if settings.bidirectional else {}
+        self._names_replies = {"streamSid": stream.sid} if settings.plays(stream) else {}
         self._sequence = 0
         self._chunks: dict[str, int] = {}
         self._media_sid = f'"streamSid": "{stream.sid}", ' if self._is_twilio else ""
@@ -238,7 +238,7 @@ class MediaSession:
         self._socket = socket
         self._audio = audio
         self._encoder = FrameEncoder(call.stream, settings)
-        self._player = Player(octets_per_second, call.stream.played_audio) if settings.bidirectional else None
+        self._player = Player(octets_per_second, call.stream.played_audio) if settings.plays(call.stream) else None
         self._real_time = settings.real_time
         self._packet_time = codec.packet_time
         self._received = asyncio.Event()

@@ -53,6 +53,8 @@ class SimulatedSpace(SpaceSettings):
             authorities.
         bidirectional: whether streams play the audio that they receive (in real time if ``real_time``), as those of
             cXML's ``<Connect><Stream>`` do; `Stream.played_audio` holds the played audio.
+        realtime_bidirectional: whether conference streams that were started with ``realtime=True`` do so too. SWML says
+            that of its own streams (https://signalwire.com/docs/swml/); whether it is true over REST is not known.
         callbacks: whether status callbacks are sent, signed with the signing key.
         allow_ws: whether ``ws://`` URLs on loopback are accepted and connected to, for clients that send them;
             the vendor accepts wss only, and so does this package's client.

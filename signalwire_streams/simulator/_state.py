@@ -52,6 +52,7 @@ class SpaceSettings:
     dialect: Dialect = "signalwire"
     ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
     bidirectional: bool = False
+    realtime_bidirectional: bool = False
     callbacks: bool = False
     allow_ws: bool = False
     clock: Callable[[], float] = field(default=time.time, repr=False)
@@ -71,6 +72,10 @@ class SpaceSettings:
         self.signing_key = f"PSK_{self._random.getrandbits(128):032x}"
         self.requests = RequestLog(self.log_requests)
         self.faults = Faults(random.Random(f"faults {self.seed}"))  # noqa: S311  (the same)
+
+    def plays(self, stream: "Stream") -> bool:
+        """Return whether the Space plays the audio that it receives over a stream."""
+        return self.bidirectional or (self.realtime_bidirectional and bool(stream.realtime))
 
 
 @define(eq=False, kw_only=True)

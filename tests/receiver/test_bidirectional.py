@@ -37,7 +37,9 @@ async def talking(
     """Create a Space that plays, and a stream that runs until the test ends."""
     async with AsyncExitStack() as stack:
 
-        async def make(*, dialect: Dialect = "signalwire", real_time: bool = True, call: bool = False) -> Talking:
+        async def make(
+            *, dialect: Dialect = "signalwire", real_time: bool = True, call: bool = False, **fields: Any
+        ) -> Talking:
             receiver = MediaReceiver(heard, bearer_tokens=None, bidirectional=True)
             url = await serve(receiver, ssl_context=certificate)
             space = SimulatedSpace(
@@ -45,14 +47,16 @@ async def talking(
                 calls=1,
                 audio=Tone(),
                 ssl_context=trust,
-                bidirectional=True,
+                bidirectional="realtime" not in fields,
+                realtime_bidirectional=True,
                 dialect=dialect,
                 real_time=real_time,
             )
             await stack.enter_async_context(space)
             client = client_for(space)
             streams, [sid] = (client.calls, space.call_sids) if call else (client.conferences, space.conference_sids)
-            session = await stack.enter_async_context(receiver.open(streams, sid, url=url, track="inbound_track"))
+            opened = receiver.open(streams, sid, url=url, track="inbound_track", **fields)
+            session = await stack.enter_async_context(opened)
             return Talking(space, session)
 
         yield make
@@ -94,6 +98,56 @@ async def test_marks_come_back_at_once_without_real_time(talking: Any) -> None:
     marked = [asyncio.ensure_future(there.session.playback.mark(name)) for name in "abc"]
     await asyncio.gather(*marked)
     assert there.stream.ignored_messages == 0
+
+
+@pytest.mark.parametrize("codec", ["PCMU", "PCMU@40i", "L16@24000h", "L16@16000h@60i"])
+@pytest.mark.parametrize("said", [0.05, 0.73, 1.5])
+async def test_clear_returns_what_the_space_has_played(talking: Any, codec: str, said: float) -> None:
+    """On a conference's stream that plays since it was started with realtime."""
+    there = await talking(codec=codec, realtime=True)
+    playback, clock = there.session.playback, asyncio.get_running_loop().time
+    playback.now = clock
+    size = playback.audio_format.bytes_in(1000)
+    began = clock()
+    saying = asyncio.ensure_future(playback.play(bytes(2 * size)))
+    await asyncio.sleep(said)
+    position, heard = playback.position, await playback.clear()
+    assert heard == pytest.approx((clock() - began) * 1000, abs=40)
+    assert position == pytest.approx(heard, abs=1)
+    assert abs(await saying - heard) <= 1
+    await playback.mark("cleared")
+    played = len(there.stream.played_audio) * 1000 / size
+    assert heard == pytest.approx(played, abs=40)
+    assert playback.position == heard
+
+
+async def test_finish_waits_until_the_last_word_was_heard(talking: Any) -> None:
+    """Its mark is no event, and the silence that fills up the last frame is no audio."""
+    there = await talking(realtime=True)
+    playback = there.session.playback
+    for length in (1990, 2410):
+        assert await playback.play(bytes(length)) == length // 8
+        assert await playback.finish() == length // 8
+    assert there.stream.played_audio == bytes(1990) + b"\xff" * 90 + bytes(2410) + b"\xff" * 150
+    assert await playback.clear() == 0
+
+
+async def test_cleared_finish_returns_what_was_heard(talking: Any) -> None:
+    there = await talking(realtime=True)
+    playback = there.session.playback
+    playback.now = asyncio.get_running_loop().time
+    await playback.play(bytes(800))
+    finishing = asyncio.ensure_future(playback.finish())
+    await asyncio.sleep(0.06)
+    heard = await playback.clear()
+    assert await finishing == heard == pytest.approx(60, abs=20)
+
+
+async def test_stream_without_realtime_plays_nothing(talking: Any) -> None:
+    there = await talking(realtime=False)
+    await there.session.playback.play(bytes(160))
+    await until(lambda: there.stream.ignored_messages)
+    assert there.stream.played_audio == b""
 
 
 @pytest.mark.parametrize("dialect", ["signalwire", "twilio"])

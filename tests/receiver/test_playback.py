@@ -95,8 +95,9 @@ async def test_play_sends_pieces_of_any_size_in_whole_frames(audio_format: Audio
 
     await playback.flush()
     await playback.flush()
-    assert b"".join(payloads(line)) == audio
-    assert len(payloads(line)) == -(-len(audio) // step)
+    whole = -(-len(audio) // step) * step
+    assert b"".join(payloads(line)) == audio + (audio_format.silence * step)[: whole - len(audio)]
+    assert {len(payload) for payload in payloads(line)} == {step}
 
 
 async def test_play_keeps_half_a_sample() -> None:
@@ -108,7 +109,7 @@ async def test_play_keeps_half_a_sample() -> None:
     await playback.flush()
     await playback.play(b"cdd")
     await playback.flush()
-    assert payloads(line) == [b"aabb", b"ccdd"]
+    assert payloads(line) == [b"aabb".ljust(640, b"\0"), b"ccdd".ljust(640, b"\0")]
 
 
 async def test_mark_is_sent_after_the_audio_before_it() -> None:
@@ -120,7 +121,8 @@ async def test_mark_is_sent_after_the_audio_before_it() -> None:
     await asyncio.sleep(0)
     playback._on_mark("end")
     await mark
-    assert [len(payload) for payload in payloads(line)] == [160, 90]
+    assert [len(payload) for payload in payloads(line)] == [160, 160]
+    assert payloads(line)[1] == bytes(90) + b"\xff" * 70
     assert line.sent[-1]["event"] == "mark"
 
 
@@ -173,7 +175,7 @@ async def test_clear_ends_running_play() -> None:
     """Audio that was not sent yet is dropped."""
     line = Line()
     playback = line.playback()
-    playing: list[asyncio.Task[None]] = []
+    playing: list[asyncio.Task[int]] = []
 
     async def clear_then(seconds: float) -> None:
         line.time += seconds
@@ -218,7 +220,7 @@ async def test_mark_waits_for_its_echo() -> None:
 async def test_cancelled_mark_ignores_its_echo() -> None:
     line = Line()
     playback = line.playback()
-    ends: list[Callable[[], None]] = [lambda: playback._on_mark("a"), playback._close]
+    ends: list[Callable[[], object]] = [lambda: playback._on_mark("a"), playback._close]
     for end in ends:
         given_up = asyncio.ensure_future(playback.mark("a"))
         await asyncio.sleep(0)
@@ -371,7 +373,7 @@ async def test_mark_that_could_not_come_back_is_refused(name: Any, match: str) -
     with pytest.raises(InvalidRequestError, match=match):
         await playback.mark(name)
     assert line.sent == []
-    assert playback._marks == {}
+    assert not playback._marks
 
 
 @pytest.mark.parametrize("digits", ["", "1w", "\uff11", "a", None, 5, b"1", ["1"]])

@@ -1,0 +1,132 @@
+"""What the caller has heard of the audio that was sent: an estimate from its pace and from returned marks. Pure.
+
+Only differences matter at the other end: a message to clear travels as long as the audio did. So the clock here is that
+of the audio as it is sent, as if it was played at once, and the time that a mark takes to travel is subtracted.
+"""
+
+from collections import deque
+
+from attrs import define, field
+
+_UNKNOWN_LATENCY = 0.5  # seconds: that of a Space from which no mark has returned yet
+_MILLISECONDS = 1000
+_ROUNDING = 1e-6
+
+
+@define(eq=False)
+class Utterance:
+    """The audio between two calls that end one, of which the caller hears all or a part; in samples.
+
+    Attributes:
+        begin: position of its first sample.
+        accepted: audio that was passed to be played, sent or not.
+        sent: audio that was sent.
+        heard: audio that was heard; None until it is known for good.
+    """
+
+    begin: int
+    accepted: float = 0.0
+    sent: int = 0
+    heard: int | None = None
+    _padding: deque[tuple[int, int]] = field(init=False, factory=deque)  # position and length of what fills up frames
+
+    def pad(self, begin: int, samples: int, position: int) -> None:
+        """Note silence that fills up a frame, when all was heard up to a position."""
+        while self._padding and sum(self._padding[0]) <= position:
+            self.begin += self._padding.popleft()[1]
+        self._padding.append((begin, samples))
+
+    def end(self, position: int) -> int:
+        """Set and return what was heard of it, when all was heard up to a position."""
+        padding = sum(min(samples, position - at) for at, samples in self._padding if at < position)
+        self.heard = min(position - self.begin - padding, self.sent)
+        return self.heard
+
+
+@define(eq=False)
+class SentMark:
+    """A mark that was sent.
+
+    Attributes:
+        position: end of the audio before it, in samples.
+        due_at: when that audio has been played.
+    """
+
+    position: int
+    due_at: float
+
+
+class HeardAudio:
+    """Counts the samples of one stream: those that were sent, and those that were heard. Times are in seconds.
+
+    Attributes:
+        utterance: the current one.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self.utterance = Utterance(0)
+        self._rate = sample_rate
+        self._sent = 0  # less what was cleared
+        self._ends_at = float("-inf")  # when all that was sent has been played
+        self._marks: deque[SentMark] = deque()  # that have not returned, and whose return will show something
+        self._latency: float | None = None  # of the mark that returned soonest
+
+    def send(self, samples: int, now: float, *, padding: int = 0) -> None:
+        """Count audio that is sent now, the last samples of which are padding."""
+        self._sent += samples
+        self._ends_at = max(self._ends_at, now) + samples / self._rate
+        self.utterance.sent += samples - padding
+        if padding:
+            self.utterance.pad(self._sent - padding, padding, self.position(now))
+
+    def waiting(self, now: float) -> float:
+        """Return the seconds of audio that were sent and not played."""
+        return max(0.0, self._ends_at - now)
+
+    def position(self, now: float) -> int:
+        """Return the samples that were played since the stream's start."""
+        played = self._sent - round(self.waiting(now) * self._rate)
+        if self._marks:  # what is behind a mark was played only while the mark was on its way back
+            latency = _UNKNOWN_LATENCY if self._latency is None else self._latency
+            played = min(played, self._marks[0].position + round(latency * self._rate))
+        return max(0, played)
+
+    def milliseconds(self, samples: float) -> int:
+        return int(samples * _MILLISECONDS / self._rate + _ROUNDING)
+
+    def end_utterance(self, now: float) -> int:
+        """Begin a new utterance; return the samples that were heard of this one."""
+        position = self.position(now)
+        heard = self.utterance.end(position)
+        self.utterance = Utterance(position)
+        return heard
+
+    def clear(self, now: float) -> int:
+        """Drop what was not played. Return the samples that were heard of the utterance."""
+        self._sent = self.position(now)
+        self._ends_at = now
+        self._marks.clear()
+        return self.end_utterance(now)
+
+    def mark(self, now: float) -> SentMark:
+        """Add a mark that is sent now."""
+        mark = SentMark(self._sent, max(self._ends_at, now))
+        self._marks.append(mark)
+        return mark
+
+    def forget(self, mark: SentMark) -> bool:
+        """Remove a mark; return whether it would show anything, since nothing was cleared after it."""
+        if mark not in self._marks:
+            return False
+        self._marks.remove(mark)
+        return True
+
+    def on_mark(self, mark: SentMark, now: float) -> None:
+        """Correct the times by a mark that has returned."""
+        if not self.forget(mark):
+            return
+        late = max(0.0, now - mark.due_at)
+        self._latency = late if self._latency is None else min(self._latency, late)
+        remaining = (self._sent - mark.position) / self._rate
+        soonest = now - self._latency + remaining
+        self._ends_at = min(max(self._ends_at, soonest), now + remaining)
