@@ -57,6 +57,7 @@ class Feed:
         self.is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self._wake()
 
     def _wake(self) -> None:
