@@ -15,6 +15,7 @@ from benchmarks.figures import Plan, Rounds, Section
 from benchmarks.processes import Respond
 from signalwire_streams.receiver import EndReason, MediaEvent, Playback, StartEvent, StreamSession, decode_event
 from signalwire_streams.receiver._session import QueueLimits
+from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat
 
 HAND = "async for, decoded by hand"
@@ -110,7 +111,13 @@ def _session(tracks: tuple[str, ...]) -> StreamSession:
     audio_format = AudioFormat("audio/x-mulaw")
     socket: Any = None
     playback = Playback(socket, "s", audio_format, bidirectional=False)
-    return StreamSession(start, audio_format=audio_format, playback=playback, limits=QueueLimits(500, 500 * 4096))
+    return StreamSession(
+        start,
+        audio_format=audio_format,
+        playback=playback,
+        statistics=StreamStatistics(),
+        limits=QueueLimits(500, 500 * 4096),
+    )
 
 
 def _frame(track: str, number: int) -> str:

@@ -23,6 +23,7 @@ from signalwire_streams.receiver import (
 )
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._session import QueueLimits
+from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat, PcmFrame, UnknownEncodingError, WavRecorder
 from tests.receiver.audio.pcm_streams import Sound
 from tests.receiver.audio.wavs import read_wav
@@ -58,7 +59,9 @@ class Stream:
         socket: Any = None
         playback = Playback(socket, "s", audio, bidirectional=False)
         limits = QueueLimits(max_events, max_events * 4096, overflow)
-        self.session = StreamSession(start, audio_format=audio, playback=playback, limits=limits)
+        self.session = StreamSession(
+            start, audio_format=audio, playback=playback, statistics=StreamStatistics(), limits=limits
+        )
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
 
