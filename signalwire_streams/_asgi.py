@@ -13,6 +13,7 @@ Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Serve: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _DENIAL = "websocket.http.response"
 
@@ -60,10 +61,22 @@ async def respond(
     await send({"type": f"{prefix}.body", "body": b""})
 
 
-async def run_lifespan(receive: Receive, send: Send, shutdown: Callable[[], Awaitable[None]]) -> None:
-    """Serve the events of an application that is served on its own, without a framework."""
-    await receive()
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    await shutdown()
-    await send({"type": "lifespan.shutdown.complete"})
+class Application:
+    """An ASGI application; as an object, since to uvicorn a bound method is not one.
+
+    On its own, without a framework, it is closed at the server's shutdown.
+    """
+
+    def __init__(self, *, websocket: Serve, http: Serve, aclose: Callable[[], Awaitable[None]]) -> None:
+        self._serve = {"websocket": websocket, "http": http}
+        self._aclose = aclose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._serve[scope["type"]](scope, receive, send)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._aclose()
+        await send({"type": "lifespan.shutdown.complete"})

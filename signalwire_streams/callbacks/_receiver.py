@@ -12,6 +12,7 @@ from aiohttp import web
 from attrs import define, field, frozen
 
 from signalwire_streams._asgi import (
+    Application,
     Receive,
     Scope,
     Send,
@@ -19,7 +20,6 @@ from signalwire_streams._asgi import (
     headers_of,
     reject_upgrade,
     respond,
-    run_lifespan,
     target_of,
 )
 from signalwire_streams.callbacks._events import (
@@ -386,17 +386,15 @@ class CallbackReceiver:
         status, headers = await self._respond(incoming, _pieces(request))
         return web.Response(status=status, headers=headers)
 
-    async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request as an ASGI application: ``app.mount("/callbacks", receiver.asgi)``.
+    @property
+    def asgi(self) -> Application:
+        """The receiver as an ASGI application: ``app.mount("/callbacks", receiver.asgi)``.
 
         Source: https://asgi.readthedocs.io/en/latest/specs/www.html
         """
-        if scope["type"] == "lifespan":
-            await run_lifespan(receive, send, self.aclose)
-            return
-        if scope["type"] == "websocket":
-            await reject_upgrade(scope, send, _FORBIDDEN, {})
-            return
+        return Application(websocket=_reject_websocket, http=self._handle_asgi, aclose=self.aclose)
+
+    async def _handle_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(headers_of(scope))
         incoming = _Incoming(scope["method"], scope["scheme"], headers.get("Host", ""), target_of(scope), headers)
         await respond(send, *await self._respond(incoming, body_of(receive)))
@@ -464,6 +462,10 @@ class _Incoming:
     def announced_size(self) -> int:
         text = self.headers.get("Content-Length", "")
         return int(text[:20]) if text.isascii() and text.isdigit() else 0
+
+
+async def _reject_websocket(scope: Scope, _: Receive, send: Send) -> None:
+    await reject_upgrade(scope, send, _FORBIDDEN, {})
 
 
 async def _pieces(request: web.Request) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ from aiohttp import web
 from attrs import frozen
 from yarl import URL
 
-from signalwire_streams._asgi import Receive, Scope, Send, headers_of, reject_upgrade, respond, run_lifespan
+from signalwire_streams._asgi import Application, Receive, Scope, Send, headers_of, reject_upgrade, respond
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
@@ -144,8 +144,9 @@ class MediaReceiver(StarterMixin):
         """
         return await self._receive(request, Slot())
 
-    async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Receive one stream, as an ASGI application: ``app.mount("/audio", receiver.asgi)``.
+    @property
+    def asgi(self) -> Application:
+        """The receiver as an ASGI application: ``app.mount("/audio", receiver.asgi)``.
 
         It needs no more than the server and the framework that are there: FastAPI, Starlette, Litestar, Quart. Three
         things are the server's: it answers pings and may send some, it limits messages before ``frame_limit`` does, and
@@ -157,12 +158,7 @@ class MediaReceiver(StarterMixin):
 
         Sources: https://asgi.readthedocs.io/en/latest/specs/www.html and .../extensions.html
         """
-        if scope["type"] == "lifespan":
-            await run_lifespan(receive, send, self.aclose)
-        elif scope["type"] == "websocket":
-            await self._receive_asgi(scope, receive, send)
-        else:
-            await respond(send, 400)
+        return Application(websocket=self._receive_asgi, http=_reject_http, aclose=self.aclose)
 
     async def _receive_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         admission = await self._admit(bearer_token(headers_of(scope).get("Authorization")), Slot())
@@ -433,6 +429,10 @@ class MediaReceiver(StarterMixin):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+async def _reject_http(_: Scope, __: Receive, send: Send) -> None:
+    await respond(send, 400)
 
 
 @frozen

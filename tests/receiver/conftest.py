@@ -12,6 +12,7 @@ import trustme
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from tests import waiting
+from tests.receiver.uvicorn_server import AIOHTTP, served_by_uvicorn
 
 Serve: TypeAlias = Callable[..., Any]
 until = waiting.until
@@ -64,12 +65,14 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    """Serve receivers without TLS; each is closed at the end of the test."""
+async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
+    """Serve receivers without TLS; each is closed at the end of the test. A parameter names another server."""
+    server = getattr(request, "param", AIOHTTP)
     async with AsyncExitStack() as stack:
 
         async def start(receiver: MediaReceiver, **options: Any) -> str:
-            return await stack.enter_async_context(receiver.serve(**options))
+            serving = receiver.serve(**options) if server == AIOHTTP else served_by_uvicorn(receiver, server, **options)
+            return await stack.enter_async_context(serving)
 
         yield start
 
