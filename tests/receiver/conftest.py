@@ -12,7 +12,7 @@ import trustme
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from tests import waiting
-from tests.receiver.uvicorn_server import AIOHTTP, served_by_uvicorn
+from tests.uvicorn_server import AIOHTTP, served_by_uvicorn
 
 Serve: TypeAlias = Callable[..., Any]
 until = waiting.until

@@ -1,9 +1,11 @@
 """Receivers as ASGI applications: what FastAPI's users see, and what a server may do."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,16 +15,19 @@ from signalwire_streams import TransportError
 from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.simulator import SimulatedSpace, Tone
+from tests.uvicorn_server import SERVERS, WithoutSignals, running, served_by_uvicorn
 
 from .conftest import Heard, until
 from .test_receiver import begin, media
-from .uvicorn_server import SERVERS, running, served_by_uvicorn
 
 pytestmark = [
     pytest.mark.usefixtures("idle_clock"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets.legacy"),
 ]
 UVICORN = SERVERS[1:]
+README = Path(__file__).parents[2] / "README.md"
+PYTHON = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+TOKEN = "readme-token"
 
 
 class Peer:
@@ -84,36 +89,48 @@ async def test_stream_is_opened_over_uvicorn(
             if isinstance(event, DtmfEvent):
                 break
     assert space.streams[0].played_audio == bytes(800)
-    assert session.end_reason is EndReason.HANDLER_RETURNED
+    assert session.end_reason is EndReason.STOPPED
 
 
-async def test_200_sockets_are_drained_without_loss(stack: Any) -> None:
-    """By the recipe of `MediaReceiver.asgi`: `aclose` first, then the server."""
+@pytest.mark.parametrize("websockets", UVICORN)
+async def test_200_streams_end_before_the_server_of_the_readme(websockets: str) -> None:
+    """Its recipe loses nothing: the server stops while all of them are being received."""
     received: list[int] = []
 
-    async def slow(session: StreamSession) -> None:
+    async def record(session: StreamSession) -> None:
         frames = 0
         async for event in session:
             await asyncio.sleep(0.01)
             frames += isinstance(event, MediaEvent)
         received.append(frames)
 
-    receiver = MediaReceiver(slow, bearer_tokens="t")
-    url = await stack.enter_async_context(served_by_uvicorn(receiver, stack.server))
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+    scope: dict[str, Any] = {"MediaReceiver": MediaReceiver, "record": record, "__name__": "readme"}
+    [code] = [block for block in PYTHON if "uvicorn" in block]
+    code = code.replace("…", TOKEN)
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    receiver = scope["receiver"]
 
-        async def speak() -> None:
-            async with http.ws_connect(url, headers={"Authorization": "Bearer t"}) as peer:
-                await begin(peer)
-                for chunk in range(1, 6):
-                    await peer.send_json(media(chunk))
-                await peer.send_json({"event": "stop", "sequenceNumber": "7"})
-                await peer.receive()
+    server_class = type("Server", (scope["Server"], WithoutSignals), {})
+    async with running(scope["app"], websockets, server_class=server_class) as server:
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/audio/"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+            closing = asyncio.Event()
 
-        peers = [asyncio.create_task(speak()) for _ in range(200)]
-        await until(lambda: len(receiver.sessions) + len(received) == 200)
-        await receiver.aclose()
-        await asyncio.gather(*peers)
+            async def speak() -> None:
+                async with http.ws_connect(url, headers={"Authorization": f"Bearer {TOKEN}"}) as peer:
+                    await begin(peer)
+                    await closing.wait()
+                    for chunk in range(1, 6):
+                        await peer.send_json(media(chunk))
+                    await peer.send_json({"event": "stop", "sequenceNumber": "7"})
+                    await peer.receive()
+
+            peers = [asyncio.create_task(speak()) for _ in range(200)]
+            await until(lambda: len(receiver.sessions) == 200)
+            server.should_exit = True
+            await until(receiver._closing.is_set)
+            closing.set()
+            await asyncio.gather(*peers)
     assert received == [5] * 200
 
 
@@ -176,7 +193,8 @@ async def test_client_that_leaves_before_the_upgrade(client: Any, space: Simulat
 @pytest.mark.parametrize(("code", "lost"), [(1000, False), (1001, False), (1005, False), (1006, True), (None, False)])
 async def test_end_of_a_socket(code: Any, lost: bool) -> None:
     peer = Peer(CONNECT, text("a"), {"type": "websocket.receive", "bytes": b"b"}, gone(code))
-    socket, received = peer.socket(), []
+    received: list[str | bytes] = []
+    socket = peer.socket()
     socket.on_message = received.append
     await socket.accept()
     if lost:

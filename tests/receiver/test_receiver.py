@@ -22,9 +22,9 @@ from signalwire_streams.receiver import (
     StreamSession,
     UnknownEvent,
 )
+from tests.uvicorn_server import for_each_server as pytest_generate_tests  # noqa: F401  (a hook of pytest)
 
 from .conftest import Heard, until
-from .uvicorn_server import for_each_server as pytest_generate_tests  # noqa: F401  (a hook of pytest)
 
 pytestmark = [
     pytest.mark.usefixtures("idle_clock"),

@@ -18,7 +18,7 @@ AIOHTTP = "aiohttp"
 SERVERS = (AIOHTTP, "websockets", "wsproto", "websockets-sansio")
 
 
-class Server(uvicorn.Server):
+class WithoutSignals(uvicorn.Server):
     """A server that leaves signals to the tests."""
 
     @contextmanager
@@ -28,14 +28,17 @@ class Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running(
-    application: Any, websockets: str, ssl_context: ssl.SSLContext | None = None
-) -> AsyncIterator[Server]:
+    application: Any,
+    websockets: str,
+    ssl_context: ssl.SSLContext | None = None,
+    server_class: type[WithoutSignals] = WithoutSignals,
+) -> AsyncIterator[WithoutSignals]:
     """Run a server on a free port of loopback; yield it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both packages deprecate one of the implementations
         config = uvicorn.Config(
             application,
-            ws=websockets,  # type: ignore[arg-type]
+            ws=websockets,
             log_config=None,
             lifespan="on",
             ws_ping_interval=None,
@@ -44,7 +47,7 @@ async def running(
         config.load()
     config.ssl = ssl_context
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = Server(config)
+        server = server_class(config)
         serving = asyncio.create_task(server.serve([listening]))
         while not server.started:  # noqa: ASYNC110  (uvicorn sets no event)
             await asyncio.sleep(0)
