@@ -48,7 +48,7 @@ def offer_pyenv() -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on all cores. If CI is set, also require complete branch coverage."""
+    """Run the tests on all cores. If CI is set, also require complete branch coverage, and repeat some over TLS."""
     session.install("--editable", EVERYTHING, *dependencies("test"))
     if session.posargs:
         session.run("pytest", *session.posargs, env=COMPILED_ONCE)
@@ -61,6 +61,8 @@ def tests(session: nox.Session) -> None:
         at_least = "0"
     covered = ["--cov", "--cov-report", "term:skip-covered", "--cov-fail-under", at_least]
     session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()), env=COMPILED_ONCE)
+    if os.environ.get("CI"):
+        session.run("pytest", "--numprocesses", "auto", "--receiver-tls", "tests/receiver", env=COMPILED_ONCE)
 
 
 @nox.session
@@ -72,6 +74,21 @@ def matrix(session: nox.Session, versions: str) -> None:
     session.run(
         "pytest", "--numprocesses", "auto", "--hypothesis-profile", "short", *session.posargs, env=COMPILED_ONCE
     )
+
+
+@nox.session
+@nox.parametrize("release", ["oldest", "newest"])
+def aiohttp(session: nox.Session, release: str) -> None:
+    """Run the tests of connections and of the receiver with the oldest and the newest aiohttp that is allowed."""
+    [requirement] = [one for one in PROJECT["project"]["dependencies"] if Requirement(one).name == "aiohttp"]
+    session.install("--editable", EVERYTHING, *dependencies("test"))
+    if release == "oldest":
+        session.install(*lowest([requirement]))
+    else:  # also in an environment that is used again
+        session.install("--upgrade", requirement)
+    session.run("python", "-c", "import aiohttp; print('aiohttp', aiohttp.__version__)")
+    options = ("--numprocesses", "auto", *session.posargs)
+    session.run("pytest", *options, "tests/transport", "tests/receiver", env=COMPILED_ONCE)
 
 
 @nox.session
@@ -119,7 +136,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure the cost of this package relative to others, as ratios taken in one run; `-- --quick` is a trial run."""
-    session.install("--editable", ".", *dependencies("bench"))
+    session.install("--editable", ".[cli,fleet]", *dependencies("bench"))
     figures = Path(session.create_tmp()).resolve() / "figures.json"
     session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
     session.log(f"all figures of all rounds: {figures}")

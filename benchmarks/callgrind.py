@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
+from benchmarks.figures import NotMeasuredError
 from benchmarks.processes import Child, child
 
 _LIBRARY = "BENCHMARKS_CALLGRIND"  # the environment variable that tells a child where the helper is
@@ -21,7 +24,7 @@ void stop(void) { CALLGRIND_DUMP_STATS; CALLGRIND_STOP_INSTRUMENTATION; }
 _INSTALL = "instructions are counted with valgrind and gcc: install both (Debian: apt install valgrind gcc libc6-dev)"
 
 
-class CallgrindMissingError(Exception):
+class CallgrindMissingError(NotMeasuredError):
     """Something that counting needs is not installed; the message says what to install."""
 
 
@@ -57,25 +60,39 @@ def compile_helper(directory: Path) -> Path:
     return library
 
 
+def count_program(program: str, directory: Path, environment: Mapping[str, str]) -> int:
+    """Count the instructions of a new interpreter that runs a program, whose modules have been compiled before."""
+    output = directory / "program.out"
+    command = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={output}", sys.executable, "-c", program]
+    subprocess.run(command, check=True, env={**environment, "PYTHONHASHSEED": "0"})  # noqa: S603
+    return _total(output)
+
+
 @contextmanager
 def counted_child(
     target: str,
     helper: Path,
+    *,
+    environment: dict[str, str] | None = None,
     **settings: Any,  # noqa: ANN401  (any JSON)
 ) -> Iterator[tuple[Child, Callable[[], int]]]:
     """Run a child under callgrind; yield it, and a function that returns the instructions of its last counted block."""
-    output = helper.parent / f"{target.replace(':', '-')}.out"
+    output = Path(mkdtemp(dir=helper.parent)) / "child.out"
     under: Sequence[str] = (
         *("valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--combine-dumps=no"),
         f"--callgrind-out-file={output}",
     )
-    environment = {_LIBRARY: str(helper), "PYTHONHASHSEED": "0"}
-    with child(target, under=under, environment=environment, **settings) as running:
+    variables = {_LIBRARY: str(helper), "PYTHONHASHSEED": "0", **(environment or {})}
+    with child(target, under=under, environment=variables, **settings) as running:
         yield running, lambda: _instructions(output)
 
 
 def _instructions(output: Path) -> int:
     dumps = sorted(output.parent.glob(f"{output.name}.*"), key=lambda path: int(path.suffix[1:]))
-    found = re.search(r"^(?:totals|summary): (\d+)", dumps[-1].read_text("utf-8"), re.MULTILINE)
+    return _total(dumps[-1])
+
+
+def _total(dump: Path) -> int:
+    found = re.search(r"^(?:totals|summary): (\d+)", dump.read_text("utf-8"), re.MULTILINE)
     assert found is not None
     return int(found[1])

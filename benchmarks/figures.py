@@ -1,15 +1,20 @@
 """Figures: one value per contender and round, and how contenders compare within a round."""
 
+import random
 import resource
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 _Choice = TypeVar("_Choice")
 _PER_MEGABYTE = 1e6 if sys.platform == "darwin" else 1e6 / 1024  # the unit of ru_maxrss
+
+
+class NotMeasuredError(Exception):
+    """A family can't be measured here; the message says why."""
 
 
 @frozen(kw_only=True)
@@ -19,19 +24,27 @@ class Plan:
     Attributes:
         quick: only check that everything works; the figures are worth little.
         loops: the event loops to measure with; the first is the one that all families use.
+        seed: of the order of the contenders.
     """
 
     quick: bool = False
     loops: tuple[str, ...] = ("asyncio", "uvloop")
+    seed: int = 0
 
     @property
     def long_rounds(self) -> int:
         """Rounds of measurements that take minutes; odd, so that the median is a round that happened."""
-        return self.pick(full=5, quick=1)
+        return self.pick(full=3, quick=1)
 
     def pick(self, *, full: _Choice, quick: _Choice) -> _Choice:
         """Return the size for this plan."""
         return quick if self.quick else full
+
+    def shuffled(self, choices: Iterable[_Choice], *turn: object) -> list[_Choice]:
+        """Return them in an order of this turn, so that no contender always runs after the same other one."""
+        ordered = list(choices)
+        random.Random(f"{self.seed} {turn}").shuffle(ordered)  # noqa: S311  (an order is no secret)
+        return ordered
 
 
 @frozen
@@ -76,6 +89,8 @@ class Section:
         series: the contenders.
         baseline: the contender by whose figure the others are divided; None where a ratio says nothing.
         ours: the name of this package's own figure, which is divided by each of the others.
+        aims: what this package should reach, by the name of the series: a ratio, or without a baseline a figure.
+        beside: further figures of the same series, each shown as one more column: as a ratio if it has a baseline.
         plotted: whether it is plotted.
         notes: what a reader should know.
     """
@@ -85,6 +100,8 @@ class Section:
     series: tuple[Series, ...]
     baseline: str | None = None
     ours: str | None = None
+    aims: Mapping[str, str] = field(factory=dict)
+    beside: tuple["Section", ...] = ()
     plotted: bool = False
     notes: tuple[str, ...] = ()
 
@@ -109,6 +126,8 @@ class Section:
             "unit": self.unit,
             "baseline": self.baseline,
             "ours": self.ours,
+            "aims": dict(self.aims),
+            "beside": [section.document() for section in self.beside],
             "notes": self.notes,
             "series": [
                 {
@@ -135,7 +154,7 @@ class Rounds:
 
     def add(self, name: str, value: float) -> None:
         """Add a contender's figure of this round."""
-        self._found.setdefault(name, []).append(value)
+        self._found.setdefault(name, []).append(float(value))
 
     def series(self, names: Iterable[str] | None = None) -> tuple[Series, ...]:
         """Return what was collected, of some contenders or of all."""
@@ -153,6 +172,11 @@ def cpu() -> float:
     """Return the CPU seconds that this process has used in all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def page_faults() -> int:
+    """Return how often this process has touched a page that it did not have yet."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def peak_memory() -> float:

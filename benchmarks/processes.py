@@ -14,20 +14,28 @@ from typing import IO, Any, TextIO, TypeAlias
 
 from attrs import frozen
 
+from benchmarks.figures import NotMeasuredError
+
 Respond: TypeAlias = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Executes a command, and returns the answer."""
 
 Target: TypeAlias = Callable[[dict[str, Any]], AbstractAsyncContextManager[Respond]]
 """The workload of a child process, created with the parent's settings."""
 
+PINNED_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+"""The environment in which glibc gives no memory back while a child is measured.
+
+Otherwise it depends on the layout of the heap whether a read of 256 KiB costs two page faults, or none.
+"""
+
 _TIMEOUT = 600.0  # seconds for an answer; the largest run takes about one minute
 
 
-class MissingPackageError(Exception):
-    """A package that a contender needs is not installed; its name is the argument."""
+class MissingPackageError(NotMeasuredError):
+    """A package that a contender needs is not installed."""
 
 
-class ChildError(Exception):
+class ChildError(NotMeasuredError):
     """A child failed, or did not answer in time; its output is on standard error."""
 
 
@@ -53,7 +61,7 @@ class Child:
             raise ChildError(f"{self._target} gave no answer")
         answer: dict[str, Any] = json.loads(line)
         if "missing" in answer:
-            raise MissingPackageError(answer["missing"])
+            raise MissingPackageError(f"{answer['missing']} is not installed")
         if "failed" in answer:
             raise ChildError(f"{self._target} failed with {answer['failed']}")
         return answer
@@ -66,6 +74,7 @@ def child(
     *,
     under: Sequence[str] = (),
     environment: dict[str, str] | None = None,
+    cpu: int | None = None,
     **settings: Any,  # noqa: ANN401  (any JSON)
 ) -> Iterator[Child]:
     """Run a child for the length of a block.
@@ -75,12 +84,14 @@ def child(
         loop: its event loop.
         under: the command that runs it, such as valgrind's.
         environment: additional environment variables.
+        cpu: the only processor that it may use; on Linux.
         settings: the target's settings.
 
     Raises:
         MissingPackageError: a package that it needs is not installed.
     """
-    command = [*under, sys.executable, "-m", "benchmarks.processes", target, loop, json.dumps(settings)]
+    own = [target, loop, json.dumps(settings), *(() if cpu is None else ["--cpu", str(cpu)])]
+    command = [*under, sys.executable, "-m", "benchmarks.processes", *own]
     process = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     )
@@ -117,15 +128,18 @@ def on_loop(name: str, loop: str) -> str:
 def start_all(
     stack: ExitStack,
     contenders: Sequence[Contender],
+    *,
+    environment: dict[str, str] | None = None,
     **settings: Any,  # noqa: ANN401  (any JSON)
 ) -> tuple[dict[str, Child], list[str]]:
     """Start the contenders' children; return them, and notes on those whose packages are missing."""
     children, notes = {}, []
     for contender in contenders:
         try:
-            children[contender.name] = stack.enter_context(child(contender.target, contender.loop, **settings))
+            started = child(contender.target, contender.loop, environment=environment, **settings)
+            children[contender.name] = stack.enter_context(started)
         except MissingPackageError as error:
-            notes.append(f"left out: {contender.name}, since {error} is not installed")
+            notes.append(f"left out: {contender.name}, since {error}")
     return children, notes
 
 
@@ -146,7 +160,10 @@ def _main() -> None:
     parser.add_argument("target", help="module:name")
     parser.add_argument("loop")
     parser.add_argument("settings")
+    parser.add_argument("--cpu", type=int)
     options = parser.parse_args()
+    if options.cpu is not None and sys.platform == "linux":
+        os.sched_setaffinity(0, {options.cpu})
     # The parent reads standard output, so whatever else prints there goes to standard error.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -5,6 +5,7 @@ import asyncio
 import gc
 import json
 import socket
+import ssl
 import time
 from array import array
 from base64 import b64decode
@@ -13,9 +14,9 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from typing import Any, Self
 
 from benchmarks.callgrind import counting
-from benchmarks.figures import cpu, percentile
+from benchmarks.figures import cpu, page_faults, percentile
 from benchmarks.processes import Respond, Target
-from benchmarks.sender import OCTETS, TOKEN
+from benchmarks.sender import OCTETS, TOKEN, FrameCount
 
 _STALLED = 3.0  # seconds without a frame, after which no more are expected
 _POLL = 0.02
@@ -30,9 +31,13 @@ class Received:
         octets: their audio.
         epoch: when the first frame was due; None if frames are sent as fast as they are read.
         delays: the delay of each frame, in seconds.
+        certificate: the file with the certificate and the key to serve with; None serves without TLS.
+        handled: counts the frames for the sender as well, if it waits for each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: str | None = None) -> None:
+        self.certificate = certificate
+        self.handled: FrameCount | None = None
         self.open_sockets = 0
         self.clear()
 
@@ -41,6 +46,15 @@ class Received:
         self.frames = self.octets = 0
         self.epoch: float | None = None
         self.delays = array("d")
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The context to serve with."""
+        if self.certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate)
+        return context
 
     def percentiles(self) -> dict[str, float]:
         """Return the delays' percentiles; none if they are unknown."""
@@ -71,6 +85,8 @@ class Socket:
         received = self._received
         received.frames += 1
         received.octets += len(payload)
+        if received.handled is not None:
+            received.handled.add()
         if received.epoch is not None:
             received.delays.append(time.monotonic() - received.epoch - self._phase - timestamp / 1_000)
 
@@ -79,26 +95,28 @@ def _measured(receiver: Callable[[Received], AbstractAsyncContextManager[int]]) 
     """Create a target from a receiver, which serves for the length of a block and returns its port."""
 
     @asynccontextmanager
-    async def target(_: dict[str, Any]) -> AsyncIterator[Respond]:
-        received = Received()
-        used = 0.0
+    async def target(settings: dict[str, Any]) -> AsyncIterator[Respond]:
+        handled = FrameCount(settings["handled"]) if "handled" in settings else None
+        received = Received(settings.get("certificate"))
+        used, faults = 0.0, 0
         async with receiver(received) as port:
             counted = ExitStack()
 
             async def respond(command: dict[str, Any]) -> dict[str, Any]:
-                nonlocal used
+                nonlocal used, faults
                 if "sockets" in command:
                     await _until(lambda: received.open_sockets == command["sockets"])
                     received.clear()
                     gc.collect()
                     received.epoch = command["epoch"]
-                    used = cpu()
+                    received.handled = handled if command.get("one_by_one", False) else None
+                    used, faults = cpu(), page_faults()
                     counted.enter_context(counting(enabled=command.get("counted", False)))
                 if "frames" in command:
                     await _all_received(received, command["frames"])
                     counted.close()
-                    found = {"frames": received.frames, "octets": received.octets}
-                    return {"cpu": cpu() - used, **found, **received.percentiles()}
+                    spent = {"cpu": cpu() - used, "faults": page_faults() - faults}
+                    return {**spent, "frames": received.frames, "octets": received.octets, **received.percentiles()}
                 return {"port": port}
 
             yield respond
@@ -175,7 +193,7 @@ async def _aiohttp_route(received: Received, handler: type[_Handler]) -> AsyncIt
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=received.tls).start()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
@@ -203,7 +221,8 @@ async def fastapi(received: Received) -> AsyncIterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(1024)  # before uvicorn does, since the port is returned at once
-        server = Server(Config(application, log_level="error", access_log=False, backlog=1024))
+        quiet: dict[str, Any] = {"log_level": "error", "access_log": False}
+        server = Server(Config(application, backlog=1024, ssl_certfile=received.certificate, **quiet))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         try:
             yield listening.getsockname()[1]
@@ -227,13 +246,12 @@ async def websockets(received: Received) -> AsyncIterator[int]:
             except ConnectionClosedError:
                 return
 
-    async with serve(audio, "127.0.0.1", 0) as server:
+    async with serve(audio, "127.0.0.1", 0, ssl=received.tls) as server:
         yield next(iter(server.sockets)).getsockname()[1]
 
 
-@_measured
 @asynccontextmanager
-async def media_receiver(received: Received) -> AsyncIterator[int]:
+async def _media_receiver(received: Received, **options: Any) -> AsyncIterator[int]:  # noqa: ANN401
     """Serve with `MediaReceiver`: typed events, the bounded queue, checked tokens, statistics."""
     from yarl import URL
 
@@ -245,5 +263,9 @@ async def media_receiver(received: Received) -> AsyncIterator[int]:
                 if isinstance(event, MediaEvent):
                     counted.add(event.timestamp or 0, event.payload)
 
-    async with MediaReceiver(handler, bearer_tokens=TOKEN).serve() as url:
+    async with MediaReceiver(handler, bearer_tokens=TOKEN, **options).serve(ssl_context=received.tls) as url:
         yield URL(url).port or 0
+
+
+media_receiver = _measured(_media_receiver)
+coalescing = _measured(lambda received: _media_receiver(received, coalesce=0.1))

@@ -2,56 +2,85 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.figures import Section, Series, Spread
 
-_HEADINGS = ("", "median", "min … max", "÷ baseline", "this package ÷ it")
-_TEN, _HUNDRED = 10, 100
+_INDENT = "  "
+_NOTE_WIDTH = 110
+_NAME = ""
+_NOTHING, _TEN, _HUNDRED = 0.005, 10, 100
+
+_Row: TypeAlias = Mapping[str, str]
+"""The cells of a line by their heading; the name of the series has none."""
 
 
 def lines(sections: Sequence[Section]) -> Iterator[str]:
-    """Yield the lines of the table: a part for each section, all as wide as the widest."""
-    parts = [[_row(section, series) for series in section.series] for section in sections]
-    cells = [_HEADINGS, *(row for part in parts for row in part)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
-    yield _aligned(_HEADINGS, widths)
-    for section, part in zip(sections, parts, strict=True):
+    """Yield the lines of the sections: a table for each, whose columns are as wide as in all others."""
+    tables = [[_row(section, series) for series in section.series] for section in sections]
+    widths: dict[str, int] = {}
+    for row in (row for table in tables for row in table):
+        for heading, cell in row.items():
+            widths[heading] = max(widths.get(heading, 0), len(heading), len(cell))
+    for section, table in zip(sections, tables, strict=True):
         yield ""
-        yield f"{section.title} [{section.unit}]"
-        yield from (_aligned(row, widths) for row in part)
-        yield from (f"    ({note})" for note in section.notes)
+        yield section.title
+        headings = dict.fromkeys(heading for row in table for heading in row)
+        shown = [heading for heading in headings if any(row.get(heading) for row in table)]
+        if table:
+            yield _aligned({heading: heading for heading in shown}, shown, widths)
+        yield from (_aligned(row, shown, widths) for row in table)
+        yield from (line for note in section.notes for line in _wrapped(note))
 
 
-def _row(section: Section, series: Series) -> tuple[str, ...]:
+def _row(section: Section, series: Series) -> _Row:
     spread = series.spread
-    return (
-        f"  {series.name}" + (" *" if series.name == section.baseline else ""),
-        number(spread.median),
-        f"{number(spread.low)} … {number(spread.high)}",
-        _ratio(section.over_baseline(series)),
-        _ratio(section.ours_over(series)),
-    )
+    low, high = number(spread.low), number(spread.high)
+    row: dict[str, str] = {
+        _NAME: _INDENT + series.name + (" *" if series.name == section.baseline else ""),
+        f"median, {section.unit}": number(spread.median),
+        "min … max": f"{low} … {high}" if low != high else "",
+        "÷ *": ratio(section.over_baseline(series)) if series.name != section.baseline else "",
+        "ours ÷ it": ratio(section.ours_over(series)) if series.name not in (section.ours, section.baseline) else "",
+        "aim": section.aims.get(series.name, ""),
+    }
+    for beside in section.beside:
+        found = beside.find(series.name)
+        if found is None:
+            continue
+        if beside.baseline is None:
+            row[f"{beside.title}, {beside.unit}" if beside.unit else beside.title] = number(found.spread.median)
+        elif series.name != beside.baseline:
+            row[f"{beside.title} ÷ *"] = ratio(beside.over_baseline(found))
+    return row
 
 
 def number(value: float) -> str:
     """Format a figure with its significant digits."""
-    if abs(value) >= _HUNDRED:
+    if abs(value) >= _HUNDRED or value.is_integer() or abs(value) < _NOTHING:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= _TEN else f"{value:.2f}"
 
 
-def _ratio(spread: Spread | None) -> str:
-    return "" if spread is None else f"{spread.median:.2f} ({spread.low:.2f} … {spread.high:.2f})"
+def ratio(spread: Spread | None) -> str:
+    """Format a ratio, or nothing."""
+    if spread is None:
+        return ""
+    low, high = f"{spread.low:.2f}", f"{spread.high:.2f}"
+    return f"{spread.median:.2f}" + (f" ({low} … {high})" if low != high else "")
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    name, *others = row
-    cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-    return "  ".join([name.ljust(widths[0]), *cells]).rstrip()
+def _aligned(row: _Row, headings: Iterable[str], widths: Mapping[str, int]) -> str:
+    cells = [(str.rjust if heading else str.ljust)(row.get(heading, ""), widths[heading]) for heading in headings]
+    return _INDENT.join(cells).rstrip()
+
+
+def _wrapped(note: str) -> list[str]:
+    return textwrap.wrap(note, _NOTE_WIDTH, initial_indent=_INDENT * 2, subsequent_indent=_INDENT * 2)
 
 
 _PACKAGES = (

@@ -200,7 +200,8 @@ async def serve(_: dict[str, Any]) -> AsyncIterator[Respond]:
         answer = {"port": port, "served": len(arrivals.times)}
         if "window" in command:
             window = command["window"]
-            answer |= {"busiest": arrivals.busiest(window), "steady": arrivals.within(1.0, 1.0 + window)}
+            begin = command.get("after", 1.0)
+            answer |= {"busiest": arrivals.busiest(window), "steady": arrivals.within(begin, begin + window)}
         if "forget" in command:
             arrivals.times.clear()
         return answer

@@ -41,7 +41,7 @@ Start: TypeAlias = Callable[[str, str], Awaitable[bool]]
 Run: TypeAlias = Callable[[Sequence[Item]], Awaitable[int]]
 """Starts a stream for each item; returns how many were answered with 200 and a valid body."""
 
-_SIDS = tuple(f"3f1c2a68-0000-4000-8000-{number:012x}" for number in range(200))
+SIDS = tuple(f"3f1c2a68-0000-4000-8000-{number:012x}" for number in range(200))
 _UNLIMITED = 1_000_000_000  # requests in ten seconds: the rate limiter runs as usual, and never delays a start
 
 
@@ -71,7 +71,7 @@ def _measured(starter: Callable[[Site], AbstractAsyncContextManager[Run]]) -> Ta
         async with starter(Site(**settings)) as run:
 
             async def respond(command: dict[str, Any]) -> dict[str, Any]:
-                items = [(_SIDS[n % len(_SIDS)], f"{command['tag']}-{n}") for n in range(command["starts"])]
+                items = [(SIDS[n % len(SIDS)], f"{command['tag']}-{n}") for n in range(command["starts"])]
                 gc.collect()
                 memory, began, used = peak_memory(), time.perf_counter(), cpu()
                 with counting(enabled=command.get("counted", False)):
@@ -292,7 +292,7 @@ async def latency(settings: dict[str, Any]) -> AsyncIterator[Respond]:
     """Start by hand and with this client alternately in one process; answer with percentiles in microseconds."""
     import aiohttp
 
-    site, sid = Site(**settings), _SIDS[0]
+    site, sid = Site(**settings), SIDS[0]
     async with aiohttp.ClientSession() as session, _client(site) as client:
         by_hand = _by_hand(session, site, auth=aiohttp.BasicAuth(PROJECT, TOKEN))
         ours = _by_client(client)

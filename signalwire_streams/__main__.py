@@ -2,7 +2,7 @@
 
 import sys
 
-from signalwire_streams._cli import ignore_interrupts
+from signalwire_streams._signals import ignore_interrupts
 
 _OF_THE_EXTRA = {"click", "rich", "trustme"}
 _USAGE_ERROR = 2

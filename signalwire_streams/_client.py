@@ -4,8 +4,7 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
-from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, NoReturn, Self, TypeAlias, TypedDict, Unpack
 
 import aiohttp
 
@@ -31,13 +30,14 @@ from signalwire_streams.models._validation import Secret, check_count, masks_sec
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
 
+if TYPE_CHECKING:
+    from signalwire_streams.bulk._runs import BulkRuns
+
 __all__ = ["StreamsClient"]
 
-_Item = TypeVar("_Item")
 _Start: TypeAlias = StartConferenceStream | StartCallStream
 _Stream: TypeAlias = ConferenceStream | CallStream
 
-_BULK_DEADLINE = 300.0
 _ENVIRONMENT = ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN")
 
 
@@ -145,15 +145,15 @@ class StreamsClient:
     def from_env(cls, environment: Mapping[str, str] | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Create a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
-        Args:
-            environment: where to look them up; the process's own by default.
-            options: the client's other options, such as ``rate_limiter=``.
+        They are looked up in the process's environment by default; the options are the client's other ones.
 
         Raises:
             InvalidRequestError: some are not set; the message names them all. Or an option is one that the environment
                 sets.
         """
-        space, project, token = _read_environment(os.environ if environment is None else environment)
+        environment = os.environ if environment is None else environment
+        # The address may hold a password, and a pasted project the token.
+        space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
             raise InvalidRequestError(
@@ -192,50 +192,30 @@ class StreamsClient:
             InvalidRequestError: on iteration, if the journal exists already, or is missing, or belongs to another
                 Space, project or kind of run, or to a process that is still running.
         """
-        operation = bulk.StartStreams(
-            conferences=self._conference_streams,
-            calls=self._call_streams,
-            deadline=self._bulk_deadline,
-            ledger=self._ledger(journal, "start", resume=resume),
-            resend_call_starts=self._retry.resend_call_starts,
-        )
-        return self._run(requests, operation, concurrency)
+        return self._bulk_runs.start(requests, concurrency=concurrency, journal=journal, resume=resume)
 
     def create_journal(self, requests: Iterable[_Start], *, journal: Path | str) -> "bulk.BulkJournal":
         """Record the requests of a run in a new journal, and send nothing yet.
 
         ``client.start_streams(requests, journal=journal, resume=True)`` then starts them. If that run is killed, the
-        journal alone is enough to resume it: `BulkJournal.requests` returns the requests, without their secrets.
-
-        Args:
-            requests: the streams to start; all are read, and written in one transaction.
-            journal: the file to create.
+        journal alone is enough to resume it: `BulkJournal.requests` returns the requests, without their secrets. All
+        requests are read, and written in one transaction.
 
         Raises:
             InvalidRequestError: the file exists already or can't be created, an item is not a request, or two of them
                 are the same; no file is left behind.
             JournalError: the file can't be written.
         """
-        bulk.Journal.plan(bulk.journal_path(journal), self._owner("start"), run=token_hex(4), requests=requests)
-        return bulk.BulkJournal(journal)
+        return self._bulk_runs.create_journal(requests, journal)
 
     def stop_started(self, journal: Path | str, *, concurrency: int | None = None) -> "bulk.BulkRun[_Stream]":
         """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_started("run.db")``.
 
         Streams are stopped by their sid, or by their name if only that is known. Those that have already ended count
-        as stopped. It can be repeated until nothing is left; the run can't be resumed after it.
-
-        Args:
-            journal: the run's file.
-            concurrency: maximum number of stops in flight; tuned automatically if left out.
-
-        Raises:
-            InvalidRequestError: on iteration, if there is no such journal, or it belongs to another Space, project or
-                kind of run, or to a process that is still running.
+        as stopped. It can be repeated until nothing is left; the run can't be resumed after it. ``concurrency`` and
+        the errors on iteration are those of `start_streams`.
         """
-        path, owner = bulk.journal_path(journal), self._owner("start")
-        ledger = bulk.RollbackLedger(partial(bulk.Journal.reopen, path, owner, clock=self._clock), self._clock)
-        return self._run(bulk.BulkJournal(journal).streams(), self._stopping(ledger), concurrency)
+        return self._bulk_runs.stop_started(journal, concurrency=concurrency)
 
     def stop_streams(
         self,
@@ -247,52 +227,25 @@ class StreamsClient:
     ) -> "bulk.BulkRun[_Stream]":
         """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
 
-        Args:
-            streams: the streams as they were returned, or recreated from stored values, such as
-                ``ConferenceStream(conference_sid="...", name="...")``.
-            concurrency: maximum number of stops in flight; tuned automatically if left out.
-            journal: SQLite file that records progress, as in `start_streams`.
-            resume: True to resume the run of that journal.
+        The streams are those that were returned, or recreated from stored values, such as
+        ``ConferenceStream(conference_sid="...", name="...")``. Other arguments and errors are those of `start_streams`.
         """
-        return self._run(streams, self._stopping(self._ledger(journal, "stop", resume=resume)), concurrency)
+        return self._bulk_runs.stop(streams, concurrency=concurrency, journal=journal, resume=resume)
 
     @property
-    def _bulk_deadline(self) -> float:
-        # The items of a run wait for the rate limiter together, so the last of them waits for all others.
-        return _BULK_DEADLINE + 2 * bulk.MAX_CONCURRENCY / self._rate
+    def _bulk_runs(self) -> "BulkRuns":
+        # Imported here, since a client that makes no bulk run is not to pay for it.
+        from signalwire_streams.bulk._runs import BulkRuns  # noqa: PLC0415
 
-    def _stopping(self, ledger: "bulk.Ledger | None") -> "bulk.StopStreams":
-        return bulk.StopStreams(
-            conferences=self._conference_streams, calls=self._call_streams, deadline=self._bulk_deadline, ledger=ledger
+        return BulkRuns(
+            conferences=self._conference_streams,
+            calls=self._call_streams,
+            origin=self.origin,
+            project=self.project,
+            rate=self._rate,
+            resend_call_starts=self._retry.resend_call_starts,
+            clock=self._clock,
         )
-
-    def _ledger(
-        self, journal: "Path | str | bulk.Ledger | None", operation: str, *, resume: bool
-    ) -> "bulk.Ledger | None":
-        if journal is None and resume:
-            raise InvalidRequestError("resume=True needs the journal of the run to resume: pass journal='run.db'")
-        if journal is None or isinstance(journal, bulk.Ledger):
-            return journal
-        path, owner = bulk.journal_path(journal), self._owner(operation)
-        if resume:
-            opening = partial(bulk.Journal.reopen, path, owner, clock=self._clock)
-        else:
-            opening = partial(bulk.Journal.create, path, owner, run=token_hex(4), clock=self._clock)
-        return bulk.JournalLedger(opening, self._clock)
-
-    def _owner(self, operation: str) -> "bulk.JournalOwner":
-        return bulk.JournalOwner(operation, self.origin, self.project)
-
-    def _run(
-        self,
-        items: Iterable[_Item] | AsyncIterable[_Item],
-        operation: "bulk.Operation[_Item]",
-        concurrency: int | None,
-    ) -> "bulk.BulkRun[_Item]":
-        limit: bulk.FixedConcurrency = bulk.AdaptiveConcurrency()
-        if concurrency is not None:
-            limit = bulk.FixedConcurrency(check_count(concurrency, "concurrency"))
-        return bulk.BulkRun(bulk.WorkerPool(items, operation, limit=limit, clock=self._clock))
 
     async def aclose(self) -> None:
         """Accept no new calls, wait up to five seconds for those in flight, then close the connections."""
@@ -313,9 +266,3 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
-
-
-def _read_environment(environment: Mapping[str, str]) -> tuple[str, str, str]:
-    # The address may hold a password, and a pasted project the token.
-    space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
-    return space, project, token

@@ -8,7 +8,7 @@
     ├── JournalError                               a bulk run's journal can't be read or written
     ├── FleetError                                 the Redis that a fleet shares can't be used
     ├── TransportError                             no valid response
-    │   ├── CircuitOpenError                       the circuit breaker is open; not attempted
+    │   ├── CircuitOpenError                       the circuit breaker is open; not sent, or not sent again
     │   └── RunCancelledError                      the bulk run ended before the item was sent
     ├── MalformedResponseError                     the response did not come from the API
     ├── OpenError                                  a stream that was started with its receiver did not begin
@@ -132,7 +132,7 @@ class TransportError(StreamsError):
 
 
 class CircuitOpenError(TransportError):
-    """Circuit breaker open: too many recent requests failed, so this one was not attempted."""
+    """Circuit breaker open: too many recent requests failed, so this one was not sent, or not sent again."""
 
 
 class RunCancelledError(TransportError):

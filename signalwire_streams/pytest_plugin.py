@@ -137,24 +137,15 @@ class StreamReceiver:
     def open(
         self, streams: "Starts[Any]", sid: str, **fields: "Unpack[OpenOptions]"
     ) -> "AbstractAsyncContextManager[StreamSession]":
-        """Start a stream and receive it, as `MediaReceiver.open` does, with this receiver's URL.
-
-        Args:
-            streams: ``client.conferences`` or ``client.calls``.
-            sid: the conference or call.
-            fields: further arguments of `MediaReceiver.open`.
-        """
+        """Start a stream and receive it, with the arguments of `MediaReceiver.open`, but with this receiver's URL."""
         given: OpenOptions = {"url": self.url, **fields}
         return self.receiver.open(streams, sid, **given)
 
     async def next_stream(self, *, timeout: float = 15.0) -> "StreamSession":  # noqa: ASYNC109  (as in asyncio)
         """Wait for the next stream that was started with this URL and token.
 
-        Args:
-            timeout: seconds.
-
         Raises:
-            TimeoutError: none arrived.
+            TimeoutError: none arrived within that many seconds.
         """
         __tracebackhide__ = True
         try:

@@ -24,6 +24,10 @@ settings.register_profile("long", UNTIMED, max_examples=200, derandomize=True, d
 settings.load_profile("long" if os.environ.get("CI") else "short")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--receiver-tls", action="store_true", help="have the tests of the receiver speak TLS")
+
+
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Run two workers per core: many tests wait, for processes, for Redis, and for bytes to arrive."""

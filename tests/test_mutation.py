@@ -97,13 +97,32 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
 
     assert ended.value.code == 1
     found = json.loads(results.read_text())["packages"]["_http"]
-    assert [(each["line"], each["result"]) for each in found["results"]] == [(2, "killed"), (6, "survived")]
+    assert [(each["line"], each["column"], each["result"]) for each in found["results"]] == [
+        (2, 5, "killed"),
+        (6, 5, "survived"),
+    ]
     assert found["survival_percent"] == 50
     shown = capsys.readouterr().out
     assert shown.endswith(
-        "survivors in _http:\n  signalwire_streams/_http/__init__.py:6 [statement] raise KeyError -> pass\n"
+        "survivors in _http:\n  signalwire_streams/_http/__init__.py:6:5 [statement] raise KeyError -> pass\n"
     )
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_tests_that_run_the_line_of_a_mutant_run_first(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They detect it alone; all tests run against a mutant that no test runs."""
+    runs = tmp_path / "runs"
+    (project / "tests" / "http" / "test_another.py").write_text(
+        f"def test_another():\n    with open({str(runs)!r}, 'a') as file:\n        file.write('.')\n"
+    )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0"])
+
+    mutation.main()
+
+    assert len(runs.read_text()) == len(["without a mutant", "with coverage", "against the mutant of line 6"])
 
 
 @pytest.mark.parametrize(("output", "words"), [("1 failed", "1 failed"), ("", "ran for more than 7 s")])

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from benchmarks.figures import Plan, Rounds, Section
+from benchmarks.figures import NotMeasuredError, Plan, Rounds, Section
 from benchmarks.processes import Child, ChildError, Contender, child, on_loop, start_all
 from benchmarks.servers import Server, server
 
@@ -10,15 +10,14 @@ HAND = "hand-written aiohttp"
 OURS = "this client"
 SINGLE = "this client, one at a time"
 
-_ON_ALL_LOOPS = (
+COMMON = (
     (HAND, "starters:aiohttp_plain"),
     ("hand-written aiohttp, tuned", "starters:aiohttp_tuned"),
     (SINGLE, "starters:single"),
     ("this client, bulk", "starters:bulk"),
     ("this client, bulk with journal", "starters:journaled"),
 )
-COUNTED = (_ON_ALL_LOOPS[0], *_ON_ALL_LOOPS[2:])
-"""The contenders whose instructions are counted, the baseline first."""
+"""The contenders that run on all loops, and whose instructions are counted; the baseline first."""
 _ON_FIRST_LOOP = (
     ("hand-written aiohttp, header for auth=", "starters:aiohttp_header"),
     ("twilio (async)", "starters:twilio"),
@@ -28,7 +27,7 @@ _ON_FIRST_LOOP = (
 )
 
 
-class StartsNotConfirmedError(Exception):
+class StartsNotConfirmedError(NotMeasuredError):
     """A contender did not start what it was asked to, so its figure would be of something else."""
 
 
@@ -50,7 +49,7 @@ def measure_starts(plan: Plan) -> list[Section]:
     contenders = [
         Contender(on_loop(name, loop), target, loop)
         for loop in plan.loops
-        for name, target in (*_ON_ALL_LOOPS, *(_ON_FIRST_LOOP if loop == plan.loops[0] else ()))
+        for name, target in (*COMMON, *(_ON_FIRST_LOOP if loop == plan.loops[0] else ()))
     ]
     rounds, passes, starts = plan.pick(full=(7, 2, 600), quick=(3, 1, 300))
     costs, rates = Rounds(), Rounds()
@@ -60,7 +59,8 @@ def measure_starts(plan: Plan) -> list[Section]:
             spent = dict.fromkeys(children, (0.0, 0.0))
             # Short turns: what slows the machine for a second then slows all contenders.
             for turn in range(passes):
-                for name, child in list(children.items()):
+                for name in plan.shuffled(children, number, turn):
+                    child = children[name]
                     try:
                         answer = ask(name, child, running, starts=starts, tag=f"{number}-{turn}")
                     except ChildError as error:
@@ -73,22 +73,22 @@ def measure_starts(plan: Plan) -> list[Section]:
                 cpu, seconds = spent[name]
                 costs.add(name, cpu / (starts * passes) * 1e6)
                 rates.add(name, starts * passes / seconds)
-    about = f"{starts * passes} starts a round, from 16 workers; the server is {running.name}"
+    about = f"{starts * passes:,} starts a round, from 16 workers; the server is {running.name}"
     sections = []
     for loop in plan.loops:
         names = [contender.name for contender in contenders if contender.loop == loop and contender.name in children]
-        sections += [
+        sections.append(
             Section(
                 title=f"CPU per start, {loop}",
                 unit="µs",
                 series=costs.series(names),
                 baseline=on_loop(HAND, loop),
                 ours=on_loop(SINGLE, loop),
+                beside=(Section(title="starts a second", unit="", series=rates.series(names)),),
                 plotted=True,
                 notes=(about, *notes),
-            ),
-            Section(title=f"Starts per second of one process, {loop}", unit="1/s", series=rates.series(names)),
-        ]
+            )
+        )
     return sections
 
 
@@ -98,7 +98,7 @@ _WARM_UP = 1_000
 
 def measure_growth(plan: Plan) -> list[Section]:
     """Run bulk runs of all sizes and concurrencies, each in a new process whose connections are open."""
-    sizes = plan.pick(full=(100, 1_000, 10_000, 100_000), quick=(100, 1_000, 5_000))
+    sizes = plan.pick(full=(100, 1_000, 10_000, 50_000), quick=(100, 1_000, 5_000))
     widths = plan.pick(full=(1, 8, 64, 256, 512), quick=(1, 64, 512))
     starts = plan.pick(full=2_000, quick=1_000)
     by_size, by_width = (Rounds(), Rounds()), (Rounds(), Rounds())
@@ -156,7 +156,7 @@ def measure_latency(plan: Plan) -> list[Section]:
                 tails.add(name, answer[side]["p99"])
             added.add("median", answer["ours"]["median"] - answer["hand"]["median"])
             added.add("99th percentile", answer["ours"]["p99"] - answer["hand"]["p99"])
-    about = f"{pairs} pairs a round, alternating in one process; the server is {running.name}"
+    about = f"{pairs:,} pairs a round, alternating in one process; the server is {running.name}"
     sides = (("median", medians.series()), ("99th percentile", tails.series()))
     return [
         *(
@@ -175,17 +175,17 @@ def measure_latency(plan: Plan) -> list[Section]:
 
 
 # Source: https://signalwire.com/docs/platform/rate-limits
-_LIMIT, _WINDOW = 13_800, 10.0
+LIMIT, WINDOW = 13_800, 10.0
 
 
 def measure_pacing(plan: Plan) -> list[Section]:
     """Run journaled bulk runs for a little longer than one window, with the rate limiter on."""
-    seconds = plan.pick(full=_WINDOW + 2.0, quick=3.5)
-    window = plan.pick(full=_WINDOW, quick=2.0)
+    seconds = plan.pick(full=WINDOW + 2.0, quick=3.5)
+    window = plan.pick(full=WINDOW, quick=2.0)
     used, worst, cores = Rounds(), Rounds(), Rounds()
     for _ in range(plan.long_rounds):
         for utilization in (1.0, 0.9):
-            rate = _LIMIT / _WINDOW * utilization
+            rate = LIMIT / WINDOW * utilization
             answer = _pace(utilization, int(rate * seconds), window)
             name = f"utilization={utilization}: {rate:,.0f} starts a second"
             used.add(name, answer["steady"] / (rate * window) * 100)

@@ -23,7 +23,7 @@ from signalwire_streams._cli.options import (
     command_line,
     json_option,
     passing,
-    refuse_conference_options,
+    reject_conference_options,
 )
 from signalwire_streams._cli.output import (
     Column,
@@ -137,7 +137,7 @@ def _make_targets(
         raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
     defaults["unnamed"] = defaults["unnamed"] or None
     if kind == "call":
-        refuse_conference_options(defaults, "calls")
+        reject_conference_options(defaults, "calls")
     # An invalid option is reported once, and not with each line.
     make_request({f"{kind}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
     return Targets(file, defaults, kind, skip_invalid, dry_run)
@@ -296,7 +296,7 @@ def stop(account: Account, *, journal: str, options: RunOptions) -> None:
 
 
 IN_DOUBT = "in_doubt"
-"""The status of an item from when it is about to be sent until its outcome is known; the latter as of old journals."""
+"""The status of an item from just before it is sent until its outcome is known."""
 
 _STATUSES = [*(status.value for status in BulkStatus), IN_DOUBT]
 
@@ -308,8 +308,8 @@ Examples:
   signalwire-streams bulk status run.db
   signalwire-streams bulk status run.db --list unknown
 
-An item is in doubt from when it is about to be sent until its outcome is
-known; if the run was killed, such a stream may be running.
+An item is in doubt from just before it is sent until its outcome is known;
+if the run was killed, such a stream may be running.
 
 It only reads the file; no Space and no token are needed.
 """,

@@ -39,7 +39,8 @@ from signalwire_streams._cli.output import (
     write_note,
     write_report,
 )
-from signalwire_streams._cli.progress import Meter, Progress, format_duration, on_signals, seconds_left, shown
+from signalwire_streams._cli.progress import Meter, Progress, format_duration, seconds_left, show_progress
+from signalwire_streams._signals import on_signals
 
 _SPACE_LIMIT = RateLimit().requests / RateLimit().window
 SUCCEEDED = (BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED)
@@ -50,9 +51,9 @@ _ADVICE = {
     "SIGNALWIRE_API_TOKEN.",
     "PermissionDeniedError": "The token lacks a permission: give it the scope in the dashboard.",
     "NotFoundError": "The conference, call or stream does not exist (any more): check the id, or skip it.",
-    "ApiError": "The Space refused the request with an unusual status: its message is above.",
-    "BadRequestError": "The Space refused the request: its message is above.",
-    "UnprocessableError": "The Space refused a field: its message is above.",
+    "ApiError": "The Space rejected the request with an unusual status: its message is above.",
+    "BadRequestError": "The Space rejected the request: its message is above.",
+    "UnprocessableError": "The Space rejected a field: its message is above.",
     "RateLimitedError": "Other clients use up the Space's rate limit: {again} later, or with a lower --rate.",
     "ServerError": "The Space failed: {again} when it works again.",
     "TransportError": "No response: check the network, then {again}.",
@@ -104,8 +105,8 @@ _RESEND = click.option(
 )
 
 
-def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
-    """Add the options of a run, and pass them to the command as its `RunOptions`; *whose* says what the rate is of."""
+def run_options(*, resend: bool, concurrency: int | None = None, rate_of: str = "") -> Decorator:
+    """Add the options of a run, and pass them to the command as its `RunOptions`; *rate_of* says whose rate it is."""
     return passing(
         "options",
         RunOptions,
@@ -120,7 +121,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
             "--rate",
             type=FiniteRange(min=0.1, max=_SPACE_LIMIT),
             metavar="N",
-            help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
+            help=f"Maximum requests per second{rate_of}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
         *([_RESEND] if resend else []),
     )
@@ -161,7 +162,7 @@ class BulkRunner:
 
     async def execute(self) -> None:
         with on_signals(self._interrupt):
-            async with shown(self._progress, as_json=self._as_json) as self._show:
+            async with show_progress(self._progress, as_json=self._as_json) as self._show:
                 try:
                     async with contextlib.aclosing(aiter(self.run)) as outcomes:
                         async for outcome in outcomes:
@@ -310,7 +311,6 @@ class BulkRunner:
         return f"{'Started' if self._is_start else 'Stopped'} {self._succeeded:,} of {self._total:,} streams"
 
     def _details(self, label: str) -> Iterable[str]:
-        """Return an example of an error, and what to do about it."""
         kind = label.partition(" ")[0]
         failures = [one for one in self.run.snapshot.failures if type(one.error).__name__ == kind]
         if failures:

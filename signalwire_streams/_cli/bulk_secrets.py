@@ -89,7 +89,7 @@ def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
 
 
 def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Line]:
-    """Return the line of each request that a run planned on one target; refuse to guess between different secrets."""
+    """Return the line of each request that a run planned on one target; raise if several with different secrets fit."""
     target = plan[0].request.target
     if len(lines) == len(plan):
         # Either the start took all of them, or the file was written for the resume and repeats the secrets only.
@@ -102,9 +102,9 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
             "planned on it: name the FILE that the run was started with"
         )
     for other in possible[1:]:
-        for one, rival in zip(possible[0], other, strict=True):
-            if any(one.fields.get(name) != rival.fields.get(name) for name in SECRETS):
-                numbers = sorted((one.number, rival.number))
+        for one, another in zip(possible[0], other, strict=True):
+            if any(one.fields.get(name) != another.fields.get(name) for name in SECRETS):
+                numbers = sorted((one.number, another.number))
                 raise click.UsageError(
                     f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and both may be the "
                     f"stream on {target}: leave out the one that was not started"

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import click
@@ -134,16 +135,11 @@ def read_lines(text: str, sid_field: str) -> Iterator[Read]:
 def _delimiter_of(header: str) -> str:
     """Return the delimiter of a first line that names an id column, or an empty text if none does."""
     for delimiter in _DELIMITERS:
-        if not {_field_of(cell) for cell in _cells(header, delimiter)}.isdisjoint(SIDS):
-            return delimiter
+        with suppress(csv.Error):
+            cells = next(csv.reader([header], delimiter=delimiter), [])
+            if not set(map(_field_of, cells)).isdisjoint(SIDS):
+                return delimiter
     return ""
-
-
-def _cells(line: str, delimiter: str) -> Sequence[str]:
-    try:
-        return next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error:
-        return []
 
 
 def _each(lines: Sequence[str], read: Callable[[str], Mapping[str, Any] | None]) -> Iterator[Read]:

@@ -152,8 +152,8 @@ def explain(
 ) -> None:
     """Diagnose why the signature of a captured callback is rejected, and how to fix it.
 
-    It tries the usual changes by proxies and frameworks: scheme, host, port, path, query, body. The output contains no
-    key, no signature and no value of a query.
+    It tries the changes that proxies and frameworks usually make: to scheme, host, port, path, query, body. The output
+    contains no key, no signature and no query values.
     """
     if [request, body, key_file].count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once: name files for all but one of them")

@@ -6,7 +6,6 @@ import wave
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +26,7 @@ from signalwire_streams import (
 from signalwire_streams._cli.bulk_runner import format_latencies
 from signalwire_streams._cli.options import create_directory, json_option
 from signalwire_streams._cli.output import FAILED, OUTCOMES, RATE_LIMIT, clean, silenced, write_aligned, write_json
-from signalwire_streams._cli.progress import Meter, Progress, shown
+from signalwire_streams._cli.progress import Meter, Progress, show_progress
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import WavRecorder
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
@@ -93,11 +92,11 @@ async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
         meter.record(attempt)
 
     async def streams_of(title: str, run: BulkRun[Any]) -> list[Any]:
-        def look() -> Progress:
+        def get_progress() -> Progress:
             facts = f"{meter.rate:,.0f} requests/s", f"{meter.retries:,} attempts retried"
             return Progress(title=title, done=run.snapshot.total, total=len(found), facts=facts)
 
-        async with shown(look, as_json=as_json):
+        async with show_progress(get_progress, as_json=as_json):
             return [outcome.stream async for outcome in run if outcome.stream is not None]
 
     began = time.perf_counter()
@@ -133,7 +132,7 @@ async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
     client_rows.append(Row("total time", "seconds", round(seconds, 3), f"{seconds:.1f} s"))
     space_rows = [
         _count("streams that ever ran", "streams_created", created),
-        _count("second starts, rejected", "streams_refused_as_duplicates", len(space.streams) - created),
+        _count("second starts, rejected", "starts_rejected_as_duplicates", len(space.streams) - created),
         _count("streams still running", "streams_alive", running),
         _count("duplicate streams", "duplicate_streams", duplicates),
     ]
@@ -167,7 +166,7 @@ async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
         exact += _count_exact_tracks(path)
         done += 1
 
-    def look() -> Progress:
+    def get_progress() -> Progress:
         return Progress(title="Recording", done=done, total=RECORDED, facts=())
 
     certificates = Certificates.make()
@@ -177,7 +176,7 @@ async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
         async with (
             StreamsClient(space=space.base_url, project=space.project, token=space.token) as client,
             receiver.serve(ssl_context=certificates.server) as url,
-            shown(look, as_json=as_json),
+            show_progress(get_progress, as_json=as_json),
         ):
             sids = space.conference_sids
             requests = [StartConferenceStream(conference_sid=sid, url=url, codec=Codec.L16_16K) for sid in sids]
@@ -215,7 +214,7 @@ async def _record_stream(session: StreamSession, path: Path) -> None:
     with WavRecorder(path, session.audio_format, layout="stereo") as recording:
         async for event in session:
             if isinstance(event, MediaEvent):
-                recording.write_event(event)
+                recording.write(event)
                 frames -= 1
                 if frames == 0:
                     break
@@ -259,12 +258,14 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed:
 def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool) -> None:
     """Start and stop a stream on 1,000 conferences of a simulated Space with faults, and record 20.
 
-    No account is needed. The exit code is 0 only if every stream was started and stopped, the recordings equal what
-    was sent, and by the Space's own count no stream was started twice and none is left.
+    No account is needed. The exit code is 0 only if every stream was started and stopped, the recordings match what
+    was sent, and by the Space's own count no stream was started twice and none is left running.
     """
+    if recordings is not None:
+        create_directory(recordings, "--recordings")
     # The faults are the demo's purpose, and its result counts their effects.
-    with _directory(recordings) as directory, silenced(OUTCOMES, RATE_LIMIT):
-        streams, audio = asyncio.run(_run(Path(directory), conferences, seed, as_json=as_json))
+    with TemporaryDirectory(prefix="signalwire-streams-") as temporary, silenced(OUTCOMES, RATE_LIMIT):
+        streams, audio = asyncio.run(_run(recordings or Path(temporary), conferences, seed, as_json=as_json))
     is_good = streams.is_good and audio.is_good
     if as_json:
         write_json({"ok": is_good, "seed": seed, "conferences": conferences, **streams.facts, "audio": audio.facts})
@@ -274,13 +275,6 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
         click.echo(f"error: {clean(failure)}", err=True)
     if not is_good:
         raise click.exceptions.Exit(FAILED)
-
-
-def _directory(wanted: Path | None) -> AbstractContextManager[Path | str]:
-    if wanted is None:
-        return TemporaryDirectory(prefix="signalwire-streams-")
-    create_directory(wanted, "--recordings")
-    return nullcontext(wanted)
 
 
 async def _run(directory: Path, conferences: int, seed: int, *, as_json: bool) -> tuple[Result, Result]:
@@ -312,5 +306,5 @@ def _write(streams: Result, audio: Result) -> None:
     else:
         click.echo(
             f"Every conference got its stream exactly once, although {streams.facts['retries']:,} attempts failed,\n"
-            "the recordings equal what was sent, and no stream is left running."
+            "the recordings match what was sent, and no stream is left running."
         )

@@ -36,7 +36,7 @@ from signalwire_streams._cli.output import (
     write_report,
     write_table,
 )
-from signalwire_streams._cli.progress import Progress, seconds_left, shown
+from signalwire_streams._cli.progress import Progress, seconds_left, show_progress
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
@@ -168,7 +168,7 @@ def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, reda
         )
 
     async def work(fleet: "Fleet") -> "FleetStatus":
-        return await fleet.status(await fleet.submit(requests, name=run_id, redact_secrets=redact_secrets))
+        return await fleet.status(await fleet.submit(requests, run_id=run_id, redact_secrets=redact_secrets))
 
     _submit(account, work)
 
@@ -184,7 +184,7 @@ def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
     """
 
     async def work(fleet: "Fleet") -> "FleetStatus | None":
-        resumed = await fleet.resume(run, name=run_id)
+        resumed = await fleet.resume(run, run_id=run_id)
         return None if resumed is None else await fleet.status(resumed)
 
     if _submit(account, work):
@@ -270,7 +270,7 @@ async def _follow(fleet: "Fleet", found: "FleetStatus", *, as_json: bool) -> "Fl
             left=seconds_left(found.completed - done_before, found.planned - found.completed, started_at),
         )
 
-    async with shown(progress, as_json=as_json) as show:
+    async with show_progress(progress, as_json=as_json) as show:
         while not found.is_finished:
             await asyncio.sleep(_POLL_INTERVAL)
             found = await fleet.status(found.run)
@@ -321,7 +321,7 @@ def cancel(account: _FleetAccount, *, run: str) -> None:
 
 @fleet.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{_ENVIRONMENT}")
 @click.argument("run")
-@run_options(resend=False, whose=_SHARED_RATE)
+@run_options(resend=False, rate_of=_SHARED_RATE)
 @_fleet_options
 def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
@@ -373,7 +373,7 @@ Example:
     metavar="SECONDS",
     help="Time to finish work in progress after SIGTERM.",
 )
-@run_options(resend=True, concurrency=_CONCURRENCY, whose=_SHARED_RATE)
+@run_options(resend=True, concurrency=_CONCURRENCY, rate_of=_SHARED_RATE)
 @secret_options
 @_fleet_options
 def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:

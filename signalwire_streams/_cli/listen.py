@@ -1,4 +1,4 @@
-"""The command ``listen``: a receiver that records streams."""
+"""The command ``listen``: a receiver that records streams, and shows them in a live table."""
 
 import asyncio
 import contextlib
@@ -6,25 +6,28 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from signal import Signals
 from typing import Any, get_args
 
 import click
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
-from signalwire_streams._cli import ignore_interrupts
-from signalwire_streams._cli.listen_display import live_table
-from signalwire_streams._cli.listen_processes import RecordingProcesses, check_platform
-from signalwire_streams._cli.listen_recording import RecordingOptions, StreamState
+from signalwire_streams._cli.listen_recording import FLOOR, RecordingOptions, StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
     ProcessLost,
+    RecordingProcesses,
     RecordingServer,
     Report,
     ServerOptions,
     Started,
     Warned,
+    check_platform,
 )
 from signalwire_streams._cli.options import (
     FiniteRange,
@@ -33,8 +36,9 @@ from signalwire_streams._cli.options import (
     json_option,
     read_secret_file,
 )
-from signalwire_streams._cli.output import FAILED, Failure, clean, write_json
-from signalwire_streams._cli.progress import Display, format_duration, on_signals
+from signalwire_streams._cli.output import FAILED, Failure, bare_table, clean, write_json
+from signalwire_streams._cli.progress import Display, format_duration, live_display, repeating
+from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
 
@@ -99,6 +103,94 @@ def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
     return made.server
 
 
+_DRAWN_EVERY = 0.25
+_BAR, _EIGHTHS = 8, " ▏▎▍▌▋▊▉"
+_LOUD, _HOT = -6.0, -1.0
+_SHORT = {"inbound": "in", "outbound": "out"}
+_MAX_TRACK = 4
+_MAX_LEVELS = 2
+_NUMBERS = {"TIME", "FRAMES", "LOST"}
+_MIN_WIDTHS = {"TIME": 0, "LEVEL": 56, "FRAMES": 72, "LOST": 0, "STATUS": 72}
+"""The columns, and the width that a terminal needs for each, so that there is room for the sid."""
+
+_OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
+
+
+@contextlib.asynccontextmanager
+async def live_table(
+    get_state: Callable[[], tuple[Sequence[StreamState], str]], *, as_json: bool
+) -> AsyncIterator[Display]:
+    with live_display(as_json=as_json) as (display, console):
+        if not display.is_live:
+            yield display
+            return
+
+        def show() -> None:
+            width, height = console.size
+            display.update(draw(*get_state(), width=width, height=height, plain=console.options.ascii_only))
+
+        async with repeating(show, _DRAWN_EVERY):
+            yield display
+
+
+def draw(streams: Sequence[StreamState], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
+    room = max(height - _OTHER_LINES, 1)
+    shown = streams if len(streams) <= room else streams[: max(room - 1, 1)]
+    more = len(streams) - len(shown)
+    parts: list[Table | Text] = []
+    if shown:
+        parts.append(_table(shown, width, plain=plain))
+    if more:
+        parts.append(_line(f"and {more:,} more"))
+    parts.append(_line(last_line))
+    return Group(*parts)
+
+
+def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
+    titles = [title for title, needed in _MIN_WIDTHS.items() if width >= needed]
+    table = bare_table()
+    table.add_column("STREAM")  # cut first: half a sid is enough, since all of it is printed at the end
+    for title in titles:
+        table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
+    for one in streams:
+        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+        cells = {
+            "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
+            "LEVEL": _levels(one.levels, plain=plain),
+            "FRAMES": Text(f"{one.frames:,}"),
+            "LOST": Text(f"{one.lost:,}", style="red" if one.lost else ""),
+            "STATUS": Text(one.status),
+        }
+        table.add_row(sid, *(cells[title] for title in titles))
+    return table
+
+
+def _levels(levels: Sequence[tuple[str, float | None]], *, plain: bool) -> Text:
+    text = Text()
+    for name, level in levels[:_MAX_LEVELS]:
+        text.append(f"{_SHORT.get(name) or _as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
+        style = "green" if level is None or level < _LOUD else "yellow" if level < _HOT else "red"
+        text.append(bar(level, plain=plain), style=style)
+        text.append(" ")
+    return text
+
+
+def _as_plain(text: str, *, plain: bool) -> str:
+    return text.encode("ascii", "replace").decode() if plain else text
+
+
+def bar(level: float | None, *, plain: bool = False) -> str:
+    part = 0.0 if level is None else max(0.0, min(1.0, 1 - level / FLOOR))
+    if plain:
+        return ("#" * round(part * _BAR)).ljust(_BAR, ".")
+    whole, eighths = divmod(round(part * _BAR * len(_EIGHTHS)), len(_EIGHTHS))
+    return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
+
+
+def _line(text: str) -> Text:
+    return Text(text, style="dim", no_wrap=True, overflow="crop")
+
+
 class Listener:
     """Counts and shows the streams that a server records, and decides when the command ends."""
 
@@ -111,26 +203,25 @@ class Listener:
         self._server: RecordingServer | RecordingProcesses
         self._ended = self._failed = self._lost = self._files = self._lost_processes = 0
         self._seconds = 0.0
-        self._over = asyncio.Event()
+        self._ending = asyncio.Event()
         self._output_error: OSError | None = None
         self._display = Display()
 
     async def run(
         self, server: RecordingServer | RecordingProcesses, *, ca_file: Path | None, seconds: float | None
     ) -> None:
-        """Run a server until the command ends, then finish the recordings."""
         self._server = server
         try:
             with on_signals(self._interrupt):
                 async with (
-                    live_table(self._look, as_json=self._as_json) as self._display,
+                    live_table(self._state, as_json=self._as_json) as self._display,
                     server.serve() as url,
                 ):
                     self._announce(url, ca_file)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
-                            await self._over.wait()
-                    self._over.set()
+                            await self._ending.wait()
+                    self._ending.set()
         finally:
             ignore_interrupts()
         if self._output_error is not None:
@@ -139,9 +230,9 @@ class Listener:
             click.echo(self._summary)
 
     def _interrupt(self, _: Signals) -> None:
-        if self._over.is_set():  # a second Ctrl-C; the recordings are complete by then
+        if self._ending.is_set():  # a second Ctrl-C; the recordings are complete by then
             self._server.abort()
-        self._over.set()
+        self._ending.set()
 
     def report(self, report: Report) -> None:
         match report:
@@ -157,7 +248,7 @@ class Listener:
             case ProcessLost():
                 self._count_lost(report)
         if self._streams_limit is not None and self._ended >= self._streams_limit:
-            self._over.set()
+            self._ending.set()
 
     def _count(self, stream: Ended) -> None:
         self._ended += 1
@@ -181,9 +272,9 @@ class Listener:
             more = len(process.sids) - _MAX_NAMED
             text += f"; not fully recorded: {names}{f' and {more:,} more' if more > 0 else ''}"
         if not process.others:
-            self._over.set()
+            self._ending.set()
             text += "; no process is left"
-        elif not self._over.is_set():
+        elif not self._ending.is_set():
             text += f"; processes still recording: {process.others}"
         self._display.warn(f"error: {text}")
         if self._as_json:
@@ -200,11 +291,11 @@ class Listener:
                 write_json(output)
         except OSError as error:
             self._output_error = self._output_error or error
-            self._over.set()
+            self._ending.set()
 
-    def _look(self) -> tuple[Sequence[StreamState], str]:
+    def _state(self) -> tuple[Sequence[StreamState], str]:
         live = self._server.streams()
-        title = "Ending" if self._over.is_set() else "Listening"
+        title = "Ending" if self._ending.is_set() else "Listening"
         audio = format_duration(self._seconds + sum(stream.seconds or 0.0 for stream in live))
         return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
 
@@ -274,7 +365,7 @@ Examples:
 """,
 )
 @address_options
-@click.option("--path", default="/", callback=_path, metavar="PATH", help="The path of streams.")
+@click.option("--path", default="/", callback=_path, metavar="PATH", help="The URL path that streams connect to.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
@@ -288,10 +379,10 @@ Examples:
     "--byte-order",
     type=click.Choice(get_args(ByteOrder)),
     default="little",
-    help="Byte order of L16, which is undocumented.",
+    help="Byte order of L16 audio; SignalWire does not document it.",
 )
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
-@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="Its key, unless in the same file.")
+@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="Its key, if that is in another file.")
 @click.option(
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
@@ -304,7 +395,7 @@ Examples:
     type=click.IntRange(1, _MAX_PROCESSES),
     default=1,
     metavar="N",
-    help="Record in this many processes on the one port; one per core is best (Linux only).",
+    help="Record in this many processes on one port; one per core is best (Linux only).",
 )
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
@@ -327,12 +418,12 @@ def listen(
 ) -> None:
     """Receive streams, and record each in a WAV file.
 
-    It runs until Ctrl-C or SIGTERM, which finish the recordings. A terminal shows the live streams with their
+    It runs until Ctrl-C or SIGTERM, then completes the recordings. A terminal shows the live streams with their
     levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless a recording
     failed.
 
     With --processes, streams are spread over processes at random, and --streams counts those of all. A process that
-    is killed is reported and not started again: the others go on, and the exit code is 1.
+    is killed is reported and not restarted: the others keep recording, and the exit code is 1.
     """
     if processes > 1:
         check_platform()

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams._cli.output import clean
@@ -129,7 +129,7 @@ class Recording:
         recorder = self._recorder(self._tracks, self._options.layout if is_pair else "mono", self._stem)
         self._stem = recorder.path.stem  # further files get the same number
         self.files.update(recorder.files)
-        self._writes.update(dict.fromkeys(self._tracks, recorder.write_event))
+        self._writes.update(dict.fromkeys(self._tracks, recorder.write))
         if len(self._tracks) == 1:
             self._writes[""] = self._writes[self._tracks[0]]
 
@@ -151,7 +151,7 @@ class Recording:
         if self._format.is_supported:
             recorder = self._recorder((track,), "mono", stem)
             self.files[name] = recorder.path
-            self._writes[name] = partial(_write_single, recorder)
+            self._writes[name] = lambda media: recorder.write(evolve(media, track=None))
         else:
             file = self._create(_RawFile, stem, ".raw")
             self.files[name] = file.path
@@ -170,10 +170,6 @@ class Recording:
                 if not isinstance(error.__context__, FileExistsError):
                     raise
         raise RecordingError(f"there are {_MAX_NUMBER} recordings called {stem}: choose another directory")
-
-
-def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
-    recorder.write(None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed)
 
 
 class _RawFile:

@@ -20,8 +20,8 @@ from signalwire_streams._cli.output import (
     Failure,
     Interruption,
     clean,
-    failure_of,
     logging_to_stderr,
+    to_failure,
     verbose_option,
     write_note,
 )
@@ -83,7 +83,7 @@ class _Program(click.Group):
             with _output_errors():
                 return super().invoke(ctx)
         except StreamsError as error:
-            raise failure_of(error, as_json=wants_json(ctx)) from None
+            raise to_failure(error, as_json=wants_json(ctx)) from None
         except KeyboardInterrupt:
             raise Interruption(as_json=wants_json(ctx)) from None
 

@@ -260,7 +260,7 @@ def conference_options(*, hidden: bool = False) -> Decorator:
     return adding(*(field_option(name, hidden=hidden) for name in FIELDS if name in CONFERENCE_ONLY))
 
 
-def refuse_conference_options(given: Mapping[str, Any], where: str) -> None:
+def reject_conference_options(given: Mapping[str, Any], where: str) -> None:
     for name in sorted(CONFERENCE_ONLY):
         if given[name] is not None:
             option = name.replace("_", "-")

@@ -93,7 +93,7 @@ def moment(text: str) -> str:
 
 @contextmanager
 def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
-    """Add what the user must not lose to the error of a block whose output can't be written; stderr gets both."""
+    """Add a note to the error of a block whose output can't be written: what the user must not lose, for stderr."""
     try:
         yield
     except OSError as error:
@@ -182,7 +182,6 @@ def write_report(
 
 
 def bare_table() -> Table:
-    """Create a table without lines, which looks the same in every terminal."""
     return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0))
 
 
@@ -299,7 +298,7 @@ class Interruption(Failure):
         return clean(self.message)
 
 
-def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
+def to_failure(error: StreamsError, *, as_json: bool) -> Failure:
     """Turn an error of the library into a failure; none of its attributes is a secret."""
     message = for_command_line(str(error))
     facts = {"error": type(error).__name__, "status": None, "code": None, **asdict(error), "message": message}
@@ -309,7 +308,6 @@ def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
 
 @contextmanager
 def listening_errors(host: str, port: int) -> Iterator[None]:
-    """Turn the error of a server that can't listen into a failure."""
     try:
         yield
     except (OSError, UnicodeError) as error:

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import click
 from attrs import frozen
@@ -137,14 +136,18 @@ async def repeating(action: Callable[[], None], interval: float) -> AsyncIterato
 
 
 @asynccontextmanager
-async def shown(look: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
+async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
     """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON.
 
     It yields a function that shows it at once, for news that should not wait.
     """
     async with AsyncExitStack() as stack:
         display, _ = stack.enter_context(live_display(as_json=as_json))
-        show = (lambda: display.update(draw(look()))) if display.is_live else (lambda: write_note(look().line))
+        show = (
+            (lambda: display.update(draw(get_progress())))
+            if display.is_live
+            else (lambda: write_note(get_progress().line))
+        )
         if display.is_live:
             stack.enter_context(logging_to(display.warn, level=logging.NOTSET, with_level=True))
         if display.is_live or not as_json:
@@ -173,15 +176,3 @@ def format_duration(seconds: float) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-
-
-@contextmanager
-def on_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call a function on SIGINT and SIGTERM while the block runs, in place of what they do by default."""
-    loop = asyncio.get_running_loop()
-    with ExitStack() as undo:
-        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, handle, number)
-                undo.callback(loop.remove_signal_handler, number)
-        yield

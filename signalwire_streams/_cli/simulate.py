@@ -15,7 +15,7 @@ from attrs import fields
 
 from signalwire_streams._cli.options import Decorator, address_options, json_option
 from signalwire_streams._cli.output import listening_errors, write_json
-from signalwire_streams._cli.progress import on_signals
+from signalwire_streams._signals import on_signals
 from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
 _TYPES: "Mapping[Any, click.ParamType[Any]]" = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}
@@ -131,9 +131,9 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
     short_help="Run a simulated Space on this machine.",
     epilog=f"""\b
 A fault is KIND[:key=value[,key=value...]]. Conditions:
-  on=start|stop|list|get|any   times=N   every_nth=N   per_target=N
-  target=SID                   of a conference or call
-  executed=true|false          whether the request is executed nevertheless
+  on=start|stop|end|list|get|any   times=N   every_nth=N   per_target=N
+  target=SID                       of a conference or call
+  executed=true|false              whether the request is executed nevertheless
 Faults of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b

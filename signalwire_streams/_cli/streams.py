@@ -27,7 +27,7 @@ from signalwire_streams._cli.options import (
     account_options,
     adding,
     conference_options,
-    refuse_conference_options,
+    reject_conference_options,
     start_options,
 )
 from signalwire_streams._cli.output import (
@@ -182,7 +182,7 @@ class _Target:
             raise Interruption(message, as_json=self.account.as_json) from None
 
     def _write_started(self, stream: _Stream) -> None:
-        # The sid of an ambiguous stream may be that of a second one, which the Space refused; the name is certain.
+        # The sid of an ambiguous stream may be that of a second one, which the Space rejected; the name is certain.
         handle = stream.name if stream.ambiguous and stream.name else stream.sid or stream.name
         stop = self._stop_command(handle) if handle else None
         note = f"the stream was started: sid {stream.sid or '-'}, name {stream.name or '-'}"
@@ -254,12 +254,12 @@ def _group(noun: Noun, fields: Sequence[str], start_help: str, start_example: st
     @account_options
     def start_stream(account: Account, *, sid: str, **fields: Any) -> None:  # noqa: ANN401  (the client checks them)
         if is_call:
-            refuse_conference_options(fields, "a call")
+            reject_conference_options(fields, "a call")
             fields = {name: value for name, value in fields.items() if name not in CONFERENCE_ONLY}
         _Target(account, noun, sid).start(**fields)
 
     @group.command(
-        help=f"Stop a stream on a {noun}, given by its sid or its name.",
+        help=f"Stop a stream on a {noun}, by its sid or its name.",
         epilog=example(f"{nouns} stop-stream {metavar} audit-1"),
     )
     @click.argument("sid", metavar=metavar)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from attrs import fields
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
-from signalwire_streams._http.messages import Request, Response
+from signalwire_streams._http.messages import Request, Response, create_response
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,
@@ -31,6 +31,7 @@ from signalwire_streams.models import (
     ParticipantStatus,
     StreamStatus,
 )
+from signalwire_streams.models._fast import fast_constructor
 from signalwire_streams.models._validation import is_path_segment
 
 if TYPE_CHECKING:
@@ -47,26 +48,26 @@ _RENAMES = {
 }
 IDS = frozenset({"sid", "call_sid"})
 """Keys that hold an id; any other required key holds a list."""
-# Known to the client only, whatever a response says.
-_OURS = {"ambiguous": False, "already_started": False, "already_ended": False}
+_OURS = frozenset({"ambiguous", "already_started", "already_ended"})
+"""Fields that only the client knows, whatever a response says."""
 
 
-def _text(value: object, _: object) -> str | None:
+def _text(value: object, _: object = None) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):  # ids and codes come as numbers too
         return str(value)
     return value if isinstance(value, str) else None
 
 
-def _flag(value: object, _: object) -> bool | None:
+def _flag(value: object, _: object = None) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _whole(value: object, _: object) -> int | None:
-    number = _real(value, _)
+def _whole(value: object, _: object = None) -> int | None:
+    number = _real(value)
     return int(number) if number is not None else None
 
 
-def _real(value: object, _: object) -> float | None:
+def _real(value: object, _: object = None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -76,18 +77,18 @@ def _real(value: object, _: object) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def _mapping(value: object, _: object) -> Mapping[str, object]:
+def _mapping(value: object, _: object = None) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _word(vocabulary: type[StrEnum], value: object, _: object) -> StrEnum | str | None:
+def _word(vocabulary: type[StrEnum], value: object, _: object = None) -> StrEnum | str | None:
     if not isinstance(value, str):
         return None
     words: Mapping[str, StrEnum] = vocabulary._value2member_map_  # type: ignore[assignment]
     return words.get(value, value)
 
 
-_Hook: TypeAlias = Callable[[Any, Any], Any]
+_Hook: TypeAlias = Callable[..., Any]
 
 
 @cache
@@ -106,28 +107,31 @@ def _converter() -> "Converter":
     hooks += [(vocabulary | str | None, partial(_word, vocabulary)) for vocabulary in vocabularies]
     for hint, hook in hooks:
         converter.register_structure_hook_func(partial(eq, hint), hook)
+    converter.register_structure_hook(str, _text)
     return converter
 
 
-# Not looked up in the converter, which takes as long as the hook itself.
-_HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
-
-
-def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
-    from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  (with the first response)
-
-    names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
-    overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
-    known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
-    _HOOKS[model] = hook = make_dict_structure_fn(model, _converter(), **overrides), known
-    return hook
+@cache
+def _plan(model: type[Any]) -> tuple[Callable[..., Any], list[tuple[str, str, _Hook]], frozenset[str]]:
+    """Return a model's constructor, its fields with their keys and hooks, and the keys that it knows."""
+    hook_for = _converter().get_structure_hook
+    names = [attribute for attribute in fields(model) if attribute.name not in _OURS and attribute.name != "extra"]
+    plan = [(each.name, _RENAMES.get(each.name, each.name), hook_for(each.type)) for each in names]
+    return fast_constructor(model), plan, frozenset(key for _, key, _ in plan)
 
 
 def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
-    inner, known = _HOOKS.get(model) or _make_hook(model)
+    # The function that cattrs would generate costs three times as much for a frozen model.
+    create, plan, known = _plan(model)  # type: ignore[arg-type]  # mypy: no class is hashable
+    values = dict(ours)
+    for name, key, hook in plan:
+        if name not in values:
+            value = document.get(key)
+            # Nearly all of them are texts.
+            values[name] = value if hook is _text and type(value) is str else hook(value, None)
     extra = {key: entry for key, entry in document.items() if key not in known}
-    value: _Value = inner({**document, **ours, "extra": extra}, model)
-    return value
+    structured: _Value = create(**values, extra=extra)
+    return structured
 
 
 def has_key(document: object, key: str) -> bool:
@@ -135,13 +139,13 @@ def has_key(document: object, key: str) -> bool:
     found = document.get(key) if isinstance(document, dict) else None
     if key not in IDS:
         return isinstance(found, list)
-    sid = _text(found, None)
+    sid = _text(found)
     return sid is not None and is_path_segment(sid)
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
     """Structure the response to a start or a stop; *asked* has the request's values, and takes precedence."""
-    return _structure(document if isinstance(document, dict) else {}, model, {**_OURS, **asked})
+    return _structure(document if isinstance(document, dict) else {}, model, asked)
 
 
 def read_item(document: object, model: type[_Value]) -> _Value:
@@ -157,12 +161,12 @@ def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
         raise MalformedResponseError(f"the Space returned a page without a list of {key}", sent="yes")
     return Page(
         items=tuple(read_item(item, model) for item in items),
-        uri=_text(document.get("uri"), None),
-        first_page_uri=_text(document.get("first_page_uri"), None),
+        uri=_text(document.get("uri")),
+        first_page_uri=_text(document.get("first_page_uri")),
         next_page_uri=_next_page(document.get("next_page_uri")),
-        previous_page_uri=_text(document.get("previous_page_uri"), None),
-        page=_whole(document.get("page"), None),
-        page_size=_whole(document.get("page_size"), None),
+        previous_page_uri=_text(document.get("previous_page_uri")),
+        page=_whole(document.get("page")),
+        page_size=_whole(document.get("page_size")),
     )
 
 
@@ -186,6 +190,7 @@ _BY_STATUS: Mapping[int, AttemptResult] = {
 _BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
 # To the end where it has none, so that each byte is scanned once.
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_read_json = json.JSONDecoder().raw_decode
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
 _MAX_CONTAINERS = 20_000
 _OTHER_TARGET = {"conference_sid": "call_sid", "call_sid": "conference_sid"}
@@ -203,28 +208,45 @@ _FIRST_KEYS = tuple(
 _STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _RETURN_NO_STREAM = frozenset({Operation.READ, Operation.END})
+_NO_PROBLEM = Problem()
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Response:
     document = _decode(body) if complete and body else None
     # A 2xx may carry the API's error as well.
-    fine = status < _REDIRECT and not (isinstance(document, dict) and document.keys() & {"code", "errors"})
+    fine = status < _REDIRECT and not (isinstance(document, dict) and ("code" in document or "errors" in document))
     problem = None if fine else read_problem(document)
-    return Response(status=status, headers=headers, body=body, complete=complete, document=document, problem=problem)
+    return create_response(
+        status=status, headers=headers, body=body, complete=complete, document=document, problem=problem
+    )
 
 
 def _decode(body: bytes) -> object:
-    if _containers(body) > _MAX_CONTAINERS and _containers(_TEXT.sub(b"", body)) > _MAX_CONTAINERS:
+    if len(body) > _MAX_CONTAINERS and _containers(body) > _MAX_CONTAINERS:
         return None
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):  # broken, not UTF-8, a number without end, or nested without end
+        return _parse(body)
+    except (ValueError, RecursionError):  # broken, a number without end, or nested without end
         return None
 
 
 def _containers(body: bytes) -> int:
+    """Count the objects and lists, those in texts only if there are too many with them."""
+    count = body.count(b"[") + body.count(b"{")
+    if count <= _MAX_CONTAINERS:
+        return count
+    body = _TEXT.sub(b"", body)
     return body.count(b"[") + body.count(b"{")
+
+
+def _parse(body: bytes) -> object:
+    try:
+        text = body.decode()
+        document, end = _read_json(text)
+    except ValueError:  # another encoding, or white space at the beginning
+        return json.loads(body)
+    return document if end == len(text) else json.loads(text)  # white space at the end, or more than one document
 
 
 def confirms(request: Request, response: Response) -> bool:
@@ -235,7 +257,10 @@ def confirms(request: Request, response: Response) -> bool:
     stop are like that, the Space leaves these keys out, and the stop counts as successful.
     """
     document = response.document if isinstance(response.document, dict) else {}
-    return any(_names(request, document, key) for key in request.echo if key != "account_sid")
+    for key, asked in request.echo.items():
+        if key != "account_sid" and (document.get(key) == asked or _names(request, document, key)):
+            return True
+    return False
 
 
 def contradiction(request: Request, response: Response) -> str:
@@ -257,15 +282,20 @@ def contradiction(request: Request, response: Response) -> str:
 
 
 def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
-    for key in request.echo:
-        if entry.get(key) is not None and not _names(request, entry, key):
-            return key
+    for key, asked in request.echo.items():
+        found = entry.get(key)
+        if found == asked:
+            continue
+        if found is not None:
+            if not _names(request, entry, key):
+                return key
+            continue
         # A conference's stream has no call_sid, and a call's no conference_sid.
         other = _OTHER_TARGET.get(key) if request.operation is not Operation.READ else None
-        if other is not None and entry.get(key) is None and entry.get(other) is not None:
+        if other is not None and entry.get(other) is not None:
             return other
     # A start's response that is delivered for a stop says that the stream is running, and vice versa.
-    status = _text(entry.get("status"), None)
+    status = _text(entry.get("status"))
     wrong = _OTHER_STATUS[request.operation.is_start] if request.operation not in _RETURN_NO_STREAM else ()
     return "status" if status is not None and status.casefold() in wrong else ""
 
@@ -276,15 +306,13 @@ def _names(request: Request, entry: Mapping[str, object], key: str) -> bool:
     What a caller passed as a stream's sid may be its name, or the reverse.
     """
     asked = request.echo[key]
-    if entry.get(key) == asked:
-        return True
     other = _OTHER_HANDLE.get(key) if request.operation in _TEXT_STOPS else None
-    found = [_text(entry.get(name), None) for name in (key, other) if name is not None]
+    found = [_text(entry.get(name)) for name in (key, other) if name is not None]
     return any(text is not None and text.casefold() == asked.casefold() for text in found)
 
 
 def classify(request: Request, response: Response) -> AttemptResult:
-    status, problem = response.status, response.problem or Problem()
+    status, problem = response.status, response.problem or _NO_PROBLEM
     if _OK <= status < _REDIRECT:
         if has_key(response.document, request.required_key):
             return AttemptResult.DONE
@@ -316,7 +344,7 @@ def _may_be_api_success(request: Request, response: Response) -> bool:
     if response.complete and body:
         if not isinstance(document, dict) or any(document.get(key) for key in _ERROR_KEYS):
             return False
-        is_stream = not document or _text(document.get("status"), None) in _STATUSES
+        is_stream = not document or _text(document.get("status")) in _STATUSES
         return is_stream or not document.keys().isdisjoint({request.required_key, *request.echo})
     if not response.complete and "html" in response.headers.get("Content-Type", "").lower():
         return False

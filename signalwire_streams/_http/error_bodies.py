@@ -5,7 +5,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from html import escape
 from itertools import islice
 from json import dumps
 from math import isfinite
@@ -309,6 +308,8 @@ _letters = lru_cache(maxsize=4096)(_fold_cluster)  # of single characters, which
 
 
 def _spellings(secret: str) -> set[str]:
+    from html import escape  # noqa: PLC0415  (its table of entities is slow to import, and hardly ever needed)
+
     lines = secret.replace("\r\n", "\n")
     spelled = {
         spelling

@@ -102,6 +102,8 @@ def _evidence(request: Request, result: Result) -> str:
     detail = redact(result.detail, request.redact)
     if response is None:
         happened = result.attempt_result.description
+        if result.sent != "no":  # an earlier attempt was, or may have been
+            happened = happened.replace("not sent", "not sent again")
         return f"{happened}: {detail}" if detail else happened
     problem = response.problem or Problem()
     said = redact("; ".join(problem.sentences), request.redact)

@@ -1,17 +1,15 @@
-"""The values that pass between the layers: requests down, results up.
-
-They are as frozen as ``attrs.frozen`` makes them, in a way that makes creating them cheaper.
-"""
+"""The values that pass between the layers: requests down, results up."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeAlias
 
-from attrs import define, field, frozen, setters
+from attrs import define, field, frozen
 
 from signalwire_streams._http.error_bodies import Problem
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
+from signalwire_streams.models._fast import fast_constructor
 
 
 @define(eq=False)
@@ -51,12 +49,11 @@ class CallState:
         return sent
 
 
-@frozen(eq=False)
 class CallContext:
     """What a call has besides its request; one state for the whole call, even if it takes several requests."""
 
-    priority: Priority = Priority.INTERACTIVE
-    state: CallState = field(factory=CallState)
+    def __init__(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        self.priority, self.state = priority, CallState()
 
 
 _SENT: Mapping[Phase, Sent] = {
@@ -68,7 +65,7 @@ _SENT: Mapping[Phase, Sent] = {
 }
 
 
-@define(kw_only=True, eq=False, on_setattr=setters.frozen)
+@frozen(kw_only=True, eq=False)
 class Request:
     """One request to the Space; the same bytes are sent on each attempt.
 
@@ -106,7 +103,7 @@ class Request:
     state: CallState = field(factory=CallState, repr=False)
 
 
-@define(kw_only=True, eq=False, on_setattr=setters.frozen)
+@frozen(kw_only=True, eq=False)
 class Response:
     """The Space's response.
 
@@ -126,7 +123,7 @@ class Response:
     problem: Problem | None = field(default=None, repr=False)
 
 
-@define(kw_only=True, eq=False, on_setattr=setters.frozen)
+@frozen(kw_only=True, eq=False)
 class Result:
     """How a request ended: below the retry middleware one attempt, above it the whole call.
 
@@ -152,6 +149,11 @@ class Result:
     ambiguous: bool = False
     sent: Sent = "no"
     cause: Exception | None = field(default=None, repr=False)
+
+
+create_request = fast_constructor(Request)
+create_response = fast_constructor(Response)
+create_result = fast_constructor(Result)
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Result]]

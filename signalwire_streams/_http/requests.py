@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import TypeAlias
 from urllib.parse import quote, quote_plus
 
 from attrs import evolve, fields
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.messages import CallContext, CallState, Request
+from signalwire_streams._http.messages import CallContext, CallState, Request, create_request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._requests import WIRE_NAME
@@ -37,10 +38,11 @@ _SHORT_NAME = 64
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
 _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
-_FORM_FIELDS = {
-    model: [(each.name, each.metadata[WIRE_NAME]) for each in fields(model) if WIRE_NAME in each.metadata]
+_WIRE_NAMES = {
+    model: {each.name: each.metadata[WIRE_NAME] for each in fields(model) if WIRE_NAME in each.metadata}
     for model in (StartConferenceStream, StartCallStream)
 }
+_VALUES = {model: attrgetter(*names) for model, names in _WIRE_NAMES.items()}
 
 
 def start_form(request: Start) -> bytes:
@@ -50,13 +52,15 @@ def start_form(request: Start) -> bytes:
         InvalidRequestError: a string contains a lone surrogate, which cannot be encoded.
     """
     form: dict[str, str] = {}
-    for name, wire_name in _FORM_FIELDS[type(request)]:
-        value = getattr(request, name)
-        if isinstance(value, Mapping):
+    model = type(request)
+    for wire_name, value in zip(_WIRE_NAMES[model].values(), _VALUES[model](request), strict=True):
+        if value is None:
+            continue
+        if isinstance(value, dict):
             for number, (key, text) in enumerate(value.items(), start=1):
                 form[f"{wire_name}{number}.Name"] = key
                 form[f"{wire_name}{number}.Value"] = text
-        elif value is not None:
+        else:
             form[wire_name] = _text(value)
     url = f"Url={_quoted_address(form.pop('Url'))}"
     return (f"{url}&{_encode(form)}" if form else url).encode("ascii")
@@ -65,7 +69,7 @@ def start_form(request: Start) -> bytes:
 def _encode(fields: Mapping[str, str]) -> str:
     encoded = "&".join([f"{name}={_quoted(value)}" for name, value in fields.items()])
     # No encoding error is the cause of this one, since it would carry the text.
-    if _SURROGATE.search(encoded):
+    if "%ED%" in encoded and _SURROGATE.search(encoded):
         raise InvalidRequestError("a string contains a lone surrogate: pass text that can be encoded as UTF-8")
     return encoded
 
@@ -135,7 +139,7 @@ def start(account: Account, request: Start, *, deadline: float | None, context: 
     echo = {kind.target_key: target, "account_sid": account.sid}
     if name is not None and _comes_back(name):
         echo["name"] = name
-    return Request(
+    return create_request(
         method="POST",
         path=f"{path_of(account, kind.collection, target)}/Streams",
         operation=kind.start if name is not None else Operation.UNNAMED_START,
@@ -172,7 +176,7 @@ def stop(
         echo["sid"] = handle
     elif _comes_back(handle):
         echo["name"] = handle
-    return Request(
+    return create_request(
         method="POST",
         path=path_of(account, kind.collection, target, "Streams", handle),
         operation=operation,
@@ -189,7 +193,7 @@ def stop(
 
 
 def end(account: Account, kind: TargetKind, sid: str, *, deadline: float | None) -> Request:
-    return Request(
+    return create_request(
         method="POST",
         path=path_of(account, kind.collection, sid),
         operation=Operation.END,
@@ -236,7 +240,7 @@ def page_at(first: Request, path: str) -> Request:
 def _read(
     account: Account, path: str, description: str, *, target: str, echo: Mapping[str, str], required_key: str = "sid"
 ) -> Request:
-    return Request(
+    return create_request(
         method="GET",
         path=path,
         operation=Operation.READ,

@@ -8,24 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from signalwire_streams.bulk._journal import BulkJournal, Journal as Journal, JournalItem, JournalStatus
-    from signalwire_streams.bulk._journal_file import JournalOwner as JournalOwner, journal_path as journal_path
-    from signalwire_streams.bulk._operations import (
-        JournalLedger as JournalLedger,
-        Ledger as Ledger,
-        Operation as Operation,
-        RollbackLedger as RollbackLedger,
-        StartStreams as StartStreams,
-        StopStreams as StopStreams,
-    )
+    from signalwire_streams.bulk._journal import BulkJournal, JournalItem, JournalStatus
+    from signalwire_streams.bulk._operations import Ledger as Ledger
     from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus
-    from signalwire_streams.bulk._runner import (
-        MAX_CONCURRENCY as MAX_CONCURRENCY,
-        AdaptiveConcurrency as AdaptiveConcurrency,
-        BulkRun,
-        FixedConcurrency as FixedConcurrency,
-        WorkerPool as WorkerPool,
-    )
+    from signalwire_streams.bulk._runner import BulkRun
     from signalwire_streams.bulk._serialization import PlannedRequest
 
 __all__ = [
@@ -42,11 +28,10 @@ __all__ = [
 
 if not TYPE_CHECKING:  # pragma: no branch
     _MODULES = {
-        "_journal": "BulkJournal Journal JournalItem JournalStatus",
-        "_journal_file": "JournalOwner journal_path",
-        "_operations": "JournalLedger Ledger Operation RollbackLedger StartStreams StopStreams",
+        "_journal": "BulkJournal JournalItem JournalStatus",
+        "_operations": "Ledger",
         "_results": "BulkError BulkOutcome BulkReport BulkStatus",
-        "_runner": "MAX_CONCURRENCY AdaptiveConcurrency BulkRun FixedConcurrency WorkerPool",
+        "_runner": "BulkRun",
         "_serialization": "PlannedRequest",
     }
 

@@ -1,13 +1,13 @@
 """Journal of a bulk run: it records intents and outcomes in a file that survives a crash, and can be read any time.
 
 An intent is committed before its request goes out; an outcome a tenth of a second later at most. So a process that
-is killed loses few outcomes, and their items are then "in_doubt", which is as good as unknown.
+is killed loses few outcomes, and their items are then "in_doubt", which counts as unknown.
 """
 
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from os import PathLike
@@ -29,19 +29,11 @@ from signalwire_streams.bulk._journal_file import (
     JournalOwner,
     JournalPath,
     RunFacts,
-    connect_to_main,
-    connect_to_read,
-    connect_to_write,
-    decoding,
-    exists,
-    hold,
     identity_of,
-    is_held,
     journal_path,
     open_descriptor,
     release_descriptor,
     size_of,
-    store_errors,
     when_free,
 )
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label
@@ -80,7 +72,7 @@ _TEXT_OR_NONE = optional(_TEXT)
 
 def _flag(value: int) -> bool:
     if value not in (0, 1):
-        raise ValueError(f"{value!r} is no flag")
+        raise ValueError(f"{value!r} is not a flag")
     return bool(value)
 
 
@@ -155,30 +147,29 @@ _FIELDS = [attribute.name for attribute in fields(JournalItem)]
 
 
 def decode_item(path: JournalPath, row: Sequence[Any]) -> JournalItem:
-    """Read a row of `ITEMS`."""
     number, *values = row
-    with decoding(path, f"the row {number} of its table items"):
+    with path.decoding(f"the row {number} of its table items"):
         return JournalItem(**dict(zip(_FIELDS, values, strict=True)))
 
 
 @contextmanager
 def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
-    if not exists(path):
+    if not path.exists():
         raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
-    with store_errors(path, "read"):
-        connect = connect_to_main if _is_alone(path) else connect_to_read
-        with closing(connect(path)) as database:
-            database.execute("BEGIN")  # one view of the file for all that is asked
+    with path.errors("read"):
+        connect = path.connect_to_main if _is_alone(path) else path.connect_to_read
+        with closing(connect()) as database:
+            database.execute("BEGIN")  # one view of the file for all queries
             yield database, facts_of(path, database)
 
 
 def _is_alone(path: JournalPath) -> bool:
     """Check a journal before reading it, and return whether all of it is in the main file."""
     try:
-        if not is_held(path):
+        if not path.is_held():
             return not verify(path)[1]
     except (sqlite3.Error, JournalError, InvalidRequestError):
-        if not is_held(path):  # by a run that began while its files were checked one by one
+        if not path.is_held():  # by a run that began while its files were checked one by one
             raise
     return False  # the process that holds it keeps the files together
 
@@ -213,7 +204,7 @@ class BulkJournal:
         """Return the status of the run."""
         path = self._file
         # Before the rest: a run that ends meanwhile then counts as running, not as killed.
-        is_locked = exists(path) and is_held(path)
+        is_locked = path.exists() and path.is_held()
         with _reading(path) as (database, facts):
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
             rolled_back, attempts = database.execute(
@@ -225,7 +216,7 @@ class BulkJournal:
                 )
             )
         pending = (facts.planned or 0) - sum(counts.values())
-        with decoding(path, "its table items"):
+        with path.decoding("its table items"):
             return JournalStatus(
                 **asdict(facts),
                 counts=counts | ({PENDING: pending} if pending > 0 else {}),
@@ -238,16 +229,12 @@ class BulkJournal:
     def requests(self) -> Iterator[PlannedRequest]:
         """Return the requests of a planned run, in order."""
         for number, *row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?"):
-            with decoding(self._file, f"the row {number} of its table plan"):
+            with self._file.decoding(f"the row {number} of its table plan"):
                 planned = planned_request(row)
             yield planned
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Return the items that were attempted, in that order.
-
-        Args:
-            states: only those in one of these states.
-        """
+        """Return the items that were attempted, in that order; of states, only the items that are in one of them."""
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
             yield decode_item(self._file, row)
@@ -273,7 +260,7 @@ class BulkJournal:
 
 _INTEND = "INSERT INTO items (changed, id, kind, target, name, state) VALUES (?, ?, ?, ?, ?, ?)"
 _INTEND_AGAIN = "UPDATE items SET changed = ?, state = ? WHERE id = ?"
-_SETTLE = (
+_COMPLETE = (
     "UPDATE items SET changed = ?, state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ? "
     "WHERE id = ?"
 )
@@ -294,8 +281,6 @@ class ItemRecord:
 
 
 class Journal:
-    """One run's file."""
-
     def __init__(
         self,
         *,
@@ -311,8 +296,8 @@ class Journal:
         self._looked_up: Counter[str] = Counter()
         main = open_descriptor(path.file)
         opened.callback(release_descriptor, main)
-        self._guards = [opened.enter_context(closing(connect_to_read(path, timeout=0.0))) for _ in range(2)]
-        self._database = opened.enter_context(closing(connect_to_write(path)))
+        self._guards = [opened.enter_context(closing(path.connect_to_read(timeout=0.0))) for _ in range(2)]
+        self._database = opened.enter_context(closing(path.connect_to_write()))
         # At once, since a connection that opens a main file that was cut to nothing deletes the log.
         for guard in self._guards:
             guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
@@ -326,37 +311,37 @@ class Journal:
 
     @classmethod
     def create(
-        cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, clock: Clock | None = None
+        cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
-        path = journal_path(path)
-        with store_errors(path, "created"), _new_file(path) as lock, ExitStack() as opened:
-            _lay_out(path, whose, run, None)
+        path = journal_path(path).resolved()
+        with path.errors("created"), _new_file(path) as lock, ExitStack() as opened:
+            _lay_out(path, owner, run, None)
             return cls(path=path, run=run, lock=lock, opened=opened, clock=clock)
 
     @classmethod
-    def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
+    def plan(cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run for these requests, for `reopen`."""
-        path = journal_path(path)
-        with store_errors(path, "created"), _new_file(path) as lock:
-            _lay_out(path, whose, run, requests)
+        path = journal_path(path).resolved()
+        with path.errors("created"), _new_file(path) as lock:
+            _lay_out(path, owner, run, requests)
         lock.close()
 
     @classmethod
-    def reopen(cls, path: JournalPath | Path | str, whose: JournalOwner, *, clock: Clock | None = None) -> Self:
+    def reopen(cls, path: JournalPath | Path | str, owner: JournalOwner, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early."""
-        path = journal_path(path)
-        if not exists(path):
+        path = journal_path(path).resolved()
+        if not path.exists():
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
-        with ExitStack() as undo, store_errors(path, "read"), ExitStack() as opened:
-            if not is_held(path):
-                whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
+        with ExitStack() as undo, path.errors("read"), ExitStack() as opened:
+            if not path.is_held():
+                owner.check(path, verify(path)[0])  # before a lock file is made beside some other file
             if not os.access(path.file, os.W_OK):
                 raise InvalidRequestError(
                     f"the journal {path} can't be written: use an account that has write permission"
                 )
-            lock = undo.enter_context(closing(hold(path)))
+            lock = undo.enter_context(closing(path.hold()))
             facts, _ = verify(path)
-            whose.check(path, facts)
+            owner.check(path, facts)
             journal = cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
             undo.pop_all()
         return journal
@@ -367,7 +352,7 @@ class Journal:
             return facts_of(self.path, self._database).rollback_started_at
 
     def begin_rollback(self) -> None:
-        with store_errors(self.path, "written"), self._files.commit():
+        with self.path.errors("written"), self._files.commit():
             self._database.execute("INSERT OR IGNORE INTO run VALUES ('rollback_started_at', ?)", (now(),))
 
     def find(self, target: str, name: str | None) -> ItemRecord | None:
@@ -397,7 +382,7 @@ class Journal:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with store_errors(self.path, "read"):
+        with self.path.errors("read"):
             self._files.check()
             yield
 
@@ -405,18 +390,17 @@ class Journal:
         self._rows += 1
         return self._rows
 
-    async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
-        """Record that an item is about to be sent; it is durable when this returns."""
+    def intend(self, row: int, kind: str, target: str, name: str | None) -> Coroutine[Any, Any, None]:
+        """Record that an item is about to be sent; it is durable when this was awaited."""
         if row > self._inherited:
-            await self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
-        else:
-            await self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
+            return self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
+        return self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
 
-    def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
+    def complete(self, row: int, outcome: BulkOutcome[Any]) -> None:
         """Record the outcome of an item; it is written with the next commit."""
         stream, error = outcome.stream, outcome.error
         self._commits.write_later(
-            _SETTLE,
+            _COMPLETE,
             outcome.status.value,
             stream.sid if stream is not None else None,
             int(stream.ambiguous) if stream is not None else 0,
@@ -426,11 +410,11 @@ class Journal:
             row,
         )
 
-    async def intend_rollback(self, row: int) -> None:
-        """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
-        await self._commits.write(_ROLL_BACK, IN_DOUBT, row)
+    def intend_rollback(self, row: int) -> Coroutine[Any, Any, None]:
+        """Record that an item's stream is about to be stopped; it is on the disk when this was awaited."""
+        return self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
-    def settle_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
+    def complete_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
         """Record the outcome of stopping an item's stream; the record of its start is unchanged."""
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.write_later(_ROLL_BACK, status, row)
@@ -465,7 +449,7 @@ def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     with ExitStack() as undo:
         with suppress(OSError):  # `hold` reports it if it exists or can't be created
             _create(path.beside(LOCK), undo)
-        lock = undo.enter_context(closing(hold(path)))
+        lock = undo.enter_context(closing(path.hold()))
         with suppress(FileExistsError):
             _create(path.file, undo)
         _check_free(path)  # another process may have made it since
@@ -478,7 +462,7 @@ def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
 
 
 def _check_free(path: JournalPath) -> None:
-    if exists(path) and size_of(path.file) and not is_free(path):
+    if path.exists() and size_of(path.file) and not is_free(path):
         raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
     if not is_free(path):
         raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
@@ -495,12 +479,12 @@ def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) ->
             act(file)
 
 
-def _lay_out(path: JournalPath, whose: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:
+def _lay_out(path: JournalPath, owner: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:
     """Write the tables, the run's facts and its plan: a process that is killed before the end leaves it unfinished.
 
     Without a log, so that all of it is in the main file.
     """
-    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "started_at": now()}
+    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(owner), "started_at": now()}
     with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to go back to
         begin_generations(database)

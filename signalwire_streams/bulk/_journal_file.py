@@ -38,18 +38,132 @@ _KINDS = {
 
 @frozen
 class JournalPath:
-    """The path of a journal, as passed and as an absolute path, so that a chdir does not change the file."""
+    """The path of a journal, as passed and as an absolute path, so that a chdir does not change the file.
+
+    Its methods open the file, hold it for this process, and turn errors into ours.
+    """
 
     name: str
     file: Path
+    _target: Path | None = None
 
     def __str__(self) -> str:
         return self.name
 
     def beside(self, suffix: str) -> Path:
         """Return the file of SQLite's, or our lock, that belongs to the journal; links to the journal share it."""
-        file = self.file.resolve()
+        file = self._target or self.file.resolve()
         return file.with_name(file.name + suffix)
+
+    def resolved(self) -> "JournalPath":
+        """Return the same path for a run, which does not look up again where a link leads: that is most of opening."""
+        try:
+            return JournalPath(self.name, self.file, self.file.resolve())
+        except (OSError, RuntimeError):  # a link to itself, which `exists` reports
+            return self
+
+    def exists(self) -> bool:
+        """Return whether there is a file, and check that nothing at or beside the path is another kind of file.
+
+        Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
+        """
+        try:
+            is_there = _is_regular(self.file)
+            for suffix in (LOCK, LOG, INDEX, ROLLBACK):
+                _is_regular(self.beside(suffix))
+            if size_of(self.beside(INDEX)) % _INDEX_PAGE not in {0, _INDEX_AT_FIRST}:
+                raise InvalidRequestError(
+                    f"{self.beside(INDEX)} is another program's file: move it, or name another file"
+                )
+            for suffix in (LOG, INDEX, ROLLBACK):
+                file = self.beside(LOCK + suffix)
+                if os.path.lexists(file):  # SQLite deletes it, and the lock never has one
+                    raise InvalidRequestError(f"{file} blocks the lock file: move it, or name another file")
+        except OSError as error:
+            raise InvalidRequestError(
+                f"the journal {self} can't be opened: {error.strerror}; name another file"
+            ) from None
+        return is_there
+
+    def connect_to_write(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._address("rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
+        try:
+            database.execute("PRAGMA journal_mode = WAL").fetchone()
+            # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("PRAGMA wal_autocheckpoint = 0")  # `OpenFiles.checkpoint` does that
+        except BaseException:  # an open connection would keep the files
+            database.close()
+            raise
+        return database
+
+    def connect_to_read(self, *, timeout: float = 5.0) -> sqlite3.Connection:
+        return sqlite3.connect(self._address("ro"), uri=True, isolation_level=None, timeout=timeout)
+
+    def connect_to_main(self) -> sqlite3.Connection:
+        """Open only the main file: without its log, without a lock, and without creating a file."""
+        return sqlite3.connect(f"{self._address('ro')}&immutable=1", uri=True, isolation_level=None)
+
+    def _address(self, mode: str) -> str:
+        return f"{(self._target or self.file.resolve()).as_uri()}?mode={mode}"
+
+    def hold(self) -> sqlite3.Connection:
+        """Lock a run for this process. The lock ends with the process, however it ends."""
+        try:
+            lock = sqlite3.connect(self.beside(LOCK), timeout=_HOLD_TIMEOUT, isolation_level=None)
+        except (sqlite3.OperationalError, OSError):
+            raise InvalidRequestError(f"the journal {self} can't be opened: name a file in a writable folder") from None
+        try:
+            lock.execute("PRAGMA journal_mode = MEMORY").fetchone()  # creates no file next to it
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.DatabaseError as error:
+            lock.close()
+            if "locked" in str(error):
+                raise InvalidRequestError(
+                    f"another process is using the journal {self}: wait for it, or stop it"
+                ) from None
+            raise self.error("opened", error) from None
+        return lock
+
+    def is_held(self) -> bool:
+        with self.errors("read"):
+            if not self.beside(LOCK).exists():
+                return False
+            with closing(sqlite3.connect(self.beside(LOCK), timeout=0.0, isolation_level=None)) as lock:
+                try:
+                    lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                except sqlite3.OperationalError:
+                    return True
+        return False
+
+    @contextmanager
+    def errors(self, action: str) -> Iterator[None]:
+        """Raise `JournalError` for errors of SQLite and the file system."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self.error(action, error) from error
+
+    def error(self, action: str, error: Exception) -> JournalError:
+        """Return the error of a journal that can't be *action*: "created", "read" or "written"."""
+        why = getattr(error, "strerror", None) or error
+        if action == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            why = (
+                f"its log needs a file {self.beside(INDEX).name} next to it, which can't be created there; copy the "
+                "journal and its log to a writable folder, and pass the copy"
+            )
+        return JournalError(f"the journal {self} can't be {action}: {why}")
+
+    @contextmanager
+    def decoding(self, what: str) -> Iterator[None]:
+        """Raise `JournalError` for contents that this version does not write."""
+        try:
+            yield
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            raise JournalError(
+                f"the journal {self} can't be read: {what} is not in this version's format; use the version that "
+                "wrote it, or a copy from before the change"
+            ) from error
 
 
 def journal_path(journal: object) -> JournalPath:
@@ -73,26 +187,6 @@ def journal_path(journal: object) -> JournalPath:
         raise InvalidRequestError(
             f"the journal {name} has no folder ({error.strerror}): name an absolute path"
         ) from None
-
-
-def exists(path: JournalPath) -> bool:
-    """Return whether there is a journal's file, and check that nothing at or beside the path is another kind of file.
-
-    Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
-    """
-    try:
-        is_there = _is_regular(path.file)
-        for suffix in (LOCK, LOG, INDEX, ROLLBACK):
-            _is_regular(path.beside(suffix))
-        if size_of(path.beside(INDEX)) % _INDEX_PAGE not in {0, _INDEX_AT_FIRST}:
-            raise InvalidRequestError(f"{path.beside(INDEX)} is another program's file: move it, or name another file")
-        for suffix in (LOG, INDEX, ROLLBACK):
-            file = path.beside(LOCK + suffix)
-            if os.path.lexists(file):  # SQLite deletes it, and the lock never has one
-                raise InvalidRequestError(f"{file} blocks the lock file: move it, or name another file")
-    except OSError as error:
-        raise InvalidRequestError(f"the journal {path} can't be opened: {error.strerror}; name another file") from None
-    return is_there
 
 
 def _is_regular(file: Path) -> bool:
@@ -158,35 +252,9 @@ IN_DOUBT = "in_doubt"
 """The state of an item whose request may have gone out, and whose outcome the journal does not know."""
 STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
 
-_A_MOMENT = 0.2  # another process may be looking whether the journal is held
-_PATIENCE = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
+_HOLD_TIMEOUT = 0.2  # seconds; another process may be checking whether the journal is held
+_LOCK_TIMEOUT = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
 _STEP = 0.02  # seconds between two tries
-
-
-def connect_to_write(path: JournalPath) -> sqlite3.Connection:
-    database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
-    try:
-        database.execute("PRAGMA journal_mode = WAL").fetchone()
-        # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA wal_autocheckpoint = 0")  # `OpenFiles.checkpoint` does that
-    except BaseException:  # an open connection would keep the files
-        database.close()
-        raise
-    return database
-
-
-def connect_to_read(path: JournalPath, *, timeout: float = 5.0) -> sqlite3.Connection:
-    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None, timeout=timeout)
-
-
-def connect_to_main(path: JournalPath) -> sqlite3.Connection:
-    """Open only the main file: without its log, without a lock, and without creating a file."""
-    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
-
-
-def _address(path: JournalPath, mode: str) -> str:
-    return f"{path.file.resolve().as_uri()}?mode={mode}"
 
 
 _released: dict[tuple[int, int], int] = {}
@@ -230,41 +298,9 @@ async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
         try:
             return act()
         except JournalError as error:
-            if not is_busy(error.__cause__) or clock.now() - since >= _PATIENCE:
+            if not is_busy(error.__cause__) or clock.now() - since >= _LOCK_TIMEOUT:
                 raise
         await clock.sleep(_STEP)
-
-
-@contextmanager
-def store_errors(path: JournalPath, doing: str) -> Iterator[None]:
-    """Raise `JournalError` for errors of SQLite and the file system."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise store_error(path, doing, error) from error
-
-
-def store_error(path: JournalPath, doing: str, error: Exception) -> JournalError:
-    """Return the error of a journal that can't be *doing*: "created", "read" or "written"."""
-    why = getattr(error, "strerror", None) or error
-    if doing == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
-        why = (
-            f"its log needs a file {path.beside(INDEX).name} next to it, which can't be created there; copy the "
-            "journal and its log to a writable folder, and pass the copy"
-        )
-    return JournalError(f"the journal {path} can't be {doing}: {why}")
-
-
-@contextmanager
-def decoding(path: JournalPath, what: str) -> Iterator[None]:
-    """Raise `JournalError` for contents that this version does not write."""
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise JournalError(
-            f"the journal {path} can't be read: {what} is not in this version's format; use the version that wrote it, "
-            "or a copy from before the change"
-        ) from error
 
 
 def _timestamp(_: object, attribute: "Attribute[str]", value: str) -> None:
@@ -291,39 +327,8 @@ class JournalOwner:
 
 
 @frozen(kw_only=True)
-class RunFacts(JournalOwner):
-    """The rows of a journal's table ``run``."""
-
+class RunFacts(JournalOwner):  # the rows of the table `run`
     run: str = field(validator=validate_path_segment)
     started_at: str = field(validator=_timestamp)
     rollback_started_at: str | None = field(default=None, validator=optional(_timestamp))
     planned: int | None = field(default=None, converter=maybe(int), validator=optional(ge(0)))
-
-
-def hold(path: JournalPath) -> sqlite3.Connection:
-    """Lock a run for this process. The lock ends with the process, however it ends."""
-    try:
-        lock = sqlite3.connect(path.beside(LOCK), timeout=_A_MOMENT, isolation_level=None)
-    except (sqlite3.OperationalError, OSError):
-        raise InvalidRequestError(f"the journal {path} can't be opened: name a file in a writable folder") from None
-    try:
-        lock.execute("PRAGMA journal_mode = MEMORY").fetchone()  # creates no file next to it
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.DatabaseError as error:
-        lock.close()
-        if "locked" in str(error):
-            raise InvalidRequestError(f"another process is using the journal {path}: wait for it, or stop it") from None
-        raise store_error(path, "opened", error) from None
-    return lock
-
-
-def is_held(path: JournalPath) -> bool:
-    with store_errors(path, "read"):
-        if not path.beside(LOCK).exists():
-            return False
-        with closing(sqlite3.connect(path.beside(LOCK), timeout=0.0, isolation_level=None)) as lock:
-            try:
-                lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            except sqlite3.OperationalError:
-                return True
-    return False

@@ -76,7 +76,7 @@ class Ledger(Protocol):
         """Return what an earlier part of the run recorded of an item.
 
         An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
-        refused as a duplicate now, the stream counts as already started.
+        rejected as a duplicate now, the stream counts as already started.
         """
 
     def find(self, key: ItemKey, /) -> ItemRecord | None:
@@ -89,13 +89,11 @@ class Ledger(Protocol):
             StreamsError: it could not be recorded, or may not be sent.
         """
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
         """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.refusals`."""
 
 
 class Operation(Protocol[_Item_contra]):
-    """The operation that a run applies to each of its items."""
-
     is_start: bool
 
     async def begin(self) -> None: ...
@@ -113,7 +111,7 @@ class Operation(Protocol[_Item_contra]):
     def recorded(self, item: _Item_contra, /) -> Stream | StreamsError | None:
         """Return the result of an item that this run ends without sending, if an earlier part of the run left one."""
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
         """Called with the outcome of each prepared item."""
 
 
@@ -132,15 +130,13 @@ class _StreamOperation(Generic[_Item]):
         if self._ledger is not None:
             await self._ledger.end()
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         if self._ledger is not None:
-            self._ledger.note(state, outcome)
+            self._ledger.record_outcome(state, outcome)
 
 
 @define(kw_only=True, eq=False)
 class StartStreams(_StreamOperation[Start]):
-    """Starts streams, under names that follow from the run and the target."""
-
     is_start = True
     _resend_call_starts: bool
     _run: str = field(init=False, factory=partial(token_hex, 4))
@@ -314,11 +310,11 @@ class JournalLedger:
         await self.journal.intend(record.id, key.kind, key.target, key.name)
         self._records[state] = record  # not before: a row that could not be written may be another process's
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         record = self._records.pop(state, None)
         if record is None or (state.may_have_succeeded and outcome.status in _INCONCLUSIVE):
             return  # an attempt that failed does not undo an earlier one that may have succeeded
-        self.journal.settle(record.id, _with_doubt(record, state, outcome))
+        self.journal.complete(record.id, _with_doubt(record, state, outcome))
 
 
 def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
@@ -354,7 +350,7 @@ class RollbackLedger(JournalLedger):
         await self.journal.intend_rollback(row)
         self._records[state] = ItemRecord(row, IN_DOUBT, sid=key.sid, ambiguous=False)
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         record = self._records.pop(state, None)
         if record is not None:
-            self.journal.settle_rollback(record.id, outcome)
+            self.journal.complete_rollback(record.id, outcome)

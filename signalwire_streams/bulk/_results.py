@@ -17,10 +17,11 @@ from signalwire_streams.errors import (
     StreamsError,
 )
 from signalwire_streams.models import CallStream, ConferenceStream
+from signalwire_streams.models._fast import fast_constructor
 
 _Item = TypeVar("_Item")
 
-_REFUSED_FOR_NOW = frozenset({408, 425, 429})
+_REFUSED_FOR_NOW = frozenset({408, 425})
 _KEPT_FAILURES = 1_000
 _STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
 _LEAST_LATENCY = 1e-6
@@ -37,7 +38,7 @@ class BulkStatus(StrEnum):
     UNKNOWN = "unknown"
     """It may or may not have been carried out."""
     NOT_ATTEMPTED = "not_attempted"
-    """It was not carried out, if the Space's temporary rejections (408, 429, 503) can be trusted. It may be retried."""
+    """It was not carried out, if the Space's temporary refusals (408, 429, 503) can be trusted. It may be retried."""
 
 
 SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED})
@@ -71,6 +72,9 @@ class BulkOutcome(Generic[_Item]):
         return self.status in SUCCEEDED
 
 
+create_outcome = fast_constructor(BulkOutcome)
+
+
 def error_label(error: StreamsError) -> str:
     """Return the class of an error and the platform's code, if there is one. Errors are counted by it."""
     code = getattr(error, "code", None)
@@ -78,17 +82,18 @@ def error_label(error: StreamsError) -> str:
 
 
 def to_status(error: StreamsError, *, starting: bool) -> BulkStatus:
-    """Return the status of an item that failed with this error.
+    """Return the status of an item that failed with this error, and that no earlier attempt may have carried out.
 
-    A start that may have been carried out fails with `StreamOutcomeUnknownError` only, so its other errors are certain;
-    those of a stop are not.
+    A start that may have been carried out fails with `StreamOutcomeUnknownError` only. So may a stop that the Space did
+    not respond to, but with other errors.
     """
     if isinstance(error, StreamOutcomeUnknownError):
         return BulkStatus.UNKNOWN
     if isinstance(error, InvalidRequestError):
         return BulkStatus.REJECTED
-    if isinstance(error, ApiError) and not isinstance(error, ServerError) and error.status not in _REFUSED_FOR_NOW:
-        return BulkStatus.NOT_ATTEMPTED if isinstance(error, RateLimitedError) else BulkStatus.REJECTED
+    if isinstance(error, ApiError):
+        is_for_now = isinstance(error, RateLimitedError | ServerError) or error.status in _REFUSED_FOR_NOW
+        return BulkStatus.NOT_ATTEMPTED if is_for_now else BulkStatus.REJECTED
     return BulkStatus.NOT_ATTEMPTED if starting or error.sent == "no" else BulkStatus.UNKNOWN
 
 
@@ -166,7 +171,7 @@ class ReportBuilder:
             self.slowest = max(self.slowest, outcome.duration)
         if outcome.error is not None:
             self.errors[error_label(outcome.error)] += 1
-        if not outcome.ok and len(self.failures) < _KEPT_FAILURES:
+        if outcome.status not in SUCCEEDED and len(self.failures) < _KEPT_FAILURES:
             self.failures.append(outcome)
 
     def report(self, seconds: float) -> BulkReport:

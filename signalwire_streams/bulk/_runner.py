@@ -9,7 +9,14 @@ from typing import Generic, TypeAlias, TypeVar
 
 from signalwire_streams._http.messages import CallContext, CallState
 from signalwire_streams.bulk._operations import Operation, Send
-from signalwire_streams.bulk._results import BulkOutcome, BulkReport, BulkStatus, ReportBuilder, to_status
+from signalwire_streams.bulk._results import (
+    BulkOutcome,
+    BulkReport,
+    BulkStatus,
+    ReportBuilder,
+    create_outcome,
+    to_status,
+)
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import (
     AuthenticationError,
@@ -54,7 +61,7 @@ class FixedConcurrency:
 
 
 class AdaptiveConcurrency(FixedConcurrency):
-    """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
+    """Additive increase, multiplicative decrease, on latency and on responses that report overload.
 
     While the latency stays near the lowest recent one, the limit grows by one for each *limit* responses. When the
     latency doubles, or the Space responds with 429 or 503, the limit shrinks by three tenths, at most once for the
@@ -104,7 +111,7 @@ class WorkerPool(Generic[_Item]):
         self._limit = limit
         self._running: dict[asyncio.Task[None], None] = {}
         self._outcomes: deque[BulkOutcome[_Item]] = deque()
-        self._changed = asyncio.Event()
+        self._has_room, self._has_news = asyncio.Event(), asyncio.Event()  # for the intake, and for the consumer
         self._intake: asyncio.Future[None] | None = None
         self._shutdown: asyncio.Task[None] | None = None
         self._fatal: StreamsError | None = None
@@ -121,7 +128,7 @@ class WorkerPool(Generic[_Item]):
         if self._intake is None:
             # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
             self._intake = asyncio.Task(self._take_in())
-            self._intake.add_done_callback(lambda _: self._changed.set())
+            self._intake.add_done_callback(lambda _: self._has_news.set())
         while not self._outcomes:
             if self._foreign_error is not None and not self._running:
                 raise self._foreign_error
@@ -136,10 +143,9 @@ class WorkerPool(Generic[_Item]):
                 if isinstance(self._fatal, JournalError):
                     raise self._fatal
                 return None
-            await self._change()
-        outcome = self._outcomes.popleft()
-        self._changed.set()
-        return outcome
+            await _next(self._has_news)
+        self._has_room.set()
+        return self._outcomes.popleft()
 
     def shutdown(self, timeout: float) -> asyncio.Task[None]:
         """Take in no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes."""
@@ -185,7 +191,7 @@ class WorkerPool(Generic[_Item]):
         async for item in each(self._items):
             try:
                 while len(self._running) >= int(self._limit.limit) or len(self._outcomes) >= _MAX_OUTCOMES:
-                    await self._change()
+                    await _next(self._has_room)
             except asyncio.CancelledError:
                 self._skip(index, item, "the run ended before it was sent")
                 raise
@@ -200,17 +206,15 @@ class WorkerPool(Generic[_Item]):
                 self._skip(index, item, f"not attempted because of an earlier item: {self._fatal}")
             index += 1
 
-    async def _change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
-
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
-        self._changed.set()
+        self._has_room.set()
+        if not self._running:
+            self._has_news.set()
 
     def _put(self, outcome: BulkOutcome[_Item]) -> None:
         self._outcomes.append(outcome)
-        self._changed.set()
+        self._has_news.set()
 
     def _skip(self, index: int, item: _Item, why: str) -> None:
         result = self.operation.recorded(item) or RunCancelledError(why)
@@ -236,13 +240,13 @@ class WorkerPool(Generic[_Item]):
             latency = self.clock.now() - state.acquired_at
             self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
         outcome = self._outcome(index, item, result, state, self.clock.now() - started_at)
-        self.operation.note(state, outcome)
+        self.operation.record_outcome(state, outcome)
         self._put(outcome)
 
     def _outcome(
         self, index: int, item: _Item, result: _Result, state: CallState, duration: float = 0.0
     ) -> BulkOutcome[_Item]:
-        return BulkOutcome(
+        return create_outcome(
             index=index,
             item=item,
             status=self._status(result, state),
@@ -263,7 +267,7 @@ class WorkerPool(Generic[_Item]):
             try:
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                # Without an attempt it is the ledger that refused to send it.
+                # Without an attempt it is the ledger that does not let it be sent.
                 if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
@@ -281,6 +285,11 @@ class WorkerPool(Generic[_Item]):
         if not self.operation.is_start:
             return BulkStatus.STOPPED
         return BulkStatus.ALREADY_STARTED if result.already_started else BulkStatus.STARTED
+
+
+async def _next(event: asyncio.Event) -> None:
+    event.clear()
+    await event.wait()
 
 
 def is_fatal_for_run(error: StreamsError) -> bool:
@@ -339,9 +348,6 @@ class BulkRun(Generic[_Item]):
 
         The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.
-
-        Args:
-            timeout: seconds for the requests in flight.
         """
         self._is_used = True
         _ = self._pool.shutdown(timeout)

@@ -42,7 +42,8 @@ def stream_of(kind: str, target: str, **fields: Any) -> Stream:  # noqa: ANN401 
 
 def folded(target: str) -> str:
     """Return the canonical form of a target: the Space ignores the case of a UUID."""
-    return target.lower() if _UUID.fullmatch(target) else target
+    lowered = target.lower()
+    return lowered if lowered != target and _UUID.fullmatch(target) else target
 
 
 @frozen(kw_only=True)

@@ -40,14 +40,9 @@ from signalwire_streams.bulk._journal_file import (
     SCHEMA_VERSION,
     JournalPath,
     RunFacts,
-    connect_to_main,
-    connect_to_read,
-    decoding,
     identity_of,
     is_busy,
     size_of,
-    store_error,
-    store_errors,
     when_free,
 )
 from signalwire_streams.clock import Clock
@@ -65,7 +60,7 @@ _MAGIC = (0x377F0682, 0x377F0683)
 _APART = 0.004  # seconds between two commits, when something waits for them
 _AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
 _GUARDED_TRIES = 50  # of a commit that another program prevents: about a second
-_LOOKS = 10  # at files that another program changes at the same time
+_VERIFY_TRIES = 10  # while another program changes the files
 
 Values: TypeAlias = tuple[object, ...]
 
@@ -131,7 +126,7 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
     Return the facts of its run, and whether it can't be read without its log.
     """
     main, size = _header_of(path), size_of(path.beside(LOG))
-    for _ in range(_LOOKS):
+    for _ in range(_VERIFY_TRIES):
         try:
             return _verify(path, main)
         except (JournalError, sqlite3.Error, FileNotFoundError):
@@ -146,9 +141,9 @@ def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
     if main.application == UNFINISHED:
         raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
     if main.application != JOURNAL or not _check_log(path, main):
-        with closing(connect_to_main(path)) as database:
+        with closing(path.connect_to_main()) as database:
             return facts_of(path, database), False
-    with closing(connect_to_read(path)) as database:
+    with closing(path.connect_to_read()) as database:
         database.execute("BEGIN")
         both = header_of(database)
         if both.application != JOURNAL or both.needs_log or both.is_older(main):
@@ -158,7 +153,7 @@ def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
 
 def _header_of(path: JournalPath) -> Header:
     """Read the first page of the main file alone, whatever the state of the other ones is."""
-    with closing(connect_to_main(path)) as database:
+    with closing(path.connect_to_main()) as database:
         database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
         with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
             return header_of(database)
@@ -215,7 +210,7 @@ def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
             raise
     if known.pop("schema", None) != str(SCHEMA_VERSION) or not tables.issuperset(SCHEMA):
         raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
-    with decoding(path, "its table run"):
+    with path.decoding("its table run"):
         return RunFacts(**known)
 
 
@@ -406,7 +401,7 @@ class GroupCommitter:
     def finish(self) -> None:
         """Write pending records, and leave a journal that is complete without its log."""
         self.cancel()
-        with store_errors(self._path, "written"):
+        with self._path.errors("written"):
             was_removed = False
             try:
                 self._files.check()
@@ -415,7 +410,7 @@ class GroupCommitter:
                     raise
                 # What was removed is still open, so the main file gets all of it.
                 was_removed = True
-                self._failure = self._failure or store_error(self._path, "written", error)
+                self._failure = self._failure or self._path.error("written", error)
             self._write_waiting()
             if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
                 self.is_whole = self._files.finish()
@@ -464,7 +459,7 @@ class GroupCommitter:
             if self._files.log_size() > self._log_limit:
                 self._shorten_log()
         except (sqlite3.Error, OSError) as error:
-            raise store_error(self._path, "written", error) from error
+            raise self._path.error("written", error) from error
 
     def _fail(self, error: JournalError) -> None:
         """Fail the writers that wait for the commit, and thereby the run. Outcomes are kept for the next attempt."""

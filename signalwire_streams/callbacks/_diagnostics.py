@@ -21,11 +21,6 @@ from signalwire_streams.callbacks._signature import (
     SIGNATURE_HEADER,
     SignedRequest,
     UnverifiableError,
-    comparisons,
-    encoded,
-    read_form,
-    read_query,
-    read_request,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
@@ -34,8 +29,6 @@ from signalwire_streams.callbacks._urls import (
     UrlParts,
     equivalent_urls,
     parse_each,
-    query_of,
-    read_forwarded,
     split_host,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -64,7 +57,7 @@ class SignatureDiagnosis:
     ``str()`` of it is a few lines for a person.
 
     Attributes:
-        valid: whether `verify_signature` accepts the request unchanged; False also if the time did not suffice to see.
+        valid: whether `verify_signature` accepts the request unchanged; also False if the time limit came first.
         summary: the problem in one sentence, or that there is none.
         suggestions: what to change, in sentences, the likeliest first.
         candidate_urls: the URLs that `verify_signature` tries, without passwords and the values of queries.
@@ -104,25 +97,14 @@ def diagnose_signature(
     It tries what proxies and frameworks usually change: the scheme, the host (as ``Host``, ``X-Forwarded-Host`` and
     ``Forwarded`` have it), the port, a trailing slash, a prefix that was removed, order and encoding of the query,
     the content type, a body that was serialized again or lost its blank fields. It finds any one of these and any two
-    of them, at most one of them apart from the URL. That takes up to two seconds, so do not call it for each request;
+    of them, at most one of them outside the URL. That takes up to two seconds, so do not call it for each request;
     if a large body or many keys and candidates need more, the summary says that the time limit was reached.
 
-    Args:
-        url: as for `verify_signature`.
-        headers: as for `verify_signature`, all of them.
-        body: as for `verify_signature`.
-        keys: as for `verify_signature`.
-        method: as for `verify_signature`.
-        candidates: absolute URLs to try as well, such as the one that was passed as ``StatusCallback``.
-
-    Returns:
-        The findings, and what to change.
-
-    Raises:
-        InvalidRequestError: an argument has the wrong type; the message says what to write.
+    The arguments and their errors are those of `verify_signature`; pass all headers. ``candidates`` are absolute URLs
+    to try as well, such as the one that was passed as ``StatusCallback``.
     """
     until = thread_time() + _MAX_CPU_TIME
-    request = read_request(url=url, headers=headers, body=body, method=method)
+    request = SignedRequest.read(url=url, headers=headers, body=body, method=method)
     suspected = parse_each(candidates, UrlParts.split)
     if suspected is None:
         raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
@@ -172,7 +154,7 @@ def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tu
         TimeoutError: the time is up.
     """
     _check_time(until)  # a body that can't be read takes time as well
-    for url, key, is_signed in comparisons(request, tuple(keys)):
+    for url, key, is_signed in request.comparisons(tuple(keys)):
         if is_signed:
             return url, key
         _check_time(until)
@@ -180,7 +162,7 @@ def _find_match(request: SignedRequest, keys: Iterable[str], until: float) -> tu
 
 
 def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
-    """Yield requests that may have been signed: with up to two changes, at most one of them apart from the URL."""
+    """Yield requests that may have been signed: with up to two changes, at most one of them outside the URL."""
     near: list[_Candidate] = []
     for candidate, changes in url_candidates(request, suspected):
         if len(changes) <= 1:
@@ -197,7 +179,6 @@ def _check_time(until: float) -> None:
 
 
 def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
-    """Yield the request at the given URL, then at those with one change, then at those with two."""
     yield request, ()
     given = UrlParts.split(request.url)
     if given is None:
@@ -227,18 +208,18 @@ def _replace_by(given: UrlParts, candidates: Sequence[UrlParts]) -> _ChangedUrls
 
 
 def _changed_once(parts: UrlParts, headers: Headers) -> _ChangedUrls:
-    said = read_forwarded(headers)
-    yield from _change_origin(parts, said, headers)
-    yield from _change_path(parts, said)
+    forwarded = Forwarded.from_headers(headers)
+    yield from _change_origin(parts, forwarded, headers)
+    yield from _change_path(parts, forwarded)
     yield from _change_query(parts)
 
 
-def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _ChangedUrls:
+def _change_origin(parts: UrlParts, forwarded: Forwarded, headers: Headers) -> _ChangedUrls:
     for other in {"http://", "https://"} - {parts.scheme.lower()}:
         change = f"The signed URL begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
         yield 1, evolve(parts, scheme=other), change
     sources = {
-        "X-Forwarded-Host or Forwarded": (said.host or parts.host, said.port),
+        "X-Forwarded-Host or Forwarded": (forwarded.host or parts.host, forwarded.port),
         "the Host header": split_host(headers.get("Host", "")) or ("", ""),
     }
     for source, (name, port) in sources.items():
@@ -247,11 +228,11 @@ def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _Chang
             yield 2, evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
 
 
-def _change_path(parts: UrlParts, said: Forwarded) -> _ChangedUrls:
+def _change_path(parts: UrlParts, forwarded: Forwarded) -> _ChangedUrls:
     path = parts.path
-    if said.prefix:
-        change = f"The signed path begins with {said.prefix!r}, which a proxy removed: include it in public_url."
-        yield 3, evolve(parts, path=said.prefix + path), change
+    if forwarded.prefix:
+        change = f"The signed path begins with {forwarded.prefix!r}, which a proxy removed: include it in public_url."
+        yield 3, evolve(parts, path=forwarded.prefix + path), change
     if path.endswith("/"):
         yield 4, evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
     else:
@@ -265,7 +246,7 @@ def _change_query(parts: UrlParts) -> _ChangedUrls:
     query = parts.query.removeprefix("?")
     if not query:
         return
-    yield 6, evolve(parts, query=""), "The signed URL has no query: something in between adds it."
+    yield 6, evolve(parts, query=""), "The signed URL has no query: a proxy or a framework adds it."
     pieces = query.split("&")
     for order in permutations(pieces) if len(pieces) <= _MAX_PERMUTED else [sorted(pieces)]:
         if list(order) != pieces:
@@ -286,7 +267,7 @@ def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, s
         yield evolve(request, method=method, body=signed), change
     if request.method == "GET":
         change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
-        yield evolve(request, method="POST", body=encoded(query_of(request.url)) or b""), change
+        yield evolve(request, method="POST", body=request.query), change
     if SHA256_SIGNATURE_HEADER in headers:
         change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
         yield evolve(request, headers=headers.replaced(SHA256_SIGNATURE_HEADER)), change
@@ -296,7 +277,7 @@ def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, s
     for raw in (body.strip(), body + b"\n", *_serialized_again(body)):
         if raw != body:
             yield evolve(request, body=raw), f"The signed body is encoded differently: {_RAW_BODY}."
-    names = {name for name, _ in read_form(body) or ()}
+    names = {name for name, _ in request.form or ()}
     missing = [name for name in FIELD_NAMES if name not in names] if names else []
     for count in range(1, _MAX_BLANK_FIELDS + 1):
         for blank in combinations(missing, count):
@@ -329,7 +310,7 @@ def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]
     if any(key.startswith("PT") for key in keys):
         yield "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_."
     is_readable = len(request.body) <= MAX_BODY
-    fields = read_query(query_of(request.url)) if request.method == "GET" else is_readable and read_form(request.body)
+    fields = request.query_fields if request.method == "GET" else is_readable and request.form
     if project := dict(fields or ()).get("AccountSid", "")[:_MAX_SHOWN]:
         yield f"The request belongs to project {project!r}: use the Signing Key of that project."
     yield (

@@ -36,21 +36,15 @@ from signalwire_streams.callbacks._signature import (
     MAX_BODY,
     SignedRequest,
     UnverifiableError,
-    check_request,
-    encoded,
-    read_form,
-    read_query,
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
+    Forwarded,
     Headers,
     HostPattern,
     is_public_url,
     parse_each,
-    path_and_query,
     public_urls,
-    query_of,
-    read_forwarded,
     request_url,
 )
 from signalwire_streams.errors import InvalidRequestError
@@ -408,16 +402,16 @@ class CallbackReceiver:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=request.headers, body=body, method=request.method)
             if len(body) > _MAX_HASHED_HERE:
-                await asyncio.to_thread(check_request, signed, self._keys, *urls)
+                await asyncio.to_thread(signed.check, self._keys, *urls)
             else:
-                check_request(signed, self._keys, *urls)
-            event = _parse(signed, request.target)
+                signed.check(self._keys, *urls)
+            event = _parse(signed)
         except UnverifiableError as reason:
             self.statistics.rejected += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
             _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
             return _FORBIDDEN, {}
-        if self._dispatcher.offer(event, body or encoded(query_of(request.target)) or b""):
+        if self._dispatcher.offer(event, body or signed.query):
             return 204, {}
         return 503, {"Retry-After": _RETRY_AFTER}
 
@@ -442,7 +436,7 @@ class CallbackReceiver:
         """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.target)))
-        proxies = read_forwarded(request.headers) if self.trust_forwarded else None
+        proxies = Forwarded.from_headers(request.headers) if self.trust_forwarded else None
         url = request_url(scheme=request.scheme, host=request.host, target=request.target, proxies=proxies)
         if url is None or not (self.allowed_hosts is None or any(host.matches(url) for host in self.allowed_hosts)):
             return ()
@@ -477,10 +471,10 @@ async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
         yield await request.read()
 
 
-def _parse(request: SignedRequest, target: str) -> CallbackEvent:
+def _parse(request: SignedRequest) -> CallbackEvent:
     if request.method == "GET":
-        return parse_callback(read_query(query_of(path_and_query(target))))
-    fields = None if request.is_json else read_form(request.body)
+        return parse_callback(request.query_fields)
+    fields = None if request.is_json else request.form
     if fields is not None:
         return parse_callback(fields)
     try:

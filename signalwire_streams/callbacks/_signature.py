@@ -1,8 +1,8 @@
 """Signatures of status callbacks, and the forms they cover.
 
-A body is read in one way only, as a form or as JSON, by its content type and its looks; no body passes for both. What
-is hashed does not say which kind it was, so otherwise a signature over a form's bare names and values could be sent
-again as one over a raw body, or the other way round.
+A body is read either as a form or as JSON, by its content type and its first byte; no body passes for both. The hash
+does not say which kind it was, so otherwise a signature over a form's bare names and values could be replayed as one
+over a raw body, or the other way round.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 from urllib.parse import parse_qsl
 
 from attrs import field, frozen
@@ -62,11 +62,6 @@ def read_form(body: bytes) -> Pairs | None:
     return tuple(pairs) if all(name for name, _ in pairs) else None
 
 
-def read_query(query: str) -> Pairs:
-    """Return a query's fields; any query can be read, since it may hold what the user's own URL brings."""
-    return tuple(parse_qsl(query, keep_blank_values=True))
-
-
 def as_pairs(fields: object) -> Pairs:
     items = fields.items() if isinstance(fields, Mapping) else fields
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
@@ -83,12 +78,32 @@ def as_pairs(fields: object) -> Pairs:
 
 @frozen(kw_only=True)
 class SignedRequest:
-    """A request as its sender may have signed it."""
-
     url: str = field(repr=False)
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
     method: str
+
+    @classmethod
+    def read(cls, *, url: object, headers: object, body: object, method: object) -> Self:
+        """Return a request, or raise `InvalidRequestError` if a part has the wrong type."""
+        if not isinstance(headers, Mapping | HiddenItems):
+            raise InvalidRequestError(f"headers must be a mapping, not {kind_of(headers)}: write dict(headers)")
+        if not isinstance(method, str):
+            raise InvalidRequestError(f"method must be a str, not {type(method).__name__}: write 'GET' or 'POST'")
+        return cls(url=_url(url), headers=Headers(headers), body=_raw(body), method=method.upper())
+
+    @property
+    def query(self) -> bytes:
+        return encoded(query_of(self.url)) or b""
+
+    @property
+    def query_fields(self) -> Pairs:
+        """The query's fields; any query can be read, since it may hold what the user's own URL brings."""
+        return tuple(parse_qsl(query_of(self.url), keep_blank_values=True))
+
+    @property
+    def form(self) -> Pairs | None:
+        return read_form(self.body)
 
     @property
     def is_json(self) -> bool:
@@ -104,6 +119,65 @@ class SignedRequest:
             raise UnverifiableError("Content-Type is JSON, but the body is not")
         return looks_like_json
 
+    def check(self, keys: Sequence[str], *urls: str) -> None:
+        """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
+
+        If several URLs may have been signed, they have the same query.
+        """
+        # All are compared, so that timing does not reveal which one is valid.
+        if not any([is_signed for *_, is_signed in self.comparisons(keys, *urls)]):  # noqa: C419
+            raise UnverifiableError(MISMATCH)
+
+    def comparisons(self, keys: Sequence[str], *urls: str) -> Iterator[tuple[str, str, bool]]:
+        """Yield each form of the URLs, each key, and whether it signed that: one hash of the body at a time."""
+        signatures = self._signatures()
+        if not keys:
+            raise UnverifiableError("there is no key")
+        forms = [form for url in urls or (self.url,) for form in equivalent_urls(url, self.headers)]
+        for key, url in product(keys, (form for form in forms if encoded(form) is not None)):
+            for signature in signatures:
+                yield url, key, signature.verify(url, key)
+
+    def _signatures(self) -> "tuple[Signature, ...]":
+        """Return the signatures, one of which must be valid.
+
+        Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
+        defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
+        """
+        if self.method not in {"GET", "POST"}:
+            raise UnverifiableError("the method is neither GET nor POST")
+        if self.method == "GET" and self.body:
+            raise UnverifiableError("a GET has a body")
+        if len(self.body) > MAX_BODY:
+            raise UnverifiableError("the body is too large")
+        strong = self.headers.getall(SHA256_SIGNATURE_HEADER, [])
+        weak = _given(self.headers, SIGNATURE_HEADER) + _given(self.headers, ALIAS_HEADER)
+        if not strong and not weak:
+            raise UnverifiableError("there is no signature")
+        by_sha1 = tuple(
+            Signature(given=weak, algorithm="sha1", encoding=encoding, tail=tail)
+            for encoding, tail in self._covered_by_sha1()
+            if weak
+        )
+        is_json = self.is_json
+        if not is_json and weak and (len(strong) != 1 or not strong[0]):
+            return by_sha1
+        given = _given(self.headers, SHA256_SIGNATURE_HEADER)
+        by_sha256 = (Signature(given=given, algorithm="sha256", encoding="hex", tail=self.body),) if given else ()
+        return by_sha256 or by_sha1 if is_json else by_sha256 + by_sha1
+
+    def _covered_by_sha1(self) -> list[tuple[Encoding, bytes]]:
+        """Return how a SHA-1 signature may be encoded, and what it then covers after the URL."""
+        raw: list[tuple[Encoding, bytes]] = [("hex", self.body)] if self.is_json else []
+        if _names_body(self.query_fields, self.body):
+            return [("base64", b""), *raw]
+        if raw:
+            return raw
+        pairs = self.form
+        if pairs is None:
+            raise UnverifiableError(f"the body is neither JSON nor a form of up to {_MAX_FIELDS:,} fields")
+        return [("base64", canonical_form(pairs))]
+
 
 class UnverifiableError(Exception):
     """A request that was not signed with one of the keys, and why. It never leaves this package."""
@@ -111,7 +185,7 @@ class UnverifiableError(Exception):
 
 @frozen(kw_only=True)
 class Signature:
-    """One kind of signature: its values in a request, one of which has to be right, and what follows the URL in it."""
+    """One kind of signature: its values in a request, one of which must be valid, and what is signed after the URL."""
 
     given: tuple[bytes, ...] = field(repr=False)
     algorithm: Algorithm
@@ -138,35 +212,6 @@ def canonical_form(pairs: Pairs) -> bytes:
     return "".join(name + value for name, value in sorted(pairs, key=lambda pair: pair[0])).encode()
 
 
-def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
-    """Return the signatures of a request, of which one has to be right.
-
-    Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
-    defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
-    """
-    if request.method not in {"GET", "POST"}:
-        raise UnverifiableError("the method is neither GET nor POST")
-    if request.method == "GET" and request.body:
-        raise UnverifiableError("a GET has a body")
-    if len(request.body) > MAX_BODY:
-        raise UnverifiableError("the body is too large")
-    strong = request.headers.getall(SHA256_SIGNATURE_HEADER, [])
-    weak = _given(request.headers, SIGNATURE_HEADER) + _given(request.headers, ALIAS_HEADER)
-    if not strong and not weak:
-        raise UnverifiableError("there is no signature")
-    by_sha1 = tuple(
-        Signature(given=weak, algorithm="sha1", encoding=encoding, tail=tail)
-        for encoding, tail in _covered_by_sha1(request)
-        if weak
-    )
-    is_json = request.is_json
-    if not is_json and weak and (len(strong) != 1 or not strong[0]):
-        return by_sha1
-    given = _given(request.headers, SHA256_SIGNATURE_HEADER)
-    by_sha256 = (Signature(given=given, algorithm="sha256", encoding="hex", tail=request.body),) if given else ()
-    return by_sha256 or by_sha1 if is_json else by_sha256 + by_sha1
-
-
 def _given(headers: Headers, name: str) -> tuple[bytes, ...]:
     values = headers.getall(name, [])
     if len(values) > 1:
@@ -176,25 +221,12 @@ def _given(headers: Headers, name: str) -> tuple[bytes, ...]:
     return tuple(value.encode("ascii", "replace") for value in values)
 
 
-def _covered_by_sha1(request: SignedRequest) -> list[tuple[Encoding, bytes]]:
-    """Return how a SHA-1 signature may be encoded, and what it then covers after the URL."""
-    raw: list[tuple[Encoding, bytes]] = [("hex", request.body)] if request.is_json else []
-    if _names_body(request.url, request.body):
-        return [("base64", b""), *raw]
-    if raw:
-        return raw
-    pairs = read_form(request.body)
-    if pairs is None:
-        raise UnverifiableError(f"the body is neither JSON nor a form of up to {_MAX_FIELDS:,} fields")
-    return [("base64", canonical_form(pairs))]
-
-
-def _names_body(url: str, body: bytes) -> bool:
+def _names_body(query: Pairs, body: bytes) -> bool:
     """Return whether the URL names the hash of the body, which is how such a body is signed.
 
     The hash is checked on each request to such a URL: otherwise a signature for one body would be good for another.
     """
-    named = [value for name, value in read_query(query_of(url)) if name == _BODY_HASH]
+    named = [value for name, value in query if name == _BODY_HASH]
     if not named:
         return False
     given = "".join(named).lower().encode("ascii", "replace")
@@ -252,7 +284,7 @@ def verify_signature(
     if any(part is None for part in (url, headers, body, method)):
         return False
     try:
-        check_request(read_request(url=url, headers=headers, body=body, method=method), usable)
+        SignedRequest.read(url=url, headers=headers, body=body, method=method).check(usable)
     except UnverifiableError:
         return False
     return True
@@ -293,36 +325,6 @@ def sign(
         text.encode()
         return _signature_of(key, text, tail, algorithm, encoding).decode()
     raise InvalidRequestError("url, fields and key must be encodable as UTF-8: remove lone surrogates")
-
-
-def read_request(*, url: object, headers: object, body: object, method: object) -> SignedRequest:
-    """Return a request, or raise `InvalidRequestError` if a part has the wrong type."""
-    if not isinstance(headers, Mapping | HiddenItems):
-        raise InvalidRequestError(f"headers must be a mapping, not {kind_of(headers)}: write dict(headers)")
-    if not isinstance(method, str):
-        raise InvalidRequestError(f"method must be a str, not {type(method).__name__}: write 'GET' or 'POST'")
-    return SignedRequest(url=_url(url), headers=Headers(headers), body=_raw(body), method=method.upper())
-
-
-def check_request(request: SignedRequest, keys: Sequence[str], *urls: str) -> None:
-    """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
-
-    If several URLs may have been signed, they have the same query.
-    """
-    # All are compared, so that timing does not reveal which one is valid.
-    if not any([is_signed for *_, is_signed in comparisons(request, keys, *urls)]):  # noqa: C419
-        raise UnverifiableError(MISMATCH)
-
-
-def comparisons(request: SignedRequest, keys: Sequence[str], *urls: str) -> Iterator[tuple[str, str, bool]]:
-    """Yield each form of the URLs, each key, and whether it signed that: one hash of the body at a time."""
-    signatures = read_signatures(request)
-    if not keys:
-        raise UnverifiableError("there is no key")
-    forms = [form for url in urls or (request.url,) for form in equivalent_urls(url, request.headers)]
-    for key, url in product(keys, (form for form in forms if encoded(form) is not None)):
-        for signature in signatures:
-            yield url, key, signature.verify(url, key)
 
 
 def usable_keys(keys: object) -> tuple[Secret, ...]:

@@ -189,25 +189,25 @@ class Forwarded:
     port: str
     prefix: str | None
 
+    @classmethod
+    def from_headers(cls, headers: Headers) -> Self:
+        """Parse `X-Forwarded-*` and `Forwarded` (RFC 7239), as written by the proxy nearest to the sender."""
+        hop = _first_hop(headers.get("Forwarded", ""))
 
-def read_forwarded(headers: Headers) -> Forwarded:
-    """Parse `X-Forwarded-*` and `Forwarded` (RFC 7239), as written by the proxy nearest to the sender."""
-    hop = _first_hop(headers.get("Forwarded", ""))
+        def first(name: str) -> str:
+            return headers.get(name, "").partition(",")[0].strip()
 
-    def first(name: str) -> str:
-        return headers.get(name, "").partition(",")[0].strip()
-
-    scheme = (first("X-Forwarded-Proto") or hop.get("proto", "")).lower() + "://"
-    host = split_host(first("X-Forwarded-Host") or hop.get("host", ""))
-    port = first("X-Forwarded-Port")
-    prefix = first("X-Forwarded-Prefix").rstrip("/")
-    named = f":{port}" if re.fullmatch(r"[0-9]{1,5}", port) else ""
-    return Forwarded(
-        scheme=scheme if scheme in _DEFAULT_PORTS else None,
-        host=host[0] if host else None,
-        port=(host[1] if host else "") or named,
-        prefix=prefix if prefix.startswith("/") else None,
-    )
+        scheme = (first("X-Forwarded-Proto") or hop.get("proto", "")).lower() + "://"
+        host = split_host(first("X-Forwarded-Host") or hop.get("host", ""))
+        port = first("X-Forwarded-Port")
+        prefix = first("X-Forwarded-Prefix").rstrip("/")
+        named = f":{port}" if re.fullmatch(r"[0-9]{1,5}", port) else ""
+        return cls(
+            scheme=scheme if scheme in _DEFAULT_PORTS else None,
+            host=host[0] if host else None,
+            port=(host[1] if host else "") or named,
+            prefix=prefix if prefix.startswith("/") else None,
+        )
 
 
 def _first_hop(header: str) -> dict[str, str]:

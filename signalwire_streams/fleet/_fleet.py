@@ -17,7 +17,14 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._runner import BulkRun
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet._items import CANCELLED, PlannedItem
+from signalwire_streams.fleet._items import (
+    CANCELLED,
+    PlannedItem,
+    complete_unclaimed,
+    read_results,
+    read_streams,
+    read_unfinished,
+)
 from signalwire_streams.fleet._ledger import StopLedger
 from signalwire_streams.fleet._lua import CANCEL_RUN, SET_ONCE, UNSET
 from signalwire_streams.fleet._redis import (
@@ -32,7 +39,6 @@ from signalwire_streams.fleet._redis import (
     docket_url,
     next_run,
 )
-from signalwire_streams.fleet._runs import read_results, read_streams, read_unfinished, settle_unclaimed
 from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
@@ -101,47 +107,43 @@ class Fleet:
         self,
         requests: Iterable[Start] | AsyncIterable[Start],
         *,
-        name: str | None = None,
+        run_id: str | None = None,
         redact_secrets: bool = False,
     ) -> str:
         """Submit a run to the workers. All of it is read and checked before any of it is started.
 
-        A submit that was killed, or that failed, can be repeated under the same name, with the same requests: nothing
-        is started twice. Requests without a name get one derived from the run and the target.
+        A submit that was killed, or that failed, can be repeated with the same id and requests: nothing is started
+        twice. Requests without a name get one derived from the run and the target.
 
         Args:
             requests: conferences and calls to start a stream on, mixed in any order; any number of them.
-            name: the run's name; a new one by default.
+            run_id: the run's id; a new one by default.
             redact_secrets: True to leave bearer tokens, parameter values and callbacks with a query or password
                 out of what Redis keeps; the workers' ``secrets=`` then puts them back. By default they are rejected.
 
         Returns:
-            The run's name.
+            The run's id.
 
         Raises:
-            InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
-            FleetError: Redis is unavailable; submit again under the same name.
+            InvalidRequestError: an item can't be submitted, or another run has that id; nothing was started.
+            FleetError: Redis is unavailable; submit again with the same id.
         """
-        run = check_run(token_hex(4) if name is None else name)
+        run = check_run(token_hex(4) if run_id is None else run_id)
         return await self._submit(run, prepare(requests, run, redact_secrets=redact_secrets))
 
-    async def resume(self, run: str, *, name: str | None = None) -> str | None:
+    async def resume(self, run: str, *, run_id: str | None = None) -> str | None:
         """Resubmit the ``not_attempted`` and ``unknown`` starts of a finished run as a new run.
 
         Its streams keep their names, so a conference's stream that is running ends as `already_started`, and is not
         started again. An unknown start on a call, or without a name, stays `unknown` (calls: unless the workers'
         ``RetryPolicy.resend_call_starts``). A resume can be repeated.
 
-        Args:
-            run: the finished run.
-            name: the new run's name; by default the same and a number, as in ``nightly-r2``.
-
         Returns:
-            The new run's name, or None if nothing is left.
+            The new run's id, or None if nothing is left. By default it is the old one and a number, as ``nightly-r2``.
 
         Raises:
-            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed under
-                another name.
+            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed with
+                another id.
         """
         record = await self._record(run)
         status = record.status
@@ -155,7 +157,7 @@ class Fleet:
         if not status.unfinished:
             return None
         connection, key = self._open(), self._keys.run(run)
-        new = check_run((status.resumed_as or next_run(run)) if name is None else name)
+        new = check_run((status.resumed_as or next_run(run)) if run_id is None else run_id)
         resumed_as = await connection.script(SET_ONCE, key, RESUMED, new, STOPPING)
         if resumed_as == "conflict":
             raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
@@ -163,7 +165,7 @@ class Fleet:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:
             return await self._submit(new, read_unfinished(connection, record))
-        except InvalidRequestError:  # that name is taken
+        except InvalidRequestError:  # that id is taken
             if status.resumed_as is None:
                 await connection.script(UNSET, key, RESUMED, new)
             raise
@@ -217,7 +219,7 @@ class Fleet:
         record = await self._record(run)
         if not record.status.is_finished:
             await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", CANCELLED)
-            await settle_unclaimed(self._open(), record, record.status.cancel_reason or CANCELLED)
+            await complete_unclaimed(self._open(), record, record.status.cancel_reason or CANCELLED)
         return await self.status(run)
 
     def stop_streams(
@@ -229,10 +231,7 @@ class Fleet:
         stopped by their sid, or by their name if only that is known, as for a start that got a 503 and was rejected
         later. Streams that have already ended count as stopped. It can be repeated until nothing is left.
 
-        Args:
-            run: the run.
-            client: stops the streams, with its own token.
-            concurrency: number of concurrent stops; tuned automatically by default.
+        The client stops them, with its own token. ``concurrency`` is tuned automatically by default.
 
         Raises:
             InvalidRequestError: the client belongs to another Space or project.

@@ -1,7 +1,7 @@
-"""Items of a run as Redis keeps them: planned requests, marks, and outcomes."""
+"""Items of a run as Redis keeps them: planned requests, marks and outcomes; how they are read, one by one or all."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -19,9 +19,15 @@ from signalwire_streams.bulk._serialization import (
     stream_of,
     target_of,
 )
-from signalwire_streams.errors import InvalidRequestError, Phase, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.errors import (
+    InvalidRequestError,
+    Phase,
+    RunCancelledError,
+    StreamOutcomeUnknownError,
+    StreamsError,
+)
 from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
-from signalwire_streams.fleet._redis import decode_hash
+from signalwire_streams.fleet._redis import Connection, decode_hash
 from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME
 
@@ -33,7 +39,12 @@ _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 _ROW = 4
 CANCELLED = "the run was cancelled before its turn"
 EARLIER_WORKER = "an earlier worker may have started it;"
-_CLAIMED, _SETTLED = "i:", "f:"
+_CLAIMED, _COMPLETED = "i:", "f:"
+_OUTCOMES_AT_ONCE = 500
+_BLOCK = 1_000  # milliseconds
+_CACHED_BATCHES = 256
+_BATCHES_AT_ONCE = 20
+_UNFINISHED = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.UNKNOWN})
 
 
 class Evidence(StrEnum):
@@ -66,7 +77,7 @@ def claimed_mark(owner: str) -> str:
     return f"{_CLAIMED}{owner}"
 
 
-def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
+def completed_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
     """Return the mark of an item that has ended, with what is known about a stream that it may have started.
 
     Neither an attempt that was not sent nor a rejection undoes an earlier attempt that was refused for now.
@@ -76,22 +87,22 @@ def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
         detail = Evidence.IN_DOUBT
     elif outcome.stream is not None:
         detail, sid = "1" if outcome.stream.ambiguous else "0", outcome.stream.sid or ""
-    return f"{_SETTLED}{outcome.status.value}:{detail}:{sid}"
+    return f"{_COMPLETED}{outcome.status.value}:{detail}:{sid}"
 
 
 @frozen
 class ItemMark:
     """Redis' record of an item, with the resumed run's evidence.
 
-    The text is that of `claimed_mark` or `settled_mark`, or the `Evidence` of an item that its owner left to others.
+    The text is that of `claimed_mark` or `completed_mark`, or the `Evidence` of an item that its owner left to others.
     """
 
     text: str = ""
     earlier: Evidence = Evidence.NONE
 
     @property
-    def is_settled(self) -> bool:
-        return self.text.startswith(_SETTLED)
+    def is_completed(self) -> bool:
+        return self.text.startswith(_COMPLETED)
 
     @property
     def is_claimed(self) -> bool:
@@ -100,19 +111,18 @@ class ItemMark:
     @property
     def status(self) -> str:
         """The item's `BulkStatus` as text, or an empty text."""
-        return self.text.split(":", 2)[1] if self.is_settled else ""
+        return self.text.split(":", 2)[1] if self.is_completed else ""
 
     @property
     def evidence(self) -> Evidence:
-        """The evidence for the next attempt."""
-        if self.is_settled:
+        if self.is_completed:
             _, status, detail, _ = self.text.split(":", 3)
             return Evidence.NONE if status in SUCCEEDED else Evidence(detail)
         return self.earlier | (Evidence.IN_DOUBT if self.is_claimed else Evidence(self.text))
 
     @property
     def is_in_doubt(self) -> bool:
-        return not self.is_settled and self.evidence is Evidence.IN_DOUBT
+        return not self.is_completed and self.evidence is Evidence.IN_DOUBT
 
     def stream_of(self, request: Start) -> Stream | None:
         """Return the stream that this item started, or may have started."""
@@ -161,7 +171,7 @@ class Batch:
         values = (
             outcome.index,
             expected,
-            settled_mark(outcome, evidence),
+            completed_mark(outcome, evidence),
             write_outcome(outcome),
             outcome.status.value,
             outcome.attempts,
@@ -196,7 +206,6 @@ def key_of(request: Start) -> ItemKey:
 
 
 def write_outcome(outcome: BulkOutcome[Any]) -> str:
-    """Serialize an outcome; its item is known by its index."""
     document: dict[str, Any] = {
         "index": outcome.index,
         "status": outcome.status.value,
@@ -234,3 +243,90 @@ def _read_error(document: Mapping[str, Any]) -> StreamsError:
     if "errors" in values:
         values["errors"] = tuple(values["errors"])
     return kind(**values)
+
+
+def _expired(record: RunRecord) -> InvalidRequestError:
+    return InvalidRequestError(f"the run {record.status.run!r} is older than its retention period")
+
+
+async def read_results(
+    connection: Connection, find: Callable[[], Awaitable[RunRecord]]
+) -> AsyncGenerator[BulkOutcome[Start], None]:
+    """Yield outcomes until each item has one. *find* returns the run's record, and raises if it has expired."""
+    record = await find()
+    batches: dict[int, list[PlannedItem]] = {}
+    last: Any = "0-0"
+    seen = 0
+    while seen < record.status.planned:
+        entries = await _read_stream(connection, record.keys.outcomes, last)
+        if not entries:
+            record = await find()
+            continue
+        last = entries[-1][0]
+        documents = [json.loads(*fields.values()) for _, fields in entries]
+        missing = sorted({document["index"] // record.batch_size for document in documents} - batches.keys())
+        texts = await connection.pipeline(*(Batch(record, number).get_plan for number in missing))
+        for number, text in zip(missing, texts, strict=True):
+            if text is None:
+                raise _expired(record)
+            batches[number] = read_batch(text)
+        for document in documents:
+            seen += 1
+            batch, place = divmod(document["index"], record.batch_size)
+            yield read_outcome(document, batches[batch][place].request.request)
+        while len(batches) > _CACHED_BATCHES:
+            del batches[next(iter(batches))]
+
+
+async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]:  # noqa: ANN401  (an id of redis-py's)
+    answer: Any = await connection.run(lambda client: client.xread({key: last}, count=_OUTCOMES_AT_ONCE, block=_BLOCK))
+    if not answer:
+        return []
+    is_resp3 = isinstance(answer, dict)
+    [(_, entries)] = answer.items() if is_resp3 else answer
+    return list(entries[0] if is_resp3 else entries)
+
+
+async def complete_unclaimed(connection: Connection, record: RunRecord, why: str) -> None:
+    """Write the outcomes of all items of a cancelled run that no worker has claimed: not attempted, or unknown."""
+    async for batch, items in _batches(connection, record):
+        await connection.call_all(
+            [
+                batch.complete_unsent(item.index, item.planned.request, item.mark, RunCancelledError(why))
+                for item in items
+                if not (item.mark.is_completed or item.mark.is_claimed)
+            ]
+        )
+
+
+async def read_streams(connection: Connection, record: RunRecord) -> AsyncIterator[tuple[int, Stream]]:
+    """Yield the streams that the run started, or may have started, and that were not stopped since."""
+    stopped = await connection.hash(record.keys.stopped)
+    async for _, items in _batches(connection, record):
+        for item in items:
+            stream = item.mark.stream_of(item.planned.request)
+            if stream is not None and str(item.index) not in stopped:
+                yield item.index, stream
+
+
+async def read_unfinished(connection: Connection, record: RunRecord) -> AsyncIterator[PlannedItem]:
+    """Yield the items of a finished run that were not attempted, and those whose outcome is unknown."""
+    async for _, items in _batches(connection, record, must_be_complete=True):
+        for item in items:
+            if item.mark.status in _UNFINISHED:
+                yield PlannedItem(item.planned, item.mark.evidence)
+
+
+async def _batches(
+    connection: Connection, record: RunRecord, *, must_be_complete: bool = False
+) -> AsyncIterator[tuple[Batch, Sequence[ScannedItem]]]:
+    batches = [Batch(record, number) for number in range(record.batches)]
+    for first in range(0, len(batches), _BATCHES_AT_ONCE):
+        some = batches[first : first + _BATCHES_AT_ONCE]
+        commands = (command for batch in some for command in (batch.get_plan, batch.get_marks))
+        replies = iter(await connection.pipeline(*commands))
+        for batch, plan, marks in zip(some, replies, replies, strict=True):
+            if plan is not None:
+                yield batch, batch.items(plan, marks)
+            elif must_be_complete:
+                raise _expired(record)

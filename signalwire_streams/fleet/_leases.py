@@ -34,8 +34,6 @@ class Lease:
 
 
 class Leases:
-    """A worker's leases, and the task that renews them and sends its heartbeat."""
-
     def __init__(self, connection: Connection, *, duration: float, heartbeat: Callable[[Any], object]) -> None:
         self.active: dict[str, Lease] = {}  # by owner
         self._connection = connection

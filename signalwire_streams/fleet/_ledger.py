@@ -40,7 +40,7 @@ class _FleetLedger:
         pass
 
     def find(self, key: ItemKey) -> None:
-        """Return None: items that are not sent are settled, or left to other workers, without it."""
+        """Return None: items that are not sent are completed, or left to other workers, without it."""
 
     def expect(self, key: ItemKey, index: int) -> None:
         self._indexes.setdefault(key, deque()).append(index)
@@ -101,7 +101,7 @@ class BatchLedger(_FleetLedger):
             raise outcome_unknown(key, f"{EARLIER_WORKER} {self.cancelled}")
         raise RunCancelledError(self.cancelled)
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         """Write an outcome, or release the item if it is left to other workers."""
         index, key, _ = self._sending.pop(state, (None, None, None))
         if index is None or key is None or index in self.lost:
@@ -120,8 +120,7 @@ class BatchLedger(_FleetLedger):
             outcome = evolve(outcome, status=BulkStatus.UNKNOWN, error=unknown)
         self._complete(index, outcome, self._evidence(index, state))
 
-    def settle_rest(self, requests: Mapping[int, Start]) -> None:
-        """Write the outcomes of all items that were not sent when the run was cancelled."""
+    def complete_rest(self, requests: Mapping[int, Start]) -> None:
         unsent = {index for indexes in self._indexes.values() for index in indexes}
         for index, request in requests.items():
             if index in unsent:
@@ -137,10 +136,10 @@ class BatchLedger(_FleetLedger):
             task.cancel()
 
     async def written(self) -> bool:
-        """Wait until Redis has everything. Return True if every item of the batch is settled there."""
+        """Wait until Redis has everything. Return True if every item of the batch is completed there."""
         completing = len(self._completing)
         answers = await asyncio.gather(*self._completing, *self._releasing)
-        before = sum(mark.is_settled for mark in self.marks.values())
+        before = sum(mark.is_completed for mark in self.marks.values())
         return before + answers[:completing].count("ok") >= len(self.marks)
 
     def _mark(self, index: int) -> ItemMark:
@@ -187,7 +186,7 @@ class StopLedger(_FleetLedger):
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
         pass
 
-    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+    def record_outcome(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         index = self._stopping.pop(state, None)
         if index is None or outcome.status is not BulkStatus.STOPPED:
             return

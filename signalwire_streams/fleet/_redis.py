@@ -21,7 +21,7 @@ from signalwire_streams.redis_rate_limit._store import create_client, decode
 BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
-_LONGEST_NAME = 64
+_LONGEST_ID = 64
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _RESPONSE_TIMEOUT = 10.0
 _MAX_CONNECTIONS = 1000
@@ -54,7 +54,7 @@ class RunKeys:
     """Key names of one run.
 
     All but its hash contain the id of its plan too, which is unique: if this run expires and another is submitted
-    under its name, that one must not find what is left of this one.
+    under its id, that one must not find what is left of this one.
     """
 
     run: str
@@ -80,16 +80,16 @@ class RunKeys:
 
 def check_run(run: object) -> str:
     if not isinstance(run, str) or not fullmatch(r"[0-9A-Za-z_-]{1,64}", run):
-        raise InvalidRequestError("a run's name must have 1 to 64 letters, digits, '-' or '_'")
+        raise InvalidRequestError("a run's id must have 1 to 64 letters, digits, '-' or '_'")
     return run
 
 
 def next_run(run: str) -> str:
-    """Return the name of the run that resumes another: ``nightly-r2`` after ``nightly``, then ``nightly-r3``."""
+    """Return the id of the run that resumes another: ``nightly-r2`` after ``nightly``, then ``nightly-r3``."""
     found = fullmatch(r"(.+)-r([1-9][0-9]{0,3})", run)
     following = f"{run}-r2" if found is None else f"{found[1]}-r{int(found[2]) + 1}"
-    if len(following) > _LONGEST_NAME:
-        raise InvalidRequestError(f"{following!r} is too long for a run's name: pass a name for the new run")
+    if len(following) > _LONGEST_ID:
+        raise InvalidRequestError(f"{following!r} is too long for a run's id: pass an id for the new run")
     return following
 
 
@@ -103,7 +103,7 @@ class Connection:
     def __init__(self, client: Any, timeout: float) -> None:  # noqa: ANN401  (docket's in-memory one has no type)
         self.client = client
         self.timeout = timeout  # seconds that Redis may be unavailable
-        self._is_away = False
+        self._is_unavailable = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
         """Call *send* with the client; raise `FleetError` if Redis stays unavailable or denies access."""
@@ -118,12 +118,12 @@ class Connection:
                     raise FleetError(permanent) from None
                 if now() + pause - began > self.timeout:
                     raise FleetError(f"Redis is unavailable: {_message(error)}") from None
-                if not self._is_away:  # logged once, however many commands wait
-                    self._is_away = True
+                if not self._is_unavailable:  # logged once, however many commands wait
+                    self._is_unavailable = True
                     _LOG.warning("fleet Redis unavailable, retrying: %s", _message(error))
             else:
-                if self._is_away:
-                    self._is_away = False
+                if self._is_unavailable:
+                    self._is_unavailable = False
                     _LOG.warning("fleet Redis available again")
                 return reply
             await asyncio.sleep(pause)
@@ -246,13 +246,11 @@ class Writer:
         return answered
 
     async def idle(self) -> None:
-        """Wait until no call is queued."""
         while self._task is not None:
             await asyncio.wait([self._task])
             await asyncio.sleep(0)  # its callback runs in the loop's next turn
 
     async def close(self) -> None:
-        """Cancel the calls that are queued."""
         if self._task is not None:
             self._task.cancel()
             await self.idle()

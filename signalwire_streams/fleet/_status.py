@@ -48,7 +48,7 @@ class FleetStatus:
     """Progress of a run.
 
     Attributes:
-        run: its name, which is part of its streams' names.
+        run: its id, which is part of its streams' names.
         started_at: when it was submitted, in ISO 8601.
         planned: number of starts.
         counts: starts by state: a `BulkStatus` as text, ``in_doubt`` (sent by a live or dead worker) or

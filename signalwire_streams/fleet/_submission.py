@@ -54,9 +54,7 @@ class Submission:
         if answer != "ok":
             await self._discard(self._connection)
         if answer == "other":
-            raise InvalidRequestError(
-                f"a run {self._run!r} with different requests already exists: choose another name"
-            )
+            raise InvalidRequestError(f"a run {self._run!r} with different requests already exists: choose another id")
         await self._queue()
 
     async def _store(self, items: AsyncIterable[PlannedItem]) -> str:

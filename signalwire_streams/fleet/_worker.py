@@ -7,7 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
@@ -17,6 +17,7 @@ from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
+from signalwire_streams._signals import on_signals
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
@@ -80,7 +81,6 @@ class Supervisor:
             raise cancelled
 
     def raise_failure(self) -> None:
-        """Raise the error that docket's worker failed with, if it did."""
         if not self.task.cancelled() and (error := self.task.exception()) is not None:
             raise error
 
@@ -296,13 +296,13 @@ class FleetWorker:
             return True  # the run has expired
         items = ledger.batch.items(plan, marks)
         ledger.marks = {item.index: item.mark for item in items}
-        requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
+        requests = self._with_secrets([item for item in items if not item.mark.is_completed], ledger)
         for index, request in requests.items():
             ledger.expect(key_of(request), index)
         if ledger.cancelled is None and requests and not ledger.handed_back:
             await self._start(ledger, list(requests.values()))
         if ledger.cancelled is not None:
-            ledger.settle_rest(requests)
+            ledger.complete_rest(requests)
         return await ledger.written()
 
     async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
@@ -319,7 +319,6 @@ class FleetWorker:
             self._stop.set()
 
     def _with_secrets(self, items: Sequence[ScannedItem], ledger: BatchLedger) -> Mapping[int, Start]:
-        """Add the secrets, and reject the items that lack them."""
         requests = {}
         for item in items:
             try:
@@ -385,14 +384,8 @@ async def run_worker(
 
     Its client is created from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
-    Args:
-        url: the Redis that the fleet shares.
-        rate_limiter: shares the Space's limit with the other workers; a `RedisRateLimiter` on the fleet's Redis by
-            default.
-        concurrency: see `FleetWorker`.
-        lease_seconds: see `FleetWorker`.
-        shutdown_timeout: see `FleetWorker`.
-        secrets: see `FleetWorker`.
+    Without a ``rate_limiter``, it shares the Space's limit with the other workers through a `RedisRateLimiter` on the
+    fleet's Redis. The other arguments are those of `FleetWorker`.
 
     Raises:
         InvalidRequestError: an argument is invalid, or an environment variable is missing.
@@ -417,22 +410,12 @@ async def run_worker(
 
 @contextmanager
 def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] | None = None) -> Iterator[None]:
-    """Stop a worker on SIGTERM or SIGINT.
-
-    Args:
-        worker: the worker.
-        on_signal: called with each signal, after `FleetWorker.stop`.
-    """
+    """Stop a worker on SIGTERM or SIGINT; *on_signal* is called with each signal, after `FleetWorker.stop`."""
 
     def stop(signal: Signals) -> None:
         worker.stop()
         if on_signal is not None:
             on_signal(signal)
 
-    loop = asyncio.get_running_loop()
-    with ExitStack() as undo:
-        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
-            for signal in (Signals.SIGINT, Signals.SIGTERM):
-                loop.add_signal_handler(signal, stop, signal)
-                undo.callback(loop.remove_signal_handler, signal)
+    with on_signals(stop):
         yield

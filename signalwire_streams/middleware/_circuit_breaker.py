@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 
-from attrs import define, frozen
+from attrs import frozen
 
 from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
@@ -45,11 +45,10 @@ class Permit:
 _ALLOWED, _PROBE = Permit(), Permit(is_probe=True)
 
 
-@define(eq=False)
 class _Step:
-    since: float
-    requests: int = 0
-    failures: int = 0
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.requests = self.failures = 0
 
 
 class CircuitBreaker:

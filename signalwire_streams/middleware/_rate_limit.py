@@ -5,7 +5,7 @@ The order matters: holding a token while waiting for a slot causes bursts, which
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Protocol, runtime_checkable
@@ -21,6 +21,11 @@ __all__ = ["RateLimiter"]
 
 _LOG = logging.getLogger("signalwire_streams.rate_limit")
 
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_QUEUED = Phase.QUEUED
+_READ = Operation.READ
+_THROTTLED = AttemptResult.THROTTLED
+_INTERACTIVE = Priority.INTERACTIVE
 BURST_SHARE = 0.005  # of the limit may go out at once, unless the caller says otherwise
 LEAST_RATE = 0.5  # requests per window that are let through in any case
 _CUT = 0.7  # CUBIC's multiplicative decrease. Source: RFC 9438, which the growth constant is from as well
@@ -112,7 +117,7 @@ class PriorityQueue:
 
     def ahead(self, priority: Priority) -> int:
         """Return how many would be served before a new one of that priority."""
-        return len(self._waiting[Priority.INTERACTIVE]) if priority is Priority.INTERACTIVE else len(self)
+        return len(self._waiting[_INTERACTIVE]) if priority is _INTERACTIVE else len(self)
 
     def head(self) -> tuple[Priority, int]:
         """Return the priority that is served next and how many of it wait; 0 if none does."""
@@ -173,9 +178,14 @@ class PrioritySemaphore:
         self.free = free
         self._queue = PriorityQueue(lambda _: self.release())
 
-    async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
+    def try_acquire(self) -> bool:
         if self.free > 0:
             self.free -= 1
+            return True
+        return False
+
+    async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
+        if self.try_acquire():
             return True
         if timeout <= 0:
             return False
@@ -312,8 +322,9 @@ class RateLimitMiddleware:
     async def __call__(self, request: Request, send: Handler) -> Result:
         """Wait for a slot and a token, then send the request, unless that would exceed its deadline."""
         state, now = request.state, self._clock.now
-        state.phase = Phase.QUEUED
-        if not await self._slots.acquire(request.priority, state.deadline_at - now()):
+        state.phase = _QUEUED
+        slots = self._slots
+        if not (slots.try_acquire() or await slots.acquire(request.priority, state.deadline_at - now())):
             return _deadline_exceeded("no connection became free in time", None)
         try:
             wait = await self._acquire(request)
@@ -329,21 +340,19 @@ class RateLimitMiddleware:
             state.attempts += 1
             result = await send(request)
         finally:
-            self._slots.release()
-        if result.attempt_result is AttemptResult.THROTTLED:
+            slots.release()
+        if result.attempt_result is _THROTTLED:
             self._rate_limiter.on_throttled(sent_at, result.retry_after)
         elif result.attempt_result in SERVED:
             self._rate_limiter.on_success()
         return result
 
-    async def _acquire(self, request: Request) -> float:
+    def _acquire(self, request: Request) -> Awaitable[float]:
         timeout = request.state.deadline_at - self._clock.now()
-        if request.operation is Operation.READ:
-            return await self._rate_limiter.wait_until_allowed(timeout)
-        return await self._rate_limiter.acquire(request.priority, timeout)
+        if request.operation is _READ:
+            return self._rate_limiter.wait_until_allowed(timeout)
+        return self._rate_limiter.acquire(request.priority, timeout)
 
 
 def _deadline_exceeded(why: str, retry_after: float | None) -> Result:
-    return Result(
-        attempt_result=AttemptResult.DEADLINE_EXCEEDED, phase=Phase.QUEUED, detail=why, retry_after=retry_after
-    )
+    return Result(attempt_result=AttemptResult.DEADLINE_EXCEEDED, phase=_QUEUED, detail=why, retry_after=retry_after)

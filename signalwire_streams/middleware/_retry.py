@@ -3,11 +3,12 @@
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_bodies import redact
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -110,6 +111,7 @@ COST_UNEXECUTED = 5
 REWARD = 1  # added to the budget by a success without a retry
 
 
+@cache
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
     """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
     if operation in REFUSED_STOPS.get(result, ()):
@@ -139,14 +141,14 @@ def at_least(asked: float, jitter: float) -> float:
     return asked + min(jitter, max(asked * 0.1, 0.05)) if asked else jitter
 
 
-@define(eq=False)
 class RetryBudget:
     """Prevents retry storms: in a full outage it runs dry, and the calls of a client fail after their first attempt.
 
     While the Space serves requests, a call gets back what its retries cost.
     """
 
-    tokens: int = BUDGET
+    def __init__(self, tokens: int = BUDGET) -> None:
+        self.tokens = tokens
 
     def spend(self, cost: int) -> bool:
         if cost > self.tokens:
@@ -168,6 +170,9 @@ class Decision:
     @property
     def is_final(self) -> bool:
         return self.action not in _RETRIES
+
+
+_ENDS = {action: Decision(action) for action in RetryDecision if action not in _RETRIES}
 
 
 @define(eq=False)
@@ -197,7 +202,7 @@ class RetryState:
         action = rule_for(self.operation, result, ambiguous_before=is_repeated)
         if action in SUCCESSES:
             self.budget.refund(self._spent or REWARD)
-            return Decision(action)
+            return _ENDS[action]
         self._accepted |= result is AttemptResult.ACCEPTED
         self.was_refused_for_now |= result in REFUSED_FOR_NOW
         may_have_happened = _row(result, ambiguous_before=is_repeated)[-1] is RetryDecision.UNKNOWN
@@ -205,14 +210,14 @@ class RetryState:
             self.ambiguous_since = now
         is_on_call = self.operation is Operation.CALL_START
         if action is RetryDecision.RESEND and is_on_call and not self.policy.resend_call_starts:
-            return Decision(RetryDecision.UNKNOWN)
+            return _ENDS[RetryDecision.UNKNOWN]
         if action not in _RETRIES:
             if result in SERVED:
                 self.budget.refund(self._spent)
-            return Decision(self._end(action, result))
+            return _ENDS[self._end(action, result)]
         delay = self._delay(action, retry_after)
         if not self._is_allowed(action, now, delay, retry_after):
-            return Decision(self._end(RetryDecision.FAIL, result))
+            return _ENDS[self._end(RetryDecision.FAIL, result)]
         self._retries[action] = self._retries.get(action, 0) + 1
         return Decision(action, delay)
 
@@ -261,6 +266,10 @@ class RetryState:
         return sum(self._retries.get(action, 0) for action in actions)
 
 
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_QUEUED, _DEADLINE_EXCEEDED = Phase.QUEUED, AttemptResult.DEADLINE_EXCEEDED
+_ALREADY_STARTED, _FAIL, _UNKNOWN = RetryDecision.ALREADY_STARTED, RetryDecision.FAIL, RetryDecision.UNKNOWN
+
 OnAttempt = Callable[[Attempt], object]
 """Called with each attempt as it ends."""
 
@@ -300,7 +309,7 @@ class RetryMiddleware:
             has_unique_name=request.has_unique_name,
             was_refused_for_now=state.was_refused_for_now,
         )
-        ambiguous_phase = Phase.QUEUED
+        ambiguous_phase = _QUEUED
         last: Result | None = None
         number = state.attempts
         while True:
@@ -310,19 +319,19 @@ class RetryMiddleware:
             try:
                 result = await send(request)
             except CancelledError:
-                self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
+                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL])
                 raise
-            if result.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
+            if result.attempt_result is _DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
                 result = evolve(
                     last,
-                    attempt_result=AttemptResult.DEADLINE_EXCEEDED,
+                    attempt_result=_DEADLINE_EXCEEDED,
                     retry_after=result.retry_after or last.retry_after,
                 )
             last = result
             ambiguous_before = retry.ambiguous
             decision = retry.decide(result.attempt_result, now(), result.retry_after)
-            ambiguous_before |= decision.action is RetryDecision.ALREADY_STARTED
+            ambiguous_before |= decision.action is _ALREADY_STARTED
             self._report(request, result, number, started_at, decision)
             if result.attempt_result in REFUSED_FOR_NOW:
                 state.refusals |= {result.attempt_result}
@@ -332,15 +341,24 @@ class RetryMiddleware:
                 ambiguous_phase = result.phase
             if decision.is_final:
                 break
-            state.phase = Phase.QUEUED
+            state.phase = _QUEUED
             if decision.delay:
                 await self._clock.sleep(decision.delay)
-        if decision.action is RetryDecision.FAIL:
-            state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
-        phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
+        if decision.action is _FAIL:
+            state.phase = _QUEUED  # nothing is in flight, whatever the caller waits for next
+        phase = ambiguous_phase if decision.action is _UNKNOWN else result.phase
         ambiguous = ambiguous_before or result.ambiguous
-        result = evolve(
-            result, decision=decision.action, phase=phase, attempts=number, ambiguous=ambiguous, sent=state.sent
+        result = create_result(
+            attempt_result=result.attempt_result,
+            phase=phase,
+            response=result.response,
+            detail=result.detail,
+            retry_after=result.retry_after,
+            decision=decision.action,
+            attempts=number,
+            ambiguous=ambiguous,
+            sent=state.sent,
+            cause=result.cause,
         )
         self._outcome_log.record(request, result, now())
         return result
@@ -383,7 +401,7 @@ class RetryMiddleware:
 
 
 def _cancelled(phase: Phase) -> Result:
-    return Result(attempt_result=AttemptResult.CANCELLED, phase=phase, decision=RetryDecision.UNKNOWN)
+    return Result(attempt_result=AttemptResult.CANCELLED, phase=phase, decision=_UNKNOWN)
 
 
 class OutcomeLog:
@@ -400,8 +418,8 @@ class OutcomeLog:
         self._unreported = 0
 
     def record(self, request: Request, result: Result, now: float) -> None:
-        is_unknown = result.decision is RetryDecision.UNKNOWN
-        is_ambiguous = request.operation.is_start and result.ambiguous and result.decision is not RetryDecision.FAIL
+        is_unknown = result.decision is _UNKNOWN
+        is_ambiguous = request.operation.is_start and result.ambiguous and result.decision is not _FAIL
         if not (is_unknown or is_ambiguous):
             return
         level, suffix = self._level(request.priority, now)
@@ -420,11 +438,11 @@ class OutcomeLog:
 
 
 def _describe_outcome(request: Request, result: Result) -> str:
-    if result.decision is RetryDecision.UNKNOWN:
+    if result.decision is _UNKNOWN:
         lost = result.attempt_result is AttemptResult.ACCEPTED
         state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
         return f"outcome unknown, {state}: {describe_result(request, result)}"
-    is_refused = result.decision is RetryDecision.ALREADY_STARTED
+    is_refused = result.decision is _ALREADY_STARTED
     is_repeated = is_refused or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
     advice = "its sid may be another stream's" if request.name is None else "stop it by its name"

@@ -58,7 +58,7 @@ class AttemptResult(_Word):
     STALE_CONNECTION = "stale_connection", "the kept-alive connection was dead"
     UNRETRYABLE = "unretryable", "the connection can't be used"
     DEADLINE_EXCEEDED = "deadline_exceeded", "not sent in time"
-    BREAKER_OPEN = "breaker_open", "not attempted, the circuit breaker is open"
+    BREAKER_OPEN = "breaker_open", "not sent, the circuit breaker is open"
     NO_RESPONSE = "no_response", "no response"
     SESSION_FAILED = "session_failed", "the borrowed session's own code failed"
     MALFORMED = "malformed", "the response can't be parsed"

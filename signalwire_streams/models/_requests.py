@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Self, TypedDict, TypeVar
 
 from attrs import Attribute, field, fields, frozen
 from attrs.converters import optional as maybe
-from attrs.validators import optional
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._enums import CallbackMethod, Codec, TargetKind, Track
 from signalwire_streams.models._validation import (
     check_codec,
     check_parameters,
+    if_given,
     masks_secrets_of_init,
     redact_url,
     secrets_in,
@@ -25,6 +25,7 @@ from signalwire_streams.models._validation import (
 )
 
 _Item = TypeVar("_Item")
+_Start = TypeVar("_Start", bound="StartStream")
 
 
 class StartOptions(TypedDict, total=False):
@@ -98,12 +99,12 @@ class StartStream:
     kind: ClassVar[TargetKind]
 
     url: str = field(validator=validate_stream_url, metadata={WIRE_NAME: "Url"})
-    name: str | None = field(default=None, validator=optional(validate_path_segment), metadata={WIRE_NAME: "Name"})
+    name: str | None = field(default=None, validator=if_given(validate_path_segment), metadata={WIRE_NAME: "Name"})
     unnamed: bool = field(default=False, validator=validate_flag)
     track: Track | None = field(default=None, converter=maybe(Track), metadata={WIRE_NAME: "Track"})
     status_callback: str | None = field(
         default=None,
-        validator=optional(validate_callback_url),
+        validator=if_given(validate_callback_url),
         repr=_redacted_url,
         metadata={WIRE_NAME: "StatusCallback", SECRET: "partly"},
     )
@@ -119,7 +120,7 @@ class StartStream:
     )
     authorization_bearer_token: str | None = field(
         default=None,
-        validator=optional(validate_bearer_token),
+        validator=if_given(validate_bearer_token),
         repr=False,
         metadata={WIRE_NAME: "AuthorizationBearerToken", SECRET: True},
     )
@@ -146,9 +147,9 @@ class StartStream:
         found: tuple[str, ...] = ()
         for name, secret in _secret_fields(type(self)):  # type: ignore[arg-type]  # mypy: no class is hashable
             value = getattr(self, name)
-            if value is None:
+            if not value:
                 continue
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 found += tuple(value.values())
             else:
                 found += (value,) if secret is True else secrets_in(value)
@@ -180,7 +181,9 @@ class StartConferenceStream(StartStream):
         default=None, converter=maybe(check_codec), metadata={WIRE_NAME: "StreamCodec", SCOPE: "conference"}
     )
     realtime: bool | None = field(
-        default=None, validator=optional(validate_flag), metadata={WIRE_NAME: "StreamRealTime", SCOPE: "conference"}
+        default=None,
+        validator=if_given(validate_flag),
+        metadata={WIRE_NAME: "StreamRealTime", SCOPE: "conference"},
     )
 
 
@@ -200,6 +203,13 @@ class StartCallStream(StartStream):
     call_sid: str = field(validator=validate_path_segment)
     codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
     realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
+
+
+def from_masked(model: type[_Start], **fields: Any) -> _Start:  # noqa: ANN401  (each field has its own type)
+    """Create a request from arguments that `masks_secrets` has masked already."""
+    request = model.__new__(model)
+    model.__init__.__wrapped__(request, **fields)  # type: ignore[attr-defined]
+    return request
 
 
 async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:

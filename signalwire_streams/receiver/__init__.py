@@ -17,6 +17,7 @@ from signalwire_streams.receiver._protocol import (
 from signalwire_streams.receiver._session import EndReason, Overflow, StreamSession
 from signalwire_streams.receiver._start_and_receive_bulk import OpenOutcome
 from signalwire_streams.receiver._statistics import StreamStatistics, TrackStatistics
+from signalwire_streams.receiver._taps import PcmStream, Tap
 
 __all__ = [
     "AudioEvent",
@@ -29,11 +30,13 @@ __all__ = [
     "MediaReceiver",
     "OpenOutcome",
     "Overflow",
+    "PcmStream",
     "Playback",
     "StartEvent",
     "StopEvent",
     "StreamSession",
     "StreamStatistics",
+    "Tap",
     "TrackStatistics",
     "UnknownEvent",
     "decode_event",

@@ -18,6 +18,7 @@ from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 
 from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.receiver._coalescing import CoalescedReads, Coalescer
 from signalwire_streams.receiver._socket import OnMessage
 
 _ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written
@@ -50,12 +51,22 @@ class AudioSocket(web.WebSocketResponse):
     Its transport is None if the connection was lost before the upgrade.
     """
 
-    def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int, buffer: memoryview) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport | None,
+        *,
+        max_msg_size: int,
+        buffer: memoryview,
+        coalescer: Coalescer | None = None,
+    ) -> None:
         super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
         self.transport = transport
         self.on_message: OnMessage = _ignore  # set before `prepare`
+        self.on_read: Callable[[], None] = _ignore
         self.on_control: Callable[[], None] = _ignore
         self._buffer = buffer
+        self._coalescer = coalescer
+        self._coalesced: CoalescedReads | None = None
         self._send_tasks: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[bool] | None = None
 
@@ -77,7 +88,11 @@ class AudioSocket(web.WebSocketResponse):
         except (AttributeError, TypeError, ValueError):
             return
         self._reader, self._parser = queue, parser
-        transport.set_protocol(_BufferedReads(protocol, parser, self._buffer))
+        if self._coalescer is None:
+            transport.set_protocol(_BufferedReads(self, protocol, parser, self._buffer))
+        else:
+            self._coalesced = self._coalescer.add(transport)
+            transport.set_protocol(_CoalescedReads(self, protocol, parser, self._buffer, self._coalesced))
 
     async def read(self) -> None:
         """Answer pings, and pass on the messages that are not pushed, until the socket is closed."""
@@ -85,6 +100,7 @@ class AudioSocket(web.WebSocketResponse):
         while (message := await self.receive()).type not in _CLOSED:
             if message.type is _TEXT or message.type is _BINARY:
                 self.on_message(message.data)
+                self.on_read()
             elif message.type is not WSMsgType.ERROR:
                 self.on_control()
                 if message.type is WSMsgType.PING:
@@ -103,6 +119,8 @@ class AudioSocket(web.WebSocketResponse):
         await self._send(super().send_str(data, compress), len(data))
 
     async def ping(self, message: bytes = b"") -> None:
+        if self._coalesced is not None:
+            self._coalesced.read_at_once()  # the pong is short
         await self._send(super().ping(message), len(message))
 
     async def pong(self, message: bytes = b"") -> None:
@@ -113,6 +131,8 @@ class AudioSocket(web.WebSocketResponse):
 
         A connection whose other end does not answer is reset, and so is one that does not close in time.
         """
+        if self._coalesced is not None:
+            self._coalesced.end()
         if self._close_task is None:
             closing = partial(super().close, code=code, message=message, drain=drain)
             self._close_task = self._track_task(self._close_in_time(closing))
@@ -183,7 +203,10 @@ def _ignore(*_: object) -> None:
 class _BufferedReads(asyncio.BufferedProtocol):
     """Reads into a buffer that is shared by the sockets of one event loop, for a WebSocket's parser and protocol."""
 
-    def __init__(self, protocol: web.RequestHandler, parser: WebSocketReader, buffer: memoryview) -> None:
+    def __init__(
+        self, socket: AudioSocket, protocol: web.RequestHandler, parser: WebSocketReader, buffer: memoryview
+    ) -> None:
+        self._socket = socket
         self._buffer = buffer
         self._feed = parser.feed_data
         self._on_invalid_data = protocol.close
@@ -199,3 +222,28 @@ class _BufferedReads(asyncio.BufferedProtocol):
         is_invalid, _ = self._feed(self._buffer[:nbytes].tobytes())
         if is_invalid:
             self._on_invalid_data()
+        self._socket.on_read()
+
+
+class _CoalescedReads(_BufferedReads):
+    def __init__(
+        self,
+        socket: AudioSocket,
+        protocol: web.RequestHandler,
+        parser: WebSocketReader,
+        buffer: memoryview,
+        coalesced: CoalescedReads,
+    ) -> None:
+        super().__init__(socket, protocol, parser, buffer)
+        self._time = asyncio.get_running_loop().time
+        self._coalesced = coalesced
+        self._on_lost = protocol.connection_lost
+        self.connection_lost = self._lose  # type: ignore[method-assign]
+
+    def _lose(self, exc: Exception | None) -> None:
+        self._coalesced.end()
+        self._on_lost(exc)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._coalesced.on_read(nbytes, self._time())
+        super().buffer_updated(nbytes)

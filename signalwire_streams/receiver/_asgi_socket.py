@@ -25,6 +25,7 @@ class AsgiSocket:
 
     def __init__(self, receive: Receive, send: Send, *, max_size: int) -> None:
         self.on_message: OnMessage = _ignore
+        self.on_read: Callable[[], None] = _ignore
         self.on_control: Callable[[], None] = _ignore
         self._receive = receive
         self._send_message = send
@@ -53,6 +54,7 @@ class AsgiSocket:
                 await self.close(code=_MESSAGE_TOO_BIG)
                 raise MalformedFrameError("a received message is longer than frame_limit")
             self.on_message(data)
+            self.on_read()
             messages += 1
             if messages % _BURST == 0:
                 await asyncio.sleep(0)

@@ -175,6 +175,7 @@ class Connection:
             session._enqueue(early, self._started_at)
         self._early.clear()
         self._opened.set_result(session)
+        self.socket.on_read = session._queue.wake
 
     def _end(self, reason: EndReason, failure: Exception) -> None:
         """End the session, or the wait for it."""

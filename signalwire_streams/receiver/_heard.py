@@ -31,7 +31,7 @@ class Utterance:
     _padding: deque[tuple[int, int]] = field(init=False, factory=deque)  # position and length of what fills up frames
 
     def pad(self, begin: int, samples: int, position: int) -> None:
-        """Note silence that fills up a frame, when all was heard up to a position."""
+        """Add silence that fills up a frame, when all was heard up to a position."""
         while self._padding and sum(self._padding[0]) <= position:
             self.begin += self._padding.popleft()[1]
         self._padding.append((begin, samples))

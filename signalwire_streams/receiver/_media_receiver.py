@@ -18,6 +18,7 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
+from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
@@ -42,6 +43,7 @@ from signalwire_streams.receiver.audio._formats import AudioFormat
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
 _READ_SIZE = 16 * 1024  # bytes of one read of a socket: 40 frames, or 2,700 empty messages, which take some 15 ms
+_MAX_COALESCE = 1  # seconds; beyond that, statistics and the end of a stream would come too late
 _MAX_NAMED = 5  # handlers that a log line names
 _MAX_STUCK_CHECKS = 1_000  # token checks that ignore their cancellation
 _REJECTION_HEADERS = {401: {"WWW-Authenticate": "Bearer"}}
@@ -77,6 +79,7 @@ class MediaReceiver(StarterMixin):
         frame_limit: int = 64 * 1024,
         heartbeat: float | None = 30.0,
         byte_order: Literal["little", "big"] = "little",
+        coalesce: float | None = None,
     ) -> None:
         """Create a receiver.
 
@@ -95,6 +98,10 @@ class MediaReceiver(StarterMixin):
             frame_limit: bytes that one message may have.
             heartbeat: seconds of silence before a ping, which must be answered in half that time; None sends no pings.
             byte_order: byte order of L16 audio, which is not documented.
+            coalesce: seconds, at most 1, for which audio may be left in its socket, so that several frames are read at
+                once: for recording and transcription, not for agents. Frames are then late, at the median by half of
+                it and at most by one and a half of it, in ``elapsed`` and in the statistics' delay and jitter too. It
+                needs the socket option SO_RCVLOWAT. With None or 0, each frame is read at once.
 
         Raises:
             InvalidRequestError: an argument is invalid, or handler and ``bearer_tokens`` do not fit together.
@@ -109,6 +116,7 @@ class MediaReceiver(StarterMixin):
         if heartbeat is not None:
             check_seconds(heartbeat, "heartbeat")
         AudioFormat("", byte_order=byte_order)  # which checks it
+        _check_coalesce(coalesce)
         super().__init__()
         self._closing = asyncio.Event()
         self.pending_sockets = 0
@@ -123,6 +131,7 @@ class MediaReceiver(StarterMixin):
         self._byte_order: Literal["little", "big"] = byte_order
         self._watchdog = Watchdog(heartbeat)
         self._buffer = memoryview(bytearray(_READ_SIZE))
+        self._coalescer = Coalescer(coalesce) if coalesce else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[StreamServer] = set()
         self._failure_log = RateLimitedLog(10)
@@ -176,7 +185,12 @@ class MediaReceiver(StarterMixin):
 
     async def _receive(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
         # aiohttp's limit is the first size that it refuses.
-        socket = AudioSocket(request.transport, max_msg_size=self._frame_limit + 1, buffer=self._buffer)
+        socket = AudioSocket(
+            request.transport,
+            max_msg_size=self._frame_limit + 1,
+            buffer=self._buffer,
+            coalescer=self._coalescer,
+        )
         if not socket.can_prepare(request).ok:  # not a WebSocket request, which must not use up a token
             return web.Response(status=400)
         admission = await self._admit(bearer_token(request.headers.get("Authorization")), slot)
@@ -274,10 +288,7 @@ class MediaReceiver(StarterMixin):
         return session
 
     def _open_session(self, socket: Socket, start: StartEvent) -> StreamSession:
-        media = start.media_format
-        audio_format = AudioFormat.from_start_event(
-            media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
-        )
+        audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
         statistics = StreamStatistics()
         playback = Playback(
             socket,
@@ -461,6 +472,13 @@ def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:
         raise InvalidRequestError(
             "bearer_tokens=... was passed without a handler: pass a handler, or omit bearer_tokens"
         )
+
+
+def _check_coalesce(seconds: object) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _MAX_COALESCE:
+        raise InvalidRequestError(f"coalesce must be a number of seconds from 0 to {_MAX_COALESCE}, not {seconds!r}")
 
 
 def _check_path(path: str) -> None:

@@ -4,7 +4,8 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextvars import Context
 from enum import StrEnum
 from secrets import token_hex
 from typing import TypeAlias
@@ -23,7 +24,9 @@ from signalwire_streams.receiver._protocol import (
     memory_of,
 )
 from signalwire_streams.receiver._statistics import StreamStatistics
+from signalwire_streams.receiver._taps import EventFeed, Listeners, PcmStream, Tap, check_max_frames
 from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmTracks
 
 # An overflowing queue drops these: stale audio is worthless, and nothing depends on an unknown event.
 Droppable: TypeAlias = MediaEvent | UnknownEvent
@@ -46,10 +49,65 @@ class QueueLimits:
     overflow: Overflow = Overflow.DROP_OLDEST
 
 
+class _Waiter:
+    """What one task at a time waits for. Unlike a future, it is used again, and can resume the task at once.
+
+    A new future and another turn of the event loop would cost as much as decoding a frame does. The methods are those
+    that asyncio's tasks call on whatever they wait for.
+    """
+
+    def __init__(self) -> None:
+        self._asyncio_future_blocking = False
+        self._loop = asyncio.get_running_loop()
+        self._waiting: tuple[Callable[[_Waiter], object], Context] | None = None  # what resumes the task
+        self._cancellation: asyncio.CancelledError | None = None
+
+    def __await__(self) -> Generator["_Waiter", None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def wake(self) -> None:
+        """Resume the task in the loop's next turn."""
+        if self._waiting is not None:
+            resume, context = self._waiting
+            self._waiting = None
+            self._loop.call_soon(resume, self, context=context)
+
+    def resume(self) -> None:
+        """Resume the task at once, or in the loop's next turn if a task is running."""
+        if self._waiting is None:
+            return
+        if asyncio.current_task(self._loop) is not None:
+            self.wake()
+            return
+        resume, context = self._waiting
+        self._waiting = None
+        context.run(resume, self)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, callback: "Callable[[_Waiter], object]", *, context: Context) -> None:
+        self._waiting = callback, context
+
+    def cancel(self, msg: object = None) -> bool:
+        if self._waiting is None:
+            return False
+        self._cancellation = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self.wake()
+        return True
+
+    def result(self) -> None:
+        if self._cancellation is not None:
+            cancellation, self._cancellation = self._cancellation, None
+            raise cancellation
+
+
 class EventQueue:
     """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
 
-    It is its own iterator, for one consumer at a time. Cancelling `__anext__` loses no event.
+    It is its own iterator, for one consumer at a time, which has to be woken when events were added. Cancelling
+    `__anext__` loses no event.
     """
 
     def __init__(self, limits: QueueLimits, on_drop: Callable[[Droppable], None]) -> None:
@@ -58,72 +116,71 @@ class EventQueue:
         self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
         self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
         self._bytes = self._kept_bytes = 0
-        self._added = self._removed = 0  # droppable events
+        self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter = _Waiter()
+        self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
+        self._is_awaited = False
 
     @property
     def is_full(self) -> bool:
         return len(self._droppable) >= self.max_events or self._bytes >= self.max_bytes
 
+    @property
+    def droppable(self) -> Iterator[Droppable]:
+        """The droppable events that wait."""
+        return (event for _, event in self._droppable)
+
     def put(self, event: Droppable) -> None:
         """Add a droppable event; drop the oldest ones if the queue overflows."""
         size = memory_of(event)
-        self._added += 1
+        droppable = self._droppable
+        droppable.append((size, event))
         self._bytes += size
-        self._droppable.append((size, event))
-        room = self.max_events
-        if self._waiter is not None:
-            self.wake()
-            room += 1  # the consumer takes one of them
-        while len(self._droppable) > room or self._bytes - size >= self.max_bytes:
+        room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
+        while len(droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
     def keep(self, event: KeptEvent) -> bool:
         """Add an event that is never dropped. Return False, and add nothing, if too many of them are waiting."""
         if len(self._kept) >= self.max_events or self._kept_bytes >= self.max_bytes:
             return False
-        self._kept.append((self._added, event))
+        self._kept.append((self._removed + len(self._droppable), event))
         self._kept_bytes += memory_of(event)
-        self.wake()
         return True
 
     def close(self) -> None:
         self._is_closed = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Make the waiting consumer check again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._waiter.wake()
 
     def __aiter__(self) -> "EventQueue":
         return self
 
     async def __anext__(self) -> AudioEvent:
-        while (event := self._pop()) is None:
+        while not (self._droppable or self._kept):
             if self._is_closed:
                 raise StopAsyncIteration
-            if self._waiter is not None:
+            if self._is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
-            # The event itself is not passed through the future, since it would be lost if this is cancelled.
-            self._waiter = asyncio.get_running_loop().create_future()
+            # The event is not passed through the waiter, since it would be lost if this is cancelled.
+            self._is_awaited = True
             try:
                 await self._waiter
             finally:
-                self._waiter = None
-        return event
+                self._is_awaited = False
+        return self._pop_kept() if self._kept and self._kept[0][0] <= self._removed else self._pop_droppable()
 
-    def _pop(self) -> AudioEvent | None:
-        if self._kept and self._kept[0][0] <= self._removed:
-            event = self._kept.popleft()[1]
-            self._kept_bytes -= memory_of(event)
-            return event
-        return self._pop_droppable() if self._droppable else None
+    def _pop_kept(self) -> KeptEvent:
+        event = self._kept.popleft()[1]
+        self._kept_bytes -= memory_of(event)
+        if not self._kept:
+            self._removed = 0
+        return event
 
     def _pop_droppable(self) -> Droppable:
         size, event = self._droppable.popleft()
-        self._removed += 1
+        if self._kept:
+            self._removed += 1
         self._bytes -= size
         return event
 
@@ -160,7 +217,7 @@ class StreamSession:
     The loop yields media, DTMF, mark and unknown events in order of arrival, and ends with the stream. Frames that
     were repeated or arrived late are included; a `WavRecorder` puts them in place. A wait for the next event may be
     cancelled, by ``asyncio.timeout`` for instance, and repeated on the same iterator. Only one task may wait at a
-    time; a second one raises `ClientStateError`.
+    time; a second one raises `ClientStateError`. `pcm` and `tap` work beside the loop, or without one.
 
     Attributes:
         start: the start event.
@@ -193,6 +250,8 @@ class StreamSession:
         self._overflow = limits.overflow
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
+        self._listeners = Listeners()
+        self._has_loop = False
 
     def __repr__(self) -> str:
         return f"<StreamSession {self.label}: {self.end_reason or 'running'}>"
@@ -203,7 +262,79 @@ class StreamSession:
         return self.start.stream_sid
 
     def __aiter__(self) -> AsyncIterator[AudioEvent]:
+        self._has_loop = True
         return self._queue
+
+    def tap(self, *, max_frames: int = 500) -> Tap:
+        """Open a listener beside the handler: the media events as they arrive, for monitoring or a recording.
+
+        Any number of taps can be open. A tap whose loop is too slow drops its oldest events, and slows nothing else.
+        Events that still wait because nothing has iterated over the session yet come first.
+
+        Args:
+            max_frames: media events that may wait in the tap, of at most 4 KiB on average; in a `Tap.pcm`, 20 ms of
+                audio for each.
+
+        Raises:
+            InvalidRequestError: ``max_frames`` is invalid.
+        """
+        feed = EventFeed(check_max_frames(max_frames))
+        if not self._has_loop:
+            for event in self._queue.droppable:
+                if isinstance(event, MediaEvent):
+                    feed.put(event)
+        return Tap(self.start, self.audio_format, self._listeners, feed)
+
+    def pcm(
+        self,
+        rate: int = 16_000,
+        *,
+        tracks: PcmTracks = "mixed",
+        frame_ms: int = 20,
+        late: Late = "keep",
+        delay_ms: int = 60,
+    ) -> PcmStream:
+        """Return the audio as frames of 16-bit linear PCM, beside ``async for event in session`` or without it.
+
+        Audio is placed by its timestamps, as in a `WavRecorder`: gaps are silence, repeated frames are left out, and
+        the tracks are in line.
+
+        - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after
+          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and
+          60 ms). Later silence is shortened by as much. Audio that arrives after its place went out follows as soon as
+          it arrives.
+        - ``late="drop"``, for agents, is as long as the time that passes, and drops audio that is later than
+          ``delay_ms``.
+
+        Frames are made as the audio arrives, and up to 10 seconds of them wait for your loop. If it is slower, the
+        oldest are dropped (`PcmFrame.missing_ms`).
+
+        Args:
+            rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
+                needed, and a frame goes out when the next one has arrived.
+            tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
+                that the stream does not have is silence.
+            frame_ms: length of a frame, from 1 to 1,000 milliseconds.
+            late: ``keep`` or ``drop``.
+            delay_ms: milliseconds that a frame waits for audio that is missing. With ``drop``, all audio is delayed by
+                it, compared with the least delayed frame of the last one or two seconds.
+
+        Raises:
+            InvalidRequestError: an argument is invalid, or the stream has several channels in each track.
+            UnknownEncodingError: the encoding is unknown.
+            ModuleNotFoundError: the rate is not the stream's, and the extra ``audio`` is not installed.
+        """
+        tap = self.tap()
+        try:
+            return tap.pcm(rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms)
+        except BaseException:
+            tap.close()
+            raise
+
+    @property
+    def _is_only_tapped(self) -> bool:
+        """Whether there are taps, and nothing iterates over the session."""
+        return bool(self._listeners.feeds) and not self._has_loop
 
     async def wait_closed(self) -> None:
         """Wait until the stream has ended."""
@@ -213,20 +344,22 @@ class StreamSession:
         """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track)._record(event, now)
+            for feed in self._listeners.feeds:
+                feed.put(event, now)
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
             if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
                 return True
-            return self._queue.keep(event)
-        if self._overflow is Overflow.CLOSE and self._queue.is_full:
+            return self._queue.keep(event) or self._is_only_tapped
+        if self._overflow is Overflow.CLOSE and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)
             return False
         self._queue.put(event)
         return True
 
     def _on_drop(self, event: Droppable) -> None:
-        if isinstance(event, MediaEvent):
+        if isinstance(event, MediaEvent) and not self._is_only_tapped:
             self.statistics.of(event.track).dropped += 1
 
     def _close(self, reason: EndReason) -> None:
@@ -234,5 +367,6 @@ class StreamSession:
         if self.end_reason is None:
             self.end_reason = reason
             self._queue.close()
+            self._listeners.close()
             self.playback._close()
             self._ended.set()

@@ -22,7 +22,7 @@ _FRESH = 1.0
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 _LATEST, _SOONEST = 10, 50
 """Fractions of a token's age to wait between two leases when tokens are short: other clients ask too."""
-_LONGEST_NAP = 0.5
+_MAX_DELAY = 0.5
 _PROBE_EVERY = 0.25
 _SLOW_LEASES = 5
 
@@ -78,7 +78,6 @@ class LeaseLoop:
             self._refreshing.result()
 
     async def aclose(self) -> None:
-        """Stop the tasks and fail the requests that wait."""
         # Cancelling is not enough: redis-py may take a cancellation for a broken connection.
         self._closed = True
         for task in (self._task, self._probe_task, self._refreshing):
@@ -90,9 +89,9 @@ class LeaseLoop:
     async def _run(self) -> None:
         try:
             while not self._closed and (self.queue or (self._state.has_update and not self._fallback.is_active)):
-                nap = await self._step()
-                if nap:
-                    await self._clock.sleep(nap)
+                delay = await self._step()
+                if delay:
+                    await self._clock.sleep(delay)
         except Exception as error:  # noqa: BLE001  (the waiting requests must fail with it, whatever it is)
             self.queue.refuse(error)
 
@@ -117,7 +116,7 @@ class LeaseLoop:
         closed = self._state.time_until_open(now)
         wanted, wait = (0, closed) if closed else self._fallback.allowance(min(waiting, LEASE), now)
         if not (wanted or self._state.has_update):
-            return min(max(wait, age / _SOONEST), _LONGEST_NAP) if waiting else 0.0
+            return min(max(wait, age / _SOONEST), _MAX_DELAY) if waiting else 0.0
         rate = self._state.rate(now)
         reply = await self._exchange(priority, wanted, self._state.update)
         if not wanted:
@@ -134,9 +133,9 @@ class LeaseLoop:
         if reply.tokens == wanted:
             return 0.0
         wait_for_all, wait_for_one = ((count - reply.left) / rate for count in (wanted - reply.tokens, 1))
-        nap = max(min(wait_for_all, age / _LATEST), 0.0 if reply.tokens else wait_for_one, age / _SOONEST)
+        delay = max(min(wait_for_all, age / _LATEST), 0.0 if reply.tokens else wait_for_one, age / _SOONEST)
         # Without jitter, the first of several clients that ask in step would get everything.
-        return min(nap * (0.75 + self._clock.random() / 2), _LONGEST_NAP)
+        return min(delay * (0.75 + self._clock.random() / 2), _MAX_DELAY)
 
     async def _read(self) -> None:
         try:
@@ -182,7 +181,7 @@ class LeaseLoop:
             wait = self._fallback.try_acquire(now)
             if not wait:
                 self.queue.grant(now + age)
-        return min(max(wait, age / _SOONEST), _LONGEST_NAP)
+        return min(max(wait, age / _SOONEST), _MAX_DELAY)
 
     def _lose(self, why: str) -> None:
         """Begin the fallback, and probe until Redis is back."""

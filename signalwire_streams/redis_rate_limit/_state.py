@@ -74,8 +74,6 @@ class State:
 
 @frozen(kw_only=True)
 class StateUpdate:
-    """An update that a client reports to the others."""
-
     throttled_after: int | None = None  # the cuts that it knew of when the Space answered 429
     pause: float = 0.0  # seconds to pause after that; 0 if the Space said how long
     closed_until: float | None = None  # until when the Space asked not to be called, on the client's clock
@@ -138,8 +136,6 @@ class LocalState:
 
 
 class Fallback:
-    """This client's behavior while Redis is unavailable, and for a moment after that."""
-
     def __init__(self, address: str, clients: int | None) -> None:
         self._address = address
         self._clients = clients  # share the limit, and each then continues with its share; None: they wait for Redis
@@ -178,7 +174,6 @@ class Fallback:
         self._settled_at = now + _SETTLING
 
     def try_acquire(self, now: float) -> float:
-        """Take a token of this client's share. Return 0, or the seconds until there is one."""
         return self._bucket.try_acquire(now) if self._bucket is not None else 0.0
 
     def allowance(self, tokens: int, now: float) -> tuple[int, float]:

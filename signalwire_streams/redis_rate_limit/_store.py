@@ -117,8 +117,6 @@ class LeaseReply:
 
 
 class Store:
-    """One connection to Redis, and one Space's state there."""
-
     @masks_secrets
     def __init__(self, url: str) -> None:
         """Check the URL; the connection is opened by the first request."""

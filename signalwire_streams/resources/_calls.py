@@ -7,12 +7,11 @@ from typing import overload
 from signalwire_streams._http.requests import moment
 from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, Track
 from signalwire_streams.models._validation import masks_secrets
-from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams
+from signalwire_streams.resources._streams import Paginator, Streams
 
 
 class Calls:
-    """The calls of the account, and the streams on them."""
+    """The calls of the account, and the streams on them. Errors are those of `Conferences`."""
 
     def __init__(self, streams: Streams[CallStream]) -> None:
         """Called by `StreamsClient`."""
@@ -38,36 +37,10 @@ class Calls:
     ) -> CallStream:
         """Start a stream that sends the call's audio to a WebSocket server.
 
-        The arguments are the fields of `StartCallStream`. If ``name`` is omitted, one is generated. Rejection of
-        duplicate names is documented for conferences only, so a start on a call whose response was lost is not sent
-        again (`RetryPolicy.resend_call_starts` changes that).
-
-        Args:
-            call_sid: the call.
-            url: the wss address that the Space connects to; no query string.
-            name: unique within the call.
-            unnamed: True to send no name; such a start is not sent again once it may have been executed.
-            track: which side of the audio; the API's default is both.
-            codec: for conferences only; None.
-            realtime: for conferences only; None.
-            status_callback: http(s) URL that receives status callbacks.
-            status_callback_method: GET or POST; the API's default is POST.
-            parameters: at most 99 values for the WebSocket server.
-            authorization_bearer_token: sent with the WebSocket upgrade.
-            may_be_running: True to start a stream again that may already be running under this ``name``, after a
-                `StreamOutcomeUnknownError`. The result is ``ambiguous``: a successful response does not prove that
-                this start created the stream, so the stream is stopped by its name.
-                A call may accept a second stream of that name.
-            deadline: seconds for the whole call, retries included.
-
-        Returns:
-            The stream. Keep it, or its name: the API has no way to look up streams.
-
-        Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
-            StreamOutcomeUnknownError: the stream may or may not be running.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; the stream was not started.
+        Arguments, result and errors are those of `Conferences.start_stream`; ``codec`` and ``realtime`` must be None.
+        Rejection of duplicate names is documented for conferences only. So a start on a call whose response was lost
+        is not sent again (`RetryPolicy.resend_call_starts` changes that), and with ``may_be_running=True`` the call
+        may accept a second stream of that name.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/streams
         """
@@ -100,21 +73,7 @@ class Calls:
     ) -> CallStream:
         """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(call_sid, "audit-1")``.
 
-        A stream that has ended before, by itself or with its call, counts as stopped; the returned stream then has
-        ``already_ended=True``.
-
-        Args:
-            call_sid: the call, or a returned stream and nothing else.
-            stream: the returned stream, its sid or its name. That a name works here is not documented for this API; a
-                returned stream is stopped by its sid wherever that is certain.
-            deadline: seconds for the whole call, retries included.
-
-        Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
-            NotFoundError: the call has no stream of that sid or name. A stream object whose sid the Space returned from
-                a start counts as stopped instead.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; stopping again is safe.
+        Arguments, result and errors are those of `Conferences.stop_stream`.
         """
         return await self._streams.stop(call_sid, stream, deadline=deadline)
 
@@ -125,22 +84,7 @@ class Calls:
     async def end(self, call_sid: str, *, deadline: float | None = None) -> Call:
         """End a call, in progress or not answered yet. The streams on it end with it.
 
-        It is safe to repeat: a call that has ended before counts as ended.
-
-        Args:
-            call_sid: the call.
-            deadline: seconds for the whole call, retries included.
-
-        Returns:
-            The call as the Space returned it; its ``status`` may not have changed yet. If it had ended before, or
-            the response was lost, only its ``sid`` and its ``status`` (completed) are set.
-
-        Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
-            NotFoundError: the Space knows no call of that sid. After an attempt whose response was lost, the
-                call counts as ended instead.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; ending again is safe.
+        Arguments, result and errors are those of `Conferences.end`.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/calls
         """
@@ -163,18 +107,8 @@ class Calls:
     ) -> Paginator[Call]:
         """List the calls: ``async for call in client.calls.list(status="in-progress")``.
 
-        Args:
-            status: only those with this status.
-            from_: only those from this address.
-            to: only those to this address.
-            parent_call_sid: only those that this call created.
-            start_time: only those that started then; a datetime with a time zone, or text in the API's format.
-            start_time_before: only those that started before.
-            start_time_after: only those that started after.
-            end_time: only those that ended then.
-            end_time_before: only those that ended before.
-            end_time_after: only those that ended after.
-            page_size: items per page, 1 to 1000; the API's default is 50.
+        All arguments but ``page_size`` are filters. A time is a datetime with a time zone, or text in the API's format;
+        the call ``parent_call_sid`` created the others. A page has 1 to 1000 items, 50 by the API's default.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/calls
         """

@@ -15,12 +15,16 @@ from signalwire_streams.models import (
     Track,
 )
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
-from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams
+from signalwire_streams.resources._streams import Paginator, Streams
 
 
 class Conferences:
-    """The conferences of the account, and the streams on them."""
+    """The conferences of the account, and the streams on them.
+
+    Every call raises `InvalidRequestError` for an invalid argument, before anything is sent, `ApiError` if the Space
+    rejects the request, and `TransportError` or `MalformedResponseError` if no valid response arrives. A ``deadline``
+    is in seconds, for the whole call, retries included.
+    """
 
     def __init__(self, streams: Streams[ConferenceStream]) -> None:
         """Called by `StreamsClient`."""
@@ -70,10 +74,7 @@ class Conferences:
             The stream. Keep it, or its name: the API has no way to look up streams.
 
         Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
-            StreamOutcomeUnknownError: the stream may or may not be running.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; the stream was not started.
+            StreamOutcomeUnknownError: the stream may or may not be running; after a `TransportError` it is not.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
         """
@@ -110,8 +111,8 @@ class Conferences:
     ) -> ConferenceStream:
         """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(conference_sid, "audit-1")``.
 
-        A stream that has ended before, by itself or with its conference, counts as stopped; the returned stream then
-        has ``already_ended=True``.
+        It is safe to repeat: a stream that has ended before, by itself or with its conference, counts as stopped, and
+        is returned with ``already_ended=True``.
 
         Args:
             conference_sid: the conference, or a returned stream and nothing else.
@@ -120,11 +121,8 @@ class Conferences:
             deadline: seconds for the whole call, retries included.
 
         Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the conference has no stream of that sid or name. A stream object whose sid the Space
                 returned from a start counts as stopped instead.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; stopping again is safe.
         """
         return await self._streams.stop(conference_sid, stream, deadline=deadline)
 
@@ -137,20 +135,13 @@ class Conferences:
 
         It is safe to repeat: a conference that has ended before counts as ended.
 
-        Args:
-            conference_sid: the conference.
-            deadline: seconds for the whole call, retries included.
-
         Returns:
             The conference as the Space returned it; its ``status`` may not have changed yet. If it had ended before, or
             the response was lost, only its ``sid`` and its ``status`` (completed) are set.
 
         Raises:
-            InvalidRequestError: an argument is invalid; nothing was sent.
             NotFoundError: the Space knows no conference of that sid. After an attempt whose response was lost, the
                 conference counts as ended instead.
-            ApiError: the Space rejected the request.
-            TransportError: the Space could not be reached; ending again is safe.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conferences
         """
@@ -171,16 +162,8 @@ class Conferences:
     ) -> Paginator[Conference]:
         """List the conferences: ``async for conference in client.conferences.list(status="in-progress")``.
 
-        Args:
-            status: only those with this status.
-            friendly_name: only the conference of this name.
-            date_created: only those created on this day (in UTC, as are the other days).
-            date_created_before: only those created before this day.
-            date_created_after: only those created after this day.
-            date_updated: only those updated on this day.
-            date_updated_before: only those updated before this day.
-            date_updated_after: only those updated after this day.
-            page_size: items per page, 1 to 1000; the API's default is 50.
+        All arguments but ``page_size`` are filters. Dates are days in UTC; before and after exclude the day itself. A
+        page has 1 to 1000 items, 50 by the API's default.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conferences
         """
@@ -204,13 +187,9 @@ class Conferences:
         hold: bool | None = None,
         page_size: int | None = None,
     ) -> Paginator[Participant]:
-        """List the participants of a conference.
+        """List the participants of a conference, only those who are muted (or are not), or on hold (or are not).
 
-        Args:
-            conference_sid: the conference.
-            muted: True for only those who are muted, False for only those who are not.
-            hold: True for only those on hold, False for only those who are not.
-            page_size: items per page, 1 to 1000; the API's default is 50.
+        A page has 1 to 1000 items, 50 by the API's default.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/participants
         """

@@ -1,6 +1,6 @@
-"""Starting and stopping streams, the same on conferences and on calls."""
+"""The requests about conferences and calls and the streams on them: both work alike. Lists come in pages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from secrets import token_hex
 from typing import Any, Generic, TypeVar
@@ -9,11 +9,11 @@ from attrs import evolve
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.decoding import read_item, read_stream
+from signalwire_streams._http.decoding import read_item, read_page, read_stream
 from signalwire_streams._http.error_mapping import to_exception
 from signalwire_streams._http.messages import CallContext, Request, Result
 from signalwire_streams._http.session import Dispatcher
-from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknownError
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, StartAgain, StreamOutcomeUnknownError
 from signalwire_streams.middleware._retry import REFUSED_STOPS, SUCCESSES
 from signalwire_streams.models import (
     GENERATED_NAME,
@@ -21,20 +21,76 @@ from signalwire_streams.models import (
     CallStream,
     ConferenceStream,
     Operation,
+    Page,
+    Participant,
     RetryDecision,
     StreamStatus,
     TargetKind,
 )
+from signalwire_streams.models._requests import from_masked
 from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment
-from signalwire_streams.resources._pagination import Paginator
 
 _Item = TypeVar("_Item")
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
+# Empty pages, or pages of items that were listed before. A filter, or items that move while they are read, leave some.
+_PAGES_WITHOUT_NEWS = 10
+
+
+class Paginator(Generic[_Item]):
+    """A list on the Space: ``async for item in paginator`` fetches page after page, as they are needed.
+
+    Each iteration starts at the first page. The URI of the next page is followed as the Space returned it, on the same
+    host only.
+    Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)
+    """
+
+    def __init__(
+        self, send: Callable[[Request], Awaitable[Result]], account: Account, first: Request, model: type[_Item]
+    ) -> None:
+        """Called by the ``list`` methods."""
+        self._send, self._account, self._first, self._model = send, account, first, model
+
+    async def __aiter__(self) -> AsyncIterator[_Item]:
+        async for page in self.pages():
+            for item in page.items:
+                yield item
+
+    async def pages(self) -> AsyncIterator[Page[_Item]]:
+        """Iterate over the pages.
+
+        Raises:
+            MalformedResponseError: a page can't be read, leads to another host or back to an earlier page, or is the
+                tenth in a row without a new item and leads to another.
+            StreamsError: a page could not be fetched.
+        """
+        path, seen = self._first.path, set[str]()
+        known: set[int] = set()
+        without_news = 0
+        while True:
+            seen.add(path)
+            page = await self._fetch(path)
+            before = len(known)
+            known.update(hash(_id_of(item)) for item in page.items)
+            without_news = without_news + 1 if len(known) == before else 0
+            yield page
+            if not page.next_page_uri:
+                return
+            path = self._account.same_host_path(page.next_page_uri)
+            if path in seen or without_news == _PAGES_WITHOUT_NEWS:
+                raise MalformedResponseError("the Space's pages form a loop, so the list never ends", sent="yes")
+
+    async def _fetch(self, path: str) -> Page[_Item]:
+        # By itself, so that the response is not kept while the caller works on the page.
+        result = await self._send(requests.page_at(self._first, path))
+        return read_page(result.response and result.response.document, self._model, self._first.required_key)
+
+
+def _id_of(item: object) -> str:
+    return item.call_sid if isinstance(item, Participant) else str(getattr(item, "sid", ""))
+
 
 class Streams(Generic[_Stream]):
-    """Sends the requests about conferences, or about calls, and the streams on them."""
-
     def __init__(
         self, dispatcher: Dispatcher, account: Account, *, request: type[requests.Start], stream: type[_Stream]
     ) -> None:
@@ -87,7 +143,7 @@ class Streams(Generic[_Stream]):
         if name is None and not (unnamed or may_be_running):
             name = f"{GENERATED_NAME}{token_hex(12)}"
         parameters = {} if parameters is None else parameters
-        request = self._request(name=name, unnamed=unnamed, parameters=parameters, **fields)
+        request = from_masked(self._request, name=name, unnamed=unnamed, parameters=parameters, **fields)
         return await self.start(request, may_be_running=may_be_running, deadline=deadline)
 
     async def start(
@@ -119,7 +175,7 @@ class Streams(Generic[_Stream]):
         }
         if request.name is not None:
             known["name"] = request.name
-        # A refusal of a second stream says nothing about the first one.
+        # The rejection of a second stream says nothing about the first one.
         response = result.response if result.decision is RetryDecision.SUCCEED else None
         return read_stream(response and response.document, self._model, known)
 
@@ -140,7 +196,7 @@ class Streams(Generic[_Stream]):
     ) -> _Stream:
         """Stop a stream, passed as an object, or by its call or conference and its sid or name.
 
-        If the Space refuses because the stream has ended before, it counts as stopped, with ``already_ended``.
+        If the Space rejects it because the stream has ended before, it counts as stopped, with ``already_ended``.
         """
         model, field = self._model, self._kind.target_key
         check_deadline(deadline)
@@ -172,7 +228,7 @@ class Streams(Generic[_Stream]):
         sid = stream.sid
         if sid and not stream.ambiguous:
             return await self._send_stop(build(sid, returned), stream)
-        # The sid of an ambiguous start may be that of a second stream, which the Space refused, so the name goes first.
+        # The sid of an ambiguous start may be that of a second stream, which was rejected, so the name goes first.
         if stream.name:
             return await self._stop_ambiguous(build, stream, stream.name, returned)
         if sid:

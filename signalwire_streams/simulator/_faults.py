@@ -1,8 +1,8 @@
 """Fault injection: kinds of faults, their subjects, and the replaced responses (pure).
 
 Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule,
-and only those that no earlier rule took advance a later rule's counter: which are hit is exact, and the same in each
-run under one seed. A stream that is dialled triggers every rule that applies to it.
+and only those that no earlier rule took advance a later rule's counter: which ones it hits is exact, and the same in
+each run with one seed. A stream that is dialled triggers every rule that applies to it.
 
 To add a kind of fault, add a member with its definition to `FaultKind`; the command line takes it from there. What its
 `respond` returns is sent instead of the response: another `Response`, or `RawBytes`, in pieces and with pauses if need

@@ -90,8 +90,6 @@ class EncodedAudio:
 
 
 class FrameEncoder:
-    """Encodes the frames of one stream, and numbers them."""
-
     def __init__(self, stream: Stream, settings: SpaceSettings) -> None:
         self._stream = stream
         self._project = settings.project
@@ -246,7 +244,6 @@ class MediaSession:
         self._frames_until_drop = min(drops, default=None)
 
     async def run(self) -> None:
-        """Run the session to its end. Raises as `Sound.clip` does."""
         others = [asyncio.create_task(self._receive()), asyncio.create_task(self._return_marks_when_due())]
         try:
             with suppress(ConnectionError):  # the other end is gone

@@ -93,7 +93,6 @@ class Dialer(OutboundClient):
             self._calls[stream.sid].stopped.set()
 
     async def wait_for_audio(self, stream_sid: str) -> None:
-        """Wait until a stream has sent its first audio, or ended without any."""
         if stream_sid in self._calls:
             await self._calls[stream_sid].audio_sent.wait()
 

@@ -186,10 +186,6 @@ def _one_of(*values: str) -> _Check:
     return lambda value: None if value in values else f"must be one of {', '.join(values)}"
 
 
-def _not_blank(value: str) -> str | None:
-    return None if value.strip() else "can't be blank"
-
-
 def _split(value: str) -> SplitResult | None:
     if not value.isprintable() or " " in value:
         return None
@@ -260,7 +256,7 @@ class _StartField:
     shown: Callable[[str], str] = str
 
 
-def _asked(wire_name: str, check: _Check, *, default: object = None, **settings: Any) -> Any:  # noqa: ANN401  (attrs')
+def _wire(wire_name: str, check: _Check, *, default: object = None, **settings: Any) -> Any:  # noqa: ANN401  (attrs')
     start_field = _StartField(wire_name, check, **settings)
     shown = start_field.shown
     return field(
@@ -274,16 +270,16 @@ def _asked(wire_name: str, check: _Check, *, default: object = None, **settings:
 class StreamRequest:
     """The fields of a start. To add a field, add it here: the rest of the Space takes it from this table."""
 
-    url: str = _asked("Url", _stream_url, default=NOTHING, code=_INVALID_URL, shown=redact_url)
-    name: str | None = _asked("Name", _not_blank)
-    track: str = _asked("Track", _one_of("inbound_track", "outbound_track", "both_tracks"), default="both_tracks")
-    codec: str | None = _asked("StreamCodec", _codec, code=_INVALID_CODEC, conferences_only=True)
-    realtime: bool | None = _asked(
+    url: str = _wire("Url", _stream_url, default=NOTHING, code=_INVALID_URL, shown=redact_url)
+    name: str | None = _wire("Name", lambda name: None if name.strip() else "can't be blank")
+    track: str = _wire("Track", _one_of("inbound_track", "outbound_track", "both_tracks"), default="both_tracks")
+    codec: str | None = _wire("StreamCodec", _codec, code=_INVALID_CODEC, conferences_only=True)
+    realtime: bool | None = _wire(
         "StreamRealTime", _one_of("true", "false"), conferences_only=True, parse="true".__eq__
     )
-    status_callback: str | None = _asked("StatusCallback", _callback_url, code=_INVALID_CALLBACK, shown=redact_url)
-    status_callback_method: str = _asked("StatusCallbackMethod", _one_of("GET", "POST"), default="POST")
-    authorization_bearer_token: str | None = _asked("AuthorizationBearerToken", lambda _: None, shown=_hide)
+    status_callback: str | None = _wire("StatusCallback", _callback_url, code=_INVALID_CALLBACK, shown=redact_url)
+    status_callback_method: str = _wire("StatusCallbackMethod", _one_of("GET", "POST"), default="POST")
+    authorization_bearer_token: str | None = _wire("AuthorizationBearerToken", lambda _: None, shown=_hide)
     parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(redact_values(parameters)))
 
 
@@ -296,9 +292,9 @@ _START_FIELDS: Mapping[str, _StartField] = {
 
 def _start_of(kind: TargetKind) -> _Schema:
     checks = {
-        asked.wire_name: (asked.check, asked.code)
-        for asked in _START_FIELDS.values()
-        if kind == "conference" or not asked.conferences_only
+        each.wire_name: (each.check, each.code)
+        for each in _START_FIELDS.values()
+        if kind == "conference" or not each.conferences_only
     }
     return _Schema(checks, required="Url", has_parameters=True)
 
@@ -347,7 +343,7 @@ def check_fields(operation: str, values: Mapping[str, str]) -> list[Problem]:
 
 def attributes_of(values: Mapping[str, str]) -> dict[str, Any]:
     """Return the attributes of a `StreamRequest` from the fields of a start, which have been checked."""
-    asked = {
+    attributes = {
         name: start_field.parse(values[start_field.wire_name])
         for name, start_field in _START_FIELDS.items()
         if start_field.wire_name in values
@@ -357,11 +353,11 @@ def attributes_of(values: Mapping[str, str]) -> dict[str, Any]:
         for name, value in values.items()
         if _PARAMETER_NAME.fullmatch(name)
     }
-    return {**asked, "parameters": parameters}
+    return {**attributes, "parameters": parameters}
 
 
 _SHOWN: Mapping[str, Callable[[str], str]] = {
-    **{asked.wire_name: asked.shown for asked in _START_FIELDS.values()},
+    **{each.wire_name: each.shown for each in _START_FIELDS.values()},
     "Status": str,
     "AnnounceMethod": str,
     "AnnounceUrl": redact_url,

@@ -5,12 +5,12 @@ conference or call, fields, state, name.
 """
 
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from attrs import asdict, field, frozen
 
-from signalwire_streams.simulator._pagination import Item, list_document
+from signalwire_streams.simulator._pagination import list_document
 from signalwire_streams.simulator._request_log import RequestLog
 from signalwire_streams.simulator._requests import (
     BASE_PATH,
@@ -26,14 +26,7 @@ from signalwire_streams.simulator._requests import (
     redact_url,
     redact_values,
 )
-from signalwire_streams.simulator._responses import (
-    Json,
-    Rejected,
-    Response,
-    api_error,
-    http_date,
-    json_response,
-)
+from signalwire_streams.simulator._responses import Json, Rejected, Response, api_error, http_date, json_response
 from signalwire_streams.simulator._state import (
     ENDED,
     IN_PROGRESS,
@@ -187,18 +180,12 @@ class CompatibilityApi:
         self._state = state
         self._serializer = Serializer(settings.project, settings.long_september)
         self._credentials = b64encode(f"{settings.project}:{settings.token}".encode()).decode()
-        self._operations: dict[str, Callable[[ApiRequest], Response]] = {
-            "list-conferences": self._list_conferences,
-            "get-conference": self._get_target,
-            "end-conference": self._end_target,
-            "end-call": self._end_target,
-            "list-participants": self._list_participants,
-            "list-calls": self._list_calls,
-            "get-call": self._get_target,
-            "start-conference-stream": self._start_stream,
-            "start-call-stream": self._start_stream,
-            "stop-conference-stream": self._stop_stream,
-            "stop-call-stream": self._stop_stream,
+        self._operations: dict[str, Callable[[ApiRequest], Response]] = {  # by the first word of their names
+            "list": self._list,
+            "get": self._get_target,
+            "end": self._end_target,
+            "start": self._start_stream,
+            "stop": self._stop_stream,
         }
 
     def answer(self, request: ApiRequest) -> Response:
@@ -210,7 +197,7 @@ class CompatibilityApi:
         scheme, _, credentials = (request.authorization or "").partition(" ")
         if credentials != self._credentials or scheme.lower() != "basic":
             return api_error(401, _AUTHENTICATION, "Authentication failed")
-        operation = self._operations.get(request.route.operation)
+        operation = self._operations.get(request.route.operation.partition("-")[0])
         if operation is None or request.route.account_sid != self._settings.project:
             return _NOT_FOUND
         if request.fields.problem is not None:
@@ -220,17 +207,18 @@ class CompatibilityApi:
         except Rejected as rejected:
             return rejected.response
 
-    def _list_conferences(self, request: ApiRequest) -> Response:
-        return _list(request, "conferences", self._state.conferences.values(), self._serializer.conference)
-
-    def _list_participants(self, request: ApiRequest) -> Response:
-        participants = self._conference(request.route).participants
-        return _list(request, "participants", participants, self._serializer.participant)
-
-    def _list_calls(self, request: ApiRequest) -> Response:
-        # The participants' call legs can be read but are not listed, so that a Space with calls=20 lists 20.
-        calls = (call for call in self._state.calls.values() if call.conference_sid is None)
-        return _list(request, "calls", calls, self._serializer.call)
+    def _list(self, request: ApiRequest) -> Response:
+        route, state, serializer = request.route, self._state, self._serializer
+        if route.operation == "list-conferences":
+            document = list_document("conferences", state.conferences.values(), serializer.conference, route)
+        elif route.operation == "list-participants":
+            participants = self._conference(route).participants
+            document = list_document("participants", participants, serializer.participant, route)
+        else:
+            # The participants' call legs can be read but are not listed, so that a Space with calls=20 lists 20.
+            calls = (call for call in state.calls.values() if call.conference_sid is None)
+            document = list_document("calls", calls, serializer.call, route)
+        return json_response(document)
 
     def _get_target(self, request: ApiRequest) -> Response:
         return self._describe(self._target(request.route))
@@ -308,10 +296,6 @@ class CompatibilityApi:
 
     def _conference(self, route: Route) -> Conference:
         return _found(self._state.conferences.get(route.target_sid or ""))
-
-
-def _list(request: ApiRequest, name: str, items: Iterable[Item], serialize: Callable[[Item], Json]) -> Response:
-    return json_response(list_document(name, items, serialize, request.route))
 
 
 _NOT_FOUND = api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not found")

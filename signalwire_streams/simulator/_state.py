@@ -211,16 +211,12 @@ class Participant(Resource):
 
 @define(eq=False, kw_only=True)
 class Conference(Resource):
-    """A conference; `status` is init, in-progress or completed."""
-
     sid: str
     friendly_name: str
     participants: list[Participant] = field(factory=list)
 
 
 class SpaceState:
-    """The Space's resources, each in the order of its creation."""
-
     def __init__(self, source: random.Random, clock: Callable[[], float], streams: StreamRegistry) -> None:
         self.conferences: dict[str, Conference] = {}
         self.calls: dict[str, Call] = {}

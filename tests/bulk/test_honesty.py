@@ -20,8 +20,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal as store
-from signalwire_streams.bulk._journal_file import JournalPath, hold
+from signalwire_streams.bulk._journal_file import JournalPath
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -195,9 +194,9 @@ async def test_journal_created_by_another_process_meanwhile_is_refused(
     def late(wanted: JournalPath) -> Any:
         monkeypatch.undo()
         client.create_journal([], journal=path)
-        return hold(wanted)
+        return wanted.hold()
 
-    monkeypatch.setattr(store, "hold", late)
+    monkeypatch.setattr(JournalPath, "hold", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert BulkJournal(path).status().planned == 0

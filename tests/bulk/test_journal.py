@@ -43,7 +43,7 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
         assert rows(path) == [("conference", "room", "a", IN_DOUBT, None, 0, 0, None)]
-        journal.settle(
+        journal.complete(
             first,
             outcome(
                 BulkStatus.STARTED,
@@ -58,17 +58,47 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
     assert rows(path)[1][:4] == ("call", "leg", None, IN_DOUBT)
 
 
-async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outcome that no intent follows is written soon as well."""
-    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log._AT_LEAST_EVERY", 0.0)
+@pytest.mark.usefixtures("idle_clock")
+async def test_journal_commits_outcomes_that_no_intent_follows_together(tmp_path: Path) -> None:
+    """The first of them waits a tenth of a second, and those that came since are written with it."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
-        row = journal.new_row()
-        await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkStatus.STARTED))
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert rows(path)[0][3] == "started"
+        numbers = [journal.new_row() for _ in range(3)]
+        for number in numbers:
+            await journal.intend(number, "conference", f"room-{number}", "a")
+        for number in numbers:
+            journal.complete(number, outcome(BulkStatus.STARTED))
+            await asyncio.sleep(0.03)
+            assert [row[3] for row in rows(path)] == [IN_DOUBT] * 3
+        await asyncio.sleep(0.011)
+        assert [row[3] for row in rows(path)] == ["started"] * 3
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_journal_commits_intents_at_most_every_four_milliseconds(tmp_path: Path) -> None:
+    """The first one is written at once, and so is one after a pause."""
+    clock = asyncio.get_running_loop().time
+    durations = []
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
+        for pause in (0.0, 0.0, 0.0, 0.1, 0.0):
+            await asyncio.sleep(pause)
+            before = clock()
+            await journal.intend(journal.new_row(), "conference", "room", None)
+            durations.append(clock() - before)
+    assert durations == pytest.approx([0.0, 0.004, 0.004, 0.0, 0.004], abs=0.0005)
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_log_of_a_journal_is_begun_anew_at_four_mebibytes(tmp_path: Path) -> None:
+    """Not much earlier, since that costs as much as all commits, and not later, since every reader reads it."""
+    path, log = tmp_path / "run.db", tmp_path / "run.db-wal"
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
+        sizes = []
+        for _ in range(100):
+            await journal.intend(journal.new_row(), "conference", "room", "n" * 100_000)
+            sizes.append(log.stat().st_size)
+    assert 4 * 1024 * 1024 < max(sizes) < 4.5 * 1024 * 1024
+    assert len(set(sizes[50:])) < 5, "it is written again from its beginning"
 
 
 async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
@@ -94,7 +124,7 @@ async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> No
     other = sqlite3.connect(path)
     other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
     other.commit()
-    journal.settle(row, outcome(BulkStatus.STARTED))
+    journal.complete(row, outcome(BulkStatus.STARTED))
     failures = await asyncio.gather(
         *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
     )
@@ -115,13 +145,13 @@ async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> N
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         error = StreamOutcomeUnknownError("may be running", attempts=1)
-        journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
+        journal.complete(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
     with closing(Journal.reopen(path, RUN)) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == ItemRecord(row, "unknown", None, False)
         assert journal.new_row() > row
         await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
+        journal.complete(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 

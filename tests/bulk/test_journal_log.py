@@ -28,7 +28,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk import _journal as store, _write_ahead_log as write_ahead_log
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, connect_to_write, is_busy, journal_path
+from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, is_busy, journal_path
 from signalwire_streams.bulk._write_ahead_log import Header, header_of, next_generation
 from signalwire_streams.simulator import SimulatedSpace
 from tests import waiting
@@ -177,7 +177,7 @@ async def record(journal: Journal, number: int, *, sid: str = "s" * 3000) -> Non
     row = journal.new_row()
     await journal.intend(row, "conference", f"room-{number}", "a")
     stream = ConferenceStream(conference_sid=f"room-{number}", sid=sid, name="a")
-    journal.settle(row, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, stream=stream))
+    journal.complete(row, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, stream=stream))
 
 
 def salt_of(journal: Path) -> int:
@@ -350,7 +350,7 @@ async def test_log_that_the_main_file_does_not_know_yet_is_accepted(client_for: 
     async with SimulatedSpace(conferences=3) as space:
         client: StreamsClient = client_for(space)
         path = client.create_journal(on_conferences(space), journal=tmp_path / "run.db").path
-        database = connect_to_write(journal_path(path))
+        database = journal_path(path).connect_to_write()
         with next_generation(database):
             database.execute("INSERT INTO plan (kind, target, request) VALUES ('call', 'leg', '{}')")
         opened = copy(path, tmp_path / "opened", "-wal")
@@ -380,7 +380,8 @@ async def test_reader_tolerates_a_run_that_begins_meanwhile(
         path = tmp_path / "run.db"
         async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
             for error in (JournalError("the log is not the one of before"), sqlite3.DatabaseError("malformed")):
-                monkeypatch.setattr(store, "is_held", partial(lambda left, _: next(left, True), iter([False])))
+                is_held = partial(next, iter([False]), True)
+                monkeypatch.setattr(JournalPath, "is_held", lambda _, is_held=is_held: is_held())
                 monkeypatch.setattr(store, "verify", partial(fails_to_verify, error))
                 assert len(list(BulkJournal(path).items())) >= 1
                 monkeypatch.undo()
@@ -693,6 +694,31 @@ async def test_checkpoint_that_waits_for_readers_does_not_end_the_run(
     assert BulkJournal(copy(path, tmp_path / "alone")).status().counts == {"started": 6}
 
 
+async def test_guard_is_given_up_after_fifty_tries_in_a_row(tmp_path: Path) -> None:
+    """Not before: most programs that lock a journal only read or write it, and do not wait for the guard."""
+    path = tmp_path / "run.db"
+    with (
+        closing(Journal.create(path, RUN, run="r1")) as journal,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        files, guard = journal._files, journal._files._guard
+
+        def try_in_vain(times: int) -> None:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(times):
+                with pytest.raises(sqlite3.OperationalError, match="locked"), files.commit():
+                    pass
+            other.execute("ROLLBACK")
+
+        for _ in range(3):
+            with files.commit():
+                pass
+            try_in_vain(50)
+            assert guard.in_transaction
+        try_in_vain(1)
+        assert not guard.in_transaction
+
+
 async def waiting_checkpoint(path: Path) -> "asyncio.Task[list[Any]]":
     """Have another program begin a checkpoint that waits until no reader is left."""
     other = partial(with_connection, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=30.0)
@@ -750,7 +776,8 @@ async def test_journal_that_another_program_merges_meanwhile_is_not_refused(
         for number in range(5):
             await record(journal, number)
         here = copy(path, tmp_path / "here", "-wal")
-    original = getattr(write_ahead_log, moment)
+    owner = JournalPath if moment == "connect_to_read" else write_ahead_log
+    original = getattr(owner, moment)
     calls: list[object] = []
 
     def merged_once(*arguments: Any, **options: Any) -> Any:
@@ -760,7 +787,7 @@ async def test_journal_that_another_program_merges_meanwhile_is_not_refused(
             with_connection(here, f"PRAGMA {merge}")
         return result
 
-    monkeypatch.setattr(write_ahead_log, moment, merged_once)
+    monkeypatch.setattr(owner, moment, merged_once)
     with closing(Journal.reopen(here, RUN)) as journal:
         await record(journal, 5)
     assert sum(BulkJournal(here).status().counts.values()) == 6

@@ -19,7 +19,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal as journal_module, _journal_file as journal_file
+from signalwire_streams.bulk import _journal as journal_module
 from signalwire_streams.bulk._journal_file import JournalPath, journal_path
 from signalwire_streams.bulk._write_ahead_log import finish_tables
 from signalwire_streams.simulator import SimulatedSpace
@@ -324,14 +324,14 @@ async def test_file_made_during_creation_stays(
 ) -> None:
     """A program that knows nothing of our lock may make the file while we take it."""
     path = tmp_path / "run.db"
-    hold = journal_file.hold
+    hold = JournalPath.hold
 
     def late(wanted: JournalPath) -> Any:
         lock = hold(wanted)
         path.write_text("mine")
         return lock
 
-    monkeypatch.setattr(journal_module, "hold", late)
+    monkeypatch.setattr(JournalPath, "hold", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert snapshot(tmp_path).keys() == {str(path)}

@@ -178,7 +178,7 @@ async def test_stop_started_waits_for_the_end_of_an_outage(
     )
     space.faults.add("503-api", on="stop", times=2)
     report = await client.stop_started(tmp_path / "run.db", concurrency=1).report()
-    assert report.counts == {BulkStatus.STOPPED: 1, BulkStatus.UNKNOWN: 2}
+    assert report.counts == {BulkStatus.STOPPED: 1, BulkStatus.NOT_ATTEMPTED: 2}
     assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 2}
 
 

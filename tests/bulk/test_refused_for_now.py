@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
+    ApiError,
     BulkJournal,
     BulkOutcome,
     BulkStatus,
@@ -235,6 +236,36 @@ async def test_stop_that_was_refused_for_now_and_then_rejected_is_not_ambiguous(
         [stopped] = [outcome async for outcome in client.stop_streams([stream], journal=journal)]
     assert stopped.status is BulkStatus.REJECTED
     assert [item.ambiguous for item in BulkJournal(journal).items()] == [False]
+
+
+BY_CODE = http(400, {"code": 20429, "message": "many", "more_info": "", "status": 429}, head="Retry-After: 0\r\n")
+BAD = http(500)
+
+
+@pytest.mark.parametrize("first", [None, BAD], ids=["alone", "after a 500"])
+@pytest.mark.parametrize("refusal", [*REFUSALS.values(), THROTTLED, BY_CODE], ids=[*REFUSALS, "429", "20429"])
+async def test_stop_that_is_refused_for_now_to_the_end_is_not_attempted(refusal: bytes, first: bytes | None) -> None:
+    """Whichever status or code says so; unless an earlier attempt may have stopped the stream."""
+
+    async def answer(space: RawSpace, _: RawConnection, __: Received) -> bytes:
+        return first if first is not None and len(space.requests) == 1 else refusal
+
+    stream = ConferenceStream(conference_sid="room", sid="s")
+    async with raw_space(answer) as space, client_of(space, circuit_breaker=None) as client:
+        [outcome] = [outcome async for outcome in client.stop_streams([stream])]
+    assert isinstance(outcome.error, ApiError)
+    assert outcome.status is (BulkStatus.NOT_ATTEMPTED if first is None else BulkStatus.UNKNOWN)
+
+
+@pytest.mark.parametrize("answered", [BAD, b"garbage\r\n\r\n"], ids=["500", "garbage"])
+async def test_stop_that_may_have_been_carried_out_is_unknown(answered: bytes) -> None:
+    async def answer(*_: object) -> bytes:
+        return answered
+
+    stream = ConferenceStream(conference_sid="room", sid="s")
+    async with raw_space(answer) as space, client_of(space, circuit_breaker=None) as client:
+        [outcome] = [outcome async for outcome in client.stop_streams([stream])]
+    assert outcome.status is BulkStatus.UNKNOWN
 
 
 async def test_resume_records_a_call_whose_start_was_interrupted_as_unknown(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_f
 
 async def test_item_that_meets_an_open_breaker_for_a_minute_is_not_attempted() -> None:
     async def never_served(item: str, _: CallContext) -> ConferenceStream:
-        raise CircuitOpenError("not attempted, the circuit breaker is open", retry_after=5.0)
+        raise CircuitOpenError("not sent, the circuit breaker is open", retry_after=5.0)
 
     clock = Clock.fake()
     run = BulkRun(WorkerPool(["room"], FakeOperation(never_served), limit=FixedConcurrency(1), clock=clock))

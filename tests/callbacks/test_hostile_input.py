@@ -8,8 +8,9 @@ import pytest
 
 from signalwire_streams.callbacks import SIGNATURE_HEADER, parse_callback, verify_signature
 from signalwire_streams.callbacks._diagnostics import _shown
-from signalwire_streams.callbacks._signature import read_form, read_query
+from signalwire_streams.callbacks._signature import SignedRequest
 from signalwire_streams.callbacks._urls import (
+    Forwarded,
     Headers,
     HostPattern,
     UrlParts,
@@ -17,7 +18,6 @@ from signalwire_streams.callbacks._urls import (
     is_public_url,
     path_and_query,
     public_urls,
-    read_forwarded,
     request_url,
 )
 
@@ -52,12 +52,17 @@ MOST_SECONDS = 0.1
 
 
 def of_header(name: str) -> Callable[[str], object]:
-    return lambda text: read_forwarded(Headers({name: text}))
+    return lambda text: Forwarded.from_headers(Headers({name: text}))
 
 
 def verified(text: str) -> object:
     headers = {SIGNATURE_HEADER: text, "Content-Type": text, "Authorization": f"Basic {text}", text: text}
     return verify_signature(url=text, headers=headers, body=text.encode("utf-8", "replace"), keys=["k"])
+
+
+def a_request(text: str) -> SignedRequest:
+    body = text.encode("utf-8", "replace")
+    return SignedRequest(url=f"https://example.com/?{text}", headers=Headers({}), body=body, method="POST")
 
 
 TARGETS: dict[str, Callable[[str], Any]] = {
@@ -70,8 +75,8 @@ TARGETS: dict[str, Callable[[str], Any]] = {
     "public URL": lambda text: public_urls(text, text),
     "public URL of a receiver": is_public_url,
     "host pattern": HostPattern.parse,
-    "form": lambda text: read_form(text.encode("utf-8", "replace")),
-    "query": read_query,
+    "form": lambda text: a_request(text).form,
+    "query": lambda text: a_request(text).query_fields,
     "shown URL": _shown,
     "verification": verified,
     "timestamp": lambda text: parse_callback({"Timestamp": text}).timestamp,

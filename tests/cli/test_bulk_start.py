@@ -277,10 +277,10 @@ async def test_bulk_start_counts_retries(shell: Shell, space: SimulatedSpace, id
 @pytest.mark.parametrize(
     ("status", "error", "advice"),
     [
-        (400, "BadRequestError", "The Space refused the request"),
+        (400, "BadRequestError", "The Space rejected the request"),
         (403, "PermissionDeniedError", "give it the scope in the dashboard"),
         (404, "NotFoundError", "check the id, or skip it"),
-        (422, "UnprocessableError", "The Space refused a field"),
+        (422, "UnprocessableError", "The Space rejected a field"),
     ],
 )
 async def test_bulk_summary_has_an_example_and_advice_for_errors(

@@ -37,7 +37,7 @@ async def test_demo_starts_and_stops_every_stream_once(bare_shell: Shell, confer
         str(result) for result in (AttemptResult.NO_RESPONSE, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED)
     } == set(facts["retries_by_result"])
     assert facts["started_by_repeated_attempt"] > 0
-    assert facts["streams_refused_as_duplicates"] > 0
+    assert facts["starts_rejected_as_duplicates"] > 0
     # One request more than the calls and their repetitions, for the list. An ambiguous stream may take a second stop.
     second_stops = facts["attempts"] - (2 * conferences + facts["retries"] + 1)
     assert 0 <= second_stops <= facts["started_by_repeated_attempt"]

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from attrs import define
 
-from signalwire_streams._cli import listen_processes
+from signalwire_streams._cli import listen_server
 
 from .bulk_runs import until
 from .shell import PATIENCE, Shell, end_of, line_of, process
@@ -246,10 +246,10 @@ async def test_process_that_cannot_listen_ends_the_command(tmp_path: Path) -> No
     """As where the port is taken between the check and the start."""
     code = (
         "import socket, sys\n"
-        "from signalwire_streams._cli import listen_processes\n"
+        "from signalwire_streams._cli import listen_server\n"
         "taken = socket.create_server(('127.0.0.1', 0))\n"
         "async def claim(options): return taken.getsockname()[1]\n"
-        "listen_processes._claim_port = claim\n"
+        "listen_server._claim_port = claim\n"
         "from signalwire_streams.__main__ import main\n"
         "sys.exit(main())\n"
     )
@@ -308,7 +308,7 @@ async def test_invalid_number_of_processes(bare_shell: Shell, tmp_path: Path, va
 
 async def test_system_that_cannot_spread_streams(bare_shell: Shell, tmp_path: Path) -> None:
     """Nothing is created or read before it is said."""
-    bare_shell.environment.setattr(listen_processes, "CAN_SPREAD", value=False)
+    bare_shell.environment.setattr(listen_server, "CAN_SPREAD", value=False)
     ran = await bare_shell("listen", "--processes", "2", "--directory", str(tmp_path / "new"))
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: --processes needs Linux, which spreads the streams over the processes: omit it")

@@ -17,7 +17,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from signalwire_streams._cli.listen_display import bar, draw, live_table
+from signalwire_streams._cli.listen import bar, draw, live_table
 from signalwire_streams._cli.listen_recording import LevelMeter, RecordingOptions, dbfs
 from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
 from signalwire_streams.receiver.audio import AudioFormat
@@ -210,7 +210,7 @@ async def test_live_table_writes_lines_above_it_on_a_terminal(
 ) -> None:
     """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
     pretend_terminal(monkeypatch, "stdout", "stderr")
-    monkeypatch.setattr("signalwire_streams._cli.listen_display._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
     look, seen = looking()
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
@@ -248,7 +248,7 @@ async def test_live_table_on_stderr_leaves_stdout_alone(
     """As in ``signalwire-streams listen > streams.txt``."""
     pretend_terminal(monkeypatch, "stderr")
     look, seen = looking()
-    monkeypatch.setattr("signalwire_streams._cli.listen_display._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
         shown.write("it ended")

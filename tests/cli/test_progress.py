@@ -33,7 +33,7 @@ from signalwire_streams._cli import progress
 from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
 from signalwire_streams._cli.options import Account
 from signalwire_streams._cli.output import in_words, logging_to
-from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, shown
+from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, show_progress
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import held_space, until
@@ -230,7 +230,7 @@ async def test_progress_writes_lines_into_a_pipe(
 ) -> None:
     monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
     look, enough = looking(3)
-    async with shown(look, as_json=False):
+    async with show_progress(look, as_json=False):
         await enough.wait()
     captured = capsys.readouterr()
     assert captured.err.splitlines()[:3] == [f"Starting: {done} of 100, all well" for done in (1, 2, 3)]
@@ -243,7 +243,7 @@ async def test_after_the_command_nothing_more_is_written(
     monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
     look, enough = looking(1)
     before = asyncio.all_tasks()
-    async with shown(look, as_json=False):
+    async with show_progress(look, as_json=False):
         await enough.wait()
         assert len(asyncio.all_tasks() - before) == 1
     assert asyncio.all_tasks() == before
@@ -252,7 +252,7 @@ async def test_after_the_command_nothing_more_is_written(
 async def test_progress_does_not_hide_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     look, _ = looking(1)
     with pytest.raises(RuntimeError, match="boom"):
-        async with shown(look, as_json=False):
+        async with show_progress(look, as_json=False):
             raise RuntimeError("boom")
     assert capsys.readouterr().err == ""
 
@@ -267,7 +267,7 @@ async def test_progress_beside_json_writes_only_news(
         pretend_terminal(monkeypatch)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     look, _ = looking(1)
-    async with shown(look, as_json=True) as show:
+    async with show_progress(look, as_json=True) as show:
         for _ in range(5):
             await asyncio.sleep(0)
         assert capsys.readouterr().err == ""
@@ -290,7 +290,7 @@ async def test_a_terminal_gets_a_display_that_is_gone_at_the_end(
     pretend_terminal(monkeypatch)
     monkeypatch.setattr(progress, "_DRAWN_EVERY", 0.0)
     look, enough = looking(3)
-    async with shown(look, as_json=False) as show:
+    async with show_progress(look, as_json=False) as show:
         await enough.wait()
         logging.getLogger("signalwire_streams").warning("the \x1b[31mRedis is away")
         show()

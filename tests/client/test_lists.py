@@ -246,13 +246,17 @@ async def test_long_list_with_empty_and_repeated_pages_is_read_to_its_end(
     assert set(listed) == {f"c{number}" for number in range(10, 111, 10)}
 
 
+NEXT = "/n%65xt/%2f~%7E?PageToken=PA%20x+%41%2f%2C,~%7e&PageToken=&&Page"
+"""In spellings that a library may take for others of the same address, but that a Space may have signed."""
+
+
 async def test_absolute_next_page_on_the_same_host(space: SimulatedSpace, client_for: Any) -> None:
-    """A next page that is given with scheme and host is followed where it is the same ones."""
+    """A next page with the same scheme and host is followed, byte for byte."""
     asked: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
-        asked.append(request.path_qs)
-        following = f"http://{request.host}/next?PageToken=PA%20x" if len(asked) == 1 else None
+        asked.append(request.raw_path)
+        following = f"http://{request.host}{NEXT}" if len(asked) == 1 else None
         return web.json_response({"calls": [], "next_page_uri": following})
 
     runner = web.ServerRunner(web.Server(answer))
@@ -266,5 +270,5 @@ async def test_absolute_next_page_on_the_same_host(space: SimulatedSpace, client
         await runner.cleanup()
     assert asked == [
         f"/prefix/api/laml/2010-04-01/Accounts/{space.project}/Calls",
-        "/next?PageToken=PA%20x",
+        NEXT,
     ]

@@ -22,7 +22,7 @@ from signalwire_streams import (
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import to_status
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, key_of, settled_mark
+from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, completed_mark, key_of
 from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import Writer
 from signalwire_streams.models import AttemptResult
@@ -46,14 +46,14 @@ def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
 @pytest.mark.parametrize(
     ("mark", "stream"),
     [
-        (settled_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
-        (settled_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
-        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.NONE), None),
-        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.THROTTLED), None),
-        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), "only with a generated name"),
-        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
-        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
-        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
+        (completed_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
+        (completed_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
+        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.NONE), None),
+        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.THROTTLED), None),
+        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), "only with a generated name"),
+        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
+        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
+        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
         (claimed_mark("worker"), {}),
         ("r", "only with a generated name"),
         ("", None),
@@ -93,7 +93,7 @@ def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlie
 @pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED])
 def test_settled_mark_tells_the_evidence_that_it_was_settled_with(status: BulkStatus, evidence: Evidence) -> None:
     """What the resumed run knew is part of it, and a stream that is running needs none."""
-    mark = ItemMark(settled_mark(outcome_of(status), evidence), Evidence.REFUSED)
+    mark = ItemMark(completed_mark(outcome_of(status), evidence), Evidence.REFUSED)
     running = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
 
     assert mark.status == status
@@ -213,4 +213,4 @@ def note(ledger: BatchLedger, state: CallState, attempt: Attempt) -> None:
     state.refusals = frozenset(attempt.refusals)
     status = BulkStatus.STARTED if error is None else to_status(error, starting=True)
     stream = ConferenceStream(conference_sid="c", sid="s") if error is None else None
-    ledger.note(state, BulkOutcome(index=0, item=None, status=status, stream=stream, error=error, attempts=1))
+    ledger.record_outcome(state, BulkOutcome(index=0, item=None, status=status, stream=stream, error=error, attempts=1))

@@ -56,7 +56,7 @@ async def test_keys_of_run_expire_after_retention(
     expected = WEEK if keep is None else round(keep)
     workers()
     async with Fleet(url, space=space.base_url, project=space.project, **options) as fleet:
-        run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+        run = await fleet.submit(on_conferences(space.conference_sids), run_id="nightly")
         await all_results(fleet, run)
         _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
         await fleet._writer.idle()
@@ -117,7 +117,7 @@ async def test_submit_removes_expired_runs_from_index(space: SimulatedSpace, fle
     connection = connection_of(fleet)
     await connection.client.zadd(fleet._keys.runs, {"expired": 1.0, "running": 99_999_999_999.0})
 
-    await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    await fleet.submit(on_conferences(space.conference_sids), run_id="nightly")
 
     names = await connection.client.zrange(fleet._keys.runs, 0, -1)
     assert sorted(names) == [b"nightly", b"running"]
@@ -147,7 +147,7 @@ async def test_replaced_owner_does_not_release_mark_of_successor(space: Simulate
     ledger.hand_back()
     with pytest.raises(asyncio.CancelledError):
         await sending
-    ledger.note(
+    ledger.record_outcome(
         progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("cut"))
     )
     assert not await ledger.written()
@@ -223,7 +223,7 @@ async def test_failed_resume_removes_only_its_own_name(
 
     monkeypatch.setattr(Submission, "submit", refused)
     with pytest.raises(InvalidRequestError, match="that name is taken"):
-        await fleet.resume(run, name="mine")
+        await fleet.resume(run, run_id="mine")
 
     assert (await fleet.status(run)).resumed_as == "theirs"
 
@@ -240,9 +240,9 @@ async def test_run_is_either_resumed_or_stopped(
         with pytest.raises(InvalidRequestError, match="were stopped since"):
             await fleet.resume(run)
     else:
-        assert await fleet.resume(run, name="first") == "first"
+        assert await fleet.resume(run, run_id="first") == "first"
         with pytest.raises(InvalidRequestError, match="was resumed as 'first'"):
-            await fleet.resume(run, name="second")
+            await fleet.resume(run, run_id="second")
         assert await fleet.resume(run) == "first"
 
 

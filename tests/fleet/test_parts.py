@@ -292,10 +292,10 @@ async def test_partly_queued_submit_can_be_repeated(
     for broken, words in ((refuse, "only a part of the run: OOM"), (vanish, "unavailable: gone")):
         monkeypatch.setattr(fleet._docket, "add_many", broken)
         with pytest.raises(FleetError, match=words):
-            await fleet.submit(requests, name="nightly")
+            await fleet.submit(requests, run_id="nightly")
         assert not (await fleet.status("nightly")).fully_submitted
     monkeypatch.undo()
-    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, run_id="nightly")
     assert (await fleet.status("nightly")).fully_submitted
 
 

@@ -55,7 +55,7 @@ async def test_conference_in_doubt_is_sent_again_under_its_name(
 ) -> None:
     """Of a dead worker's starts, those that are running end as already started, and the others are started."""
     requests = on_conferences(space.conference_sids)
-    run = await fleet.submit(requests, name="nightly")
+    run = await fleet.submit(requests, run_id="nightly")
     await set_marks(fleet, run, {0: DEAD, 1: DEAD})
     await workers.client.conferences.start_stream(requests[0].target, url=URL, name=f"sws-nightly-{requests[0].target}")
 
@@ -117,7 +117,7 @@ async def test_redelivered_batch_skips_settled_items(space: SimulatedSpace, flee
 async def test_item_in_doubt_of_cancelled_run_is_unknown_and_stopped(
     space: SimulatedSpace, fleet: Fleet, workers: Workers
 ) -> None:
-    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    run = await fleet.submit(on_conferences(space.conference_sids), run_id="nightly")
     target = space.conference_sids[0]
     await set_marks(fleet, run, {0: DEAD})
     await workers.client.conferences.start_stream(target, url=URL, name=f"sws-nightly-{target}")
@@ -305,7 +305,9 @@ class TestAnOwnerThatWasReplaced:
 
         with pytest.raises(RunCancelledError, match="another worker") as caught:
             await ledger.intend(key, progress, entry)
-        ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
+        ledger.record_outcome(
+            progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value)
+        )
         await ledger.written()
 
         assert ledger.lost == {0}
@@ -318,7 +320,7 @@ class TestAnOwnerThatWasReplaced:
         await ledger.intend(key, progress, ledger.known(key, progress))
         await redis_of(fleet).hset(ledger.batch.marks, "0", "i:new")
 
-        ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
+        ledger.record_outcome(progress, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
         await ledger.written()
 
         assert (await fleet.status(ledger.run)).counts == {"in_doubt": 1, "pending": 2}
@@ -348,8 +350,10 @@ class TestAnOwnerThatWasReplaced:
 
         with pytest.raises(RunCancelledError, match="cancelled before its turn") as caught:
             await ledger.intend(key, progress, entry)
-        ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
-        ledger.settle_rest(requests)
+        ledger.record_outcome(
+            progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value)
+        )
+        ledger.complete_rest(requests)
         await ledger.written()
 
         assert (await fleet.status(ledger.run)).counts == {"not_attempted": 3}
@@ -378,7 +382,7 @@ class TestAnOwnerThatWasReplaced:
         ledger.hand_back()
         with pytest.raises(asyncio.CancelledError):
             await task
-        ledger.note(
+        ledger.record_outcome(
             progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("cut"))
         )
         await ledger.written()
@@ -388,7 +392,9 @@ class TestAnOwnerThatWasReplaced:
         entry = ledger.known(other, later)
         with pytest.raises(RunCancelledError, match="left to other workers") as caught:
             await ledger.intend(other, later, entry)
-        ledger.note(later, BulkOutcome(index=1, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
+        ledger.record_outcome(
+            later, BulkOutcome(index=1, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value)
+        )
         await ledger.written()
         assert (await fleet.status(ledger.run)).counts == {"pending": 3}
 
@@ -400,7 +406,7 @@ class TestAnOwnerThatWasReplaced:
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState(may_have_succeeded=True)
         await ledger.intend(key, progress, ledger.known(key, progress))
 
-        ledger.note(
+        ledger.record_outcome(
             progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("ended"))
         )
         await ledger.written()

@@ -170,14 +170,14 @@ async def test_cancel_resume_and_stop_repeat_scripts_that_failed(
     worker = workers()
     await all_results(fleet, done)
     await workers.end(worker)
-    left = await fleet.submit(requests_for(space), name="left")
+    left = await fleet.submit(requests_for(space), run_id="left")
     scripts = ["CANCEL_RUN", "COMPLETE_ITEM", "MARK_STOPPED", "SET_ONCE", "UNSET"]
     spoiled = [proxy.spoil(script_of(name), ERRORS[error], times=2) for name in scripts]
 
     assert (await fleet.cancel(left)).counts == {"not_attempted": 7}
     assert [outcome.status for outcome in await all_results(fleet, left)] == [BulkStatus.NOT_ATTEMPTED] * 7
     with pytest.raises(InvalidRequestError, match="already exists"):
-        await fleet.resume(left, name=done)
+        await fleet.resume(left, run_id=done)
     assert (await fleet.status(left)).resumed_as is None
     assert await fleet.resume(left) == "left-r2"
     assert (await fleet.status("left-r2")).counts == {"pending": 7}
@@ -205,6 +205,6 @@ async def test_worker_leaves_items_to_others_if_only_its_claims_are_denied(
 async def test_redis_cluster_is_refused_at_once(space: SimulatedSpace, fleet: Fleet, proxy: RedisProxy) -> None:
     proxy.spoil(script_of("CREATE_RUN"), "MOVED 3999 127.0.0.1:6381")
     with pytest.raises(FleetError, match="is a Redis Cluster, which is not supported"):
-        await fleet.submit(requests_for(space), name="nightly")
-    await fleet.submit(requests_for(space), name="nightly")
+        await fleet.submit(requests_for(space), run_id="nightly")
+    await fleet.submit(requests_for(space), run_id="nightly")
     assert (await fleet.status("nightly")).counts == {"pending": 7}

@@ -7,8 +7,8 @@ from attrs import evolve
 
 from signalwire_streams import BulkStatus, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet._items import read_streams
 from signalwire_streams.fleet._redis import next_run
-from signalwire_streams.fleet._runs import read_streams
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
@@ -26,7 +26,7 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 @pytest.fixture
 async def nightly(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> str:
     """A cancelled run of six items, three of them in doubt after a worker died; one of those is running."""
-    run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)], name="nightly")
+    run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)], run_id="nightly")
     await set_marks(fleet, run, {0: DEAD, 1: DEAD, 3: DEAD})
     sid = space.conference_sids[0]
     await workers.client.conferences.start_stream(sid, url=URL, name=f"sws-nightly-{sid}")
@@ -66,9 +66,9 @@ async def test_resume_starts_what_is_left_once(
 
     assert await fleet.resume(nightly) == run
     with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': use that one"):
-        await fleet.resume(nightly, name="other")
+        await fleet.resume(nightly, run_id="other")
     assert (await fleet.status(nightly)).resumed_as == run
-    assert await fleet.resume(run, name="last") == "last"
+    assert await fleet.resume(run, run_id="last") == "last"
     assert (await fleet.status("last")).planned == 1
 
 
@@ -95,9 +95,9 @@ async def test_resume_with_taken_name_is_refused(nightly: str, space: SimulatedS
         *on_conferences(space.conference_sids),
         *on_calls(space.call_sids),
     ]
-    await fleet.submit([evolve(start, name=f"sws-nightly-{start.target}") for start in starts], name="taken")
+    await fleet.submit([evolve(start, name=f"sws-nightly-{start.target}") for start in starts], run_id="taken")
     with pytest.raises(InvalidRequestError, match="different requests already exists"):
-        await fleet.resume(nightly, name="taken")
+        await fleet.resume(nightly, run_id="taken")
 
     assert (await fleet.status(nightly)).resumed_as is None
     assert await fleet.resume(nightly) == "nightly-r2"
@@ -119,7 +119,7 @@ async def test_expired_run_leaves_nothing_to_new_run_of_its_name(
 ) -> None:
     workers()
     for _ in range(2):
-        run = await fleet.submit(on_conferences(space.conference_sids), name="weekly")
+        run = await fleet.submit(on_conferences(space.conference_sids), run_id="weekly")
         assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         assert [outcome.ok async for outcome in fleet.stop_streams(run, workers.client)] == [True] * 3
         await redis_of(fleet).delete(fleet._keys.run(run))
@@ -167,8 +167,8 @@ async def test_resume_refuses_runs_that_are_running_or_unknown(
 
 async def test_runs_omits_expired_runs(space: SimulatedSpace, fleet: Fleet) -> None:
     assert await fleet.runs() == ()
-    await fleet.submit(on_conferences(space.conference_sids), name="old")
-    await fleet.submit(on_conferences(space.conference_sids), name="new")
+    await fleet.submit(on_conferences(space.conference_sids), run_id="old")
+    await fleet.submit(on_conferences(space.conference_sids), run_id="new")
     await redis_of(fleet).delete(fleet._keys.run("old"))
 
     assert [(found.run, found.planned, found.is_finished) for found in await fleet.runs()] == [("new", 3, False)]
@@ -184,5 +184,5 @@ def test_next_run_counts_up(run: str, following: str) -> None:
 
 
 def test_next_run_refuses_names_that_are_too_long() -> None:
-    with pytest.raises(InvalidRequestError, match="too long for a run's name: pass a name"):
+    with pytest.raises(InvalidRequestError, match="too long for a run's id: pass an id"):
         next_run("a" * 62)

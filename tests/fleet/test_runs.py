@@ -45,7 +45,7 @@ async def test_run_starts_every_item_once(space: SimulatedSpace, fleet: Fleet, w
         *on_calls(space.call_sids),
     ]
 
-    run = await fleet.submit(requests, name="nightly")
+    run = await fleet.submit(requests, run_id="nightly")
     outcomes = await all_results(fleet, run)
 
     assert run == "nightly"
@@ -102,7 +102,7 @@ async def test_submit_accepts_any_iterable_of_any_length(fleet: Fleet, workers: 
 async def test_results_cache_few_batches(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("signalwire_streams.fleet._runs._CACHED_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._items._CACHED_BATCHES", 1)
     monkeypatch.setattr("signalwire_streams.fleet._submission._BATCHES_AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]
@@ -115,11 +115,11 @@ async def test_results_cache_few_batches(
 
 async def test_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids)
-    await fleet.submit(requests, name="nightly")
-    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, run_id="nightly")
+    await fleet.submit(requests, run_id="nightly")
     workers()
     await all_results(fleet, "nightly")
-    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, run_id="nightly")
 
     assert len(await all_results(fleet, "nightly")) == 3
     assert len(space.streams) == 3
@@ -127,11 +127,11 @@ async def test_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet
 
 async def test_killed_submit_is_completed_by_the_next(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids)
-    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, run_id="nightly")
     await redis_of(fleet).hdel(fleet._keys.run("nightly"), "queued")
     assert not (await fleet.status("nightly")).fully_submitted
 
-    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, run_id="nightly")
     workers()
 
     assert len(await all_results(fleet, "nightly")) == 3
@@ -141,10 +141,10 @@ async def test_killed_submit_is_completed_by_the_next(space: SimulatedSpace, fle
 
 async def test_submit_of_other_requests_under_taken_name_is_refused(space: SimulatedSpace, fleet: Fleet) -> None:
     requests = on_conferences(space.conference_sids)
-    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, run_id="nightly")
 
-    with pytest.raises(InvalidRequestError, match="choose another name"):
-        await fleet.submit(requests[:2], name="nightly")
+    with pytest.raises(InvalidRequestError, match="choose another id"):
+        await fleet.submit(requests[:2], run_id="nightly")
 
     assert (await fleet.status("nightly")).planned == 3
 
@@ -155,9 +155,9 @@ async def test_submit_with_invalid_item_leaves_nothing_in_redis(space: Simulated
         yield "no request"
 
     with pytest.raises(InvalidRequestError, match="an item is a str"):
-        await fleet.submit(wrong(), name="nightly")
+        await fleet.submit(wrong(), run_id="nightly")
     with pytest.raises(InvalidRequestError, match="appears twice"):
-        await fleet.submit(on_conferences(["a", "a"]), name="nightly")
+        await fleet.submit(on_conferences(["a", "a"]), run_id="nightly")
 
     with pytest.raises(InvalidRequestError, match="no run 'nightly'"):
         await fleet.status("nightly")
@@ -192,9 +192,9 @@ async def test_submit_whose_answer_is_lost_loses_no_item(
     requests = on_conferences(space.conference_sids)
     if not heard_at_last:
         with pytest.raises(FleetError):
-            await fleet.submit(requests, name="nightly")
+            await fleet.submit(requests, run_id="nightly")
         monkeypatch.setattr(Submission, "_create", create)
-    run = await fleet.submit(requests, name="nightly")
+    run = await fleet.submit(requests, run_id="nightly")
     workers()
 
     assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
@@ -384,7 +384,7 @@ async def test_results_of_partly_expired_run_raise(space: SimulatedSpace, fleet:
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
-    waiting = await fleet.submit(on_calls(["nowhere"]), name="pending")
+    waiting = await fleet.submit(on_calls(["nowhere"]), run_id="pending")
     await all_results(fleet, waiting)
     for name in (run, waiting):
         plans = await redis_of(fleet).keys(f"{fleet._keys.run(name)}*:requests:*")
@@ -543,8 +543,8 @@ async def test_invalid_arguments_are_refused(space: SimulatedSpace, url: str) ->
                 FleetWorker(url, client, name=name)
     async with fleet:
         for wrong_name in ("", "a b", "a:b", 7):
-            with pytest.raises(InvalidRequestError, match="a run's name"):
-                await fleet.submit([], name=wrong_name)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequestError, match="a run's id"):
+                await fleet.submit([], run_id=wrong_name)  # type: ignore[arg-type]
 
 
 async def test_empty_run_is_finished(fleet: Fleet) -> None:

@@ -23,7 +23,7 @@ WORKER = WorkerStatus(
 
 
 async def test_status_of_submitted_run_is_all_pending(space: SimulatedSpace, fleet: Fleet) -> None:
-    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    run = await fleet.submit(on_conferences(space.conference_sids), run_id="nightly")
     status = await fleet.status(run)
 
     assert status == FleetStatus(
@@ -51,7 +51,7 @@ async def test_status_of_submitted_run_is_all_pending(space: SimulatedSpace, fle
 
 async def test_status_sorts_errors_by_frequency_and_name(space: SimulatedSpace, fleet: Fleet) -> None:
     """States with a count of zero are omitted."""
-    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    run = await fleet.submit(on_conferences(space.conference_sids), run_id="nightly")
     facts = {"e:B": "1", "e:A": "1", "e:C": "2", "c:rejected": "2", "c:unknown": "1", "c:in_doubt": "0", "stopped": "2"}
     await redis_of(fleet).hset(fleet._keys.run(run), mapping=facts)
 
@@ -131,7 +131,7 @@ async def test_expired_batch_is_not_retried(space: SimulatedSpace, fleet: Fleet,
 async def test_long_run_has_one_outcome_per_item(fleet: Fleet) -> None:
     """The run has more batches than are written, scanned or read at once."""
     requests = [StartConferenceStream(conference_sid=f"c{number}", url=URL) for number in range(1_030)]
-    run = await fleet.submit(requests, name="long")
+    run = await fleet.submit(requests, run_id="long")
     status = await fleet.cancel(run)
 
     outcomes = [outcome async for outcome in fleet.results(run)]

@@ -232,7 +232,22 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "breaker": (
         unanswered(read(), AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", retry_after=5.0, attempts=0),
-        "get Calls/call: not attempted, the circuit breaker is open (nothing was sent, retry after 5 s)",
+        "get Calls/call: not sent, the circuit breaker is open (nothing was sent, retry after 5 s)",
+    ),
+    "breaker, after an attempt that did not connect": (
+        unanswered(read(), AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", attempts=2),
+        "get Calls/call: not sent, the circuit breaker is open (2 attempts, nothing was sent)",
+    ),
+    "breaker, after an attempt without a response": (
+        unanswered(read(), AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, attempts=2, retry_after=5.0),
+        (
+            "get Calls/call: not sent again, the circuit breaker is open"
+            " (2 attempts, the Space may have received it, retry after 5 s)"
+        ),
+    ),
+    "not again in time": (
+        unanswered(read(), AttemptResult.DEADLINE_EXCEEDED, phase=Phase.QUEUED, detail="no connection", attempts=2),
+        "get Calls/call: not sent again in time: no connection (2 attempts, the Space may have received it)",
     ),
 }
 
@@ -339,7 +354,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         ),
         (
             "start a stream on conference conf: the stream may or may not be running"
-            " (last attempt: not attempted, the circuit breaker is open);"
+            " (last attempt: not sent again, the circuit breaker is open);"
             " stop it by its name 'room-7', or start it again with that name and may_be_running=True"
             " (2 attempts, retry after 5 s)"
         ),

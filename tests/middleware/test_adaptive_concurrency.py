@@ -80,3 +80,12 @@ def test_small_latency_differences_do_not_shrink_the_limit() -> None:
         for _ in range(10):
             adaptive.record(usual, overloaded=False)
         assert adaptive.limit > 10.9
+
+
+def test_limit_shrinks_at_twice_the_lowest_latency() -> None:
+    """One response of ten is fast, so that the lowest latency stays what it is."""
+    for slow, shrinks in ((0.19, False), (0.3, True)):
+        adaptive = AdaptiveConcurrency(limit=100.0)
+        for number in range(100):
+            adaptive.record(slow if number % 10 else 0.1, overloaded=False)
+        assert (adaptive.limit < 100.0) is shrinks

@@ -1,5 +1,6 @@
 """Requests of starts: validation before anything is sent, and no secret in a repr."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -400,11 +401,25 @@ def test_repr_shows_no_secret(kind: str) -> None:
 
 
 @both_kinds
-def test_repr_of_a_bare_request(kind: str) -> None:
-    """The repr of a request without options is short."""
+def test_repr_has_the_fields_of_its_kind_but_the_token(kind: str) -> None:
+    """A call's stream has no codec and no realtime switch, so its repr has none either."""
+    model, target = KINDS[kind]
+    only_of_conferences = ["codec", "realtime"] if kind == "conference" else []
     shown = repr(start(kind))
+    assert re.findall(r"(\w+)=", shown) == [
+        "url",
+        "name",
+        "unnamed",
+        "track",
+        "status_callback",
+        "status_callback_method",
+        "parameters",
+        target,
+        *only_of_conferences,
+    ]
     assert "status_callback=None" in shown
     assert "parameters={}" in shown
+    assert shown.startswith(f"{model.__name__}(")
     assert len(shown.splitlines()) == 1
 
 

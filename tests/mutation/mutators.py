@@ -5,6 +5,7 @@ Python code is mutated through its syntax tree. Lua scripts, which are strings o
 
 import ast
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from attrs import field, frozen
@@ -50,6 +51,7 @@ class Mutant:
     Attributes:
         path: the module, relative to the project.
         line: where the change begins.
+        column: its first byte in that line, from 1.
         kind: the mutator that made it.
         start: the first byte that is replaced.
         end: the byte after the last one that is replaced.
@@ -59,6 +61,7 @@ class Mutant:
 
     path: str
     line: int
+    column: int
     kind: str
     start: int
     end: int
@@ -71,7 +74,7 @@ class Mutant:
 
     def __str__(self) -> str:
         before, after = (" ".join(text.split()) for text in (self.before, self.replacement))
-        return f"{self.path}:{self.line} [{self.kind}] {_shortened(before)} -> {_shortened(after)}"
+        return f"{self.path}:{self.line}:{self.column} [{self.kind}] {_shortened(before)} -> {_shortened(after)}"
 
 
 def mutants_of(path: str, source: bytes) -> list[Mutant]:
@@ -265,14 +268,16 @@ class _Generator(ast.NodeVisitor):
             return
         old = found.group().strip()
         start += len(text[: found.start()].encode())
-        self._append(kind, left.end_lineno or left.lineno, start, start + len(old.encode()), operator)
+        self._append(kind, start, start + len(old.encode()), operator)
 
     def _add(self, kind: str, node: ast.stmt | ast.expr, replacement: str) -> None:
-        self._append(kind, node.lineno, *self._span(node), replacement)
+        self._append(kind, *self._span(node), replacement)
 
-    def _append(self, kind: str, line: int, start: int, end: int, replacement: str) -> None:
+    def _append(self, kind: str, start: int, end: int, replacement: str) -> None:
+        line = bisect_right(self._offsets, start)
+        column = start - self._offsets[line - 1] + 1
         before = self._source[start:end].decode()
-        self.mutants.append(Mutant(self._path, line, kind, start, end, replacement, before))
+        self.mutants.append(Mutant(self._path, line, column, kind, start, end, replacement, before))
 
     def _text(self, node: ast.expr) -> str:
         start, end = self._span(node)
@@ -290,9 +295,9 @@ class _Generator(ast.NodeVisitor):
         start, end = self._span(node)
         script = self._source[start:end]
         offset = start
-        for number, line in enumerate(script.splitlines(keepends=True)):
+        for line in script.splitlines(keepends=True):
             for first, last, replacement in _lua_changes(line.decode().rstrip("\n")):
-                self._append("lua", node.lineno + number, offset + first, offset + last, replacement)
+                self._append("lua", offset + first, offset + last, replacement)
             offset += len(line)
 
 

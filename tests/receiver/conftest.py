@@ -65,12 +65,25 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
-    """Serve receivers without TLS; each is closed at the end of the test. A parameter names another server."""
+def default_tls(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> ssl.SSLContext | None:
+    """TLS context of the receivers that a test serves without one, if pytest was called with --receiver-tls.
+
+    Only where a client connects that speaks it, and not where a test writes HTTP to a socket of its own.
+    """
+    if not pytestconfig.getoption("--receiver-tls") or not {"dial", "deaf"} & set(request.fixturenames):
+        return None
+    context: ssl.SSLContext = request.getfixturevalue("certificate")
+    return context
+
+
+@pytest.fixture
+async def serve(request: pytest.FixtureRequest, default_tls: ssl.SSLContext | None) -> AsyncIterator[Serve]:
+    """Serve receivers; each is closed at the end of the test. A parameter names another server."""
     server = getattr(request, "param", AIOHTTP)
     async with AsyncExitStack() as stack:
 
         async def start(receiver: MediaReceiver, **options: Any) -> str:
+            options = {"ssl_context": default_tls} | options
             serving = receiver.serve(**options) if server == AIOHTTP else served_by_uvicorn(receiver, server, **options)
             return await stack.enter_async_context(serving)
 
@@ -78,9 +91,10 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
 
 
 @pytest.fixture
-async def dial() -> AsyncIterator[Callable[..., Any]]:
+async def dial(trust: ssl.SSLContext) -> AsyncIterator[Callable[..., Any]]:
     """Connect to a receiver without a simulator."""
-    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+    connector = aiohttp.TCPConnector(ssl=trust)
+    async with aiohttp.ClientSession(connector=connector) as session, AsyncExitStack() as stack:
 
         async def connect(url: str, token: str | None = None) -> aiohttp.ClientWebSocketResponse:
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}

@@ -317,7 +317,7 @@ async def test_token_checks_that_never_return_do_not_delay_other_streams(
                 await end.wait()
         return True
 
-    url = await serve(MediaReceiver(heard, bearer_tokens=check), max_pending=5)
+    url = await serve(MediaReceiver(heard, bearer_tokens=check), max_pending=5, ssl_context=None)
     head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer wrong")
     for _ in range(60):
         await connect(url, head)

@@ -1,6 +1,9 @@
 """The bounded queue between a socket and its handler: audio may be dropped, every other event stays in order."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
@@ -119,6 +122,7 @@ async def test_waiting_consumer_is_woken_by_events_and_by_the_end() -> None:
     await asyncio.sleep(0)
     queue.put(media(1))
     queue.put(media(2))
+    queue.wake()
     assert await waiting == media(1)
     assert await anext(queue) == media(2)
     waiting = asyncio.ensure_future(anext(queue))
@@ -139,4 +143,132 @@ async def test_second_consumer_is_refused() -> None:
     waiting.cancel()
     await asyncio.wait([waiting])
     queue.put(media(1))
+    assert await anext(queue) == media(1)
+
+
+async def consume(queue: EventQueue, taken: list[AudioEvent]) -> None:
+    async for event in queue:
+        taken.append(event)  # noqa: PERF401  (what was taken before it is cancelled counts)
+
+
+async def started(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    return task
+
+
+async def in_a_callback(*steps: Callable[[], object]) -> None:
+    """Do something where no task is running, as a socket's reads are."""
+    done = asyncio.get_running_loop().create_future()
+
+    def callback() -> None:
+        done.set_result([step() for step in steps])
+
+    asyncio.get_running_loop().call_soon(callback)
+    await done
+
+
+async def test_consumer_is_resumed_within_the_callback_that_wakes_it() -> None:
+    """As often as it waits, with its own context and as its own task."""
+    queue, taken = Queue(9), list[AudioEvent]()
+    variable = ContextVar("variable", default="outer")
+    names: list[object] = []
+
+    async def consumer() -> None:
+        variable.set("inner")
+        async for event in queue:
+            taken.append(event)
+            names.append((variable.get(), asyncio.current_task()))
+
+    task = await started(consumer())
+
+    def add(number: int) -> list[AudioEvent]:
+        queue.add(media(number), MarkEvent(name="a"))
+        queue.wake()
+        queue.wake()
+        assert len(taken) == 2 * number
+        return taken
+
+    await in_a_callback(lambda: add(1), lambda: add(2))
+    assert set(names) == {("inner", task)}
+    assert variable.get() == "outer"
+    queue.close()
+    await task
+
+
+async def test_consumer_is_resumed_later_while_a_task_runs() -> None:
+    queue, taken = Queue(9), list[AudioEvent]()
+    task = await started(consume(queue, taken))
+    queue.put(media(1))
+    queue.wake()
+    queue.close()
+    assert taken == []
+    await task
+    assert taken == [media(1)]
+
+
+async def test_error_of_a_resumed_consumer_is_its_own() -> None:
+    queue = Queue(9)
+
+    async def consumer() -> None:
+        async for _ in queue:
+            raise ValueError
+
+    task = await started(consumer())
+    queue.put(media(1))
+    await in_a_callback(queue.wake)
+    with pytest.raises(ValueError, match=r"^$"):
+        await task
+
+
+@pytest.mark.parametrize("kind", [media(1), DtmfEvent(digit="1"), MarkEvent(name="a")], ids=lambda one: one.__class__)
+@pytest.mark.parametrize("order", ["cancel", "put cancel", "cancel put", "put wake cancel", "cancel put wake", "close"])
+async def test_cancelled_wait_loses_no_event(kind: AudioEvent, order: str) -> None:
+    """Whatever happens first, and whether or not a task does it."""
+    for is_task in (True, False):
+        queue, taken = Queue(9), list[AudioEvent]()
+        task = await started(consume(queue, taken))
+        actions: dict[str, Callable[[], object]] = {
+            "cancel": lambda task=task: task.cancel("enough"),  # type: ignore[misc]
+            "put": lambda queue=queue: queue.add(kind),  # type: ignore[misc]
+            "wake": queue.wake,
+            "close": lambda task=task, queue=queue: (queue.close(), task.cancel("enough")),  # type: ignore[misc]
+        }
+        steps = [actions[word] for word in order.split()]
+        if is_task:
+            for step in steps:
+                step()
+        else:
+            await in_a_callback(*steps)
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await task
+        assert taken + await queue.drain() == [kind] * ("put" in order)
+
+
+async def test_wait_that_is_cancelled_before_it_begins_loses_no_event() -> None:
+    queue, taken = Queue(9), list[AudioEvent]()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(-1):
+            await consume(queue, taken)
+    queue.put(media(1))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.ensure_future(consume(queue, taken)), 1)
+    task = asyncio.create_task(consume(queue, taken))
+    task.cancel()
+    queue.put(media(2))
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert taken + await queue.drain() == [media(1), media(2)]
+
+
+async def test_time_limit_of_a_wait_passes() -> None:
+    queue = Queue(9)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await anext(queue)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(queue), 1)
+    queue.put(media(1))
+    queue.wake()
     assert await anext(queue) == media(1)

@@ -392,7 +392,7 @@ async def test_rejected_upgrades_are_counted(heard: Heard, serve: Any, dial: Any
 @pytest.mark.server_owns("addresses")
 async def test_serve_supports_ipv6(heard: Heard, serve: Any, dial: Any) -> None:
     """The address is in brackets."""
-    url = await serve(MediaReceiver(heard, bearer_tokens=None), host="::1")
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), host="::1", ssl_context=None)
     assert url.startswith("ws://[::1]:")
     await dial(url)
 

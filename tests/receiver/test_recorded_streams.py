@@ -59,7 +59,7 @@ async def test_recorded_audio_equals_sent_audio(
         ) as recording:
             async for event in session:
                 assert isinstance(event, MediaEvent)
-                recording.write(event.track, event.timestamp, event.chunk, event.payload)
+                recording.write(event)
         ended.put_nowait(session)
 
     url = await serve(MediaReceiver(record, bearer_tokens="t", max_queue=10_000), ssl_context=certificate)

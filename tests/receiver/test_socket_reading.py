@@ -1,6 +1,7 @@
 """Waiting for the events of a socket, and detecting dead peers."""
 
 import asyncio
+import ssl
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 @pytest.fixture
-async def deaf() -> Any:
+async def deaf(trust: ssl.SSLContext) -> Any:
     """Dial as a peer that neither answers pings nor hides them."""
-    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+    connector = aiohttp.TCPConnector(ssl=trust)
+    async with aiohttp.ClientSession(connector=connector) as session, AsyncExitStack() as stack:
 
         async def dial(url: str) -> aiohttp.ClientWebSocketResponse:
             return await stack.enter_async_context(session.ws_connect(url, autoping=False))
@@ -203,6 +205,19 @@ async def test_ping_that_cannot_be_answered_is_no_failure(
         await until(lambda: "the connection broke" in caplog.text)
     reset(peer)
     assert "failed" not in caplog.text
+
+
+async def test_failed_read_has_broken_the_connection(
+    serve: Any, dial: Any, heard: Heard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def receive(_: web.WebSocketResponse) -> aiohttp.WSMessage:
+        return aiohttp.WSMessage(aiohttp.WSMsgType.ERROR, OSError(), None)
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=None))
+    monkeypatch.setattr(web.WebSocketResponse, "receive", receive)
+    await dial(url)
+    await until(lambda: "the connection broke" in caplog.text)
+    assert heard.sessions == []
 
 
 async def test_pong_that_is_unread_while_the_loop_is_blocked_counts(

@@ -324,7 +324,7 @@ async def test_open_fails_when_no_stream_begins_on_its_socket(
 async def test_plain_request_does_not_use_up_the_token(
     client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any
 ) -> None:
-    url = await serve(receiver)
+    url = await serve(receiver, ssl_context=None)
     async with SimulatedSpace(conferences=1) as silent, aiohttp.ClientSession() as http:
         opening, token = await awaited(silent, receiver, client_for)
         async with http.get(url.replace("ws", "http"), headers={"Authorization": f"Bearer {token}"}) as response:
@@ -593,7 +593,7 @@ async def test_stop_is_retried_while_the_space_refuses_it(
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._MIN_DELAY", 0.001)
     answers: list[Exception] = [
-        CircuitOpenError("not attempted, the circuit breaker is open", retry_after=0.001),
+        CircuitOpenError("not sent, the circuit breaker is open", retry_after=0.001),
         RateLimitedError("too many requests", status=429),
     ]
 

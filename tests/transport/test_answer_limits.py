@@ -231,7 +231,7 @@ async def test_start_may_answer_64_kib(padding: int, sid: str | None, space: Sim
 
 @pytest.mark.parametrize(
     ("items", "padding", "readable"),
-    [(1_000, 60_000, True), (1_000, 3 * MIB, True), (1_000, 4 * MIB, False), (20_000, 0, False)],
+    [(1_000, 60_000, True), (1_000, 3 * MIB, True), (1_000, 4 * MIB, False), (19_998, 0, True), (19_999, 0, False)],
 )
 async def test_page_may_have_4_mib(
     items: int, padding: int, readable: bool, space: SimulatedSpace, client_for: Any

@@ -178,8 +178,11 @@ async def test_proxy(answer: str, attempts: int, client_for: Any, space: Simulat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_dead_kept_alive_connection(space: SimulatedSpace, client_for: Any, kind: str) -> None:
+async def test_dead_kept_alive_connection(
+    space: SimulatedSpace, client_for: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A kept-alive connection that the Space has reset costs an attempt, and never a second request."""
+    caplog.set_level("DEBUG", "signalwire_streams")
     attempts: list[Attempt] = []
     client = client_for(space, on_attempt=attempts.append)
     sid = space.conference_sids[0]
@@ -196,6 +199,9 @@ async def test_dead_kept_alive_connection(space: SimulatedSpace, client_for: Any
     assert len(attempts) == 2
     assert attempts[0].sent == ("maybe" if kind == "read" and attempts[0].phase != Phase.CONNECTING else "no")
     assert space.streams.duplicates() == []
+    # Nothing arrived on it, so the log must not send anyone to look for stray responses.
+    assert "the kept-alive connection was dead (Client" in caplog.text
+    assert "a response arrived" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["stop", "named", "unnamed"])
@@ -252,7 +258,7 @@ async def test_stale_connection_without_poll(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without poll, a dead connection may leave a start unknown, but never doubles it."""
-    monkeypatch.setattr("signalwire_streams._http.transport._poll", None)
+    monkeypatch.setattr("signalwire_streams._http.attempt_guard._poll", None)
     client = client_for(space)
     sid = space.conference_sids[0]
     await client.conferences.start_stream(sid, url=URL, name="warm")

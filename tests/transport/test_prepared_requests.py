@@ -8,9 +8,11 @@ from typing import Any
 import aiohttp
 import pytest
 from attrs import evolve
+from multidict import CIMultiDict
 
 from signalwire_streams import StreamOutcomeUnknownError, StreamsClient, StreamsError
-from signalwire_streams._http.transport import PreparedBody, PreparedRequest
+from signalwire_streams._http.attempt_guard import PreparedBody
+from signalwire_streams._http.own_session import PreparedRequest
 from signalwire_streams.middleware import Handler, Middleware, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 from tests.raw_space import http, raw_space
@@ -234,6 +236,44 @@ async def test_long_form_is_not_written_at_once(
     assert space.streams.active()[0].parameters == parameters
 
 
+@pytest.mark.parametrize("kind", [aiohttp.ClientRequest, type("OtherRequest", (aiohttp.ClientRequest,), {})])
+async def test_form_is_guarded_in_a_session_with_other_requests(
+    kind: type[aiohttp.ClientRequest],
+    space: SimulatedSpace,
+    client: StreamsClient,
+    prepared: list[aiohttp.ClientRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session that was given another class of requests does not write the form unseen: a lost start stays unknown."""
+    create = aiohttp.ClientSession.__init__
+    monkeypatch.setattr(
+        aiohttp.ClientSession, "__init__", lambda self, **options: create(self, **{**options, "request_class": kind})
+    )
+    await start_and_stop(client, space.conference_sids[0])
+    space.faults.add("reset", on="start", executed=True, times=1)
+    with pytest.raises(StreamOutcomeUnknownError) as caught:
+        await client.conferences.start_stream(space.conference_sids[1], url=URL, unnamed=True)
+
+    assert (prepared, caught.value.sent, caught.value.attempts) == ([], "maybe", 1)
+    assert space.requests[0].fields["Parameter1.Value"] == MIXED["tenant"]
+    assert space.requests.count("start-conference-stream") == 2
+
+
+async def test_method_that_aiohttp_renamed_is_not_replaced(
+    space: SimulatedSpace,
+    client: StreamsClient,
+    prepared: list[aiohttp.ClientRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a method that a prepared request replaces is not aiohttp's any more, the session sends aiohttp's own."""
+    monkeypatch.setattr(PreparedRequest, "update_renamed", None, raising=False)
+    await start_and_stop(client, space.conference_sids[0])
+
+    assert prepared == []
+    assert space.requests.count("start-conference-stream") == 1
+
+
 def test_prepared_body_hides_itself() -> None:
     """The form may hold a bearer token and parameter values."""
-    assert repr(PreparedBody(b"AuthorizationBearerToken=hush")) == "***"
+    guard: Any = None
+    assert "hush" not in repr(PreparedBody(b"AuthorizationBearerToken=hush", guard, b"hush", CIMultiDict()))

@@ -30,7 +30,7 @@ from signalwire_streams import (
     StreamsError,
     TransportError,
 )
-from signalwire_streams._http import transport as http_transport
+from signalwire_streams._http import attempt_guard
 from signalwire_streams.models import AttemptResult
 from signalwire_streams.simulator import SimulatedSpace
 from tests.raw_space import VICTIM, RawConnection, RawSpace, Request, as_documented, http, raw_space
@@ -663,7 +663,7 @@ async def test_tls_where_transport_hides_its_protocol(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Other event loops have no such attribute, or another object: only records cut in two are then not noticed."""
-    monkeypatch.setattr(http_transport, "_TLS_PROTOCOL", attribute)
+    monkeypatch.setattr(attempt_guard, "_TLS_PROTOCOL", attribute)
     with tls_pair(version) as (server, trusting):
         connector = aiohttp.TCPConnector(ssl=trusting)
         async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:

@@ -1,9 +1,11 @@
 """The audio of a stream: decoding, positions in time, and recording.
 
-Pure Python, without dependencies. Everything but `WavRecorder` is pure.
+Pure Python, without dependencies, except that another sample rate needs the extra ``audio``. Everything but
+`WavRecorder` is pure.
 
 - `AudioFormat` decodes and encodes µ-law, A-law and 16-bit linear PCM.
 - `TrackTimeline` returns each frame's position in its track, to the sample.
+- `PcmFrame` is what `StreamSession.pcm` yields.
 - `WavRecorder` writes WAV files from frames as they come.
 """
 
@@ -19,6 +21,7 @@ from signalwire_streams.receiver.audio._formats import (
     pcm_to_alaw,
     pcm_to_mulaw,
 )
+from signalwire_streams.receiver.audio._pcm_mixer import PcmFrame
 from signalwire_streams.receiver.audio._timeline import Correction, TimelineStatistics, TrackTimeline
 from signalwire_streams.receiver.audio._wav import Layout, WavEncoding, WavRecorder
 
@@ -28,6 +31,7 @@ __all__ = [
     "Correction",
     "Encoding",
     "Layout",
+    "PcmFrame",
     "RecordingError",
     "RecordingFullError",
     "TimelineStatistics",

@@ -19,6 +19,7 @@ from typing import Literal, Self, TypeAlias
 from attrs import Attribute, define, field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
+from signalwire_streams.receiver._protocol import StartEvent
 
 
 @define(eq=False, slots=False, str=False)
@@ -219,7 +220,7 @@ class AudioFormat:
     @classmethod
     def from_start_event(
         cls,
-        encoding: str | None,
+        start: StartEvent | str | None,
         sample_rate: int | None = None,
         channels: int | None = None,
         *,
@@ -227,16 +228,22 @@ class AudioFormat:
     ) -> Self:
         """Create the format from a start event, even if its values are missing or invalid.
 
+        For a stream whose frames you decode yourself with `decode_event`; `StreamSession.audio_format` has been created
+        in the same way.
+
         A missing sample rate is taken from the encoding (``L16@16000h``, ``audio/L16;rate=16000``). A rate that is
         still missing, or invalid, is 8000; an invalid number of channels is 1.
 
         Args:
-            encoding: ``mediaFormat.encoding``.
-            sample_rate: ``mediaFormat.sampleRate``.
-            channels: ``mediaFormat.channels``.
+            start: the event; or, if you have only its parts, ``mediaFormat.encoding``.
+            sample_rate: ``mediaFormat.sampleRate``; part of the event, if there is one.
+            channels: ``mediaFormat.channels``; the same.
             byte_order: of L16, which the event does not have.
         """
-        text = encoding or ""
+        if isinstance(start, StartEvent):
+            media = start.media_format
+            start, sample_rate, channels = media.encoding, media.sample_rate, media.channels
+        text = start or ""
         if sample_rate is None and (found := _RATE.search(text)):
             sample_rate = int(found[1] or found[2])
         return cls(
@@ -275,6 +282,11 @@ class AudioFormat:
         Bytes at the end that are less than a sample (an odd byte of L16) are left out.
         """
         return self._convert(self._codec().decode, self.trim(payload))
+
+    def _decoder(self) -> Callable[[bytes], bytes]:
+        """Return a function that does what `to_pcm` does, without its look-ups."""
+        decode = self._codec().decode
+        return decode if decode is not None and self.sample_size == 1 else self.to_pcm
 
     def from_pcm(self, pcm: bytes) -> bytes:
         """Encode linear PCM (16 bits, signed, little-endian, at the same rate) as a payload.

@@ -1,9 +1,10 @@
 """Recording a stream to WAV files while it is received.
 
+>>> from signalwire_streams.receiver import MediaEvent
 >>> from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
 >>> audio_format = AudioFormat.from_start_event("audio/x-mulaw", 8000)
 >>> with WavRecorder("call.wav", audio_format) as recorder:  # doctest: +SKIP
-...     recorder.write("inbound", timestamp=0, chunk=1, payload=payload)
+...     recorder.write(MediaEvent("inbound", payload, chunk=1, timestamp=0))
 
 Frames are placed by their timestamps (see `TrackTimeline`), so that tracks stay in step and missing audio is silence.
 """
@@ -47,7 +48,7 @@ class WavRecorder:
     """A recording of one stream: ``with WavRecorder(path, audio_format) as recorder``.
 
     Its methods do blocking file I/O, although most writes only touch memory. Any thread may call them, one at a time;
-    with a slow disk, call ``await asyncio.to_thread(recorder.write, ...)`` for one frame after the other.
+    with a slow disk, call ``await asyncio.to_thread(recorder.write, event)`` for one frame after the other.
 
     All methods raise `RecordingError` if a file can't be written. After that nothing more is written, and what is on
     disk is kept. A file is never overwritten, and to remove or replace it during the recording is such an error. It is
@@ -63,11 +64,11 @@ class WavRecorder:
         layout: ``stereo`` or ``mono``.
         encoding: ``pcm`` decodes to 16-bit linear PCM. ``passthrough`` stores µ-law and A-law as they are (format tags
             7 and 6); L16 is linear PCM either way, in the byte order of WAV files.
-        max_gap: seconds of silence that one jump of the timestamps may add. With the time of arrival (`write_event`),
-            all silence of a track together is also at most the time that has passed and five seconds. Silence
-            takes no disk space if the file system supports sparse files. With ``passthrough``, silence of µ-law and
-            A-law always takes its full size, since it is not zeros: without times of arrival, limit it by
-            ``max_gap`` and ``max_bytes``.
+        max_gap: seconds of silence that one jump of the timestamps may add. If events have their time of arrival
+            (`MediaEvent.elapsed`), as those of a session have, all silence of a track together is also at most the
+            time that has passed and five seconds. Silence takes no disk space if the file system supports sparse
+            files. With ``passthrough``, silence of µ-law and A-law always takes its full size, since it is not zeros:
+            without times of arrival, limit it by ``max_gap`` and ``max_bytes``.
         tolerance: milliseconds by which a timestamp may deviate without effect.
         max_bytes: maximum bytes of audio in a file; None for the WAV format's own limit.
         ignored_frames: frames of other tracks. With a single track, a frame without a track belongs to it.
@@ -143,44 +144,34 @@ class WavRecorder:
         if len(self.tracks) == 1:
             self._writers[None] = self._writers[self.tracks[0]]
 
-    def write_event(self, event: MediaEvent) -> None:
-        """Record a media event of a session, with its arrival time. It raises what `write` raises."""
-        self.write(event.track, event.timestamp, event.chunk, event.payload, elapsed=event.elapsed)
-
-    def write(
-        self,
-        track: str | None,
-        timestamp: int | None,
-        chunk: int | None,
-        payload: bytes,
-        *,
-        elapsed: float | None = None,
-    ) -> None:
-        """Record a media frame.
+    def write(self, event: MediaEvent) -> None:
+        """Record a media event, of a session, a tap or `decode_event`.
 
         A frame whose timestamp contradicts the frames before it is written after them; once another frame agrees with
         it, it is moved to its place.
 
-        Args:
-            track: the frame's track.
-            timestamp: milliseconds from the stream's start.
-            chunk: the frame's number within its track.
-            payload: the frame's audio.
-            elapsed: seconds from the stream's start to the frame's arrival, which limit the silence that timestamps
-                can add; None, nan or infinity if unknown, as for frames from an archive.
-
         Raises:
+            InvalidRequestError: the event is not a media event.
             RecordingFullError: the file would become too large. Nothing of this frame was written.
             RecordingError: the file can't be written, or the recorder is not open.
         """
-        writer = self._writers.get(track)
+        if not isinstance(event, MediaEvent):
+            raise InvalidRequestError(
+                f"a {type(event).__name__} has no audio to record: pass only events that are a MediaEvent"
+            )
+        writer = self._writers.get(event.track)
         if writer is None:
             self._check_open()
             self.ignored_frames += 1
             return
-        timeline = writer.timeline
+        timeline, payload = writer.timeline, event.payload
         position = timeline.place(
-            timestamp, chunk, len(payload), other_tracks=writer.other_tracks, elapsed=elapsed, payload=payload
+            event.timestamp,
+            event.chunk,
+            len(payload),
+            other_tracks=writer.other_tracks,
+            elapsed=event.elapsed,
+            payload=payload,
         )
         if writer.held or timeline.is_unsettled:
             writer.held[timeline.calls] = payload

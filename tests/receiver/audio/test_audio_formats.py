@@ -8,6 +8,7 @@ from attrs.exceptions import FrozenInstanceError
 from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
+from signalwire_streams.receiver import StartEvent, decode_event
 from signalwire_streams.receiver.audio import AudioFormat, Encoding, UnknownEncodingError
 
 SPELLINGS = [
@@ -78,6 +79,15 @@ def test_invalid_rate_and_channels_get_defaults(told: tuple[Any, ...], rate: int
 
     assert (audio.sample_rate, audio.channels, audio.byte_order) == (rate, channels, "little")
     assert AudioFormat.from_start_event(*told, byte_order="big").byte_order == "big"
+
+
+def test_format_of_a_decoded_start_event() -> None:
+    """For those who decode the frames themselves."""
+    start = decode_event('{"event": "start", "start": {"mediaFormat": {"encoding": "L16@16000h", "channels": 2}}}')
+
+    assert isinstance(start, StartEvent)
+    assert AudioFormat.from_start_event(start, byte_order="big") == AudioFormat("audio/x-L16", 16000, "big", 2)
+    assert AudioFormat.from_start_event(StartEvent()) == AudioFormat("")
 
 
 @given(st.none() | st.text(), st.none() | st.integers(), st.none() | st.integers())

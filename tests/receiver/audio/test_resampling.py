@@ -122,3 +122,13 @@ def test_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_invalid_argument_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be a whole number from 1 to"):
         Resampler(*wrong)
+
+
+def test_rates_without_common_blocks_wait_for_five_milliseconds_too() -> None:
+    resampler = Resampler(8001, 16000)
+    assert resampler.process(b"", last=True) == b""
+    lengths = [len(resampler.process(bytes(2))) // 2 for _ in range(400)]
+    assert set(lengths) == {0, 80, 81}
+    for samples in range(40):
+        whole = Resampler(11_025, 16_000).process(bytes(2 * samples), last=True)
+        assert len(whole) // 2 == (2 * samples * 640 + 441) // 882

@@ -13,7 +13,7 @@ from attrs import frozen
 from hypothesis import given, settings, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver import MediaEvent
+from signalwire_streams.receiver import DtmfEvent, MediaEvent
 from signalwire_streams.receiver.audio import (
     AudioFormat,
     RecordingError,
@@ -77,10 +77,10 @@ def test_recording_holds_the_received_audio(
     """Both tracks, in their places, and silence where nothing came."""
     sound = Sound(audio)
     with WavRecorder(tmp_path / "call.wav", audio, layout=layout, encoding=encoding) as recorder:
-        recorder.write("inbound", 0, 1, sound.of("inbound", 0, 20))
-        recorder.write("outbound", 40, 1, sound.of("outbound", 40, 20))
-        recorder.write("inbound", 20, 2, sound.of("inbound", 20, 20))
-        recorder.write("inbound", 80, 4, sound.of("inbound", 80, 20))
+        recorder.write(MediaEvent("inbound", sound.of("inbound", 0, 20), 1, 0))
+        recorder.write(MediaEvent("outbound", sound.of("outbound", 40, 20), 1, 40))
+        recorder.write(MediaEvent("inbound", sound.of("inbound", 20, 20), 2, 20))
+        recorder.write(MediaEvent("inbound", sound.of("inbound", 80, 20), 4, 80))
 
     is_law = encoding == "passthrough" and "law" in audio.encoding
     silent = audio.silence if is_law else b"\0\0"
@@ -101,7 +101,7 @@ def test_pcm_recording_is_readable_by_wave_module(tmp_path: Path) -> None:
     """Also while the recording goes on."""
     with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
         for read in (0, 1):
-            recorder.write("inbound", 0, read, b"\x80" * 160)
+            recorder.write(MediaEvent("inbound", b"\x80" * 160, read, 0))
             recorder.flush()
             with wave.open(str(recorder.path)) as reader:
                 assert reader.getparams()[:3] == (2, 2, 8000)
@@ -133,9 +133,9 @@ def test_single_track_takes_frames_without_track(tmp_path: Path) -> None:
     two = WavRecorder(tmp_path / "two.wav", MULAW, encoding="passthrough")
     for recorder in (one, two):
         with recorder:
-            recorder.write(None, 0, 1, b"ab")
-            recorder.write("sideband", 0, 1, b"cd")
-            recorder.write("inbound", 0, 2, b"ef")
+            recorder.write(MediaEvent(None, b"ab", 1, 0))
+            recorder.write(MediaEvent("sideband", b"cd", 1, 0))
+            recorder.write(MediaEvent("inbound", b"ef", 2, 0))
 
     assert (read_wav(one.path).audio, one.ignored_frames) == (b"abef", 1)
     assert (read_wav(two.path).channel(0), two.ignored_frames) == (b"ef", 2)
@@ -149,8 +149,8 @@ def test_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> Non
         )
         with recorder:
             for second in range(30):
-                recorder.write("inbound", 1000 * second, second + 1, b"i" * 8000)
-            recorder.write("outbound", 29_500, 1, b"o" * 160)
+                recorder.write(MediaEvent("inbound", b"i" * 8000, second + 1, 1000 * second))
+            recorder.write(MediaEvent("outbound", b"o" * 160, 1, 29_500))
         assert heard(recorder, "outbound")[1].strip(b"\xff") == b"o" * 160
         assert heard(recorder, "outbound")[1].index(b"o") == 29_500 * 8
         assert heard(recorder, "inbound")[1] == b"i" * 240_000
@@ -160,8 +160,8 @@ def test_several_channels_are_kept_together(tmp_path: Path) -> None:
     """The platform sends one, and mono files could hold more."""
     audio = AudioFormat("audio/x-L16", 16000, channels=2)
     with WavRecorder(tmp_path / "call.wav", audio, ("inbound",), "mono") as recorder:
-        recorder.write("inbound", 0, 1, b"abcdABCD" * 160 + b"xyz")
-        recorder.write("inbound", 20, 2, b"efghEFGH" * 160)
+        recorder.write(MediaEvent("inbound", b"abcdABCD" * 160 + b"xyz", 1, 0))
+        recorder.write(MediaEvent("inbound", b"efghEFGH" * 160, 2, 20))
 
     wav = read_wav(recorder.path)
     assert wav.channels == 2
@@ -174,7 +174,7 @@ def test_statistics_count_frames(tmp_path: Path) -> None:
     recorder = WavRecorder(tmp_path / "call.wav", AudioFormat("audio/x-L16", 16000))
     with recorder:
         for timestamp, chunk, payload in [(0, 1, bytes(640)), (0, 1, bytes(640)), (40, 3, bytes(641)), (60, 4, b"")]:
-            recorder.write("inbound", timestamp, chunk, payload)
+            recorder.write(MediaEvent("inbound", payload, chunk, timestamp))
 
     inbound, outbound = recorder.statistics["inbound"], recorder.statistics["outbound"]
     assert (inbound.frames, inbound.duplicates, inbound.gaps, inbound.partial_samples) == (2, 1, 1, 1)
@@ -188,8 +188,8 @@ def test_recorder_is_used_between_its_beginning_and_its_end(tmp_path: Path) -> N
     def check_closed() -> None:
         for use in (
             recorder.flush,
-            lambda: recorder.write("inbound", 0, 1, b"ab"),
-            lambda: recorder.write("sideband", 0, 1, b"ab"),
+            lambda: recorder.write(MediaEvent("inbound", b"ab", 1, 0)),
+            lambda: recorder.write(MediaEvent("sideband", b"ab", 1, 0)),
         ):
             with pytest.raises(RecordingError, match=r"call\.wav is not open: enter it in a with statement first$"):
                 use()
@@ -221,11 +221,11 @@ def test_no_file_is_left_when_another_cant_be_made(tmp_path: Path) -> None:
 def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
     """Frames beyond the end are rejected one by one."""
     with WavRecorder(tmp_path / "call.wav", MULAW, encoding="passthrough", max_bytes=400) as recorder:
-        recorder.write("inbound", 0, 1, b"i" * 160)
+        recorder.write(MediaEvent("inbound", b"i" * 160, 1, 0))
         for timestamp in (20, 40, 1 << 62):
             with pytest.raises(RecordingFullError, match="is full: its limit is 400 bytes"):
-                recorder.write("inbound", timestamp, None, b"i" * 160)
-        recorder.write("outbound", 0, 1, b"o" * 160)
+                recorder.write(MediaEvent("inbound", b"i" * 160, None, timestamp))
+        recorder.write(MediaEvent("outbound", b"o" * 160, 1, 0))
 
     assert heard(recorder, "inbound")[1] == b"i" * 160
     assert heard(recorder, "outbound")[1] == b"o" * 160
@@ -257,6 +257,16 @@ def test_invalid_argument_is_refused(wrong: dict[str, Any], told: str) -> None:
         WavRecorder(**{"path": "call.wav", "format": MULAW, **wrong})
 
 
+def test_event_without_audio_is_refused(tmp_path: Path) -> None:
+    """Also one that names a track."""
+    event: Any = DtmfEvent(digit="5", track="inbound")
+    with (
+        WavRecorder(tmp_path / "call.wav", MULAW) as recorder,
+        pytest.raises(InvalidRequestError, match="a DtmfEvent has no audio to record: pass only"),
+    ):
+        recorder.write(event)
+
+
 def test_unknown_encoding_raises_on_creation() -> None:
     """The recorder can't be created, so no file is."""
     with pytest.raises(UnknownEncodingError):
@@ -265,14 +275,15 @@ def test_unknown_encoding_raises_on_creation() -> None:
 
 KILLED = """
 import os, signal, sys
+from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
 
 recorder = WavRecorder(sys.argv[1], AudioFormat("audio/x-L16", 16000))
 recorder.open()
 for chunk in range(500):
-    recorder.write("inbound", 20 * chunk, chunk + 1, bytes([chunk % 256]) * 640)
+    recorder.write(MediaEvent("inbound", bytes([chunk % 256]) * 640, chunk + 1, 20 * chunk))
     if chunk > 100:
-        recorder.write("outbound", 20 * (chunk - 100), chunk - 100, bytes([chunk % 256]) * 640)
+        recorder.write(MediaEvent("outbound", bytes([chunk % 256]) * 640, chunk - 100, 20 * (chunk - 100)))
 os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 """
 
@@ -323,7 +334,7 @@ def test_any_arrival_is_recorded_in_place(
         recorder = WavRecorder(Path(folder) / "call.wav", audio, layout=layout, encoding=encoding, tolerance=0)
         with recorder:
             for track, timestamp, chunk, length in arrived:
-                recorder.write(track, timestamp, chunk, sound.of(track, timestamp, length))
+                recorder.write(MediaEvent(track, sound.of(track, timestamp, length), chunk, timestamp))
         recorded = {track: heard(recorder, track)[1] for track in recorder.tracks}
     silent = kept(audio, encoding, audio.silence) if encoding == "passthrough" else b"\0\0"
     ends = {track: max((at + length for of, at, _, length in arrived if of == track), default=0) for track in recorded}
@@ -355,7 +366,7 @@ def test_one_absurd_timestamp_leaves_the_recording_as_it_is(
             for slot in range(60):
                 for track in recorder.tracks:
                     timestamp = absurd if (track, slot) == ("inbound", at) else 20 * slot
-                    recorder.write(track, timestamp, slot + 1, sound.of(track, 20 * slot, 20))
+                    recorder.write(MediaEvent(track, sound.of(track, 20 * slot, 20), slot + 1, timestamp))
         for track in recorder.tracks:
             assert heard(recorder, track)[1] == sound.of(track, 0, 1200)
 
@@ -373,7 +384,7 @@ def test_two_absurd_timestamps_that_agree_leave_the_recording_as_it_is(
                 for track in recorder.tracks:
                     is_wrong = track == "outbound" and slot in {at, at + 1}
                     timestamp = absurd + 20 * (slot - at) if is_wrong else 20 * slot
-                    recorder.write(track, timestamp, slot + 1, sound.of(track, 20 * slot, 20))
+                    recorder.write(MediaEvent(track, sound.of(track, 20 * slot, 20), slot + 1, timestamp))
         for track in recorder.tracks:
             assert heard(recorder, track)[1] == sound.of(track, 0, 1200)
 
@@ -389,8 +400,8 @@ def test_frame_after_a_pause_is_moved_to_its_place(
     begins = [0, 20, 40 + pause, 60 + pause, 80 + pause]
     with WavRecorder(tmp_path / "call.wav", audio, layout="stereo", encoding=encoding) as recorder:
         for chunk, begin in enumerate(begins, 1):
-            recorder.write("outbound", begin, chunk, sound.of("outbound", begin, 20))
-            recorder.write("inbound", 20 * (chunk - 1), chunk, sound.of("inbound", 20 * (chunk - 1), 20))
+            recorder.write(MediaEvent("outbound", sound.of("outbound", begin, 20), chunk, begin))
+            recorder.write(MediaEvent("inbound", sound.of("inbound", 20 * (chunk - 1), 20), chunk, 20 * (chunk - 1)))
 
     silent = audio.silence if encoding == "passthrough" else b"\0\0"
     expected = [silent * audio.samples_in(100 + pause)] * 2
@@ -404,7 +415,7 @@ def test_several_channels_move_together(tmp_path: Path) -> None:
     audio = AudioFormat("audio/x-L16", 16000, channels=2)
     with WavRecorder(tmp_path / "call.wav", audio, ("inbound",), "mono") as recorder:
         for chunk, (timestamp, sample) in enumerate([(0, b"aabb"), (520, b"ccdd"), (540, b"eeff")], 1):
-            recorder.write("inbound", timestamp, chunk, sample * 320)
+            recorder.write(MediaEvent("inbound", sample * 320, chunk, timestamp))
 
     expected = b"aabb" * 320 + bytes(500 * 64) + b"ccdd" * 320 + b"eeff" * 320
     assert read_wav(recorder.path).audio == expected
@@ -415,7 +426,7 @@ def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> Non
     sound = Sound(MULAW)
     with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough") as recorder:
         for slot in range(60):
-            recorder.write("inbound", 20 * (slot % 20), slot % 20 + 1, sound.of("inbound", 20 * slot, 20))
+            recorder.write(MediaEvent("inbound", sound.of("inbound", 20 * slot, 20), slot % 20 + 1, 20 * (slot % 20)))
 
     assert read_wav(recorder.path).audio == sound.of("inbound", 0, 1200)
     assert recorder.statistics["inbound"].restarts == 2
@@ -432,7 +443,7 @@ def test_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int, s
     with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough") as recorder:
         for slot, payload in enumerate(payloads):
             number = slot if slot < count else slot - count
-            recorder.write("inbound", 20 * number, number + 1, payload)
+            recorder.write(MediaEvent("inbound", payload, number + 1, 20 * number))
 
     assert heard(recorder, "inbound")[1] == b"".join(payloads)
     assert recorder.statistics["inbound"].duplicates == 0
@@ -442,11 +453,11 @@ def test_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) ->
     """And again for each frame after it; what can be kept is kept."""
     sound = Sound(MULAW)
     with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough", max_bytes=4000) as recorder:
-        recorder.write("inbound", 0, 1, sound.of("inbound", 0, 20))
-        recorder.write("inbound", 1000, 2, sound.of("inbound", 1000, 20))
+        recorder.write(MediaEvent("inbound", sound.of("inbound", 0, 20), 1, 0))
+        recorder.write(MediaEvent("inbound", sound.of("inbound", 1000, 20), 2, 1000))
         for slot in range(6):
             with pytest.raises(RecordingFullError):
-                recorder.write("inbound", 1020 + 20 * slot, 3 + slot, b"i" * 160)
+                recorder.write(MediaEvent("inbound", b"i" * 160, 3 + slot, 1020 + 20 * slot))
 
     assert read_wav(recorder.path).audio.rstrip(b"\xff") == sound.of("inbound", 0, 20).rstrip(b"\xff")
 
@@ -463,7 +474,7 @@ def test_long_gaps_take_no_space(tmp_path: Path) -> None:
     """Timestamps that jump by less than the longest gap each time make a long recording, and a small file."""
     with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
         for chunk, timestamp in enumerate(JUMPS, 1):
-            recorder.write("inbound", timestamp, chunk, b"i" * 160)
+            recorder.write(MediaEvent("inbound", b"i" * 160, chunk, timestamp))
         recorder.flush()
         assert blocks(recorder.path) < 199 * 3 * 4096
 
@@ -487,7 +498,7 @@ def test_live_silence_is_no_longer_than_the_time_that_passed(
                 event = MediaEvent(
                     track=track, payload=b"i" * 160, chunk=chunk, timestamp=timestamp, elapsed=slot * 0.01
                 )
-                recorder.write_event(event)
+                recorder.write(event)
 
     wav = read_wav(recorder.path)
     assert len(wav.audio) // wav.block / 8000 <= 199 * 0.02 + 198 * 0.01 + 5
@@ -510,7 +521,7 @@ def test_live_gaps_that_did_pass_are_kept(tmp_path: Path) -> None:
                     timestamp=at,
                     elapsed=at / 1000 - 4,  # the start event came four seconds late
                 )
-                recorder.write_event(event)
+                recorder.write(event)
 
     silent = b"\xff" * 8
     one = silent * 20_000 + sound.of("inbound", 20_000, 60) + silent * 49_940 + sound.of("inbound", 70_000, 60)
@@ -523,6 +534,7 @@ def test_full_disk_leaves_a_recording_that_can_be_played(tmp_path: Path) -> None
     path = tmp_path / "call.wav"
     code = """
 import resource, signal, sys
+from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, RecordingError, WavRecorder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -530,7 +542,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with WavRecorder(sys.argv[1], AudioFormat("audio/x-mulaw")) as recorder:
     try:
         for chunk in range(500):
-            recorder.write("inbound", 20 * chunk, chunk + 1, bytes([chunk % 256]) * 160)
+            recorder.write(MediaEvent("inbound", bytes([chunk % 256]) * 160, chunk + 1, 20 * chunk))
     except RecordingError as error:
         print(type(error).__name__, "can't be written" in str(error))
 """

@@ -1,0 +1,181 @@
+"""README's code for a transcriber and for a voice agent, against a small stand-in of each."""
+
+import asyncio
+import re
+import ssl
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.simulator import Silence, SimulatedSpace, Stream, Tone
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+PATIENCE = 0.2  # seconds without audio until a transcriber closes its socket
+
+Serve = Callable[[web.WebSocketResponse], Awaitable[None]]
+
+
+def guide(name: str) -> Any:
+    scope: dict[str, Any] = {"StreamSession": StreamSession}
+    [code] = [block for block in BLOCKS if re.search(rf"^(class|async def) {name}\b", block, re.MULTILINE)]
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    return scope[name]
+
+
+@asynccontextmanager
+async def served(serve: Serve) -> AsyncIterator[str]:
+    """Serve a WebSocket on loopback; yield its address."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await serve(socket)
+        return socket
+
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+class Call:
+    """A conference's stream between a Space and a receiver."""
+
+    def __init__(self, space: SimulatedSpace, session: StreamSession) -> None:
+        self.space = space
+        self.session = session
+        session.playback.now = asyncio.get_running_loop().time
+
+    @property
+    def stream(self) -> Stream:
+        return self.space.streams[-1]
+
+
+@pytest.fixture
+async def call(trust: ssl.SSLContext, client_for: Any, serve: Any, certificate: ssl.SSLContext) -> AsyncIterator[Any]:
+    async with AsyncExitStack() as stack:
+
+        async def begin(handler: Callable[[Call], Awaitable[None]], audio: Any, **fields: Any) -> Call:
+            receiver = MediaReceiver(bidirectional=True)
+            url = await serve(receiver, ssl_context=certificate)
+            space = SimulatedSpace(conferences=1, audio=audio, ssl_context=trust, realtime_bidirectional=True)
+            await stack.enter_async_context(space)
+            client = client_for(space)
+            async with receiver.open(client.conferences, space.conference_sids[0], url=url, **fields) as session:
+                there = Call(space, session)
+                await handler(there)
+            return there
+
+        yield begin
+
+
+class Transcriber:
+    """Closes its socket if it gets no audio for a while."""
+
+    def __init__(self) -> None:
+        self.audio = bytearray()
+        self.was_starved = False
+        self.end = ""
+
+    async def __call__(self, socket: web.WebSocketResponse) -> None:
+        try:
+            while (message := await socket.receive(PATIENCE)).type is aiohttp.WSMsgType.BINARY:
+                self.audio += message.data
+                if len(self.audio) == 32_000:
+                    await socket.send_str("one second")
+            self.end = message.data
+        except TimeoutError:
+            self.was_starved = True
+
+
+@pytest.mark.parametrize("sound", [Silence(seconds=10), Tone(seconds=3)], ids=["silence", "a tone"])
+async def test_transcriber_gets_all_audio_and_stays_open(
+    call: Any, sound: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transcriber = Transcriber()
+
+    async def handle(there: Call) -> None:
+        async with served(transcriber) as url:
+            await guide("transcribe")(there.session, url)
+
+    there = await call(handle, sound)
+    assert (transcriber.was_starved, transcriber.end) == (False, '{"type": "CloseStream"}')
+    assert len(transcriber.audio) / 32_000 == pytest.approx(sound.seconds, abs=0.05)
+    assert capsys.readouterr().out == f"{there.session.label} one second\n"
+
+
+class Model:
+    """Answers at once, with more audio than it takes to be interrupted."""
+
+    def __init__(self, *, interrupted_after: float | None) -> None:
+        self.interrupted_after = interrupted_after
+        self.audio = bytearray()
+        self.messages: list[dict[str, Any]] = []
+        self.done = asyncio.Event()
+
+    async def __call__(self, socket: web.WebSocketResponse) -> None:
+        for number in range(10):
+            delta = b64encode(bytes([0, number]) * 4800).decode()
+            await socket.send_json({"type": "response.output_audio.delta", "item_id": "item", "delta": delta})
+        await socket.send_json({"type": "response.output_audio.done", "item_id": "item"})
+        async for message in socket:
+            event = message.json()
+            if event["type"] != "input_audio_buffer.append":
+                self.messages.append(event)
+                self.done.set()
+                continue
+            self.audio += b64decode(event["audio"])
+            if self.interrupted_after is not None and len(self.audio) / 48_000 >= self.interrupted_after:
+                self.interrupted_after = None
+                await socket.send_json({"type": "input_audio_buffer.speech_started"})
+                await socket.send_json({"type": "response.output_audio.delta", "item_id": "item", "delta": "AAAA"})
+                await socket.send_json({"type": "response.output_audio.done", "item_id": "item"})
+
+
+async def test_interrupted_agent_tells_what_was_heard(call: Any) -> None:
+    model = Model(interrupted_after=0.7)
+
+    async def handle(there: Call) -> None:
+        async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
+            agent = asyncio.create_task(guide("Agent")(there.session, socket).run())
+            await model.done.wait()
+            await asyncio.sleep(1)
+            assert not agent.done()
+            there.space.end_conference(there.stream.target_sid)
+            await agent
+
+    there = await call(handle, Tone(), realtime=True, codec="L16@16000h", track="inbound_track")
+    [truncated] = model.messages
+    assert (truncated["type"], truncated["item_id"]) == ("conversation.item.truncate", "item")
+    assert truncated["audio_end_ms"] == pytest.approx(len(there.stream.played_audio) / 32, abs=40)
+    assert truncated["audio_end_ms"] == pytest.approx(700, abs=100)
+
+
+async def test_agent_plays_the_whole_answer_until_the_caller_hangs_up(call: Any) -> None:
+    model = Model(interrupted_after=None)
+
+    async def handle(there: Call) -> None:
+        async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
+            agent = asyncio.create_task(guide("Agent")(there.session, socket).run())
+            await asyncio.sleep(3)
+            there.space.end_conference(there.stream.target_sid)
+            await agent
+
+    there = await call(handle, Tone(), realtime=True, track="inbound_track")
+    assert model.messages == []
+    assert len(there.stream.played_audio) == pytest.approx(16_000, abs=160)
+    assert len(model.audio) / 48_000 == pytest.approx(3, abs=0.2)
