@@ -11,6 +11,7 @@ PACKAGE = Path(signalwire_streams.__file__).parent
 FLOORS = {
     "errors": 0,
     "clock": 1,
+    "_asgi": 1,
     "_signals": 1,
     "models": 1,
     "_http": 2,

@@ -1,16 +1,27 @@
-"""`CallbackReceiver`: status callbacks as a request handler of aiohttp."""
+"""`CallbackReceiver`: status callbacks as a request handler of aiohttp, or an ASGI application."""
 
 import asyncio
 import hashlib
 import json
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeAlias, cast
 
 from aiohttp import web
-from attrs import define
+from attrs import define, field, frozen
 
+from signalwire_streams._asgi import (
+    Application,
+    Receive,
+    Scope,
+    Send,
+    body_of,
+    headers_of,
+    reject_upgrade,
+    respond,
+    target_of,
+)
 from signalwire_streams.callbacks._events import (
     CallbackEvent,
     CallStreamChanged,
@@ -52,6 +63,7 @@ CallbackHandler: TypeAlias = Callable[[CallbackEvent], Awaitable[object]]
 
 _LOG = logging.getLogger("signalwire_streams.callbacks")
 _CANCEL_TIMEOUT = 1.0  # seconds that a cancelled handler may take to end
+_FORBIDDEN = 403
 _RETRY_AFTER = "1"
 _MAX_HASHED_HERE = 64 * 1024  # a larger body is hashed in a thread: it takes milliseconds for each key and URL
 _MAX_PENDING_BYTES = 8 * 1024 * 1024  # of bodies; a parsed document may take twenty times the memory of its body
@@ -364,13 +376,31 @@ class CallbackReceiver:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Handle a request: respond with 204, 403, or 503 to have it sent again."""
-        headers = Headers(request.headers)
-        urls = self._urls(request, headers)
+        incoming = _Incoming(request.method, request.scheme, request.host, request.raw_path, Headers(request.headers))
+        status, headers = await self._respond(incoming, _pieces(request))
+        return web.Response(status=status, headers=headers)
+
+    @property
+    def asgi(self) -> Application:
+        """The receiver as an ASGI application: ``app.mount("/callbacks", receiver.asgi)``.
+
+        Source: https://asgi.readthedocs.io/en/latest/specs/www.html
+        """
+        return Application(websocket=_reject_websocket, http=self._handle_asgi, aclose=self.aclose)
+
+    async def _handle_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(headers_of(scope))
+        incoming = _Incoming(scope["method"], scope["scheme"], headers.get("Host", ""), target_of(scope), headers)
+        await respond(send, *await self._respond(incoming, body_of(receive)))
+
+    async def _respond(self, request: "_Incoming", pieces: AsyncIterator[bytes]) -> tuple[int, Mapping[str, str]]:
+        """Return the status and the headers of the response."""
+        urls = self._urls(request)
         try:
-            body = await self._read(request)
+            body = await self._read(request, pieces)
             if not urls:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
-            signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
+            signed = SignedRequest(url=urls[0], headers=request.headers, body=body, method=request.method)
             if len(body) > _MAX_HASHED_HERE:
                 await asyncio.to_thread(signed.check, self._keys, *urls)
             else:
@@ -380,20 +410,21 @@ class CallbackReceiver:
             self.statistics.rejected += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
             _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
-            return web.Response(status=403)
+            return _FORBIDDEN, {}
         if self._dispatcher.offer(event, body or signed.query):
-            return web.Response(status=204)
-        return web.Response(status=503, headers={"Retry-After": _RETRY_AFTER})
+            return 204, {}
+        return 503, {"Retry-After": _RETRY_AFTER}
 
-    async def _read(self, request: web.Request) -> bytes:
+    async def _read(self, request: "_Incoming", pieces: AsyncIterator[bytes]) -> bytes:
         body = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout):
-                if (request.content_length or 0) <= self.body_limit:
-                    while len(body) <= self.body_limit and (piece := await request.content.readany()):
+                if request.announced_size() <= self.body_limit:
+                    async for piece in pieces:
                         body += piece
-                    body += b"" if body else await request.read()  # there is none, or a middleware has read it
-                    if len(body) <= self.body_limit:
+                        if len(body) > self.body_limit:
+                            break
+                    else:
                         return bytes(body)
         except TimeoutError:
             raise UnverifiableError("the body did not arrive in time") from None
@@ -401,15 +432,43 @@ class CallbackReceiver:
             raise UnverifiableError(f"the body could not be read: {type(error).__name__}") from None
         raise UnverifiableError("the body is too large")
 
-    def _urls(self, request: web.Request, headers: Headers) -> tuple[str, ...]:
+    def _urls(self, request: "_Incoming") -> tuple[str, ...]:
         """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
         if self.public_url is not None:
-            return tuple(map(Secret, public_urls(self.public_url, request.raw_path)))
-        proxies = Forwarded.from_headers(headers) if self.trust_forwarded else None
-        url = request_url(scheme=request.scheme, host=request.host, target=request.raw_path, proxies=proxies)
+            return tuple(map(Secret, public_urls(self.public_url, request.target)))
+        proxies = Forwarded.from_headers(request.headers) if self.trust_forwarded else None
+        url = request_url(scheme=request.scheme, host=request.host, target=request.target, proxies=proxies)
         if url is None or not (self.allowed_hosts is None or any(host.matches(url) for host in self.allowed_hosts)):
             return ()
         return (Secret(url),)
+
+
+@frozen
+class _Incoming:
+    """A request as it arrived, but for its body."""
+
+    method: str
+    scheme: str
+    host: str
+    target: str = field(repr=False)
+    headers: Headers = field(repr=False)
+
+    def announced_size(self) -> int:
+        text = self.headers.get("Content-Length", "")
+        return int(text[:20]) if text.isascii() and text.isdigit() else 0
+
+
+async def _reject_websocket(scope: Scope, _: Receive, send: Send) -> None:
+    await reject_upgrade(scope, send, _FORBIDDEN, {})
+
+
+async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
+    is_empty = True
+    while piece := await request.content.readany():
+        is_empty = False
+        yield piece
+    if is_empty:  # there is none, or a middleware has read it
+        yield await request.read()
 
 
 def _parse(request: SignedRequest) -> CallbackEvent:

@@ -10,11 +10,14 @@ from ssl import SSLContext
 from typing import Literal, Self
 
 from aiohttp import web
+from attrs import frozen
 from yarl import URL
 
+from signalwire_streams._asgi import Application, Receive, Scope, Send, headers_of, reject_upgrade, respond
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
+from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
@@ -32,6 +35,7 @@ from signalwire_streams.receiver._server import (
 )
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
+from signalwire_streams.receiver._start_and_receive import PendingStream
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
@@ -42,6 +46,7 @@ _READ_SIZE = 16 * 1024  # bytes of one read of a socket: 40 frames, or 2,700 emp
 _MAX_COALESCE = 1  # seconds; beyond that, statistics and the end of a stream would come too late
 _MAX_NAMED = 5  # handlers that a log line names
 _MAX_STUCK_CHECKS = 1_000  # token checks that ignore their cancellation
+_REJECTION_HEADERS = {401: {"WWW-Authenticate": "Bearer"}}
 
 
 class MediaReceiver(StarterMixin):
@@ -148,6 +153,36 @@ class MediaReceiver(StarterMixin):
         """
         return await self._receive(request, Slot())
 
+    @property
+    def asgi(self) -> Application:
+        """The receiver as an ASGI application: ``app.mount("/audio", receiver.asgi)``.
+
+        It needs no more than the server and the framework that are there: FastAPI, Starlette, Litestar, Quart. Three
+        things are the server's: it answers pings and may send some, it limits messages before ``frame_limit`` does, and
+        it resets connections. So ``heartbeat`` sends no ping here: a stream of which nothing arrives for one and a half
+        times as long has ended. The time for a request's head is also the server's.
+
+        A server closes its sockets before it runs an application's shutdown. Await `aclose` before, so that streams may
+        end.
+
+        Sources: https://asgi.readthedocs.io/en/latest/specs/www.html and .../extensions.html
+        """
+        return Application(websocket=self._receive_asgi, http=_reject_http, aclose=self.aclose)
+
+    async def _receive_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        admission = await self._admit(bearer_token(headers_of(scope).get("Authorization")), Slot())
+        if isinstance(admission, int):
+            await reject_upgrade(scope, send, admission, _REJECTION_HEADERS.get(admission, {}))
+            return
+        socket = AsgiSocket(receive, send, max_size=self._frame_limit)
+        connection = self._connect(socket)
+        try:
+            await socket.accept()
+        except ConnectionError:
+            admission.on_socket_failed("the connection broke")
+            return
+        await self._serve(connection, admission)
+
     async def _receive(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
         # aiohttp's limit is the first size that it refuses.
         socket = AudioSocket(
@@ -158,36 +193,45 @@ class MediaReceiver(StarterMixin):
         )
         if not socket.can_prepare(request).ok:  # not a WebSocket request, which must not use up a token
             return web.Response(status=400)
-        token = bearer_token(request.headers.get("Authorization"))
-        pending = self._pending_streams.claim(token)
-        handler = self._handler if pending is None else pending.on_session
-        admitted = pending is not None or (handler is not None and await self._allows(token, slot))
-        if self._closing.is_set() or admitted is None:
-            return web.Response(status=503)
-        if handler is None or not admitted:
-            self.rejected_upgrades += 1
-            return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
-        if pending is not None or not self._authenticator.admits_everybody:
-            slot.admit()
+        admission = await self._admit(bearer_token(request.headers.get("Authorization")), slot)
+        if isinstance(admission, int):
+            return web.Response(status=admission, headers=_REJECTION_HEADERS.get(admission))
         connection = self._connect(socket)
         try:
             await socket.prepare(request)
         except ConnectionError:  # the other end left
-            if pending is not None:
-                pending.on_socket_failed("the connection broke")
+            admission.on_socket_failed("the connection broke")
             return web.Response(status=503)  # it can't be sent, but aiohttp fails on a socket that was not upgraded
-        session = await self._wait_session(connection)
-        if session is not None:
-            slot.release()
-            task = asyncio.create_task(self._run(connection, session, handler))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if pending is not None:
-                task.add_done_callback(lambda _: pending.socket_closed.set())
-            await asyncio.shield(task)
-        elif pending is not None:
-            pending.on_socket_failed(connection.failure or "the receiver was closed")
+        await self._serve(connection, admission)
         return socket
+
+    async def _admit(self, token: str | None, slot: Slot) -> "_Admission | int":
+        """Return who receives the stream that presents a token, or the HTTP status that rejects it."""
+        pending = self._pending_streams.claim(token)
+        handler = self._handler if pending is None else pending.on_session
+        admitted = pending is not None or (handler is not None and await self._allows(token, slot))
+        if self._closing.is_set() or admitted is None:
+            return 503
+        if handler is None or not admitted:
+            self.rejected_upgrades += 1
+            return 401
+        if pending is not None or not self._authenticator.admits_everybody:
+            slot.admit()
+        return _Admission(handler, slot, pending)
+
+    async def _serve(self, connection: Connection, admission: "_Admission") -> None:
+        """Receive the stream of a socket that is open."""
+        session = await self._wait_session(connection)
+        if session is None:
+            admission.on_socket_failed(connection.failure or "the receiver was closed")
+            return
+        admission.slot.release()
+        task = asyncio.create_task(self._run(connection, session, admission.handler))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if (pending := admission.pending) is not None:
+            task.add_done_callback(lambda _: pending.socket_closed.set())
+        await asyncio.shield(task)
 
     def _connect(self, socket: Socket) -> Connection:
         return Connection(
@@ -308,7 +352,7 @@ class MediaReceiver(StarterMixin):
             check_seconds(shutdown_timeout, "shutdown_timeout")
         _check_path(path)
 
-        async def respond(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+        async def answer(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
             if path not in {request.path, request.rel_url.raw_path}:
                 return web.Response(status=404)
             if request.method != "GET":
@@ -316,7 +360,7 @@ class MediaReceiver(StarterMixin):
             return await self._receive(request, slot)
 
         server = StreamServer(
-            respond,
+            answer,
             ssl_context=ssl_context,
             handshake_timeout=handshake_timeout,
             max_pending=default_max_pending() if max_pending is None else check_count(max_pending, "max_pending"),
@@ -396,6 +440,23 @@ class MediaReceiver(StarterMixin):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+async def _reject_http(_: Scope, __: Receive, send: Send) -> None:
+    await respond(send, 400)
+
+
+@frozen
+class _Admission:
+    """Who receives a stream."""
+
+    handler: Handler
+    slot: Slot
+    pending: PendingStream | None  # if it was started here
+
+    def on_socket_failed(self, reason: str) -> None:
+        if self.pending is not None:
+            self.pending.on_socket_failed(reason)
 
 
 def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:

@@ -12,6 +12,7 @@ import trustme
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from tests import waiting
+from tests.uvicorn_server import AIOHTTP, served_by_uvicorn
 
 Serve: TypeAlias = Callable[..., Any]
 until = waiting.until
@@ -76,12 +77,15 @@ def default_tls(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> 
 
 
 @pytest.fixture
-async def serve(default_tls: ssl.SSLContext | None) -> AsyncIterator[Serve]:
-    """Serve receivers; each is closed at the end of the test."""
+async def serve(request: pytest.FixtureRequest, default_tls: ssl.SSLContext | None) -> AsyncIterator[Serve]:
+    """Serve receivers; each is closed at the end of the test. A parameter names another server."""
+    server = getattr(request, "param", AIOHTTP)
     async with AsyncExitStack() as stack:
 
         async def start(receiver: MediaReceiver, **options: Any) -> str:
-            return await stack.enter_async_context(receiver.serve(**({"ssl_context": default_tls} | options)))
+            options = {"ssl_context": default_tls} | options
+            serving = receiver.serve(**options) if server == AIOHTTP else served_by_uvicorn(receiver, server, **options)
+            return await stack.enter_async_context(serving)
 
         yield start
 

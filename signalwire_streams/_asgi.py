@@ -1,0 +1,82 @@
+"""The messages of ASGI applications, which need no package for them.
+
+Source: https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+from multidict import CIMultiDict
+
+Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Serve: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_DENIAL = "websocket.http.response"
+
+
+def headers_of(scope: Scope) -> CIMultiDict[str]:
+    return CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+
+
+def target_of(scope: Scope) -> str:
+    """Return path and query as they were requested."""
+    path = (scope.get("raw_path") or quote(scope["path"]).encode("ascii")).decode("latin-1")
+    query = scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+async def body_of(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield the pieces of a request's body.
+
+    Raises:
+        ConnectionError: the other end has left.
+    """
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ConnectionError("the connection broke")
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+async def reject_upgrade(scope: Scope, send: Send, status: int, headers: Mapping[str, str]) -> None:
+    """Answer an upgrade with an HTTP status, or with 403 where the server knows no other."""
+    if _DENIAL in (scope.get("extensions") or {}):
+        await respond(send, status, headers, prefix=_DENIAL)
+    else:
+        await send({"type": "websocket.close"})
+
+
+async def respond(
+    send: Send, status: int, headers: Mapping[str, str] | None = None, *, prefix: str = "http.response"
+) -> None:
+    """Send a response without a body."""
+    lines = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    await send({"type": f"{prefix}.start", "status": status, "headers": [*lines, (b"content-length", b"0")]})
+    await send({"type": f"{prefix}.body", "body": b""})
+
+
+class Application:
+    """An ASGI application; as an object, since to uvicorn a bound method is not one.
+
+    On its own, without a framework, it is closed at the server's shutdown.
+    """
+
+    def __init__(self, *, websocket: Serve, http: Serve, aclose: Callable[[], Awaitable[None]]) -> None:
+        self._serve = {"websocket": websocket, "http": http}
+        self._aclose = aclose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._serve[scope["type"]](scope, receive, send)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._aclose()
+        await send({"type": "lifespan.shutdown.complete"})

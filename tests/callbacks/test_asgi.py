@@ -1,0 +1,104 @@
+"""`CallbackReceiver` as an ASGI application, mounted in FastAPI behind uvicorn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from fastapi import FastAPI
+
+from signalwire_streams.callbacks import SIGNATURE_HEADER, CallbackEvent, CallbackReceiver, StreamStarted
+from tests.uvicorn_server import running
+from tests.waiting import until
+
+from .signing import FORM, KEY, STARTED, form, form_signature
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
+
+class Endpoint:
+    def __init__(self, receiver: CallbackReceiver, session: aiohttp.ClientSession, url: str) -> None:
+        self.receiver = receiver
+        self.session = session
+        self.url = url
+
+    async def post(self, body: Any = None, *, query: str = "", **headers: str) -> int:
+        signature = form_signature(self.url + query, STARTED)
+        told = {SIGNATURE_HEADER: signature, "Content-Type": FORM, **headers}
+        async with self.session.post(self.url + query, data=body or form(STARTED), headers=told) as response:
+            return response.status
+
+
+@asynccontextmanager
+async def mounted(handler: Any, **settings: Any) -> AsyncIterator[Endpoint]:
+    receiver, application = CallbackReceiver(handler, keys=[KEY], **settings), FastAPI()
+    application.mount("/callbacks", receiver.asgi)
+    async with running(application, "wsproto") as server, aiohttp.ClientSession() as session:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Endpoint(receiver, session, f"http://127.0.0.1:{port}/callbacks/")
+        await receiver.aclose()
+
+
+@pytest.mark.parametrize("query", ["", "?tenant=a%20b&x=1"])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_signed_callback_is_delivered(query: str, chunked: bool) -> None:
+    events: list[CallbackEvent] = []
+
+    async def store(event: CallbackEvent) -> None:
+        events.append(event)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in form(STARTED):
+            yield bytes([number])
+
+    async with mounted(store, allowed_hosts=["127.0.0.1"]) as endpoint:
+        assert await endpoint.post(pieces() if chunked else None, query=query) == 204
+        await until(lambda: events)
+    assert isinstance(events[0], StreamStarted)
+
+
+async def test_callback_that_cannot_be_verified_is_rejected() -> None:
+    async def fail(_: CallbackEvent) -> None:
+        raise AssertionError
+
+    async with mounted(fail, allowed_hosts=["127.0.0.1"], body_limit=1000) as endpoint:
+        assert await endpoint.post(**{SIGNATURE_HEADER: "wrong"}) == 403
+        assert await endpoint.post(Host="elsewhere.example.com") == 403
+        assert await endpoint.post(b"x" * 1001) == 403
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await endpoint.session.ws_connect(endpoint.url)
+        assert caught.value.status == 403
+        assert endpoint.receiver.statistics.rejected == 3
+
+
+async def test_callback_is_refused_while_too_many_wait() -> None:
+    ready = asyncio.Event()
+
+    async def wait(_: CallbackEvent) -> None:
+        await ready.wait()
+
+    async with mounted(wait, allowed_hosts=["127.0.0.1"], max_pending=1) as endpoint:
+        assert await endpoint.post() == 204
+        endpoint.receiver._dispatcher._seen = type(endpoint.receiver._dispatcher._seen)(10)
+        assert await endpoint.post() == 503
+        ready.set()
+
+
+async def test_client_that_leaves_amid_its_body_is_rejected() -> None:
+    async def fail(_: CallbackEvent) -> None:
+        raise AssertionError
+
+    arriving: asyncio.Queue[Any] = asyncio.Queue()
+    arriving.put_nowait({"type": "http.request", "body": b"a=1", "more_body": True})
+    arriving.put_nowait({"type": "http.disconnect"})
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    receiver = CallbackReceiver(fail, keys=[KEY], public_url="https://example.com/callbacks")
+    scope = {"type": "http", "method": "POST", "scheme": "http", "path": "/ä", "query_string": b"", "headers": []}
+    await receiver.asgi(scope, arriving.get, send)
+    assert [message.get("status") for message in sent] == [403, None]
