@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks.families import audio, capacity, fleet, imports, instructions, listen, starts
+from benchmarks.families import audio, capacity, fleet, imports, instructions, listen, pcm, starts
 from benchmarks.figures import NotMeasuredError, Plan, Section
 from benchmarks.report import draw, lines, machine
 
@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, Callable[[Plan], list[Section]]] = {
     "pacing": starts.measure_pacing,
     "fleet": fleet.measure,
     "instructions": instructions.measure,
+    "pcm": pcm.measure,
 }
 
 
