@@ -48,7 +48,7 @@ def offer_pyenv() -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on all cores. If CI is set, also require complete branch coverage, and repeat some over TLS."""
+    """Run the tests on all cores. If CI is set, also require complete branch coverage, and repeat some in other ways."""
     session.install("--editable", EVERYTHING, *dependencies("test"))
     if session.posargs:
         session.run("pytest", *session.posargs, env=COMPILED_ONCE)
@@ -62,7 +62,8 @@ def tests(session: nox.Session) -> None:
     covered = ["--cov", "--cov-report", "term:skip-covered", "--cov-fail-under", at_least]
     session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()), env=COMPILED_ONCE)
     if os.environ.get("CI"):
-        session.run("pytest", "--numprocesses", "auto", "--receiver-tls", "tests/receiver", env=COMPILED_ONCE)
+        options = ("--numprocesses", "auto", "--receiver-tls", "--every-server")
+        session.run("pytest", *options, "tests/receiver", env=COMPILED_ONCE)
 
 
 @nox.session

@@ -26,6 +26,7 @@ settings.load_profile("long" if os.environ.get("CI") else "short")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--receiver-tls", action="store_true", help="have the tests of the receiver speak TLS")
+    parser.addoption("--every-server", action="store_true", help="repeat them over each WebSocket implementation")
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from signalwire_streams.receiver import MediaReceiver
 
 AIOHTTP = "aiohttp"
-SERVERS = (AIOHTTP, "websockets", "wsproto", "websockets-sansio")
+UVICORN = ("websockets", "wsproto", "websockets-sansio")
 
 
 class WithoutSignals(uvicorn.Server):
@@ -72,7 +72,8 @@ async def served_by_uvicorn(
 
 
 def for_each_server(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of a module over each server, but those that only concern one of them."""
+    """Run the tests of a module over aiohttp and uvicorn, but those of what each server decides itself."""
     if "serve" in metafunc.fixturenames:
+        uvicorns = UVICORN if metafunc.config.getoption("--every-server") else UVICORN[-1:]
         only = metafunc.definition.get_closest_marker("server_owns")
-        metafunc.parametrize("serve", [AIOHTTP] if only else SERVERS, indirect=True)
+        metafunc.parametrize("serve", [AIOHTTP] if only else [AIOHTTP, *uvicorns], indirect=True)

@@ -15,7 +15,7 @@ from signalwire_streams import TransportError
 from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.simulator import SimulatedSpace, Tone
-from tests.uvicorn_server import SERVERS, WithoutSignals, running, served_by_uvicorn
+from tests.uvicorn_server import UVICORN, WithoutSignals, running, served_by_uvicorn
 
 from .conftest import Heard, until
 from .test_receiver import begin, media
@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.usefixtures("idle_clock"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets.legacy"),
 ]
-UVICORN = SERVERS[1:]
 README = Path(__file__).parents[2] / "README.md"
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
 TOKEN = "readme-token"
