@@ -48,7 +48,7 @@ def offer_pyenv() -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on all cores. If CI is set, also require complete branch coverage, and repeat some in other ways."""
+    """Run the tests on all cores. If CI is set, also require complete branch coverage, and repeat some otherwise."""
     session.install("--editable", EVERYTHING, *dependencies("test"))
     if session.posargs:
         session.run("pytest", *session.posargs, env=COMPILED_ONCE)
