@@ -53,7 +53,8 @@ class CallContext:
     """What a call has besides its request; one state for the whole call, even if it takes several requests."""
 
     def __init__(self, priority: Priority = Priority.INTERACTIVE) -> None:
-        self.priority, self.state = priority, CallState()
+        self.priority: Priority = priority
+        self.state: CallState = CallState()
 
 
 _SENT: Mapping[Phase, Sent] = {

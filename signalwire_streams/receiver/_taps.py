@@ -25,7 +25,7 @@ class _Feed(Generic[_Item]):
     """What waits for one listener. The session holds it, and the listener does."""
 
     def __init__(self) -> None:
-        self.is_closed = False
+        self.is_closed: bool = False
         self.items: deque[_Item] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -63,8 +63,8 @@ class EventFeed(_Feed[MediaEvent]):
 
     def __init__(self, max_frames: int) -> None:
         super().__init__()
-        self.dropped = 0
-        self.max_frames = max_frames
+        self.dropped: int = 0
+        self.max_frames: int = max_frames
         self._bytes = 0
 
     def put(self, event: MediaEvent, now: float = 0.0) -> None:  # noqa: ARG002  (as of a pcm)
