@@ -15,19 +15,21 @@ _ROUNDING = 1e-6
 
 @define(eq=False)
 class Utterance:
-    """The audio between two calls that end one, of which the caller hears all or a part; in samples.
+    """Audio that belongs together, of which the caller hears all or a part; in samples.
 
     Attributes:
         begin: position of its first sample.
         accepted: audio that was passed to be played, sent or not.
         sent: audio that was sent.
-        heard: audio that was heard; None until it is known for good.
+        heard: audio that was heard; 0 until it is known for good.
+        is_cleared: whether the rest was dropped.
     """
 
     begin: int
     accepted: float = 0.0
     sent: int = 0
-    heard: int | None = None
+    heard: int = 0
+    is_cleared: bool = False
     _padding: deque[tuple[int, int]] = field(init=False, factory=deque)  # position and length of what fills up frames
 
     def pad(self, begin: int, samples: int, position: int) -> None:
@@ -36,11 +38,11 @@ class Utterance:
             self.begin += self._padding.popleft()[1]
         self._padding.append((begin, samples))
 
-    def end(self, position: int) -> int:
-        """Set and return what was heard of it, when all was heard up to a position."""
+    def clear(self, position: int) -> None:
+        """Drop what was not heard, when all was heard up to a position."""
         padding = sum(min(samples, position - at) for at, samples in self._padding if at < position)
-        self.heard = min(position - self.begin - padding, self.sent)
-        return self.heard
+        self.heard = min(max(0, position - self.begin - padding), self.sent)
+        self.is_cleared = True
 
 
 @define(eq=False)
@@ -60,11 +62,12 @@ class HeardAudio:
     """Counts the samples of one stream: those that were sent, and those that were heard. Times are in seconds.
 
     Attributes:
-        utterance: the current one.
+        utterance: the one that audio is added to.
     """
 
     def __init__(self, sample_rate: int) -> None:
         self.utterance = Utterance(0)
+        self._unheard: deque[Utterance] = deque()  # to which nothing is added any more
         self._rate = sample_rate
         self._sent = 0  # less what was cleared
         self._ends_at = float("-inf")  # when all that was sent has been played
@@ -94,19 +97,30 @@ class HeardAudio:
     def milliseconds(self, samples: float) -> int:
         return int(samples * _MILLISECONDS / self._rate + _ROUNDING)
 
-    def end_utterance(self, now: float) -> int:
-        """Begin a new utterance; return the samples that were heard of this one."""
-        position = self.position(now)
-        heard = self.utterance.end(position)
-        self.utterance = Utterance(position)
-        return heard
+    def end_utterance(self) -> Utterance:
+        """Begin another utterance; return the one that ends, which was not heard yet."""
+        ended, self.utterance = self.utterance, Utterance(self._sent)
+        self._unheard.append(ended)
+        return ended
+
+    def on_heard(self, utterance: Utterance) -> None:
+        """Record that all of an utterance that has ended was heard, unless it was cleared."""
+        if utterance in self._unheard:
+            self._unheard.remove(utterance)
+            utterance.heard = utterance.sent
 
     def clear(self, now: float) -> int:
-        """Drop what was not played. Return the samples that were heard of the utterance."""
+        """Drop what was not played. Return the samples that were heard of the utterance that was being heard."""
         self._sent = self.position(now)
         self._ends_at = now
         self._marks.clear()
-        return self.end_utterance(now)
+        cleared = [*self._unheard, self.utterance]
+        for utterance in cleared:
+            utterance.clear(self._sent)
+        self._unheard.clear()
+        self.utterance = Utterance(self._sent)
+        sent = [utterance for utterance in cleared if utterance.sent]
+        return next((one.heard for one in sent if one.heard < one.sent), sent[-1].heard if sent else 0)
 
     def mark(self, now: float) -> SentMark:
         """Add a mark that is sent now."""

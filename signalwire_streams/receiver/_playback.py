@@ -12,11 +12,12 @@ import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from attrs import define
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
-from signalwire_streams.receiver._heard import HeardAudio, SentMark
+from signalwire_streams.receiver._heard import HeardAudio, SentMark, Utterance
 from signalwire_streams.receiver._socket import TextSender
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
@@ -26,6 +27,7 @@ _KEYS = frozenset("0123456789*#ABCD")
 _PACKET_TIME = 20  # milliseconds, as long as no frame has arrived
 _MAX_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is playing
 _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the mark
+_MAX_MARKS = 1_000  # that are remembered though nothing waits for them, if the Space returns none
 _FINISH = "signalwire-streams-finish"
 _PCM_SIZE, _MAX_PCM_RATE = 2, 768_000
 _MILLISECONDS = 1000
@@ -36,7 +38,7 @@ class _Mark:
     name: str
     sent: SentMark
     played: "asyncio.Future[None]"
-    is_own: bool  # not the user's
+    utterance: Utterance | None  # that ends with it, if it is the one of `finish`
 
 
 class Playback:
@@ -49,8 +51,11 @@ class Playback:
     It may be split over calls at any byte: what is less than a frame waits for more, or for `flush`, `mark` or
     `finish`, which fill the frame up with silence.
 
-    What the caller has heard is estimated: from the pace of the audio, and from marks as they return. The audio from
-    one `clear` or `finish` to the next is one utterance.
+    Calls that send audio take turns, in the order in which they are made. Those that wait for their turn are cleared
+    as well.
+
+    What the caller has heard is estimated: from the pace of the audio, and from marks as they return. The audio between
+    two calls of `clear` or `finish` is one utterance. Milliseconds are rounded down.
 
     Attributes:
         stream_sid: the stream's id, which is in every message.
@@ -84,6 +89,8 @@ class Playback:
         self._heard = HeardAudio(audio_format.sample_rate)
         self._marks: list[_Mark] = []  # in the order in which they were sent
         self._is_closed = False
+        self._turn = asyncio.Lock()
+        self._clears = 0
 
     @property
     def position(self) -> int:
@@ -118,7 +125,7 @@ class Playback:
         self._check_open()
         audio = _checked(audio)
         samples = len(audio) / self.audio_format.sample_size
-        return await self._play(self._end_pcm() + audio, samples)
+        return await self._play(lambda: self._end_pcm() + audio, samples)
 
     async def play_pcm(self, pcm: bytes, *, rate: int) -> int:
         """Convert linear PCM to the stream's encoding and rate, and `play` it.
@@ -144,11 +151,15 @@ class Playback:
             raise InvalidRequestError(f"the stream has {audio_format.channels} channels: use play, with encoded audio")
         pcm, rate = _checked(pcm), _validated_rate(rate)
         samples = len(pcm) / _PCM_SIZE * audio_format.sample_rate / rate
+        resampler = Resampler(rate, audio_format.sample_rate) if self._pcm is None or self._pcm[0] != rate else None
+        return await self._play(partial(self._convert, pcm, rate, resampler), samples)
+
+    def _convert(self, pcm: bytes, rate: int, resampler: Resampler | None) -> bytes:
         end = b""
-        if self._pcm is None or self._pcm[0] != rate:
-            resampler = Resampler(rate, audio_format.sample_rate)
+        if self._pcm is None or self._pcm[0] != rate:  # meanwhile another rate may have had its turn
+            resampler = resampler or Resampler(rate, self.audio_format.sample_rate)
             end, self._pcm = self._end_pcm(), (rate, resampler)
-        return await self._play(end + audio_format.from_pcm(self._pcm[1].process(pcm)), samples)
+        return end + self.audio_format.from_pcm(self._pcm[1].process(pcm))
 
     def _end_pcm(self) -> bytes:
         """Return the audio that the resampler holds back."""
@@ -157,26 +168,34 @@ class Playback:
         (_, resampler), self._pcm = self._pcm, None
         return self.audio_format.from_pcm(resampler.process(b"", last=True))
 
-    async def _play(self, audio: bytes, samples: float) -> int:
-        utterance = self._heard.utterance
-        begin = utterance.accepted
-        utterance.accepted += samples
-        audio, self._rest = self._rest + audio, b""
-        step = self._frame_size()
-        whole = len(audio) // step * step
-        try:
-            if await self._send_audio(audio[:whole]):
-                self._rest += audio[whole:]
-        except BaseException:  # cancelled, for instance: the rest is lost
-            utterance.accepted = utterance.sent
-            raise
-        if utterance.heard is not None:
+    async def _play(self, encode: Callable[[], bytes], samples: float) -> int:
+        clears = self._clears
+        async with self._turn:
+            if self._clears != clears:
+                return 0
+            self._check_open()
+            utterance = self._heard.utterance
+            begin = utterance.accepted
+            utterance.accepted += samples
+            audio, self._rest = self._rest + encode(), b""
+            whole = len(audio) - len(audio) % self._frame_size()
+            try:
+                if await self._send_audio(audio[:whole]):
+                    self._rest += audio[whole:]
+            except BaseException:  # cancelled, for instance: the rest is lost
+                utterance.accepted = utterance.sent
+                raise
+        if utterance.is_cleared:
             samples = min(max(utterance.heard - begin, 0), samples)
         return self._heard.milliseconds(samples)
 
     async def flush(self) -> None:
         """Send the audio that waits for a whole frame, filled up with silence. A partial sample goes on waiting."""
         self._check_open()
+        async with self._turn:
+            await self._flush()
+
+    async def _flush(self) -> None:
         self._rest += self._end_pcm()
         if not self._rest:
             return
@@ -200,16 +219,22 @@ class Playback:
             self._heard.send(
                 len(frame) // sample_size, self.now(), padding=padding if begin + step >= len(audio) else 0
             )
-            await self._send("media", media={"payload": b64encode(frame).decode("ascii")})
+            try:
+                await self._send("media", media={"payload": b64encode(frame).decode("ascii")})
+            except TransportError as error:
+                error.sent = "maybe" if begin else error.sent
+                raise
             wait = self._heard.waiting(self.now()) - _MAX_AHEAD
             if wait > 0:
                 await self.sleep(wait)
-            if utterance.heard is not None:
+            if utterance.is_cleared:
                 return False
         return True
 
     async def mark(self, name: str) -> None:
         """`flush`, then wait until all audio that was sent has been played or cleared.
+
+        It waits for as long as the Space does not confirm that; limit it with ``asyncio.timeout``.
 
         Args:
             name: name of this point in the audio; it may be used again.
@@ -224,29 +249,37 @@ class Playback:
             raise InvalidRequestError("a mark's name contains a lone surrogate: pass text that can be encoded as UTF-8")
         if len(self._message("mark", mark={"name": name})) + _ECHO_MARGIN > self._max_message:
             raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
-        await self._mark(name, is_own=False)
+        async with self._turn:
+            await self._flush()
+            mark = await self._send_mark(name)
+        await mark.played
 
     async def finish(self) -> int:
-        """`flush`, then wait until the last word was heard, or cleared. It ends the utterance.
+        """`flush`, then wait until the caller has heard the last word, or it was cleared. This ends the utterance.
 
-        The mark by which it learns that is no event of the session.
+        It sends a mark, which is no event of the session, and waits for it as `mark` does. Audio that is passed
+        meanwhile belongs to the next utterance.
 
         Returns:
             Milliseconds of the utterance that were heard.
         """
         self._check_open()
-        utterance = self._heard.utterance
-        await self._mark(_FINISH, is_own=True)
-        if utterance.heard is None:
-            self._heard.end_utterance(self.now())
-        return self._heard.milliseconds(utterance.heard or 0)
+        async with self._turn:
+            utterance = self._heard.utterance
+            await self._flush()
+            if not utterance.is_cleared:
+                self._heard.end_utterance()
+            mark = await self._send_mark(_FINISH, utterance)
+        await mark.played
+        return self._heard.milliseconds(utterance.heard)
 
-    async def _mark(self, name: str, *, is_own: bool) -> None:
-        await self.flush()
+    async def _send_mark(self, name: str, utterance: Utterance | None = None) -> _Mark:
         sent = self._heard.mark(self.now())
-        mark = _Mark(name, sent, asyncio.get_running_loop().create_future(), is_own)
+        mark = _Mark(name, sent, asyncio.get_running_loop().create_future(), utterance)
         # It keeps its place even if nothing waits for it any more, since its echo still arrives.
         self._marks.append(mark)
+        if len(self._marks) > _MAX_MARKS and self._marks[0].played.done():
+            del self._marks[0]
         try:
             await self._send("mark", mark={"name": name})
         except StreamsError:  # not for a cancellation: the message is written by then
@@ -254,17 +287,19 @@ class Playback:
                 self._marks.remove(mark)
             self._heard.forget(mark.sent)
             raise
-        await mark.played
+        return mark
 
     async def clear(self) -> int:
         """Drop the audio that was not played yet, here and in the Space; its marks return at once.
 
-        It ends the utterance.
+        This ends all utterances.
 
         Returns:
-            Milliseconds of the utterance that were heard, for a model that has to forget the rest of its answer.
+            Milliseconds that were heard of the one that was being heard, for a model that has to forget the rest of its
+            answer; 0 if nothing was.
         """
         self._check_open()
+        self._clears += 1
         self._rest, self._pcm = b"", None
         heard = self._heard.clear(self.now())
         await self._send("clear")
@@ -291,9 +326,11 @@ class Playback:
             return True
         self._marks.remove(mark)
         self._heard.on_mark(mark.sent, self.now())
+        if mark.utterance is not None:
+            self._heard.on_heard(mark.utterance)
         if not mark.played.done():
             mark.played.set_result(None)
-        return not mark.is_own
+        return mark.utterance is None
 
     def _close(self) -> None:
         """Called when the stream has ended; no further mark returns."""

@@ -143,6 +143,44 @@ async def test_cleared_finish_returns_what_was_heard(talking: Any) -> None:
     assert await finishing == heard == pytest.approx(60, abs=20)
 
 
+async def test_calls_take_turns(talking: Any) -> None:
+    """Whatever is passed while another call sends, or waits for its mark, is played after it, and is counted apart."""
+    there = await talking(realtime=True)
+    playback = there.session.playback
+    calls = [playback.play(b"a" * 4000), playback.finish(), playback.play(b"b" * 2400), playback.play(b"c" * 1600)]
+    tasks = [asyncio.ensure_future(call) for call in [*calls, playback.finish()]]
+    assert await asyncio.gather(*tasks) == [500, 500, 300, 200, 500]
+    assert there.stream.played_audio == b"a" * 4000 + b"b" * 2400 + b"c" * 1600
+
+
+async def test_clear_drops_the_calls_that_wait_for_their_turn(talking: Any) -> None:
+    there = await talking(realtime=True)
+    playback = there.session.playback
+    playback.now = asyncio.get_running_loop().time
+    tasks = [asyncio.ensure_future(playback.play(audio * 8000)) for audio in (b"a", b"b")]
+    tasks.append(asyncio.ensure_future(playback.play_pcm(bytes(16_000), rate=8000)))
+    await asyncio.sleep(0.3)
+    heard = await playback.clear()
+    assert await asyncio.gather(*tasks) == [heard, 0, 0]
+    assert heard == pytest.approx(300, abs=40)
+    assert await playback.play(b"d" * 1600) == 200
+    assert await playback.finish() == 200
+    assert there.stream.played_audio.endswith(b"d" * 1600)
+    assert b"b" not in there.stream.played_audio
+
+
+async def test_cancelled_finish_ends_its_utterance(talking: Any) -> None:
+    there = await talking(realtime=True)
+    playback = there.session.playback
+    await playback.play(bytes(800))
+    finishing = asyncio.ensure_future(playback.finish())
+    await asyncio.sleep(0)
+    finishing.cancel()
+    await asyncio.wait({finishing})
+    await playback.play(bytes(1600))
+    assert await playback.finish() == 200
+
+
 async def test_stream_without_realtime_plays_nothing(talking: Any) -> None:
     there = await talking(realtime=False)
     await there.session.playback.play(bytes(160))

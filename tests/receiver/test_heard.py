@@ -114,3 +114,33 @@ def test_forgotten_mark_holds_nothing() -> None:
 def test_milliseconds_are_whole_and_not_rounded_up() -> None:
     heard = HeardAudio(RATE)
     assert [heard.milliseconds(samples) for samples in (0, 7, 8, 15.9, 16)] == [0, 0, 1, 1, 2]
+
+
+def test_audio_after_the_end_of_an_utterance_is_that_of_the_next() -> None:
+    heard = heard_after(1.0)
+    first = heard.end_utterance()
+    heard.send(RATE, 10.0)
+    heard.on_heard(first)
+    assert (first.heard, first.is_cleared) == (8000, False)
+    assert heard.clear(11.5) == 4000
+    heard.on_heard(first)
+    assert first.heard == 8000
+
+
+def test_clear_returns_what_was_heard_of_the_utterance_being_heard() -> None:
+    """Whether others wait behind it, or the mark of an earlier one has not returned."""
+    heard = heard_after(1.0)
+    first = heard.end_utterance()
+    heard.send(RATE, 10.0)
+    second = heard.end_utterance()
+    heard.send(RATE, 10.0)
+    third = heard.utterance
+    assert heard.clear(11.25) == 2000
+    assert [(one.heard, one.is_cleared) for one in (first, second, third)] == [(8000, True), (2000, True), (0, True)]
+
+
+def test_clear_after_the_last_word_returns_all_of_the_utterance() -> None:
+    heard = heard_after(1.0)
+    heard.end_utterance()
+    assert heard.clear(15.0) == 8000
+    assert heard.clear(15.0) == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import InvalidRequestError
+from signalwire_streams import InvalidRequestError, TransportError
 from signalwire_streams.receiver import MediaEvent, Playback
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
@@ -196,3 +196,39 @@ async def test_audio_of_a_cancelled_play_is_not_counted() -> None:
 
 async def test_position_of_a_stream_that_sends_nothing() -> None:
     assert Playback(Line(), None, MULAW, bidirectional=False).position == 0
+
+
+async def test_rate_changes_while_a_call_waits_for_its_turn() -> None:
+    line = Line()
+    playback = playback_over(line, L16)
+    pieces = [(tone(rate, rate // 10), rate) for rate in (8000, 24_000, 8000)]
+    await asyncio.gather(*(playback.play_pcm(pcm, rate=rate) for pcm, rate in pieces))
+    await playback.flush()
+    assert len(b"".join(payloads(line))) == L16.bytes_in(300)
+
+
+async def test_hang_up_amid_audio_says_that_some_of_it_was_sent() -> None:
+    line = Line()
+    playback = playback_over(line, MULAW)
+
+    async def sleep(_: float) -> None:
+        playback._close()
+
+    playback.sleep = sleep
+    with pytest.raises(TransportError) as caught:
+        await playback.play(bytes(8000))
+    assert caught.value.sent == "maybe"
+    with pytest.raises(TransportError) as caught:
+        await playback.play(bytes(8000))
+    assert caught.value.sent == "no"
+
+
+async def test_marks_that_never_return_are_forgotten() -> None:
+    line = Line()
+    playback = playback_over(line, MULAW)
+    for _ in range(1100):
+        marking = asyncio.ensure_future(playback.mark("a"))
+        await asyncio.sleep(0)
+        marking.cancel()
+        await asyncio.wait({marking})
+    assert len(playback._marks) <= 1001
