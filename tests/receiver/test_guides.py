@@ -121,52 +121,70 @@ async def test_transcriber_gets_all_audio_and_stays_open(
 class Model:
     """Answers at once, with more audio than it takes to be interrupted."""
 
-    def __init__(self, *, interrupted_after: float | None) -> None:
+    def __init__(self, answers: dict[str, float], *, interrupted_after: float | None) -> None:
+        self.answers = answers
         self.interrupted_after = interrupted_after
         self.audio = bytearray()
-        self.messages: list[dict[str, Any]] = []
-        self.done = asyncio.Event()
+        self.truncated: dict[str, int] = {}
 
     async def __call__(self, socket: web.WebSocketResponse) -> None:
-        for number in range(10):
-            delta = b64encode(bytes([0, number]) * 4800).decode()
-            await socket.send_json({"type": "response.output_audio.delta", "item_id": "item", "delta": delta})
-        await socket.send_json({"type": "response.output_audio.done", "item_id": "item"})
+        for answer, seconds in self.answers.items():
+            for number in range(round(seconds * 10)):
+                await self.speak(socket, answer, bytes([0, number]) * 2400)
+            await socket.send_json({"type": "response.output_audio.done", "item_id": answer})
         async for message in socket:
             event = message.json()
-            if event["type"] != "input_audio_buffer.append":
-                self.messages.append(event)
-                self.done.set()
+            if event["type"] == "conversation.item.truncate":
+                self.truncated[event["item_id"]] = event["audio_end_ms"]
                 continue
+            assert event["type"] == "input_audio_buffer.append"
             self.audio += b64decode(event["audio"])
             if self.interrupted_after is not None and len(self.audio) / 48_000 >= self.interrupted_after:
                 self.interrupted_after = None
                 await socket.send_json({"type": "input_audio_buffer.speech_started"})
-                await socket.send_json({"type": "response.output_audio.delta", "item_id": "item", "delta": "AAAA"})
-                await socket.send_json({"type": "response.output_audio.done", "item_id": "item"})
+                for answer in self.answers:  # it was on its way
+                    await self.speak(socket, answer, bytes(480))
+
+    async def speak(self, socket: web.WebSocketResponse, answer: str, pcm: bytes) -> None:
+        delta = {"item_id": answer, "delta": b64encode(pcm).decode()}
+        await socket.send_json({"type": "response.output_audio.delta", **delta})
 
 
-async def test_interrupted_agent_tells_what_was_heard(call: Any) -> None:
-    model = Model(interrupted_after=0.7)
+@pytest.mark.parametrize(
+    ("answers", "after", "heard"),
+    [
+        ({"one": 2.0}, 0.7, {"one": 700}),
+        ({"one": 0.5, "two": 2.0}, 0.3, {"one": 300, "two": 0}),
+        ({"one": 0.5, "two": 2.0}, 1.0, {"two": 500}),
+        ({"one": 0.5}, 1.0, {}),
+    ],
+)
+async def test_interrupted_agent_tells_what_was_heard(
+    call: Any, answers: dict[str, float], after: float, heard: dict[str, int]
+) -> None:
+    """Of the answer that was being played; of those behind it, nothing was."""
+    model = Model(answers, interrupted_after=after)
 
     async def handle(there: Call) -> None:
         async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
             agent = asyncio.create_task(guide("Agent")(there.session, socket).run())
-            await model.done.wait()
-            await asyncio.sleep(1)
+            await asyncio.sleep(after + 2)
             assert not agent.done()
             there.space.end_conference(there.stream.target_sid)
             await agent
 
     there = await call(handle, Tone(), realtime=True, codec="L16@16000h", track="inbound_track")
-    [truncated] = model.messages
-    assert (truncated["type"], truncated["item_id"]) == ("conversation.item.truncate", "item")
-    assert truncated["audio_end_ms"] == pytest.approx(len(there.stream.played_audio) / 32, abs=40)
-    assert truncated["audio_end_ms"] == pytest.approx(700, abs=100)
+    assert model.truncated.keys() == heard.keys()
+    for answer, milliseconds in heard.items():
+        assert model.truncated[answer] == pytest.approx(milliseconds, abs=120)
+    if heard:
+        whole = 500 if "one" not in heard else 0
+        played = len(there.stream.played_audio) / 32
+        assert sum(model.truncated.values()) + whole == pytest.approx(played, abs=40)
 
 
 async def test_agent_plays_the_whole_answer_until_the_caller_hangs_up(call: Any) -> None:
-    model = Model(interrupted_after=None)
+    model = Model({"item": 2.0}, interrupted_after=None)
 
     async def handle(there: Call) -> None:
         async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
@@ -176,6 +194,6 @@ async def test_agent_plays_the_whole_answer_until_the_caller_hangs_up(call: Any)
             await agent
 
     there = await call(handle, Tone(), realtime=True, track="inbound_track")
-    assert model.messages == []
+    assert model.truncated == {}
     assert len(there.stream.played_audio) == pytest.approx(16_000, abs=160)
     assert len(model.audio) / 48_000 == pytest.approx(3, abs=0.2)
