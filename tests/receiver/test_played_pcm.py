@@ -232,3 +232,22 @@ async def test_marks_that_never_return_are_forgotten() -> None:
         marking.cancel()
         await asyncio.wait({marking})
     assert len(playback._marks) <= 1001
+
+
+async def test_clear_while_finish_sends_the_last_frame() -> None:
+    line = Line()
+    playback = playback_over(line, MULAW)
+    await playback.play(bytes(810))
+    heard: list[int] = []
+
+    async def clear_then(_: float) -> None:
+        line.time += 0.05
+        heard.append(await playback.clear())
+
+    playback.sleep = clear_then
+    finishing = asyncio.ensure_future(playback.finish())
+    while not playback._marks:
+        await asyncio.sleep(0)
+    assert not playback._on_mark(playback._marks[0].name)
+    assert await finishing == heard[0] == 50
+    assert playback.position == 50
