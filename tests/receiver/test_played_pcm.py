@@ -14,6 +14,7 @@ from signalwire_streams.receiver import MediaEvent, Playback
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 
+from .conftest import until
 from .test_playback import Line, payloads
 
 MULAW, ALAW = AudioFormat("audio/x-mulaw"), AudioFormat("audio/x-alaw")
@@ -246,8 +247,7 @@ async def test_clear_while_finish_sends_the_last_frame() -> None:
 
     playback.sleep = clear_then
     finishing = asyncio.ensure_future(playback.finish())
-    while not playback._marks:
-        await asyncio.sleep(0)
+    await until(lambda: playback._marks)
     assert not playback._on_mark(playback._marks[0].name)
     assert await finishing == heard[0] == 50
     assert playback.position == 50
