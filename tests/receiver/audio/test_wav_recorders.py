@@ -537,6 +537,7 @@ import resource, signal, sys
 from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, RecordingError, WavRecorder
 
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with WavRecorder(sys.argv[1], AudioFormat("audio/x-mulaw")) as recorder:
