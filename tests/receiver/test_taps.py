@@ -320,7 +320,7 @@ async def test_recorder_over_a_tap(tmp_path: Path) -> None:
         ({"late": "no"}, "late must be one of 'keep', 'drop', not 'no'"),
         (
             {"rate": 11_025},
-            "frames of 20 ms at 11025 Hz are no whole number of samples: write a frame_ms that is a multiple of 40",
+            "a frame of 20 ms at 11025 Hz is not a whole number of samples: write a frame_ms that is a multiple of 40",
         ),
     ],
 )
@@ -338,6 +338,18 @@ async def test_wrong_argument_is_refused(wrong: dict[str, Any], told: str) -> No
 async def test_wrong_max_frames_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="max_frames must be a whole number from 1 to 100000"):
         Stream().session.tap(max_frames=wrong)
+
+
+@pytest.mark.parametrize(("rate", "least"), [(1, 1000), (40, 25), (49, 21)])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+async def test_stream_with_less_than_a_sample_in_each_frame_is_refused(rate: int, least: int, late: Any) -> None:
+    session = Stream(AudioFormat("audio/x-mulaw", rate)).session
+    told = rf"the stream has {rate} samples? per second.*write a frame_ms of at least {least}"
+    with pytest.raises(InvalidRequestError, match=told):
+        session.pcm(8000, late=late)
+    with pytest.raises(InvalidRequestError, match=told):
+        session.pcm(8000, frame_ms=least - 1, late=late)
+    session.pcm(8000, frame_ms=least, late=late).close()
 
 
 async def test_audio_that_has_no_pcm_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""PCM frames of one length from the media events of a stream. Pure: a mixer is told the time, and asked for frames.
+"""PCM frames of equal length from the media events of a stream. Pure: a mixer is told the time, and asked for frames.
 
 `KeepMixer` and `DropMixer` differ in what happens to audio that arrives after its time. In both, positions are those of
 the tracks' timelines, so that the tracks stay in line.
@@ -32,7 +32,7 @@ _FROM_START = 1.0  # seconds: frames of a stream that was opened later than that
 
 @define
 class PcmFrame:
-    """Linear PCM of one length, 16 bits, little-endian. Do not modify it.
+    """Linear PCM, 16 bits, little-endian: one of the frames of equal length that make up a stream. Do not modify it.
 
     Attributes:
         data: the samples; with two channels they alternate, inbound first.
@@ -75,13 +75,18 @@ class PcmOptions:
         if self.rate * self.frame_ms % _MILLISECONDS:
             whole = _MILLISECONDS // gcd(self.rate, _MILLISECONDS)
             raise InvalidRequestError(
-                f"frames of {self.frame_ms} ms at {self.rate} Hz are no whole number of samples: "
+                f"a frame of {self.frame_ms} ms at {self.rate} Hz is not a whole number of samples: "
                 f"write a frame_ms that is a multiple of {whole}"
             )
         if self.audio_format.sample_size and self.audio_format.channels != 1:  # an unknown encoding raises here
             raise InvalidRequestError(
                 f"the stream has {self.audio_format.channels} channels in each track, and pcm takes one: decode the "
                 "payloads with session.audio_format.to_pcm"
+            )
+        if (rate := self.audio_format.sample_rate) * self.frame_ms < _MILLISECONDS:
+            raise InvalidRequestError(
+                f"the stream has {rate} sample{'s' * (rate > 1)} per second, too few for frames of {self.frame_ms} ms: "
+                f"write a frame_ms of at least {-(-_MILLISECONDS // rate)}"
             )
 
 
