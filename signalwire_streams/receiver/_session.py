@@ -301,8 +301,8 @@ class StreamSession:
 
         - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after
           about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and
-          60 ms). Later silence is shortened by as much. Audio that arrives after its place went out follows as soon as
-          it arrives.
+          60 ms, and for the first one at another rate twice as long). Later silence is shortened by as much. Audio
+          that arrives after its place went out follows as soon as it arrives.
         - ``late="drop"``, for agents, is as long as the time that passes, and drops audio that is later than
           ``delay_ms``.
 
@@ -311,7 +311,8 @@ class StreamSession:
 
         Args:
             rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
-                needed, and a frame goes out when the next one has arrived.
+                needed, and a frame goes out when the next one has arrived. The first call in a process imports numpy
+                and soxr, and the event loop stands still for about 100 ms.
             tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
                 that the stream does not have is silence.
             frame_ms: length of a frame, from 1 to 1,000 milliseconds.

@@ -24,7 +24,8 @@ from signalwire_streams.receiver import (
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._session import QueueLimits
 from signalwire_streams.receiver._statistics import StreamStatistics
-from signalwire_streams.receiver.audio import AudioFormat, PcmFrame, UnknownEncodingError, WavRecorder
+from signalwire_streams.receiver.audio import AudioFormat, PcmFrame, UnknownEncodingError, WavRecorder, _pcm_mixer
+from signalwire_streams.receiver.audio._resampling import Resampler
 from tests.receiver.audio.pcm_streams import Sound
 from tests.receiver.audio.wavs import read_wav
 
@@ -366,3 +367,52 @@ async def test_another_rate_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
         session.pcm()
     assert session._listeners.feeds == ()
     assert session.pcm(8000) is not None
+
+
+@pytest.mark.parametrize("source", ["tap", "pcm"])
+async def test_wait_for_one_item_keeps_its_source(source: str) -> None:
+    """Nothing else refers to it."""
+    stream = Stream()
+    session = stream.session
+    waiting = asyncio.create_task(_next(session.tap() if source == "tap" else session.pcm(8000, tracks="inbound")))
+    await asyncio.sleep(0)
+    gc.collect()
+    stream.burst(0, 1)
+    if source == "tap":
+        assert (await waiting).payload == SOUND.of("inbound", 0, 160)
+    else:
+        assert (await waiting).data == sent(1)
+    del waiting
+    gc.collect()
+    assert session._listeners.feeds == ()
+
+
+def _next(source: Any) -> Any:
+    return anext(source)
+
+
+async def test_repr_of_a_frame_has_no_audio() -> None:
+    stream = Stream()
+    stream.burst(0, 1)
+    shown = "PcmFrame(data=<320 bytes>, timestamp_ms=0, rate=8000, channels=1, missing_ms=0)"
+    assert repr(await anext(stream.session.pcm(8000, tracks="inbound"))) == shown
+
+
+async def test_first_pcm_sends_no_silence_for_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop: Any = asyncio.get_running_loop()
+    time, late = loop.time, 0.0
+
+    class SlowResampler(Resampler):
+        def __init__(self, *args: int) -> None:
+            nonlocal late
+            super().__init__(*args)
+            late = 0.5  # seconds that the first one takes
+
+    monkeypatch.setattr(loop, "time", lambda: time() + late)
+    monkeypatch.setattr(_pcm_mixer, "Resampler", SlowResampler)
+    stream = Stream()
+    frames = asyncio.create_task(_all(stream.session.pcm(tracks="inbound")))
+    assert late
+    await stream.talk(0, 10)
+    stream.close()
+    assert [frame.timestamp_ms for frame in await frames] == list(range(0, 200, 20))

@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import gcd
 from typing import Literal, TypeAlias
 
-from attrs import define
+from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver._protocol import MediaEvent
@@ -43,7 +43,7 @@ class PcmFrame:
         missing_ms: milliseconds of audio that were dropped since the frame before: it was late, or your loop too slow.
     """
 
-    data: bytes
+    data: bytes = field(repr=lambda data: f"<{len(data)} bytes>")
     timestamp_ms: int
     rate: int
     channels: int
@@ -52,7 +52,7 @@ class PcmFrame:
 
 @define(frozen=True, kw_only=True)
 class PcmOptions:
-    """What is asked of a mixer; all of it is checked when it is created."""
+    """What is asked of a mixer; all of it is checked, and its packages are imported, when it is created."""
 
     audio_format: AudioFormat
     rate: int
@@ -88,6 +88,17 @@ class PcmOptions:
                 f"the stream has {rate} sample{'s' * (rate > 1)} per second, too few for frames of {self.frame_ms} ms: "
                 f"write a frame_ms of at least {-(-_MILLISECONDS // rate)}"
             )
+        self.resampler()  # the first one takes 100 ms, which must not pass while a mixer waits for audio
+
+    @property
+    def channels(self) -> int:
+        """Channels of a frame."""
+        return 2 if self.tracks == "stereo" else 1
+
+    def resampler(self) -> Resampler | None:
+        """Return a new resampler of frames; None if the stream has the rate that is asked for."""
+        rate = self.audio_format.sample_rate
+        return Resampler(rate, self.rate, self.channels) if rate != self.rate else None
 
 
 class Mixer:
@@ -119,9 +130,9 @@ class Mixer:
         self._expected = [self._tracks[name] for name in names if name in announced] or list(self._buffers)
         self._sample_size = options.audio_format.sample_size
         self._is_stereo = options.tracks == "stereo"
-        self._to_rate, self._channels = options.rate, 2 if self._is_stereo else 1
+        self._to_rate, self._channels = options.rate, options.channels
         self._size = options.rate * options.frame_ms // _MILLISECONDS * WIDTH * self._channels
-        self._resampler = Resampler(rate, options.rate, self._channels) if rate != options.rate else None
+        self._resampler = options.resampler()
         self._resampled = bytearray()
         self._stamps: deque[int] = deque()  # of the chunks that are in the resampler
         self._chunks = 0  # that were mixed
