@@ -190,7 +190,12 @@ class Mixer:
     @property
     def is_empty(self) -> bool:
         """Whether a finished mixer has no more frames."""
-        return self.is_finished and not self._stamps and self._horizon() <= self._cursor
+        return self.is_finished and not self._stamps and not self._has_lost and self._horizon() <= self._cursor
+
+    @property
+    def _has_lost(self) -> bool:
+        """Whether audio was dropped that no frame has reported yet."""
+        return bool(self._first.lost or self._last.lost)
 
     def _mix(self) -> PcmFrame | None:
         """Mix the next chunk of all tracks; return the frame that it completes."""
@@ -216,12 +221,19 @@ class Mixer:
         if not self._has_whole_chunks:
             chunks, samples = self._chunks, self._samples
             self._chunk = (chunks + 1) * samples // _MILLISECONDS - chunks * samples // _MILLISECONDS
-        stamp = self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
+        stamp = self._stamp(position)
         if self._resampler is None:
             return self._frame(pcm, stamp)
         self._stamps.append(stamp)
         self._resampled += self._resampler.process(pcm)
         return self._next_frame() if len(self._resampled) >= self._size else None
+
+    def _stamp(self, position: int) -> int:
+        return self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
+
+    def _silent_frame(self) -> PcmFrame:
+        """Return a frame that goes past the resampler."""
+        return self._frame(bytes(self._size), self._stamp(self._cursor))
 
     def _next_frame(self) -> PcmFrame:
         """Return the oldest chunk that went into the resampler as a frame."""
@@ -231,7 +243,7 @@ class Mixer:
 
     def _frame(self, data: bytes, stamp: int) -> PcmFrame:
         frame = PcmFrame(data, stamp, self._to_rate, self._channels)
-        if self._first.lost or self._last.lost:
+        if self._has_lost:
             frame.missing_ms = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // self._rate)
             self._first.lost = self._last.lost = 0
         return frame

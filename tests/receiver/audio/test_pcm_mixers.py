@@ -462,3 +462,17 @@ def test_keep_goes_on_with_frames_of_hardly_a_sample(rate: int, ms: int) -> None
     arrivals = [(second + 0.9, MediaEvent("inbound", audio.silence * rate, second + 1)) for second in range(5)]
     frames = list(play(options(audio, rate=8000, frame_ms=ms), arrivals, until=6))
     assert 4 < len(frames) * ms / 1000 < 7
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000])
+@pytest.mark.parametrize("seed", range(5))
+def test_drop_reports_what_it_drops_after_the_last_frame(rate: int, seed: int) -> None:
+    """In a frame of silence."""
+    chance = random.Random(seed)  # noqa: S311
+    arrivals = [(at + chance.expovariate(50), event) for at, event in steady(Sound(FORMATS[0]), 2, tracks=("inbound",))]
+    arrivals.sort(key=lambda arrival: arrival[0])
+    chosen = options(FORMATS[0], rate=rate, late="drop", delay_ms=0)
+    frames = [frame for _, frame in play(chosen, arrivals, announced=["inbound"])]
+    missing = sum(frame.missing_ms for frame in frames)
+    heard = 20 * sum(any(frame.data) for frame in frames)
+    assert missing + heard == 2000 if rate == 8000 else 2000 <= missing + heard <= 3000
