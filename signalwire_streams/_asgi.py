@@ -25,7 +25,7 @@ def headers_of(scope: Scope) -> CIMultiDict[str]:
 def target_of(scope: Scope) -> str:
     """Return path and query as they were requested."""
     path = (scope.get("raw_path") or quote(scope["path"]).encode("ascii")).decode("latin-1")
-    query = scope["query_string"].decode("latin-1")
+    query = (scope.get("query_string") or b"").decode("latin-1")
     return f"{path}?{query}" if query else path
 
 

@@ -390,7 +390,9 @@ class CallbackReceiver:
 
     async def _handle_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(headers_of(scope))
-        incoming = _Incoming(scope["method"], scope["scheme"], headers.get("Host", ""), target_of(scope), headers)
+        incoming = _Incoming(
+            scope["method"], scope.get("scheme", "http"), headers.get("Host", ""), target_of(scope), headers
+        )
         await respond(send, *await self._respond(incoming, body_of(receive)))
 
     async def _respond(self, request: "_Incoming", pieces: AsyncIterator[bytes]) -> tuple[int, Mapping[str, str]]:

@@ -194,6 +194,16 @@ def check_seconds(value: object, what: str) -> float:
     return value
 
 
+def check_patience(value: object, what: str) -> float:
+    """Return a number of seconds, which may be 0."""
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    try:
+        return check_seconds(value, what)
+    except InvalidRequestError:
+        raise InvalidRequestError(f"{what} must be a number of seconds, 0 or more, and at most a year") from None
+
+
 def check_count(value: object, what: str, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidRequestError(f"{what} must be a whole number of {least} or more, not {value!r}")

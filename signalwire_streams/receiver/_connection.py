@@ -93,7 +93,7 @@ class Connection:
             await self._stop_task(self._reader)
             raise
         if self._malformed:
-            self.failure += f"; {self._malformed} frames could not be read"
+            self.failure += f"; {self._malformed} frame{'s' * (self._malformed > 1)} could not be read"
         self._failure_log.warning("a socket was opened, but no stream started on it: %s", self.failure)
         await self.close(CloseCode.POLICY_VIOLATION)
         return None

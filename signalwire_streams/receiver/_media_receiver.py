@@ -15,7 +15,15 @@ from yarl import URL
 
 from signalwire_streams._asgi import Application, Receive, Scope, Send, headers_of, reject_upgrade, respond
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
+from signalwire_streams.models._validation import (
+    Unusable,
+    check_count,
+    check_flag,
+    check_patience,
+    check_seconds,
+    check_word,
+    kind_of,
+)
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.receiver._coalescing import Coalescer
@@ -45,6 +53,7 @@ _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and 
 _READ_SIZE = 16 * 1024  # bytes of one read of a socket: 40 frames, or 2,700 empty messages, which take some 15 ms
 _MAX_COALESCE = 1  # seconds; beyond that, statistics and the end of a stream would come too late
 _MAX_NAMED = 5  # handlers that a log line names
+_MAX_PORT = 65_535
 _MAX_STUCK_CHECKS = 1_000  # token checks that ignore their cancellation
 _REJECTION_HEADERS = {401: {"WWW-Authenticate": "Bearer"}}
 
@@ -348,9 +357,9 @@ class MediaReceiver(StarterMixin):
         """
         self._pending_streams.check_open()
         check_seconds(handshake_timeout, "handshake_timeout")
-        if shutdown_timeout != 0:
-            check_seconds(shutdown_timeout, "shutdown_timeout")
-        _check_path(path)
+        check_patience(shutdown_timeout, "shutdown_timeout")
+        check_flag(reuse_port, "reuse_port")
+        _check_address(host, port, path)
 
         async def answer(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
             if path not in {request.path, request.rel_url.raw_path}:
@@ -481,7 +490,13 @@ def _check_coalesce(seconds: object) -> None:
         raise InvalidRequestError(f"coalesce must be a number of seconds from 0 to {_MAX_COALESCE}, not {seconds!r}")
 
 
-def _check_path(path: str) -> None:
+def _check_address(host: object, port: object, path: object) -> None:
+    if not isinstance(host, str):
+        raise InvalidRequestError(f"host must be a str, such as '127.0.0.1', not {kind_of(host)}")
+    if type(port) is not int or not 0 <= port <= _MAX_PORT:
+        raise InvalidRequestError(f"port must be a whole number from 0 to {_MAX_PORT}, not {port!r}")
+    if not isinstance(path, str):
+        raise InvalidRequestError(f"path must be a str, such as '/audio', not {kind_of(path)}")
     if not path.startswith("/"):
         raise InvalidRequestError(f"path {path!r} does not begin with a slash: write it as '/audio'")
     url = URL(f"ws://host{path}")

@@ -149,6 +149,19 @@ class EventQueue:
         self._kept_bytes += memory_of(event)
         return True
 
+    def remove_media(self) -> None:
+        """Remove the media events; the others stay in their order."""
+        others: deque[tuple[int, Droppable]] = deque()
+        kept: deque[tuple[int, KeptEvent]] = deque()
+        for number, droppable in enumerate(self._droppable, self._removed):
+            while self._kept and self._kept[0][0] <= number:
+                kept.append((len(others), self._kept.popleft()[1]))
+            if isinstance(droppable[1], UnknownEvent):
+                others.append(droppable)
+        kept.extend((len(others), event) for _, event in self._kept)
+        self._droppable, self._kept, self._removed = others, kept, 0
+        self._bytes = sum(size for size, _ in others)
+
     def close(self) -> None:
         self._is_closed = True
         self._waiter.wake()
@@ -252,6 +265,7 @@ class StreamSession:
         self._ended = asyncio.Event()
         self._listeners = Listeners()
         self._has_loop = False
+        self._is_handed_over = False  # whether a tap, but no loop, has the media events that wait
 
     def __repr__(self) -> str:
         return f"<StreamSession {self.label}: {self.end_reason or 'running'}>"
@@ -262,14 +276,17 @@ class StreamSession:
         return self.start.stream_sid
 
     def __aiter__(self) -> AsyncIterator[AudioEvent]:
-        self._has_loop = True
+        self._has_loop, self._is_handed_over = True, False
         return self._queue
 
     def tap(self, *, max_frames: int = 500) -> Tap:
         """Open a listener beside the handler: the media events as they arrive, for monitoring or a recording.
 
         Any number of taps can be open. A tap whose loop is too slow drops its oldest events, and slows nothing else.
-        Events that still wait because nothing has iterated over the session yet come first.
+
+        Media events that waited because nobody listened come first: in each tap that is opened, and in a loop over the
+        session that begins, before the next one arrives. After that a tap begins with what arrives next, and so does a
+        loop that begins beside taps; DTMF, marks and unknown events always wait for the loop.
 
         Args:
             max_frames: media events that may wait in the tap, of at most 4 KiB on average; in a `Tap.pcm`, 20 ms of
@@ -283,6 +300,7 @@ class StreamSession:
             for event in self._queue.droppable:
                 if isinstance(event, MediaEvent):
                     feed.put(event)
+            self._is_handed_over = True
         return Tap(self.start, self.audio_format, self._listeners, feed)
 
     def pcm(
@@ -301,17 +319,19 @@ class StreamSession:
 
         - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after
           about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and
-          60 ms). Later silence is shortened by as much. Audio that arrives after its place went out follows as soon as
-          it arrives.
+          60 ms, and for the first one at another rate twice as long). Later silence is shortened by as much. Audio
+          that arrives after its place went out follows as soon as it arrives.
         - ``late="drop"``, for agents, is as long as the time that passes, and drops audio that is later than
           ``delay_ms``.
 
-        Frames are made as the audio arrives, and up to 10 seconds of them wait for your loop. If it is slower, the
-        oldest are dropped (`PcmFrame.missing_ms`).
+        It begins with the audio that waits because nobody listened, as a `tap` does. Frames are made as the audio
+        arrives, and up to 10 seconds of them wait for your loop. If it is slower, the oldest are dropped
+        (`PcmFrame.missing_ms`).
 
         Args:
             rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
-                needed, and a frame goes out when the next one has arrived.
+                needed, and a frame goes out when the next one has arrived. The first call in a process imports numpy
+                and soxr, and the event loop stands still for about 100 ms.
             tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
                 that the stream does not have is silence.
             frame_ms: length of a frame, from 1 to 1,000 milliseconds.
@@ -324,11 +344,13 @@ class StreamSession:
             UnknownEncodingError: the encoding is unknown.
             ModuleNotFoundError: the rate is not the stream's, and the extra ``audio`` is not installed.
         """
+        was_handed_over = self._is_handed_over
         tap = self.tap()
         try:
             return tap.pcm(rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms)
         except BaseException:
             tap.close()
+            self._is_handed_over = was_handed_over
             raise
 
     @property
@@ -346,6 +368,11 @@ class StreamSession:
             self.statistics.of(event.track)._record(event, now)
             for feed in self._listeners.feeds:
                 feed.put(event, now)
+            if self._is_handed_over:
+                self._is_handed_over = False
+                self._queue.remove_media()
+            if self._is_only_tapped:
+                return True
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
@@ -359,7 +386,7 @@ class StreamSession:
         return True
 
     def _on_drop(self, event: Droppable) -> None:
-        if isinstance(event, MediaEvent) and not self._is_only_tapped:
+        if isinstance(event, MediaEvent) and not self._is_handed_over:
             self.statistics.of(event.track).dropped += 1
 
     def _close(self, reason: EndReason) -> None:

@@ -43,8 +43,12 @@ class _Feed(Generic[_Item]):
         self.is_closed = True
         self._wake()
 
-    async def next(self) -> _Item:
-        """Return the next item; raise `StopAsyncIteration` at the end. Cancelling it loses nothing."""
+    async def next(self, _: object) -> _Item:
+        """Return the next item; raise `StopAsyncIteration` at the end. Cancelling it loses nothing.
+
+        The argument is the listener, which lives as long as somebody waits: in ``await anext(session.pcm())`` nothing
+        else has it.
+        """
         while not self.items:
             if self.is_closed:
                 raise StopAsyncIteration
@@ -76,8 +80,8 @@ class EventFeed(_Feed[MediaEvent]):
             self.dropped += 1
         self._wake()
 
-    async def next(self) -> MediaEvent:
-        event = await super().next()
+    async def next(self, _: object) -> MediaEvent:
+        event = await super().next(_)
         self._bytes -= len(event.payload)
         return event
 
@@ -186,7 +190,7 @@ class Tap:
 
     @property
     def dropped(self) -> int:
-        """Media events that were dropped since the loop was too slow."""
+        """Media events that were dropped because the loop was too slow."""
         return self._events.dropped
 
     def pcm(
@@ -229,7 +233,7 @@ class Tap:
     def __anext__(self) -> Awaitable[MediaEvent]:
         if self._feed is not self._events:
             raise ClientStateError("this tap feeds a pcm: open another tap to iterate over its events")
-        return self._events.next()
+        return self._events.next(self)
 
     def close(self) -> None:
         """End the tap: what waits is still yielded. Closing again has no effect."""
@@ -251,7 +255,7 @@ class Tap:
 class PcmStream:
     """PCM frames of one stream, from `StreamSession.pcm` or `Tap.pcm`: ``async for frame in session.pcm()``.
 
-    It yields a `PcmFrame` after the other, and ends with the stream. One loop at a time can iterate over it, and a
+    It yields one `PcmFrame` after another, and ends with the stream. One loop at a time can iterate over it, and a
     second one raises `ClientStateError`. A wait for the next frame may be cancelled, and repeated.
     """
 
@@ -264,7 +268,7 @@ class PcmStream:
         return self
 
     def __anext__(self) -> Awaitable[PcmFrame]:
-        return self._feed.next()
+        return self._feed.next(self)
 
     def close(self) -> None:
         """End the stream, and the tap it is made from; what has arrived is still yielded."""

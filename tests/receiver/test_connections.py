@@ -640,7 +640,18 @@ async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.
     [
         ({"handshake_timeout": 0}, "handshake_timeout must be a number of seconds above 0"),
         ({"max_pending": 0}, "max_pending must be a whole number of 1 or more"),
-        ({"shutdown_timeout": -1}, "shutdown_timeout must be a number of seconds above 0"),
+        ({"shutdown_timeout": -1}, "^shutdown_timeout must be a number of seconds, 0 or more, and at most a year$"),
+        ({"shutdown_timeout": False}, "shutdown_timeout must be a number of seconds, 0 or more"),
+        ({"shutdown_timeout": "x"}, "shutdown_timeout must be a number of seconds, 0 or more"),
+        ({"port": 70_000}, "port must be a whole number from 0 to 65535, not 70000"),
+        ({"port": -1}, "port must be a whole number from 0 to 65535, not -1"),
+        ({"port": "x"}, "port must be a whole number from 0 to 65535, not 'x'"),
+        ({"port": True}, "port must be a whole number from 0 to 65535, not True"),
+        ({"port": None}, "port must be a whole number from 0 to 65535, not None"),
+        ({"host": 5}, "host must be a str, such as '127.0.0.1', not int"),
+        ({"host": None}, "host must be a str, such as '127.0.0.1', not NoneType"),
+        ({"reuse_port": "yes"}, "reuse_port must be True or False, not 'yes'"),
+        ({"path": 5}, "path must be a str, such as '/audio', not int"),
         ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
         ({"path": "/a?b"}, "path '/a.b' differs from the path that clients request: write it as '/a'"),
         ({"path": "/a#b"}, "write it as '/a'"),
@@ -652,8 +663,10 @@ async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.
     ],
 )
 async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: dict[str, Any], match: str) -> None:
+    receiver = MediaReceiver(heard, bearer_tokens=None)
     with pytest.raises(InvalidRequestError, match=match):
-        await serve(MediaReceiver(heard, bearer_tokens=None), **settings)
+        await serve(receiver, **settings)
+    await serve(receiver)  # it was not closed
 
 
 @pytest.mark.parametrize(

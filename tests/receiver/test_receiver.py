@@ -638,15 +638,16 @@ async def test_events_before_the_start_are_bounded(
     assert "too many frames arrived before the start event" in caplog.text
 
 
+@pytest.mark.parametrize(("number", "told"), [(1, "1 frame could not be read"), (3, "3 frames could not be read")])
 async def test_failed_start_reports_number_of_malformed_frames(
-    heard: Heard, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+    heard: Heard, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture, number: int, told: str
 ) -> None:
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
-    for _ in range(3):
+    for _ in range(number):
         await peer.send_str("hush")
     await peer.close()
     await until(lambda: "could not be read" in caplog.text)
-    assert "it was closed before a stream started; 3 frames could not be read" in caplog.text
+    assert f"it was closed before a stream started; {told}" in caplog.text
     assert "hush" not in caplog.text
 
 

@@ -24,7 +24,8 @@ from signalwire_streams.receiver import (
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._session import QueueLimits
 from signalwire_streams.receiver._statistics import StreamStatistics
-from signalwire_streams.receiver.audio import AudioFormat, PcmFrame, UnknownEncodingError, WavRecorder
+from signalwire_streams.receiver.audio import AudioFormat, PcmFrame, UnknownEncodingError, WavRecorder, _pcm_mixer
+from signalwire_streams.receiver.audio._resampling import Resampler
 from tests.receiver.audio.pcm_streams import Sound
 from tests.receiver.audio.wavs import read_wav
 
@@ -192,7 +193,7 @@ async def test_pcm_ends_with_the_stream() -> None:
     ended = loop.time()
     assert [heard(await _all(pcm)) for pcm in streams] == [sent(10)] * 2
     assert 0.05 < loop.time() - ended < 0.1
-    assert heard(await _all(stream.session.pcm(8000, tracks="inbound"))) == sent(10)
+    assert await _all(stream.session.pcm(8000, tracks="inbound")) == []
 
 
 async def test_what_waits_in_the_session_comes_first() -> None:
@@ -204,8 +205,102 @@ async def test_what_waits_in_the_session_comes_first() -> None:
     stream.close()
     assert [event.chunk for event in await _all(tap)] == list(range(1, 11))
     assert heard(await _all(pcm)) == sent(10)
-    assert len(await _all(stream.session)) == 11
     assert await _all(stream.session.tap()) == []
+    assert await _all(stream.session) == [UnknownEvent(name="weather", document={})]
+
+
+async def test_what_waits_is_for_all_that_begin_before_more_arrives() -> None:
+    stream = Stream()
+    stream.burst(0, 5, "inbound")
+    stream.send(DtmfEvent(digit="4"))
+    sources = [stream.session.tap(), stream.session.tap(), aiter(stream.session)]
+    reading = [asyncio.create_task(_all(source)) for source in sources]
+    stream.burst(5, 10, "inbound")
+    tap = stream.session.tap()
+    stream.burst(10, 15, "inbound")
+    stream.close()
+    assert [len(events) for events in await asyncio.gather(*reading)] == [15, 15, 16]
+    assert [event.chunk for event in await _all(tap)] == list(range(11, 16))
+
+
+@pytest.mark.parametrize("source", ["tap", "pcm"])
+async def test_later_tap_repeats_nothing(source: str) -> None:
+    """What arrives between two taps is for the second one."""
+    stream = Stream()
+
+    def open_one() -> Any:
+        return stream.session.tap() if source == "tap" else stream.session.pcm(8000, tracks="inbound")
+
+    async def chunks(listener: Any) -> list[int]:
+        listener.close()
+        items = await _all(listener)
+        if source == "tap":
+            return [event.chunk - 1 for event in items]
+        return [frame.timestamp_ms // 20 for frame in items if any(frame.data)]
+
+    stream.burst(0, 3, "inbound")
+    first = open_one()
+    stream.burst(3, 5, "inbound")
+    assert await chunks(first) == [0, 1, 2, 3, 4]
+    stream.burst(5, 8, "inbound")
+    second = open_one()
+    third = open_one()
+    stream.burst(8, 10, "inbound")
+    assert await chunks(second) == [5, 6, 7, 8, 9]
+    fourth = open_one()
+    stream.burst(10, 12, "inbound")
+    assert await chunks(third) == [5, 6, 7, 8, 9, 10, 11]
+    assert await chunks(fourth) == [10, 11]
+    closed = open_one()
+    assert await chunks(closed) == []
+    stream.burst(12, 14, "inbound")
+    assert await chunks(open_one()) == [12, 13]
+    stream.burst(14, 15, "inbound")
+    assert await chunks(open_one()) == [14]
+
+
+async def test_refused_pcm_takes_nothing() -> None:
+    stream = Stream()
+    stream.burst(0, 3, "inbound")
+    with pytest.raises(InvalidRequestError):
+        stream.session.pcm(0)
+    stream.burst(3, 5, "inbound")
+    stream.close()
+    assert len(await _all(stream.session)) == 5
+
+
+async def test_loop_after_a_tap_gets_keys_and_later_audio() -> None:
+    stream = Stream()
+    stream.burst(0, 2, "inbound")
+    stream.send(DtmfEvent(digit="1"))
+    stream.burst(2, 3, "inbound")
+    stream.send(UnknownEvent(name="weather", document={}))
+    stream.send(DtmfEvent(digit="2"))
+    tap = stream.session.tap()
+    stream.burst(3, 5, "inbound")
+    stream.send(DtmfEvent(digit="3"))
+    stream.burst(5, 6, "inbound")
+    loop = aiter(stream.session)
+    stream.burst(6, 7, "inbound")
+    stream.send(DtmfEvent(digit="4"))
+    stream.close()
+    assert len(await _all(tap)) == 7
+    weather = UnknownEvent(name="weather", document={})
+    shown = [event.chunk if isinstance(event, MediaEvent) else event async for event in loop]
+    assert shown == [DtmfEvent(digit="1"), weather, DtmfEvent(digit="2"), DtmfEvent(digit="3"), 7, DtmfEvent(digit="4")]
+
+
+@pytest.mark.parametrize("waiting", [0, 10])
+async def test_closed_tap_does_not_overflow_the_session(waiting: int) -> None:
+    stream = Stream(max_events=10, overflow=Overflow.CLOSE)
+    stream.burst(0, waiting, "inbound")
+    pcm = stream.session.pcm(8000, tracks="inbound")
+    if not waiting:
+        stream.burst(0, 50, "inbound")
+    pcm.close()
+    assert all(stream.send(SOUND.event("inbound", number)) for number in range(50, 60))
+    assert not stream.send(SOUND.event("inbound", 60))
+    assert stream.session.statistics.of("inbound").dropped == 1
 
 
 async def test_pcm_takes_over_what_waits_in_its_tap() -> None:
@@ -221,7 +316,7 @@ async def test_pcm_takes_over_what_waits_in_its_tap() -> None:
     closed = stream.session.tap()
     stream.burst(15, 20, "inbound")
     closed.close()
-    assert heard(await _all(closed.pcm(8000))) == sent(20)
+    assert heard(await _all(closed.pcm(8000))) == sent(20)[len(sent(10)) :]
     assert stream.session._listeners.feeds == ()
 
 
@@ -320,7 +415,7 @@ async def test_recorder_over_a_tap(tmp_path: Path) -> None:
         ({"late": "no"}, "late must be one of 'keep', 'drop', not 'no'"),
         (
             {"rate": 11_025},
-            "frames of 20 ms at 11025 Hz are no whole number of samples: write a frame_ms that is a multiple of 40",
+            "a frame of 20 ms at 11025 Hz is not a whole number of samples: write a frame_ms that is a multiple of 40",
         ),
     ],
 )
@@ -340,6 +435,18 @@ async def test_wrong_max_frames_is_refused(wrong: Any) -> None:
         Stream().session.tap(max_frames=wrong)
 
 
+@pytest.mark.parametrize(("rate", "least"), [(1, 1000), (40, 25), (49, 21)])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+async def test_stream_with_less_than_a_sample_in_each_frame_is_refused(rate: int, least: int, late: Any) -> None:
+    session = Stream(AudioFormat("audio/x-mulaw", rate)).session
+    told = rf"the stream has {rate} samples? per second.*write a frame_ms of at least {least}"
+    with pytest.raises(InvalidRequestError, match=told):
+        session.pcm(8000, late=late)
+    with pytest.raises(InvalidRequestError, match=told):
+        session.pcm(8000, frame_ms=least - 1, late=late)
+    session.pcm(8000, frame_ms=least, late=late).close()
+
+
 async def test_audio_that_has_no_pcm_is_refused() -> None:
     with pytest.raises(UnknownEncodingError):
         Stream(AudioFormat("audio/opus")).session.pcm()
@@ -354,3 +461,52 @@ async def test_another_rate_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
         session.pcm()
     assert session._listeners.feeds == ()
     assert session.pcm(8000) is not None
+
+
+@pytest.mark.parametrize("source", ["tap", "pcm"])
+async def test_wait_for_one_item_keeps_its_source(source: str) -> None:
+    """Nothing else refers to it."""
+    stream = Stream()
+    session = stream.session
+    waiting = asyncio.create_task(_next(session.tap() if source == "tap" else session.pcm(8000, tracks="inbound")))
+    await asyncio.sleep(0)
+    gc.collect()
+    stream.burst(0, 1)
+    if source == "tap":
+        assert (await waiting).payload == SOUND.of("inbound", 0, 160)
+    else:
+        assert (await waiting).data == sent(1)
+    del waiting
+    gc.collect()
+    assert session._listeners.feeds == ()
+
+
+def _next(source: Any) -> Any:
+    return anext(source)
+
+
+async def test_repr_of_a_frame_has_no_audio() -> None:
+    stream = Stream()
+    stream.burst(0, 1)
+    shown = "PcmFrame(data=<320 bytes>, timestamp_ms=0, rate=8000, channels=1, missing_ms=0)"
+    assert repr(await anext(stream.session.pcm(8000, tracks="inbound"))) == shown
+
+
+async def test_first_pcm_sends_no_silence_for_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop: Any = asyncio.get_running_loop()
+    time, late = loop.time, 0.0
+
+    class SlowResampler(Resampler):
+        def __init__(self, *args: int) -> None:
+            nonlocal late
+            super().__init__(*args)
+            late = 0.5  # seconds that the first one takes
+
+    monkeypatch.setattr(loop, "time", lambda: time() + late)
+    monkeypatch.setattr(_pcm_mixer, "Resampler", SlowResampler)
+    stream = Stream()
+    frames = asyncio.create_task(_all(stream.session.pcm(tracks="inbound")))
+    assert late
+    await stream.talk(0, 10)
+    stream.close()
+    assert [frame.timestamp_ms for frame in await frames] == list(range(0, 200, 20))

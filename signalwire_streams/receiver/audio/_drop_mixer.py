@@ -73,7 +73,7 @@ class DropMixer(Mixer):
         """Return the next frame that is due; None, with `next_at` set, if there is none."""
         while True:
             if self.is_finished and self._horizon() <= self._cursor:
-                return self._flush()
+                return self._flush() or self._report(now)
             owed_at = self._started_at + self._chunks * self._seconds
             due_at = self._due_at()
             owed, overdue = (now - owed_at) / self._seconds, (now - due_at) / self._seconds
@@ -89,6 +89,13 @@ class DropMixer(Mixer):
                 return None
             if frame is not None:
                 return frame
+
+    def _report(self, now: float) -> PcmFrame | None:
+        """Return a frame of silence, in its time, that reports what was dropped after the last one."""
+        self.next_at = self._started_at + (self._chunks + 1) * self._seconds
+        if not self._has_lost or now < self.next_at - _EPSILON:
+            return None
+        return self._silent_frame()
 
     def _discard(self, samples: int) -> None:
         for track in self._buffers:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, TypeGuard
 
 from attrs import Attribute, define, field, frozen
 
@@ -179,13 +179,19 @@ _RATE = re.compile(r"@(\d{1,6})h?\b|;\s*rate\s*=\s*\"?(\d{1,6})\b", re.ASCII | r
 
 
 def _encoding(text: str) -> Encoding | str:
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"write the encoding as in 'audio/x-mulaw', not {type(text).__name__}")
     name = re.split("[;@]", text, maxsplit=1)[0].strip().lower()
     return _ENCODINGS.get(name.removeprefix("audio/").removeprefix("x-"), text)
 
 
+def _is_within(value: object, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
 def _validate_range(_: object, attribute: "Attribute[int]", value: object) -> None:
     most = attribute.metadata["most"]
-    if not isinstance(value, int) or not 1 <= value <= most:
+    if not _is_within(value, most):
         raise InvalidRequestError(f"{attribute.name} must be a whole number from 1 to {most}, not {value!r}")
 
 
@@ -231,8 +237,9 @@ class AudioFormat:
         For a stream whose frames you decode yourself with `decode_event`; `StreamSession.audio_format` has been created
         in the same way.
 
-        A missing sample rate is taken from the encoding (``L16@16000h``, ``audio/L16;rate=16000``). A rate that is
-        still missing, or invalid, is 8000; an invalid number of channels is 1.
+        A missing sample rate, or one that is not an int, is taken from the encoding (``L16@16000h``,
+        ``audio/L16;rate=16000``). A rate that is still missing, or invalid, is 8000; an invalid number of channels is
+        1.
 
         Args:
             start: the event; or, if you have only its parts, ``mediaFormat.encoding``.
@@ -243,14 +250,14 @@ class AudioFormat:
         if isinstance(start, StartEvent):
             media = start.media_format
             start, sample_rate, channels = media.encoding, media.sample_rate, media.channels
-        text = start or ""
-        if sample_rate is None and (found := _RATE.search(text)):
+        text = start if isinstance(start, str) else ""
+        if type(sample_rate) is not int and (found := _RATE.search(text)):
             sample_rate = int(found[1] or found[2])
         return cls(
             encoding=text,
-            sample_rate=sample_rate if sample_rate and 1 <= sample_rate <= _MAX_RATE else _TELEPHONY_RATE,
+            sample_rate=sample_rate if _is_within(sample_rate, _MAX_RATE) else _TELEPHONY_RATE,
             byte_order=byte_order,
-            channels=channels if channels and 1 <= channels <= _MAX_CHANNELS else 1,
+            channels=channels if _is_within(channels, _MAX_CHANNELS) else 1,
         )
 
     @property

@@ -65,6 +65,8 @@ class KeepMixer(Mixer):
                     continue
                 frame = self._mix()
                 silent_at = now + self._patience
+                if frame is None:  # it is in the resampler until the next chunk arrives
+                    self._silent_at = max(self._silent_at, now + self._seconds + _MARGIN)
             elif self.is_finished:
                 return self._flush()
             elif now >= self._silent_at:
@@ -105,4 +107,4 @@ class KeepMixer(Mixer):
             track.take(samples)
         self._cursor += samples
         self._debt -= samples
-        return True
+        return samples > 0

@@ -1,4 +1,4 @@
-"""PCM frames of one length from the media events of a stream. Pure: a mixer is told the time, and asked for frames.
+"""PCM frames of equal length from the media events of a stream. Pure: a mixer is told the time, and asked for frames.
 
 `KeepMixer` and `DropMixer` differ in what happens to audio that arrives after its time. In both, positions are those of
 the tracks' timelines, so that the tracks stay in line.
@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import gcd
 from typing import Literal, TypeAlias
 
-from attrs import define
+from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver._protocol import MediaEvent
@@ -32,7 +32,7 @@ _FROM_START = 1.0  # seconds: frames of a stream that was opened later than that
 
 @define
 class PcmFrame:
-    """Linear PCM of one length, 16 bits, little-endian. Do not modify it.
+    """Linear PCM, 16 bits, little-endian: one of the frames of equal length that make up a stream. Do not modify it.
 
     Attributes:
         data: the samples; with two channels they alternate, inbound first.
@@ -43,7 +43,7 @@ class PcmFrame:
         missing_ms: milliseconds of audio that were dropped since the frame before: it was late, or your loop too slow.
     """
 
-    data: bytes
+    data: bytes = field(repr=lambda data: f"<{len(data)} bytes>")
     timestamp_ms: int
     rate: int
     channels: int
@@ -52,7 +52,7 @@ class PcmFrame:
 
 @define(frozen=True, kw_only=True)
 class PcmOptions:
-    """What is asked of a mixer; all of it is checked when it is created."""
+    """What is asked of a mixer; all of it is checked, and its packages are imported, when it is created."""
 
     audio_format: AudioFormat
     rate: int
@@ -75,7 +75,7 @@ class PcmOptions:
         if self.rate * self.frame_ms % _MILLISECONDS:
             whole = _MILLISECONDS // gcd(self.rate, _MILLISECONDS)
             raise InvalidRequestError(
-                f"frames of {self.frame_ms} ms at {self.rate} Hz are no whole number of samples: "
+                f"a frame of {self.frame_ms} ms at {self.rate} Hz is not a whole number of samples: "
                 f"write a frame_ms that is a multiple of {whole}"
             )
         if self.audio_format.sample_size and self.audio_format.channels != 1:  # an unknown encoding raises here
@@ -83,6 +83,22 @@ class PcmOptions:
                 f"the stream has {self.audio_format.channels} channels in each track, and pcm takes one: decode the "
                 "payloads with session.audio_format.to_pcm"
             )
+        if (rate := self.audio_format.sample_rate) * self.frame_ms < _MILLISECONDS:
+            raise InvalidRequestError(
+                f"the stream has {rate} sample{'s' * (rate > 1)} per second, too few for frames of {self.frame_ms} ms: "
+                f"write a frame_ms of at least {-(-_MILLISECONDS // rate)}"
+            )
+        self.resampler()  # the first one takes 100 ms, which must not pass while a mixer waits for audio
+
+    @property
+    def channels(self) -> int:
+        """Channels of a frame."""
+        return 2 if self.tracks == "stereo" else 1
+
+    def resampler(self) -> Resampler | None:
+        """Return a new resampler of frames; None if the stream has the rate that is asked for."""
+        rate = self.audio_format.sample_rate
+        return Resampler(rate, self.rate, self.channels) if rate != self.rate else None
 
 
 class Mixer:
@@ -114,9 +130,9 @@ class Mixer:
         self._expected = [self._tracks[name] for name in names if name in announced] or list(self._buffers)
         self._sample_size = options.audio_format.sample_size
         self._is_stereo = options.tracks == "stereo"
-        self._to_rate, self._channels = options.rate, 2 if self._is_stereo else 1
+        self._to_rate, self._channels = options.rate, options.channels
         self._size = options.rate * options.frame_ms // _MILLISECONDS * WIDTH * self._channels
-        self._resampler = Resampler(rate, options.rate, self._channels) if rate != options.rate else None
+        self._resampler = options.resampler()
         self._resampled = bytearray()
         self._stamps: deque[int] = deque()  # of the chunks that are in the resampler
         self._chunks = 0  # that were mixed
@@ -174,7 +190,12 @@ class Mixer:
     @property
     def is_empty(self) -> bool:
         """Whether a finished mixer has no more frames."""
-        return self.is_finished and not self._stamps and self._horizon() <= self._cursor
+        return self.is_finished and not self._stamps and not self._has_lost and self._horizon() <= self._cursor
+
+    @property
+    def _has_lost(self) -> bool:
+        """Whether audio was dropped that no frame has reported yet."""
+        return bool(self._first.lost or self._last.lost)
 
     def _mix(self) -> PcmFrame | None:
         """Mix the next chunk of all tracks; return the frame that it completes."""
@@ -200,12 +221,19 @@ class Mixer:
         if not self._has_whole_chunks:
             chunks, samples = self._chunks, self._samples
             self._chunk = (chunks + 1) * samples // _MILLISECONDS - chunks * samples // _MILLISECONDS
-        stamp = self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
+        stamp = self._stamp(position)
         if self._resampler is None:
             return self._frame(pcm, stamp)
         self._stamps.append(stamp)
         self._resampled += self._resampler.process(pcm)
         return self._next_frame() if len(self._resampled) >= self._size else None
+
+    def _stamp(self, position: int) -> int:
+        return self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
+
+    def _silent_frame(self) -> PcmFrame:
+        """Return a frame that goes past the resampler."""
+        return self._frame(bytes(self._size), self._stamp(self._cursor))
 
     def _next_frame(self) -> PcmFrame:
         """Return the oldest chunk that went into the resampler as a frame."""
@@ -215,7 +243,7 @@ class Mixer:
 
     def _frame(self, data: bytes, stamp: int) -> PcmFrame:
         frame = PcmFrame(data, stamp, self._to_rate, self._channels)
-        if self._first.lost or self._last.lost:
+        if self._has_lost:
             frame.missing_ms = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // self._rate)
             self._first.lost = self._last.lost = 0
         return frame

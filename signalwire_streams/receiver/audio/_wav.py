@@ -30,6 +30,7 @@ WavEncoding: TypeAlias = Literal["pcm", "passthrough"]
 
 _Choice = TypeVar("_Choice", Layout, WavEncoding)
 _STEREO = 2
+_NUMBER_OR_NONE = (int, type(None))
 _TRACK = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes part of a file name, and may come from a peer
 
 
@@ -151,14 +152,16 @@ class WavRecorder:
         it, it is moved to its place.
 
         Raises:
-            InvalidRequestError: the event is not a media event.
+            InvalidRequestError: the event is not a media event, or its payload, timestamp or chunk is of a wrong type.
             RecordingFullError: the file would become too large. Nothing of this frame was written.
             RecordingError: the file can't be written, or the recorder is not open.
         """
         if not isinstance(event, MediaEvent):
             raise InvalidRequestError(
-                f"a {type(event).__name__} has no audio to record: pass only events that are a MediaEvent"
+                f"an object of type {type(event).__name__} has no audio to record: pass only events that are a "
+                "MediaEvent"
             )
+        _check_values(event.payload, event.timestamp, event.chunk)
         writer = self._writers.get(event.track)
         if writer is None:
             self._check_open()
@@ -216,6 +219,21 @@ class WavRecorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_values(payload: object, timestamp: object, chunk: object) -> None:
+    if not isinstance(payload, bytes):
+        wrong = f"payload of type {type(payload).__name__}"
+    elif not isinstance(timestamp, _NUMBER_OR_NONE):
+        wrong = f"timestamp of type {type(timestamp).__name__}"
+    elif not isinstance(chunk, _NUMBER_OR_NONE):
+        wrong = f"chunk of type {type(chunk).__name__}"
+    else:
+        return
+    raise InvalidRequestError(
+        f"a media event with a {wrong} can't be recorded: write the payload as bytes, and timestamp and chunk as whole "
+        "numbers or None"
+    )
 
 
 def _check_tracks(tracks: tuple[object, ...]) -> None:

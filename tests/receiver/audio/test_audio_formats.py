@@ -71,6 +71,15 @@ def test_usual_names_are_converted_to_encodings(text: str, encoding: str) -> Non
         (("audio/x-L16", 1 << 63, 1 << 63), 8000, 1),
         (("audio/x-L16", 48000, 2), 48000, 2),
         ((None, None, None), 8000, 1),
+        (("audio/x-L16", True, True), 8000, 1),
+        (("audio/x-L16", "16000", "2"), 8000, 1),
+        (("audio/x-L16", b"16000", b"2"), 8000, 1),
+        (("audio/x-L16", {}, []), 8000, 1),
+        (("audio/x-L16", float("nan"), float("inf")), 8000, 1),
+        (("L16@16000h", "24000", None), 16000, 1),
+        ((123, 16000, 1), 16000, 1),
+        (({"mediaFormat": {}}, None, None), 8000, 1),
+        ((b"L16@16000h", 8000, 1), 8000, 1),
     ],
 )
 def test_invalid_rate_and_channels_get_defaults(told: tuple[Any, ...], rate: int, channels: int) -> None:
@@ -79,6 +88,18 @@ def test_invalid_rate_and_channels_get_defaults(told: tuple[Any, ...], rate: int
 
     assert (audio.sample_rate, audio.channels, audio.byte_order) == (rate, channels, "little")
     assert AudioFormat.from_start_event(*told, byte_order="big").byte_order == "big"
+
+
+@pytest.mark.parametrize("wrong", [{"sample_rate": True}, {"channels": True}, {"sample_rate": "8000"}])
+def test_number_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="must be a whole number from 1 to"):
+        AudioFormat("audio/x-mulaw", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [b"audio/x-mulaw", None, 5])
+def test_encoding_that_is_no_text_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"as in 'audio/x-mulaw', not {type(wrong).__name__}"):
+        AudioFormat(wrong)
 
 
 def test_format_of_a_decoded_start_event() -> None:

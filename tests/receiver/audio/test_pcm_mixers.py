@@ -440,3 +440,39 @@ def test_late_audio_whose_place_is_taken_follows_unless_it_is_silent() -> None:
     assert buffer.end == 160
     buffer._put(80, sound, 3)
     assert buffer.take(320) == sound + sound
+
+
+@pytest.mark.parametrize("ms", [20, 60, 80, 100, 200, 500, 1000])
+@pytest.mark.parametrize("rate", [8000, 16_000, 11_025, 24_000])
+@pytest.mark.parametrize("tracks", ["inbound", "mixed"])
+def test_keep_adds_no_silence_to_steady_speech(ms: int, rate: int, tracks: str) -> None:
+    """Also while the first frame waits in the resampler."""
+    if rate * ms % 1000:
+        ms = 40 * (ms // 40 + 1)
+    arrivals = steady(Sound(FORMATS[0]), 6)
+    frames = list(play(options(FORMATS[0], rate=rate, frame_ms=ms, tracks=tracks), arrivals, until=6.02))
+    assert [frame.timestamp_ms for _, frame in frames] == list(range(0, 6000, ms))
+    assert all(any(frame.data) for _, frame in frames)
+
+
+@pytest.mark.parametrize(("rate", "ms"), [(1, 1000), (50, 20), (70, 20), (40, 25), (99, 20), (8000, 1)])
+def test_keep_goes_on_with_frames_of_hardly_a_sample(rate: int, ms: int) -> None:
+    """Silence that is owed is left out in steps of a sample at least, so none of them takes forever."""
+    audio = AudioFormat(Encoding.MULAW, rate)
+    arrivals = [(second + 0.9, MediaEvent("inbound", audio.silence * rate, second + 1)) for second in range(5)]
+    frames = list(play(options(audio, rate=8000, frame_ms=ms), arrivals, until=6))
+    assert 4 < len(frames) * ms / 1000 < 7
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000])
+@pytest.mark.parametrize("seed", range(5))
+def test_drop_reports_what_it_drops_after_the_last_frame(rate: int, seed: int) -> None:
+    """In a frame of silence."""
+    chance = random.Random(seed)  # noqa: S311
+    arrivals = [(at + chance.expovariate(50), event) for at, event in steady(Sound(FORMATS[0]), 2, tracks=("inbound",))]
+    arrivals.sort(key=lambda arrival: arrival[0])
+    chosen = options(FORMATS[0], rate=rate, late="drop", delay_ms=0)
+    frames = [frame for _, frame in play(chosen, arrivals, announced=["inbound"])]
+    missing = sum(frame.missing_ms for frame in frames)
+    heard = 20 * sum(any(frame.data) for frame in frames)
+    assert missing + heard == 2000 if rate == 8000 else 2000 <= missing + heard <= 3000

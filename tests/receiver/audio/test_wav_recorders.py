@@ -262,9 +262,32 @@ def test_event_without_audio_is_refused(tmp_path: Path) -> None:
     event: Any = DtmfEvent(digit="5", track="inbound")
     with (
         WavRecorder(tmp_path / "call.wav", MULAW) as recorder,
-        pytest.raises(InvalidRequestError, match="a DtmfEvent has no audio to record: pass only"),
+        pytest.raises(InvalidRequestError, match="an object of type DtmfEvent has no audio to record: pass only"),
     ):
         recorder.write(event)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("inbound", "abc", 1, 0), "payload of type str"),
+        (("inbound", None, 1, 0), "payload of type NoneType"),
+        (("inbound", [1], 1, 0), "payload of type list"),
+        (("inbound", b"abc", 1, "0"), "timestamp of type str"),
+        (("inbound", b"abc", 1, 0.0), "timestamp of type float"),
+        (("inbound", b"abc", "1", 0), "chunk of type str"),
+        (("inbound", b"abc", 1.0, 0), "chunk of type float"),
+    ],
+)
+def test_event_of_wrong_types_is_refused(tmp_path: Path, wrong: Any, told: str) -> None:
+    """Before it changes anything."""
+    with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
+        recorder.write(MediaEvent("inbound", b"1" * 160, 1, 0))
+        with pytest.raises(InvalidRequestError, match=f"{told} can't be recorded: .* bytes"):
+            recorder.write(MediaEvent(*wrong))
+        recorder.write(MediaEvent("inbound", b"2" * 160, 2, 20))
+        recorder.write(MediaEvent("inbound", b"2" * 160, None, None))
+    assert len(read_wav(tmp_path / "call.wav").audio) == 480 * 4
 
 
 def test_unknown_encoding_raises_on_creation() -> None:
