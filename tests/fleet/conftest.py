@@ -13,7 +13,8 @@ from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer, redis_servers
 
-KEEPING = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
+# As README says: with everysec, the default, a Redis that is killed while the disk is busy loses what it has confirmed.
+KEEPING = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 
 
 @pytest.fixture
