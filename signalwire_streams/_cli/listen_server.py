@@ -99,7 +99,7 @@ class RecordingServer:
 
     def abort(self) -> None:
         self._receiver.abort()
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError):  # Windows' loops have no handlers to remove
             asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # so that it ends the process in any case
 
     @property

@@ -435,10 +435,11 @@ async def test_listen_reports_a_port_in_use(bare_shell: Shell, tmp_path: Path) -
     assert ran.err == f"error: can't listen on 127.0.0.1 port {port}: {os.strerror(errno.EADDRINUSE)}\n"
 
 
-async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", *(["2"] if sys.platform == "linux" else [])])
+async def test_broken_pipe_ends_listen(tmp_path: Path, processes: str) -> None:
     """As in ``signalwire-streams listen --json | head -1``: the stream is recorded nevertheless."""
     reading, writing = os.pipe()
-    options = ("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path))
+    options = ("listen", "--json", "--allow-anonymous", "--processes", processes, "--directory", str(tmp_path))
     async with process(*options, stdout=writing) as child:
         os.close(writing)
         with os.fdopen(reading, "rb") as lines:

@@ -280,22 +280,6 @@ async def test_processes_that_cannot_be_forked_are_a_failure(tmp_path: Path) -> 
     assert ran.err == (f"error: can't start 3 processes: {os.strerror(errno.EAGAIN)}: write a smaller --processes\n")
 
 
-async def test_broken_pipe_ends_all_processes(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    options = ("listen", "--json", "--allow-anonymous", "--processes", "2", "--directory", str(tmp_path))
-    async with process(*options, stdout=writing) as child:
-        os.close(writing)
-        with os.fdopen(reading, "rb") as lines:
-            facts = json.loads(await asyncio.to_thread(lines.readline))
-        async with dialled(facts["url"]) as peer:
-            await begin(peer)
-            await speak(peer)
-            await stop(peer)
-            ran = await end_of(child)
-    assert (ran.code, ran.err) == (141, "")
-    assert len(sound_of(tmp_path / "s-1.wav")[1]) == 1600
-
-
 @pytest.mark.parametrize(
     ("value", "sentence"), [("0", "0 is not in the range 1<=x<=64"), ("two", "'two' is not a valid integer")]
 )
