@@ -101,7 +101,7 @@ class StreamsClient:
             space: the Space's name (``example``) or host (``example.signalwire.com``).
             project: the Project ID, which the API also calls AccountSid.
             token: an API token of the project.
-            base_url: instead of ``space``: an https address, or plain http on this very machine.
+            base_url: instead of ``space``: an https address, or plain http on this machine.
             session: an aiohttp session to borrow; it is never closed here. Its middlewares, timeouts and response
                 limits are not used, and it must not have ``auth``.
             connections: maximum number of open connections.
@@ -234,7 +234,7 @@ class StreamsClient:
 
     @property
     def _bulk_runs(self) -> "BulkRuns":
-        # Imported here, since a client that makes no bulk run is not to pay for it.
+        # Imported here, so that a client without bulk runs does not pay for it.
         from signalwire_streams.bulk._runs import BulkRuns  # noqa: PLC0415
 
         return BulkRuns(

@@ -76,7 +76,7 @@ secret_options = passing("secrets", lambda **options: Secrets(options), *map(fie
 
 
 def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
-    """Group a file's lines by the id of their conference or call; those that are invalid started nothing."""
+    """Group a file's lines by the sid of their conference or call; invalid ones started nothing."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         if isinstance(line, BadLine) and line.hides_more:
@@ -113,9 +113,9 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
 
 
 def _options_of(plan: Sequence[PlannedRequest]) -> Iterator[dict[str, Any]]:
-    """Return what the start's options may have been, which no journal records, so far as they decide about lines.
+    """Yield the options that the start may have had, as far as they decide which lines it used; no journal has them.
 
-    Without --url, it skipped the lines that have none; by their names, it skipped those that it took for duplicates.
+    Without --url, it skipped the lines without a url; the name decided which lines it skipped as duplicates.
     """
     names = {planned.request.name for planned in plan}
     namings: list[dict[str, Any]] = [{"unnamed": True}, *({"name": name} for name in {None, *names})]
@@ -125,7 +125,7 @@ def _options_of(plan: Sequence[PlannedRequest]) -> Iterator[dict[str, Any]]:
 
 
 def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[PlannedRequest]) -> Sequence[Line] | None:
-    """Return the lines that a start with these options took, or None if they don't make the plan."""
+    """Return the lines that a start with these options used, or None if they do not match the plan."""
     requests, _ = make_requests(lines, options)
     taken = [line for line in lines if line.number in requests]
     if len(taken) != len(plan):

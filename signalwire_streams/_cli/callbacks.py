@@ -28,7 +28,7 @@ def _decode(raw: bytes) -> str:
 
 
 def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
-    """Return the arguments of `diagnose_signature` for a request as sent; lines may end with LF only, as editors do."""
+    """Return the arguments of `diagnose_signature` for a captured request; lines may end with LF alone, as in editors."""
     head, *rest = _END_OF_HEAD.split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"), maxsplit=1)
     first, _, lines = head.partition(b"\n")
     request_line = _REQUEST_LINE.fullmatch(_decode(first).strip())
@@ -117,7 +117,7 @@ Exit codes:
 @click.option(
     "--url",
     metavar="URL",
-    help="URL that your server verifies with. Default for a --request: http:// and its Host header.",
+    help="URL that your server checks the signature against. Default for a --request: http:// and its Host header.",
 )
 @click.option("--method", metavar="METHOD", help="Method, without --request. Default: POST.")
 @click.option(
@@ -169,7 +169,7 @@ def explain(
         captured = {"url": url, "method": method or "POST", "headers": headers, "body": content}
     found = diagnose_signature(**captured, keys=keys, candidates=candidates)
     if as_json:
-        write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # that one may hold secrets
+        write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # its query may hold secrets
     else:
         click.echo("\n".join(clean(line) for line in str(found).splitlines()))
     if not found.valid:

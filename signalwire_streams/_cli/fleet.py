@@ -236,7 +236,7 @@ Examples:
 @click.option(
     "--follow/--once",
     default=None,
-    help="Follow the run to its end, or show it once. Default: --follow on a terminal without --json.",
+    help="Follow the run until it ends, or show it once. Default: --follow on a terminal without --json.",
 )
 @_fleet_options
 def status(account: _FleetAccount, *, run: str | None, follow: bool | None) -> None:
@@ -404,7 +404,7 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
 
 
 def _write_status(found: "FleetStatus", account: _FleetAccount, facts: Mapping[str, object] | None = None) -> None:
-    """Write the progress of a run, and what can be done about it; *facts* are further ones for a program."""
+    """Write the progress of a run, and the possible next steps; *facts* are added to the JSON."""
     if account.as_json:
         workers = [asdict(one) for one in found.workers]
         speeds = {"rate": round(found.rate, 1), "limit": found.limit}

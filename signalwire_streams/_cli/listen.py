@@ -382,7 +382,7 @@ Examples:
     help="Byte order of L16 audio; SignalWire does not document it.",
 )
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
-@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="Its key, if that is in another file.")
+@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key, if it is in another file.")
 @click.option(
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
@@ -443,7 +443,7 @@ def listen(
         server = RecordingServer(options, listener.report)
     else:
         server = RecordingProcesses(options, processes, listener.report)
-    # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
+    # If the loop supports no signal handlers (Windows), Ctrl-C raises an exception.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(listener.run(server, ca_file=ca_file, seconds=seconds))
     if not listener.is_complete:

@@ -133,7 +133,7 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
 A fault is KIND[:key=value[,key=value...]]. Conditions:
   on=start|stop|end|list|get|any   times=N   every_nth=N   per_target=N
   target=SID                       of a conference or call
-  executed=true|false              whether the request is executed nevertheless
+  executed=true|false              whether the request is executed anyway
 Faults of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b
@@ -156,7 +156,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
 @_space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
 @address_options
-@_space_option("seed", "Seed of all ids, numbers and faults.", metavar="N")
+@_space_option("seed", "Seed of all sids, numbers and faults.", metavar="N")
 @_space_option(
     "rate_limit", "POST requests in any 10 seconds.", type=click.STRING, callback=_rate_limit, metavar="N|none"
 )
@@ -206,7 +206,7 @@ def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **se
             _add_fault(space, spec)
         except ValueError as error:
             raise click.UsageError(f"--fault {spec}: {error}") from None
-    # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
+    # If the loop supports no signal handlers (Windows), Ctrl-C raises an exception.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(space, as_json=as_json))
 

@@ -62,7 +62,7 @@ from signalwire_streams.errors import InvalidRequestError, JournalError
 PENDING = "pending"
 """The state of an item that is planned and was not tried yet: it has no row."""
 
-_AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
+_AT_ONCE = 500  # rows per query, so that no reader delays the writer's checkpoints
 _MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
 _REMAINING = {PENDING, IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
 _FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
@@ -234,7 +234,7 @@ class BulkJournal:
             yield planned
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Return the items that were attempted, in that order; of states, only the items that are in one of them."""
+        """Return the items that were attempted, in order; if states are passed, only the items in one of them."""
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
             yield decode_item(self._file, row)
@@ -242,16 +242,16 @@ class BulkJournal:
     def streams(self) -> Iterator[Stream]:
         """Return the streams that the run started, or may have started, and that were not rolled back."""
         for item in self.items():
-            # A failed start is ambiguous if the Space refused it temporarily, since it may have run nevertheless.
+            # A failed start is ambiguous if the Space rejected it temporarily, since it may have been executed anyway.
             may_run = item.status in _MAY_RUN or (item.status in _FAILED and item.ambiguous)
             if may_run and item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream
 
-    def _rows(self, question: str, *values: str) -> Iterator[Any]:
-        last = -1 << 63  # SQLite's least number
+    def _rows(self, query: str, *values: str) -> Iterator[Any]:
+        last = -1 << 63  # SQLite's lowest number
         while True:
             with _reading(self._file) as (database, _):
-                found = database.execute(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)).fetchall()
+                found = database.execute(f"{query} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)).fetchall()
             if not found:
                 return
             yield from found
@@ -358,7 +358,7 @@ class Journal:
     def find(self, target: str, name: str | None) -> ItemRecord | None:
         """Look up an earlier part's record of an item.
 
-        Items without a name differ by their order only: the second call for a target returns its second.
+        Items without a name differ only by their order: the second call for a target returns its second record.
         """
         if not self._inherited:
             return None
@@ -391,7 +391,7 @@ class Journal:
         return self._rows
 
     def intend(self, row: int, kind: str, target: str, name: str | None) -> Coroutine[Any, Any, None]:
-        """Record that an item is about to be sent; it is durable when this was awaited."""
+        """Record that an item is about to be sent; the record is durable once this has been awaited."""
         if row > self._inherited:
             return self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
         return self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
@@ -411,7 +411,7 @@ class Journal:
         )
 
     def intend_rollback(self, row: int) -> Coroutine[Any, Any, None]:
-        """Record that an item's stream is about to be stopped; it is on the disk when this was awaited."""
+        """Record that an item's stream is about to be stopped; the record is durable once this has been awaited."""
         return self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
     def complete_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
@@ -435,7 +435,7 @@ class Journal:
     def _release(self) -> None:
         self._commits.cancel()
         if self._commits.is_whole:
-            # The last one that closes copies the log into the main file and deletes it; a guard can't, it only reads.
+            # The last connection to close copies the log into the main file and deletes it. A guard only reads, so it can't.
             for guard in self._guards:
                 guard.close()
         self._opened.close()
@@ -486,7 +486,7 @@ def _lay_out(path: JournalPath, owner: JournalOwner, run: str, plan: Iterable[St
     """
     facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(owner), "started_at": now()}
     with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
-        database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to go back to
+        database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to roll back to
         begin_generations(database)
         database.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:

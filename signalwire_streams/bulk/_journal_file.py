@@ -65,7 +65,7 @@ class JournalPath:
     def exists(self) -> bool:
         """Return whether there is a file, and check that nothing at or beside the path is another kind of file.
 
-        Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
+        Nothing is opened: opening a FIFO blocks, and SQLite deletes what it takes for its own leftovers.
         """
         try:
             is_there = _is_regular(self.file)
@@ -108,7 +108,7 @@ class JournalPath:
         return f"{(self._target or self.file.resolve()).as_uri()}?mode={mode}"
 
     def hold(self) -> sqlite3.Connection:
-        """Lock a run for this process. The lock ends with the process, however it ends."""
+        """Lock a run for this process. The lock ends with the process, even if that is killed."""
         try:
             lock = sqlite3.connect(self.beside(LOCK), timeout=_HOLD_TIMEOUT, isolation_level=None)
         except (sqlite3.OperationalError, OSError):
@@ -190,7 +190,7 @@ def journal_path(journal: object) -> JournalPath:
 
 
 def _is_regular(file: Path) -> bool:
-    """Return False where there is no file."""
+    """Return False if there is no file."""
     try:
         mode = stat.S_IFMT(file.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

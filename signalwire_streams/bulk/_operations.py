@@ -80,7 +80,7 @@ class Ledger(Protocol):
         """
 
     def find(self, key: ItemKey, /) -> ItemRecord | None:
-        """Return the same for an item that this run does not send. None if somebody else reports such items."""
+        """Return the same for an item that this run does not send, or None if such items are reported elsewhere."""
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None, /) -> None:
         """Record that an item is about to be sent; it is durable when this returns.
@@ -187,13 +187,13 @@ class StartStreams(_StreamOperation[Start]):
                     raise outcome_unknown(key, f"{_EARLIER_PART} {why}, so it is not sent again")
                 state.may_have_succeeded = True
             state.was_refused_for_now = True
-        # When it has its turn and not before, so that a process that dies leaves no doubt about what was only queued.
+        # Only when it is its turn, so that items that were merely queued are not in doubt after a crash.
         state.before_sending = partial(ledger.intend, key, state, record)
         return None
 
 
 class StopStreams(_StreamOperation[Stream]):
-    """Stops streams. What is recorded as stopped is not sent again; everything else is."""
+    """Stops streams. A stop that is recorded as done is not sent again; all others are."""
 
     is_start = False
 
@@ -318,7 +318,7 @@ class JournalLedger:
 
 
 def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
-    """Mark a start that failed as ambiguous if the Space may have carried it out when it refused it for now.
+    """Mark a failed start as ambiguous if the Space rejected it temporarily and may have carried it out anyway.
 
     It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
     chose may be that of another stream, so it is not marked.
@@ -340,7 +340,7 @@ class RollbackLedger(JournalLedger):
         await when_free(self._clock, self.journal.begin_rollback)
 
     def known(self, *_: object) -> None:
-        """Return None: whatever was recorded of a stream, stopping it again is safe."""
+        """Return None: stopping a stream again is safe, no matter what was recorded of it."""
 
     def find(self, _: object) -> None:
         pass

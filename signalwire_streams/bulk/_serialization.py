@@ -1,4 +1,4 @@
-"""Requests as a journal and a fleet store them: every field but the secrets, as the model's metadata names them."""
+"""Requests as a journal and a fleet store them: every field except the secrets, which the model's metadata marks."""
 
 import json
 import re
@@ -136,7 +136,7 @@ def planned_row(planned: PlannedRequest) -> PlanRow:
 
 
 def planned_request(row: Sequence[Any]) -> PlannedRequest:
-    """Read a row of `planned_row`; raise ValueError for one that is none."""
+    """Read a row that `planned_row` wrote; raise ValueError for any other one."""
     try:
         kind, target, name, text = row
         written: dict[str, Any] = json.loads(text)

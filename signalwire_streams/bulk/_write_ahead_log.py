@@ -1,6 +1,6 @@
-"""The write-ahead log of a journal: how it is written, and how one that is missing, cut or foreign is recognized.
+"""The write-ahead log of a journal: how it is written, and how a missing, truncated or foreign one is detected.
 
-SQLite itself does not notice any of that. It takes the first invalid frame for the end of a log, it applies every log
+SQLite itself detects none of these. It takes the first invalid frame for the end of a log, it applies every log
 that it finds next to a main file, and it opens a main file whose log is gone. So a journal counts its commits: each one
 raises the generation, which is stored in ``user_version``, a number in the first page, above its lowest bit.
 
@@ -58,9 +58,9 @@ _SALT, _FIRST_FRAME, _FRAME_HEADER = 16, 32, 24
 _PAGE_COUNT, _USER_VERSION, _APPLICATION_ID = 28, 60, 68  # bytes in the first page
 _MAGIC = (0x377F0682, 0x377F0683)
 _APART = 0.004  # seconds between two commits, when something waits for them
-_AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
-_GUARDED_TRIES = 50  # of a commit that another program prevents: about a second
-_VERIFY_TRIES = 10  # while another program changes the files
+_AT_LEAST_EVERY = 0.1  # seconds until a record is written that nothing waits for
+_GUARDED_TRIES = 50  # to commit while another program prevents it: about a second
+_VERIFY_TRIES = 10  # to verify while another program changes the files
 
 Values: TypeAlias = tuple[object, ...]
 
@@ -152,9 +152,9 @@ def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
 
 
 def _header_of(path: JournalPath) -> Header:
-    """Read the first page of the main file alone, whatever the state of the other ones is."""
+    """Read the first page of the main file, even if the rest of the file is damaged."""
     with closing(path.connect_to_main()) as database:
-        database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
+        database.execute("PRAGMA writable_schema = ON")  # so that a file with too few pages is not malformed
         with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
             return header_of(database)
     return Header(0, 0)
@@ -188,7 +188,7 @@ def _check_log(path: JournalPath, main: Header) -> bool:
 
 
 def _log_error(
-    path: JournalPath, what: str = "was cut short or damaged, or belongs to another journal"
+    path: JournalPath, what: str = "was truncated or damaged, or belongs to another journal"
 ) -> JournalError:
     return JournalError(
         f"the journal {path} is incomplete: {path.beside(LOG).name} {what}, and it contains the run's latest records; "
@@ -245,7 +245,7 @@ class OpenFiles:
         self._page_size = _number(database, "page_size")
         self._log = str(path.beside(LOG))
         self._prevented = 0  # how often in a row another program prevented a commit
-        self.damage: str | None = None  # how a file was cut or replaced, so that nothing may be written to any of them
+        self.damage: str | None = None  # how a file was truncated or replaced: nothing may be written to any of them any more
         self._ensure_guard()  # makes the log: its first commit has to follow the main file's generation
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
         self._shortened = {str(path.file), self._log}
@@ -273,8 +273,8 @@ class OpenFiles:
             if (found.st_dev, found.st_ino) != identity:
                 self.damage = f"{Path(file).name} was replaced by another file"
             elif found.st_size < size and not (file in self._shortened and self._is_complete()):
-                self.damage = f"{Path(file).name} was cut short"
-                if file.endswith(INDEX):  # SQLite maps it into memory, and to touch what was cut ends the process
+                self.damage = f"{Path(file).name} was truncated"
+                if file.endswith(INDEX):  # SQLite maps it into memory, and access to the missing part would kill the process
                     os.truncate(file, size)
             elif found.st_size != size and file != self._log:
                 self._known[file] = identity, found.st_size
@@ -289,7 +289,7 @@ class OpenFiles:
 
     @contextmanager
     def commit(self, *, jump: int = 0) -> Iterator[None]:
-        """Commit what is written in the block, and write into the main file that its log has to reach that."""
+        """Commit what the block writes, and record in the main file that its log has to reach this commit."""
         self._ensure_guard()
         with self._next_generation(jump) as generation:
             yield
@@ -311,7 +311,7 @@ class OpenFiles:
     def checkpoint(self) -> bool:
         """Copy the log into the main file: first all other pages, then the first one, which makes it complete.
 
-        The next commit begins the log anew. Return False where another program keeps a part of the log back.
+        The next commit starts the log over. Return False if another program holds back a part of the log.
         """
         if not self._set_guard(self._other_guard):
             return False
@@ -389,7 +389,7 @@ class GroupCommitter:
         self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
 
     async def write(self, statement: str, *values: object) -> None:
-        """Write it, and return when it is on the disk. If cancelled before that, it is not written."""
+        """Write a record, and return once it is on disk. If this is cancelled before that, nothing is written."""
         if self._failure is not None:
             raise JournalError(str(self._failure))
         loop = asyncio.get_running_loop()
@@ -493,5 +493,5 @@ class GroupCommitter:
         except sqlite3.Error as error:
             if not is_busy(error):  # what was to be written is, so the next commit will do
                 raise
-        # A log that could be copied is begun anew, and does not grow until it is as long as before.
+        # A log that could be copied is started over, and its file does not grow before it is as long as it was.
         self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)

@@ -141,8 +141,8 @@ class SignedRequest:
     def _signatures(self) -> "tuple[Signature, ...]":
         """Return the signatures, one of which must be valid.
 
-        Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
-        defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
+        For JSON, the SHA-256 signature decides if there is one. For a form, any signature counts: the SHA-256 header is
+        defined for JSON only, so a wrong value in it does not invalidate the form's SHA-1 signature.
         """
         if self.method not in {"GET", "POST"}:
             raise UnverifiableError("the method is neither GET nor POST")
@@ -328,7 +328,7 @@ def sign(
 
 
 def usable_keys(keys: object) -> tuple[Secret, ...]:
-    """Return the keys that can have signed something: texts that are not blank."""
+    """Return the keys that can have signed something: strings that are not blank."""
     if keys is None:
         return ()
     if isinstance(keys, str | bytes | Mapping) or not isinstance(keys, Iterable):
@@ -338,7 +338,7 @@ def usable_keys(keys: object) -> tuple[Secret, ...]:
 
 
 def encoded(text: str) -> bytes | None:
-    """Return a text's bytes; servers and environments represent bytes that are not UTF-8 as surrogates."""
+    """Return a string's bytes; servers and environments represent bytes that are not UTF-8 as surrogates."""
     try:
         return text.encode("utf-8", _ERRORS)
     except UnicodeEncodeError:

@@ -110,11 +110,11 @@ def equivalent_urls(url: str, headers: Headers) -> tuple[Secret, ...]:
 _Parsed = TypeVar("_Parsed")
 
 
-def parse_each(texts: object, parse: Callable[[str], _Parsed | None]) -> tuple[_Parsed, ...] | None:
-    """Parse a list of texts; return None if it is no list, or if one of them is invalid."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+def parse_each(values: object, parse: Callable[[str], _Parsed | None]) -> tuple[_Parsed, ...] | None:
+    """Parse a list of strings; return None if it is not a list, or if one of them is invalid."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
         return None
-    listed = list(texts)
+    listed = list(values)
     parsed = tuple(found for text in listed if isinstance(text, str) and (found := parse(text)) is not None)
     return parsed if len(parsed) == len(listed) else None
 

@@ -26,7 +26,7 @@ _LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
 
 
 class _FleetLedger:
-    """A ledger without a beginning or an end. It finds the index of an item by its key; of equal keys, in order."""
+    """A ledger that needs no opening or closing. It finds an item's index by its key; for equal keys, in order."""
 
     def __init__(self, run: str, writer: Writer) -> None:
         self.run = run
@@ -66,8 +66,8 @@ class BatchLedger(_FleetLedger):
         self.marks: Mapping[int, ItemMark] = {}  # as they were found
         self.cancelled = batch.record.status.cancel_reason  # why the run accepts no further starts
         self.handed_back = False  # True once the owner leaves unfinished items to other workers
-        self.denied: StreamsError | None = None  # by the Space, to this worker; others may have a better token
-        self.lost: set[int] = set()  # to another worker
+        self.denied: StreamsError | None = None  # the Space denied this worker; others may have a better token
+        self.lost: set[int] = set()  # items that another worker took over
         self._claim = claimed_mark(owner)
         self._sending: dict[CallState, tuple[int, ItemKey, asyncio.Task[Any]]] = {}
         self._asked: set[int] = set()
@@ -79,7 +79,7 @@ class BatchLedger(_FleetLedger):
         index = self._take(key)
         self._sending[state] = index, key, cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
-        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
+        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REJECTED}
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
@@ -89,11 +89,11 @@ class BatchLedger(_FleetLedger):
         index = self._sending[state][0]
         mark = self._mark(index)
         self._asked.add(index)
-        answer = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.record.retention)
-        if answer == "ok":
+        reply = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.record.retention)
+        if reply == "ok":
             self._claimed.add(index)
             return
-        if answer == "taken":
+        if reply == "taken":
             self.lost.add(index)
             raise RunCancelledError("another worker has taken this over")
         self.cancelled = self.cancelled or CANCELLED
@@ -138,17 +138,17 @@ class BatchLedger(_FleetLedger):
     async def written(self) -> bool:
         """Wait until Redis has everything. Return True if every item of the batch is completed there."""
         completing = len(self._completing)
-        answers = await asyncio.gather(*self._completing, *self._releasing)
+        replies = await asyncio.gather(*self._completing, *self._releasing)
         before = sum(mark.is_completed for mark in self.marks.values())
-        return before + answers[:completing].count("ok") >= len(self.marks)
+        return before + replies[:completing].count("ok") >= len(self.marks)
 
     def _mark(self, index: int) -> ItemMark:
         return self.marks.get(index, ItemMark())
 
     def _evidence(self, index: int, state: CallState) -> Evidence:
         """Return the evidence about an item that is not known to be running."""
-        refused = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REFUSED
-        return self._mark(index).evidence | (refused if state.refusals else Evidence.NONE)
+        rejected = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REJECTED
+        return self._mark(index).evidence | (rejected if state.refusals else Evidence.NONE)
 
     def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
         expected = self._claim if index in self._claimed else self._mark(index).text
@@ -156,7 +156,7 @@ class BatchLedger(_FleetLedger):
         self._completing.append(self._writer.call(call))
 
     def _release(self, index: int, state: CallState) -> None:
-        # Even if the answer to the claim never arrived: Redis may have it.
+        # Even if the reply to the claim never arrived: Redis may have the claim.
         if index in self._asked:
             self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, self._evidence(index, state)))
 

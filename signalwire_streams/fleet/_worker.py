@@ -52,10 +52,10 @@ class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
 
 
 class Supervisor:
-    """Runs docket's worker, and stops it even while Redis fails it.
+    """Runs docket's worker, and stops it even if Redis fails.
 
-    Cancelling that one is not enough: if Redis fails it in its last steps, it starts over and accepts work again.
-    Leaving its context does stop it.
+    Cancelling docket's worker is not enough: if Redis fails during its last steps, it starts over and accepts work
+    again. Leaving its context does stop it.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -69,7 +69,7 @@ class Supervisor:
         self._leaving.set()
 
     async def stop(self) -> None:
-        """Stop, whether Redis answers or not, and however often the caller is cancelled meanwhile."""
+        """Stop, whether Redis responds or not, and even if the caller is cancelled several times."""
         self.leave()
         stopping, cancelled = asyncio.create_task(self._stop()), None
         while not stopping.done():

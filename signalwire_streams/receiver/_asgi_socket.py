@@ -37,7 +37,7 @@ class AsgiSocket:
         """Accept the upgrade.
 
         Raises:
-            ConnectionError: the other end has left.
+            ConnectionError: the client has disconnected.
         """
         if (await self._receive())["type"] != "websocket.connect":
             self._is_closed = True
@@ -88,7 +88,7 @@ class AsgiSocket:
         task = self._track(message)
         await asyncio.wait({task})
         if task.cancelled() or task.exception() is not None:
-            # Servers raise errors of their own kinds when the other end has left.
+            # Servers raise errors of their own kinds once the client has disconnected.
             self._is_closed = True
             raise ConnectionError(_CLOSED) from (None if task.cancelled() else task.exception())
 

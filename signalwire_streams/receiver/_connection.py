@@ -26,8 +26,8 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 """A user's function: ``async def handler(session)``."""
 
 _CHECKS = 4  # of each heartbeat interval
-_PONG_SHARE = 0.5  # of the heartbeat: time that the other end has to answer a ping
-_MIN_IGNORED = 100  # messages without an event that may precede the start event, however small the queue is
+_PONG_SHARE = 0.5  # of the heartbeat: the time that the other end has for its pong
+_MIN_IGNORED = 100  # messages without an event that may always precede the start event, even if the queue is smaller
 _CLOSE_CODES = {
     EndReason.HANDLER_RETURNED: CloseCode.OK,
     EndReason.HANDLER_FAILED: CloseCode.INTERNAL_ERROR,
@@ -43,7 +43,7 @@ class Connection:
     """One socket. `wait_session` waits for its start event, then `run` serves the session until both have ended.
 
     Messages are decoded and queued as they arrive, so a busy handler delays neither their arrival times nor the
-    answer to a ping.
+    pongs.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Connection:
         failure_log: RateLimitedLog,
     ) -> None:
         self.socket = socket
-        self.failure = ""  # why no stream started
+        self.failure = ""  # the reason if no stream started
         self._open_session = open_session
         self._limits = limits
         self._heartbeat = heartbeat  # aiohttp's own costs a turn of the event loop for each frame

@@ -1,4 +1,4 @@
-"""What the receiver needs of a WebSocket that has been upgraded, whichever framework serves it."""
+"""The interface of an upgraded WebSocket to the receiver, for any framework that serves it."""
 
 from collections.abc import Callable
 from enum import IntEnum

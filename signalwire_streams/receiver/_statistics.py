@@ -20,7 +20,7 @@ _SLOT, _BITS = WINDOW - 1, (1 << WINDOW) - 1
 _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000.0
 _MAX_EARLY = 100.0  # milliseconds before the least delayed frame: no network delivers a frame earlier than that
-_JUMP = 60_000.0  # milliseconds of delay: a timestamp that is further behind is from another clock, or is none
+_JUMP = 60_000.0  # milliseconds of delay: a timestamp that is further behind is from another clock, or is invalid
 _SPAN = 10.0  # seconds: the least delayed frame is that of the current span and the one before
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 

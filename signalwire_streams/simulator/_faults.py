@@ -77,7 +77,7 @@ class FaultSettings:
     code: int | None = _setting(None, "an error code such as 20429", _of(int | None))
     retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int | float | str | None))
     headers: Mapping[str, str] = _setting(Factory(dict), "a mapping of header names to values", _of(Mapping))
-    location: str = _setting("/", "a text", _of(str))
+    location: str = _setting("/", "a string", _of(str))
     as_: DuplicateAnswer = _setting(  # noqa: RUF009  (the same)
         "http-error", "'http-error' or 'stream-error'", get_args(DuplicateAnswer).__contains__
     )
@@ -106,7 +106,7 @@ FaultyResponse: TypeAlias = Response | RawBytes | Disconnection
 _Responder: TypeAlias = Callable[[Response, FaultSettings], FaultyResponse]
 
 NOT_EXECUTED = json_response({"sid": "00000000-0000-4000-8000-000000000000", "status": "queued"})
-"""Stands for the response to a request that was not executed: a sid that nothing has."""
+"""Stands for the response to a request that was not executed: a sid that belongs to nothing."""
 
 # The API's codes by HTTP status, where a documented one fits; a 503 is "unknown", not an internal error.
 _CODES = {401: 20003, 403: 10003, 404: 20404, 429: 20429, 500: 20504}
@@ -141,7 +141,7 @@ class FrameFault:
 
     settings: FaultSettings
     change: "_FrameChange"
-    count: int = 0  # of the frames so far, the next one included
+    count: int = 0  # of the frames so far, including the next one
     held: list[str] = field(factory=list)
 
     def process(self, frames: Sequence[str]) -> list[str]:

@@ -157,7 +157,7 @@ def _read_json(body: bytes) -> Fields:
         elif isinstance(value, str | int | float):
             values[name] = str(value)
         elif value is not None:
-            return Fields(problem=f"{name} must be a text, a number or a boolean")
+            return Fields(problem=f"{name} must be a string, a number or a boolean")
     return Fields(values)
 
 

@@ -188,7 +188,7 @@ class CompatibilityApi:
             "stop": self._stop_stream,
         }
 
-    def answer(self, request: ApiRequest) -> Response:
+    def respond(self, request: ApiRequest) -> Response:
         """Execute a request.
 
         A wrong AccountSid with right credentials is a 404, as any resource that the project cannot see; the
@@ -335,7 +335,7 @@ class AdminApi:
         self._state = state
         self._log = requests
 
-    def answer(self, method: str, path: str) -> Response:
+    def respond(self, method: str, path: str) -> Response:
         views: dict[str, Callable[[], Json]] = {
             ADMIN_PREFIX: self._summary,
             f"{ADMIN_PREFIX}/streams": self._streams,

@@ -113,7 +113,7 @@ class SimulatedSpace(SpaceSettings):
         await self._listen(endpoint)
 
     async def close(self) -> None:
-        """Stop listening and drop every connection; requests that hang are never answered. Safe to repeat."""
+        """Stop listening and drop every connection; requests that hang never get a response. Safe to repeat."""
         self._stop_listening()
         self._server.close()
         await self._dialer.close()
@@ -179,7 +179,7 @@ class SimulatedSpace(SpaceSettings):
             ValueError: one of the digits is not a DTMF digit.
         """
         if not digits or not set(digits) <= DTMF_KEYS:
-            raise ValueError(f"{digits!r} are not keys: write them of 0 to 9, *, # and A to D")
+            raise ValueError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")
         await self._dialer.send_dtmf(target_sid, digits, milliseconds)
 
     @asynccontextmanager

@@ -82,7 +82,7 @@ class SpaceSettings:
 class Stream(StreamRequest):
     """One stream: its request and its state.
 
-    ``name`` is None if the start had none. ``error`` says why a stream that was answered with 200 did not run, or ended
+    ``name`` is None if the start had none. ``error`` says why a stream whose start got a 200 did not run, or ended
     (a status callback's ``StreamError``, https://signalwire.com/docs/compatibility-api/rest/streams/).
     ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock. Of a bidirectional stream ``played_audio``
     is the audio that was played to the call, ``dtmf_received`` the keys that were sent, and ``ignored_messages`` counts
