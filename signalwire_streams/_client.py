@@ -157,7 +157,7 @@ class StreamsClient:
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
             raise InvalidRequestError(
-                f"from_env reads the Space and its credentials from the environment: leave out {', '.join(twice)}, "
+                f"from_env reads the Space and its credentials from the environment: omit {', '.join(twice)}, "
                 "or write StreamsClient(...)"
             )
         missing = [name for name, value in zip(_ENVIRONMENT, (space, project, token), strict=True) if not value]

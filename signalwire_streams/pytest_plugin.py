@@ -215,7 +215,7 @@ def _signalwire_leak_check(request: pytest.FixtureRequest) -> Iterator[_LeakChec
     if not check.leaks:
         return
     report = "\n  ".join(["after the test ended:", *check.leaks])
-    report += "\nStop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True)."
+    report += "\nStop it in the test, or allow it with @pytest.mark.signalwire_space(allow_leaks=True)."
     if request.node.stash.get(_FAILED, False):
         # A test that failed seldom cleans up: its own failure comes first, and this only adds to it.
         request.node.add_report_section("teardown", "signalwire_streams", report)

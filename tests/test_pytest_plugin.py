@@ -190,7 +190,7 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
             "after the test ended:",
             "  a stream is still running: ????????-*, named 'audit-1', on conference ????????-*",
             "  a socket is still open: of stream ????????-*, on conference ????????-*",
-            "Stop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True).",
+            "Stop it in the test, or allow it with @pytest.mark.signalwire_space(allow_leaks=True).",
         ],
         consecutive=False,
     )

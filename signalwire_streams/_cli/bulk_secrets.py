@@ -98,7 +98,7 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
         possible = [taken for options in _options_of(plan) if (taken := _taken(lines, options, plan))]
     if not possible:
         raise click.UsageError(
-            f"the lines of the FILE for {target} (see line {lines[0].number}) don't make the streams that the run "
+            f"the lines of the FILE for {target} (see line {lines[0].number}) do not match the streams that the run "
             "planned on it: name the FILE that the run was started with"
         )
     for other in possible[1:]:
@@ -106,8 +106,8 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
             if any(one.fields.get(name) != another.fields.get(name) for name in SECRETS):
                 numbers = sorted((one.number, another.number))
                 raise click.UsageError(
-                    f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and both may be the "
-                    f"stream on {target}: leave out the one that was not started"
+                    f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and either may be the "
+                    f"stream on {target}: remove the one that was not started"
                 )
     return possible[0]
 

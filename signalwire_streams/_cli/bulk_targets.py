@@ -178,7 +178,7 @@ def _from_json(line: str) -> Mapping[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError('this is not a JSON object: write it as {"conference_sid": "..."}')  # noqa: TRY004  (of a text)
     if twice:
-        raise ValueError(f"there are two fields {twice[0]!r}")
+        raise ValueError(f"the field {twice[0]!r} appears twice")
     unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is unknown: write {', '.join(_FIELDS)}")
@@ -235,7 +235,7 @@ def _header(cells: Sequence[str]) -> Sequence[str]:
     fields = [name or "" for name in names]
     twice = [name for name in fields if name and fields.count(name) > 1]
     if twice:
-        raise ValueError(f"there are two columns {twice[0]}")
+        raise ValueError(f"the column {twice[0]} appears twice")
     if set(fields).isdisjoint(SIDS):
         raise ValueError(_NO_SID_COLUMN)
     return fields
@@ -258,7 +258,7 @@ def _row(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any]:
     if len(cells) > named:
         cells = [*cells[:named], *_without_empty_end(cells[named:])]
     if len(cells) != named:
-        raise ValueError(f"this line has {len(cells)} columns, but the first one names {named}")
+        raise ValueError(f"this line has {len(cells)} columns, but the first line names {named}")
     fields: dict[str, Any] = {}
     parameters: dict[str, str] = {}
     for position, (name, cell) in enumerate(zip(header, cells, strict=True), start=1):

@@ -435,7 +435,7 @@ class Journal:
     def _release(self) -> None:
         self._commits.cancel()
         if self._commits.is_whole:
-            # The last connection to close copies the log into the main file and deletes it. A guard only reads, so it can't.
+            # The last connection to close copies the log into the main file and deletes it. A guard only reads.
             for guard in self._guards:
                 guard.close()
         self._opened.close()
@@ -465,7 +465,7 @@ def _check_free(path: JournalPath) -> None:
     if path.exists() and size_of(path.file) and not is_free(path):
         raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
     if not is_free(path):
-        raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
+        raise InvalidRequestError(f"files of another journal are next to {path}: restore that journal, or choose another file")
 
 
 def _create(file: Path, undo: ExitStack) -> None:

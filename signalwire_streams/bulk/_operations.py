@@ -271,7 +271,7 @@ class JournalLedger:
         """Open the journal.
 
         Raises:
-            InvalidRequestError: the streams that the run started were stopped since.
+            InvalidRequestError: the streams that the run started have been stopped.
         """
         self.journal = await when_free(self._clock, self._opening)
         self._is_open = True
@@ -284,7 +284,7 @@ class JournalLedger:
     async def _check(self) -> None:
         since = self.journal.rollback_started_at
         if since is not None:
-            raise InvalidRequestError(f"the streams of {self.journal.path} were stopped since {since}: start a new run")
+            raise InvalidRequestError(f"the streams of {self.journal.path} have been stopped since {since}: start a new run")
 
     async def end(self) -> None:
         if self._is_open:

@@ -139,7 +139,7 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
 
 def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
     if main.application == UNFINISHED:
-        raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
+        raise InvalidRequestError(f"the run of the journal {path} was not started yet: start it without resuming")
     if main.application != JOURNAL or not _check_log(path, main):
         with closing(path.connect_to_main()) as database:
             return facts_of(path, database), False
@@ -339,7 +339,7 @@ class OpenFiles:
 
     def _ensure_guard(self) -> None:
         if not self._guard.in_transaction and not self._set_guard(self._guard):
-            error = sqlite3.OperationalError("another program copies the log")
+            error = sqlite3.OperationalError("another program is copying the log")
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
             raise error
 

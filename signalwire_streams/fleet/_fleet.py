@@ -142,7 +142,7 @@ class Fleet:
             The new run's id, or None if nothing is left. By default it is the old one and a number, as ``nightly-r2``.
 
         Raises:
-            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed with
+            InvalidRequestError: it is still running, or its streams have been stopped, or it was resumed with
                 another id.
         """
         record = await self._record(run)
@@ -160,7 +160,7 @@ class Fleet:
         new = check_run((status.resumed_as or next_run(run)) if run_id is None else run_id)
         resumed_as = await connection.script(SET_ONCE, key, RESUMED, new, STOPPING)
         if resumed_as == "conflict":
-            raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
+            raise InvalidRequestError(f"streams of the run {run!r} have been stopped: submit a new run")
         if resumed_as != new:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:

@@ -159,11 +159,11 @@ class Connection:
                 values = [len(shared), *(value for place in places for value in calls[place].values)]
                 pipe.eval(source, len(keys), *keys, *map(str, values))
 
-        replies = [""] * len(calls)
+        decoded = [""] * len(calls)
         for places, replies in zip(groups.values(), await self.pipeline(queue), strict=True):
             for place, reply in zip(places, replies, strict=True):
-                replies[place] = decode(reply)
-        return replies
+                decoded[place] = decode(reply)
+        return decoded
 
 
 def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:

@@ -262,7 +262,7 @@ class FleetWorker:
             except (RequeueBatch, FleetError):
                 raise
             except Exception:  # docket would only retry, silently
-                _LOG.exception("batch %d of %s failed and is retried", batch, run)
+                _LOG.exception("batch %d of %s failed and will be retried", batch, run)
                 raise
             if self._stop.is_set():
                 raise RequeueBatch(f"another worker has batch {batch} of {run}")

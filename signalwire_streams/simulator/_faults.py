@@ -29,7 +29,7 @@ from signalwire_streams.simulator._responses import (
 )
 
 Body = Literal["api", "html", "empty"]
-DuplicateAnswer = Literal["http-error", "stream-error"]
+DuplicateResponse = Literal["http-error", "stream-error"]
 
 
 def _setting(default: object, wanted: str, is_valid: Callable[[Any], bool]) -> Any:  # noqa: ANN401  (as attrs' own field)
@@ -78,8 +78,8 @@ class FaultSettings:
     retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int | float | str | None))
     headers: Mapping[str, str] = _setting(Factory(dict), "a mapping of header names to values", _of(Mapping))
     location: str = _setting("/", "a string", _of(str))
-    as_: DuplicateAnswer = _setting(  # noqa: RUF009  (the same)
-        "http-error", "'http-error' or 'stream-error'", get_args(DuplicateAnswer).__contains__
+    as_: DuplicateResponse = _setting(  # noqa: RUF009  (the same)
+        "http-error", "'http-error' or 'stream-error'", get_args(DuplicateResponse).__contains__
     )
     after: int = _setting(10, *_COUNT)
     every: int = _setting(10, *_COUNT)
@@ -433,10 +433,10 @@ class Faults:
         rejected = [name for name in subject.rejects if given[name] is not None]
         if rejected:
             raise ValueError(
-                f"{known.value!r} happens {subject.when}: leave out {', '.join(rejected)}, use times or every_nth"
+                f"{known.value!r} happens {subject.when}: omit {', '.join(rejected)}; use times or every_nth"
             )
         if executed and known is FaultKind.DUPLICATE_NAME:
-            raise ValueError("'duplicate-name' starts nothing: leave executed out")
+            raise ValueError("'duplicate-name' starts nothing: omit executed")
         scopes = subject.scopes
         scope = scopes.get(next(iter(scopes)) if on is None else on)
         if scope is None:

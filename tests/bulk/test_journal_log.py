@@ -116,7 +116,7 @@ async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_pat
             cut = copy(original, tmp_path / f"cut-{size}", "-wal")
             with (cut.parent / "run.db-wal").open("r+b") as log:
                 log.truncate(size)
-            await check_refused(client, space, cut, "was cut short" if size else "is missing")
+            await check_refused(client, space, cut, "was truncated" if size else "is missing")
 
         # Any other program that opens the journal copies the log into it and deletes the log.
         merged = copy(original, tmp_path / "merged", "-wal")
@@ -147,15 +147,15 @@ async def test_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) ->
 
         mixed = copy(original, tmp_path / "mixed")
         shutil.copy(others_log, mixed.with_name("run.db-wal"))
-        await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, mixed, "was truncated or damaged, or belongs to another journal")
 
         # A main file of before the run names no log.
         assert BulkJournal(copy(backup, tmp_path / "older")).status().counts == {"pending": 60}
         shutil.copy(log, backup.with_name("run.db-wal"))
-        await check_refused(client, space, backup, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, backup, "was truncated or damaged, or belongs to another journal")
         no_run = copy(planned, tmp_path / "planned")
         shutil.copy(others_log, no_run.with_name("run.db-wal"))
-        await check_refused(client, space, no_run, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, no_run, "was truncated or damaged, or belongs to another journal")
         nothing = tmp_path / "nothing" / "run.db"
         nothing.parent.mkdir()
         nothing.touch()
@@ -232,7 +232,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
     for cut in range(PAGE, size, 4 * PAGE):
         shorter = copy(here, tmp_path / f"{cut}", "-wal")
         os.truncate(shorter.with_name("run.db-wal"), cut)
-        with pytest.raises(JournalError, match="was cut short"):
+        with pytest.raises(JournalError, match="was truncated"):
             BulkJournal(shorter).status()
     assert sum(BulkJournal(here).status().counts.values()) == 40
     assert BulkJournal(path).status().counts == {"started": 40}
@@ -283,7 +283,7 @@ async def test_damaged_log_is_refused_wherever_the_damage_is(
                 case _:
                     damaged[at + offset : at + offset + 4200] = bytes(len(whole[at + offset : at + offset + 4200]))
             log.write_bytes(damaged)
-            with pytest.raises(JournalError, match="was cut short or damaged"):
+            with pytest.raises(JournalError, match="was truncated or damaged"):
                 BulkJournal(here).status()
     log.write_bytes(whole)
     assert sum(BulkJournal(here).status().counts.values()) == known
@@ -308,7 +308,7 @@ async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
     assert sum(BulkJournal(main_first).status().counts.values()) == 2
     log_first = copy(later, tmp_path / "log-first")
     shutil.copy(earlier.with_name("run.db-wal"), log_first.parent)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         BulkJournal(log_first).status()
 
 
@@ -338,7 +338,7 @@ async def test_loss_can_be_accepted_with_any_sqlite_program(tmp_path: Path) -> N
         here = copy(path, tmp_path / "here", "-wal")
     log = here.with_name("run.db-wal")
     os.truncate(log, log.stat().st_size - 1)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         Journal.reopen(here, RUN)
     with closing(sqlite3.connect(here)) as other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -368,7 +368,7 @@ async def test_log_that_the_main_file_does_not_know_yet_is_accepted(client_for: 
         mixed = copy(path, tmp_path / "mixed")
         shutil.copy(tmp_path / "orders.db-wal", mixed.with_name("run.db-wal"))
         other.close()
-        await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, mixed, "was truncated or damaged, or belongs to another journal")
 
 
 async def test_reader_tolerates_a_run_that_begins_meanwhile(
@@ -650,7 +650,7 @@ async def test_guard_is_not_replaced_while_another_program_copies_the_log(tmp_pa
         assert journal._files._guard is guard
         assert guard.in_transaction
         assert journal._files.checkpoint()
-        with running_checkpoint(path), pytest.raises(sqlite3.OperationalError, match="copies the log") as refused:
+        with running_checkpoint(path), pytest.raises(sqlite3.OperationalError, match="is copying the log") as refused:
             journal._files._ensure_guard()
         assert is_busy(refused.value)
         assert not guard.in_transaction
@@ -759,9 +759,9 @@ async def test_vacuum_of_another_program_is_no_damage(tmp_path: Path) -> None:
     assert BulkJournal(path).status().counts == {"started": 323}
     journal = Journal.reopen(path, RUN)
     os.truncate(path, before // PAGE // 2 * PAGE)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         await record(journal, 63)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         journal.close()
 
 

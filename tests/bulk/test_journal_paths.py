@@ -272,7 +272,7 @@ async def test_journal_with_unfinished_tables_is_taken_for_new(
     monkeypatch.undo()
     before = snapshot(tmp_path)
     for use in (resume, stop_started, status, requests):
-        with pytest.raises(InvalidRequestError, match="was not started yet: start the run without resuming"):
+        with pytest.raises(InvalidRequestError, match="was not started yet: start it without resuming"):
             await use(client, killed)
     assert snapshot(tmp_path) == before
     assert client.create_journal([], journal=killed).status().planned == 0

@@ -131,7 +131,7 @@ async def test_stop_started_stops_what_a_run_started(client_for: Any, tmp_path: 
         assert status.rollback_started_at is not None
         assert list(journal.streams()) == []
         assert (await client.stop_started(tmp_path / "run.db").report()).total == 0
-        with pytest.raises(InvalidRequestError, match="were stopped since"):
+        with pytest.raises(InvalidRequestError, match="have been stopped since"):
             await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
 
 

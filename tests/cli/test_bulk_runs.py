@@ -537,7 +537,7 @@ async def test_stop_includes_unknown_streams_and_can_be_repeated(shell: Shell, s
     first = await shell(*STOP)
     assert (first.code, first.err) == (1, "")
     assert first.out.startswith("Stopped 1 of 2 streams in ")
-    assert "give it the scope in the dashboard." in first.out
+    assert "add the scope in the dashboard." in first.out
     shown = await shell(*STATUS)
     assert table(shown)["rolled back"] == "1"
     assert offered(shown, "stop") == offered(first, "stop") == list(STOP)
@@ -562,7 +562,7 @@ async def test_stopped_run_cannot_be_resumed(shell: Shell, space: SimulatedSpace
     await shell(*START_ALL)
     assert (await shell(*STOP)).code == 0
     sent = space.requests.count()
-    is_misuse(await shell(*RESUME), "the streams of run.db were stopped since 20")
+    is_misuse(await shell(*RESUME), "the streams of run.db have been stopped since 20")
     as_json = await shell(*RESUME, "--json")
     assert (as_json.code, as_json.json["error"]) == (2, "InvalidRequestError")
     assert space.requests.count() == sent

@@ -122,7 +122,7 @@ def test_resume_gives_each_unnamed_stream_the_token_of_its_own_line(
 )
 def test_resume_refuses_a_file_with_other_unnamed_lines_than_the_run(again: Sequence[Fields]) -> None:
     lines = [line(token="a", unnamed=True), line(token="b", unnamed=True)]
-    with pytest.raises(click.UsageError, match=r"\(see line 1\) don't make the streams that the run planned"):
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams that the run planned"):
         resumed(lines, {}, again)
 
 
@@ -187,7 +187,7 @@ def test_resume_refuses_to_guess_between_two_lines() -> None:
 
 
 def test_resume_refuses_a_file_whose_line_makes_another_stream() -> None:
-    with pytest.raises(click.UsageError, match=r"\(see line 1\) don't make the streams"):
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams"):
         resumed([line(NEW)], {}, again=[line(OLD)])
 
 

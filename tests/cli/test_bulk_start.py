@@ -278,8 +278,8 @@ async def test_bulk_start_counts_retries(shell: Shell, space: SimulatedSpace, id
     ("status", "error", "advice"),
     [
         (400, "BadRequestError", "The Space rejected the request"),
-        (403, "PermissionDeniedError", "give it the scope in the dashboard"),
-        (404, "NotFoundError", "check the id, or skip it"),
+        (403, "PermissionDeniedError", "add the scope in the dashboard"),
+        (404, "NotFoundError", "check the sid, or skip it"),
         (422, "UnprocessableError", "The Space rejected a field"),
     ],
 )
@@ -466,7 +466,7 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     ran = await shell(*START, path, *TO_URL)
     assert (ran.code, ran.out) == (2, "")
     second, fourth, verdict = ran.err.splitlines()
-    assert second.startswith(f"{path}:2: this is not an id: ")
+    assert second.startswith(f"{path}:2: this is not a sid: ")
     assert fourth.startswith(f"{path}:4: conference_sid 'a b' can't be part of a path: ")
     assert verdict == (
         "error: 2 of 4 lines are invalid, and nothing was started: fix them, or skip them with --skip-invalid"
@@ -482,7 +482,7 @@ async def test_bad_lines_are_told_in_json(shell: Shell, space: SimulatedSpace, t
     assert ran.json["error"] == "InvalidLines"
     [line] = ran.json["lines"]
     assert line["line"] == 2
-    assert line["message"].startswith("this is not an id: ")
+    assert line["message"].startswith("this is not a sid: ")
     assert len(ran.err.splitlines()) == 2
     assert space.requests.count() == 0
 
@@ -548,8 +548,8 @@ async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "pass a FILE of ids, - for standard input, or --all-in-progress"),
-        (("ids", "--all-in-progress"), "pass a FILE of ids, - for standard input, or --all-in-progress"),
+        ((), "pass a FILE of sids, - for standard input, or --all-in-progress"),
+        (("ids", "--all-in-progress"), "pass a FILE of sids, - for standard input, or --all-in-progress"),
         (("ids", "more"), "unexpected extra argument (more)"),
         (("ids", "--kind", "call", "--codec", "PCMU"), "--codec is for conference streams only"),
         (("ids", "--kind", "call", "--no-realtime"), "--realtime is for conference streams only"),

@@ -35,7 +35,7 @@ def test_missing_environment_variables_are_all_named(missing: tuple[str, ...], e
 def test_option_set_by_environment_is_refused(name: str) -> None:
     """Neither of the two is silently ignored."""
     untyped: Any = StreamsClient.from_env
-    with pytest.raises(InvalidRequestError, match=f"leave out {name}, or write StreamsClient"):
+    with pytest.raises(InvalidRequestError, match=f"omit {name}, or write StreamsClient"):
         untyped(dict.fromkeys(NAMES, "example"), **{name: "x"})
 
 

@@ -46,13 +46,13 @@ def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
 @pytest.mark.parametrize(
     ("mark", "stream"),
     [
-        (completed_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
-        (completed_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
+        (completed_mark(outcome_of(BulkStatus.STARTED), Evidence.REJECTED), {"sid": "s:1", "ambiguous": True}),
+        (completed_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REJECTED), {}),
         (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.NONE), None),
         (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.THROTTLED), None),
-        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), "only with a generated name"),
+        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.REJECTED), "only with a generated name"),
         (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
-        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
+        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REJECTED), "only with a generated name"),
         (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
         (claimed_mark("worker"), {}),
         ("r", "only with a generated name"),
@@ -75,14 +75,14 @@ def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: di
     [
         ("", Evidence.NONE),
         ("t", Evidence.THROTTLED),
-        ("r", Evidence.REFUSED),
+        ("r", Evidence.REJECTED),
         ("i", Evidence.IN_DOUBT),
         ("i:worker", Evidence.IN_DOUBT),
     ],
 )
 def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlier: Evidence) -> None:
     """Of the resumed run and of this one; the members of the enumeration are in that order."""
-    order = [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED, Evidence.IN_DOUBT]
+    order = [Evidence.NONE, Evidence.THROTTLED, Evidence.REJECTED, Evidence.IN_DOUBT]
     mark = ItemMark(text, earlier)
 
     assert mark.evidence is order[max(order.index(evidence), order.index(earlier))]
@@ -90,10 +90,10 @@ def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlie
 
 
 @pytest.mark.parametrize("status", BulkStatus)
-@pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED])
+@pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REJECTED])
 def test_settled_mark_tells_the_evidence_that_it_was_settled_with(status: BulkStatus, evidence: Evidence) -> None:
     """What the resumed run knew is part of it, and a stream that is running needs none."""
-    mark = ItemMark(completed_mark(outcome_of(status), evidence), Evidence.REFUSED)
+    mark = ItemMark(completed_mark(outcome_of(status), evidence), Evidence.REJECTED)
     running = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
 
     assert mark.status == status
@@ -159,7 +159,7 @@ TRANSITIONS: Mapping[str, tuple[Attempt, str]] = {
 }
 
 
-@pytest.mark.parametrize("earlier", [Evidence.NONE, Evidence.REFUSED])
+@pytest.mark.parametrize("earlier", [Evidence.NONE, Evidence.REJECTED])
 @pytest.mark.parametrize("transition", TRANSITIONS)
 async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, transition: str, earlier: Evidence) -> None:
     """For each mark that a worker may find, the status and evidence that its attempt leaves.
@@ -190,7 +190,7 @@ async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, trans
 
     marks = {int(k): v.decode() for k, v in (await redis_of(fleet).hgetall(batch.marks)).items()}
     told = [ItemMark(marks.get(index, ""), earlier) for index in range(len(FOUND))]
-    if earlier is Evidence.REFUSED:
+    if earlier is Evidence.REJECTED:
         expected = [expected[max(place, 2)] for place in range(len(FOUND))]
     assert [f"{mark.status}:{mark.evidence}" for mark in told] == expected
 

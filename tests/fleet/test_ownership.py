@@ -237,7 +237,7 @@ async def test_run_is_either_resumed_or_stopped(
     if state == "stopping":
         await set_marks(fleet, run, {0: "f:unknown:i:"})
         _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
-        with pytest.raises(InvalidRequestError, match="were stopped since"):
+        with pytest.raises(InvalidRequestError, match="have been stopped"):
             await fleet.resume(run)
     else:
         assert await fleet.resume(run, run_id="first") == "first"

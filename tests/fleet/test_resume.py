@@ -161,7 +161,7 @@ async def test_resume_refuses_runs_that_are_running_or_unknown(
     await workers.end_all()
     other = await fleet.submit(on_calls(space.call_sids))
     assert [outcome async for outcome in fleet.stop_streams(other, workers.client)] == []
-    with pytest.raises(InvalidRequestError, match="were stopped since: submit a new one"):
+    with pytest.raises(InvalidRequestError, match="have been stopped: submit a new run"):
         await fleet.resume(other)
 
 

@@ -453,7 +453,7 @@ async def test_failing_batch_is_logged_and_retried(
     run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), redact_secrets=True)
     workers(secrets=give)
     assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
-    assert f"batch 0 of {run} failed and is retried" in caplog.text
+    assert f"batch 0 of {run} failed and will be retried" in caplog.text
 
 
 async def test_batch_without_requests_is_finished(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
