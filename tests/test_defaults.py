@@ -82,7 +82,7 @@ def default_of(function: Callable[..., Any], name: str) -> object:
         pytest.param(default_of(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
     ],
 )
-def test_documented_default(default: object, expected: object) -> None:
+def test_default_is_the_documented_value(default: object, expected: object) -> None:
     assert default == expected
 
 

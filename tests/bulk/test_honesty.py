@@ -185,7 +185,7 @@ async def test_doubtful_items_wait_for_the_end_of_an_outage(client_for: Any, tmp
         assert report.counts[BulkStatus.STARTED] >= 5
 
 
-async def test_journal_created_by_another_process_meanwhile_is_refused(
+async def test_journal_created_by_another_process_meanwhile_is_rejected(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second process changes nothing."""
@@ -263,7 +263,7 @@ async def test_run_that_is_cancelled_twice_releases_the_journal(
     assert run.snapshot.total == 0
 
 
-async def test_damaged_journal_is_refused(client: StreamsClient, tmp_path: Path) -> None:
+async def test_damaged_journal_is_rejected(client: StreamsClient, tmp_path: Path) -> None:
     """The message names the damage, and does not take it for another version."""
     journal = client.create_journal([], journal=tmp_path / "run.db")
     with journal.path.open("r+b") as file:
@@ -282,7 +282,7 @@ async def test_journal_in_a_read_only_folder_can_be_read(
     assert journal.status().planned == 0
 
 
-async def test_journal_with_an_impossible_name_is_refused(client: StreamsClient) -> None:
+async def test_journal_with_an_impossible_name_is_rejected(client: StreamsClient) -> None:
     for act in (
         lambda: client.create_journal([], journal="x" * 300),
         lambda: BulkJournal("x" * 300).status(),

@@ -100,7 +100,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
     assert space.requests.count() == sent
 
 
-async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_path: Path) -> None:
+async def test_copy_of_a_killed_run_is_whole_or_rejected(client_for: Any, tmp_path: Path) -> None:
     """A copy that lacks a part of the log is refused; one that is whole is resumed, and doubles nothing."""
     async with SimulatedSpace(conferences=60, participants=0) as space:
         client = client_for(space)
@@ -133,7 +133,7 @@ async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_pat
         assert BulkJournal(copy(whole, tmp_path / "ended")).status().counts == {"started": 60}
 
 
-async def test_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) -> None:
+async def test_log_of_another_run_is_rejected(client_for: Any, tmp_path: Path) -> None:
     """SQLite would apply any log; here it would mix two runs."""
     async with SimulatedSpace(conferences=60, participants=0) as space, SimulatedSpace(conferences=60) as elsewhere:
         client: StreamsClient = client_for(space)
@@ -247,7 +247,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "zeros to the end", "zeros in between"])
 @pytest.mark.parametrize("readers", [False, True])
-async def test_damaged_log_is_refused_wherever_the_damage_is(
+async def test_damaged_log_is_rejected_wherever_the_damage_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, readers: bool
 ) -> None:
     """SQLite takes the first invalid frame for the end of a log; the main file knows how far it has to reach."""
@@ -295,7 +295,7 @@ def used_frames(log: bytes) -> int:
     return sum(log[16:24] == log[frame + 8 : frame + 16] for frame in frames)
 
 
-async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
+async def test_copy_in_either_order_is_whole_or_rejected(tmp_path: Path) -> None:
     """A main file that was copied first fits the log of later; one that was copied after it knows more than the log."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
@@ -471,7 +471,7 @@ async def test_log_with_only_a_new_header_is_accepted(tmp_path: Path) -> None:
     assert sum(BulkJournal(here).status().counts.values()) == 1
 
 
-def test_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_log_is_rejected(tmp_path: Path) -> None:
     """Neither text nor zeros beside a planned journal is a log, and a log of ours ends where it says."""
     Journal.plan(tmp_path / "run.db", RUN, run="r1", requests=[])
     for number, content in enumerate((b"precious " * 50, bytes(5000))):
@@ -767,7 +767,7 @@ async def test_vacuum_of_another_program_is_no_damage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("merge", ["wal_checkpoint(RESTART)", "wal_checkpoint(TRUNCATE)", "user_version"])
 @pytest.mark.parametrize("moment", ["_header_of", "size_of", "connect_to_read"])
-async def test_journal_that_another_program_merges_meanwhile_is_not_refused(
+async def test_journal_that_another_program_merges_meanwhile_is_not_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, moment: str
 ) -> None:
     """After a kill, the next program that opens the journal completes the main file, and may delete the log."""
@@ -793,7 +793,7 @@ async def test_journal_that_another_program_merges_meanwhile_is_not_refused(
     assert sum(BulkJournal(here).status().counts.values()) == 6
 
 
-async def test_journal_that_changes_all_the_time_is_refused_in_the_end(
+async def test_journal_that_changes_all_the_time_is_rejected_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.db"

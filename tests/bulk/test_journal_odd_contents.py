@@ -48,7 +48,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize("statement", FACTS)
-async def test_run_facts_of_another_kind_are_refused(
+async def test_run_facts_of_another_kind_are_rejected(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, statement: str
 ) -> None:
     path = tmp_path / "run.db"
@@ -72,7 +72,7 @@ NO_TEXTS = {
 
 
 @pytest.mark.parametrize("table", NO_TEXTS)
-def test_text_that_is_no_text_is_refused(client: StreamsClient, tmp_path: Path, table: str) -> None:
+def test_text_that_is_no_text_is_rejected(client: StreamsClient, tmp_path: Path, table: str) -> None:
     """SQLite stores bytes that are no UTF-8 as text where another program asks for it."""
     request = StartConferenceStream(conference_sid="room", url=URL)
     journal = client.create_journal([request], journal=tmp_path / "run.db")
@@ -103,7 +103,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize("change", PLANS)
-def test_plan_of_another_kind_is_refused(client: StreamsClient, tmp_path: Path, change: str) -> None:
+def test_plan_of_another_kind_is_rejected(client: StreamsClient, tmp_path: Path, change: str) -> None:
     plan = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(2)]
     journal = client.create_journal(plan, journal=tmp_path / "run.db")
     changed(journal.path, f"UPDATE plan SET {change} WHERE id = 2")  # noqa: S608
@@ -117,7 +117,7 @@ ITEMS = ["kind", "target", "name", "state", "sid", "attempts", "error", "message
 
 
 @pytest.mark.parametrize("column", ITEMS)
-async def test_item_of_another_kind_is_refused(
+async def test_item_of_another_kind_is_rejected(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, column: str
 ) -> None:
     """Nothing is sent again, and nothing is left running, because a row could not be understood."""
@@ -182,7 +182,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("table", "column"), [(table, column) for table, names in COLUMNS.items() for column in names])
-async def test_wrong_cell_is_refused_or_harmless(
+async def test_wrong_cell_is_rejected_or_harmless(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, table: str, column: str
 ) -> None:
     """Whatever stands in a cell, each use of the journal returns what its types promise, or ends in one sentence."""

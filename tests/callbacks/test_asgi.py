@@ -73,7 +73,7 @@ async def test_callback_that_cannot_be_verified_is_rejected() -> None:
         assert endpoint.receiver.statistics.rejected == 3
 
 
-async def test_callback_is_refused_while_too_many_wait() -> None:
+async def test_callback_is_rejected_while_too_many_wait() -> None:
     ready = asyncio.Event()
 
     async def wait(_: CallbackEvent) -> None:

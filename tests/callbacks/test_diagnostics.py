@@ -401,7 +401,7 @@ def test_search_over_large_request_is_bounded(body: bytes, query: str, monkeypat
         ({"candidates": None}, r"\['https://host/path'\]"),
     ],
 )
-def test_wrong_argument_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
+def test_wrong_argument_is_rejected_with_advice(wrong: dict[str, Any], hint: str) -> None:
     told: dict[str, Any] = {"url": URL, "headers": {}, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint):
         diagnose_signature(**told)

@@ -427,7 +427,7 @@ async def test_status_shows_counts_and_errors(bare_shell: Shell, space: Simulate
     assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
 
 
-async def test_status_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_bulk_status_with_json_writes_all_facts(bare_shell: Shell, space: SimulatedSpace) -> None:
     await some_of_each(space)
     facts = (await bare_shell(*STATUS, "--json")).json
     status = BulkJournal("run.db").status()

@@ -120,7 +120,7 @@ def test_resume_gives_each_unnamed_stream_the_token_of_its_own_line(
         [line(None, "x", unnamed=True), line(token="a", unnamed=True), line(None, "b", unnamed=True)],
     ],
 )
-def test_resume_refuses_a_file_with_other_unnamed_lines_than_the_run(again: Sequence[Fields]) -> None:
+def test_resume_rejects_a_file_with_other_unnamed_lines_than_the_run(again: Sequence[Fields]) -> None:
     lines = [line(token="a", unnamed=True), line(token="b", unnamed=True)]
     with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams that the run planned"):
         resumed(lines, {}, again)
@@ -147,7 +147,7 @@ OPTIONS_OF_A_START = some(
     OPTIONS_OF_A_START,
     st.booleans(),
 )
-def test_resume_with_the_file_of_the_start_sends_the_same_secrets_or_refuses(
+def test_resume_with_the_file_of_the_start_sends_the_same_secrets_or_fails(
     given_lines: list[tuple[dict[str, Any], bool, bool]], options: dict[str, Any], unnamed: bool
 ) -> None:
     lines = []
@@ -177,7 +177,7 @@ def test_resume_does_not_give_the_secret_of_a_duplicate_to_a_named_stream() -> N
     assert resumed(lines, {}) == [(NEW, "first"), (NEW, "named")]
 
 
-def test_resume_refuses_to_guess_between_two_lines() -> None:
+def test_resume_does_not_guess_between_two_lines() -> None:
     """With ``--url`` the start took the first line and skipped the second, without it the other way round."""
     lines = [line(None, "a"), line(NEW, "b")]
     for options in ({}, {"url": NEW}):
@@ -186,7 +186,7 @@ def test_resume_refuses_to_guess_between_two_lines() -> None:
     assert resumed([line(None), line(NEW)], {}) == [(NEW, "new")]
 
 
-def test_resume_refuses_a_file_whose_line_makes_another_stream() -> None:
+def test_resume_rejects_a_file_whose_line_makes_another_stream() -> None:
     with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams"):
         resumed([line(NEW)], {}, again=[line(OLD)])
 

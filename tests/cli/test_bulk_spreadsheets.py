@@ -187,7 +187,7 @@ def test_a_nul_in_a_cell_is_rejected() -> None:
     assert fields_of("conference_sid,name\nroom-1,a\0b\n") == [(2, "name contains a NUL character: remove it")]
 
 
-def test_a_huge_cell_is_refused_and_the_rows_behind_it_are_read() -> None:
+def test_a_huge_cell_is_rejected_and_the_rows_behind_it_are_read() -> None:
     huge = "x" * 140_000
     assert fields_of(f"conference_sid,name\nroom-1,{huge}\nroom-2,n\n") == [
         (2, "a cell has more than 131,072 characters: shorten it"),

@@ -572,7 +572,7 @@ async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) 
         (("--all-in-progress", *TO_URL, "--name", "a", "--unnamed"), "contradict each other"),
     ],
 )
-async def test_what_cannot_be_right_is_refused_in_one_sentence(
+async def test_invalid_line_is_rejected_in_one_sentence(
     shell: Shell, space: SimulatedSpace, arguments: tuple[str, ...], sentence: str
 ) -> None:
     ran = await shell(*START, *arguments)

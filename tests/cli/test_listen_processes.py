@@ -283,7 +283,9 @@ async def test_processes_that_cannot_be_forked_are_a_failure(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("value", "sentence"), [("0", "0 is not in the range 1<=x<=64"), ("two", "'two' is not a valid integer")]
 )
-async def test_invalid_number_of_processes(bare_shell: Shell, tmp_path: Path, value: str, sentence: str) -> None:
+async def test_listen_with_invalid_number_of_processes_is_usage_error(
+    bare_shell: Shell, tmp_path: Path, value: str, sentence: str
+) -> None:
     bare_shell.environment.chdir(tmp_path)
     ran = await bare_shell("listen", "--allow-anonymous", "--processes", value)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)

@@ -36,14 +36,14 @@ def shown(error: BaseException) -> str:
         f"redis://a:{SECRET}:1@[localhost",
     ],
 )
-def test_invalid_url_is_refused_without_its_password(url: str) -> None:
+def test_invalid_url_is_rejected_without_its_password(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="write it as 'redis://") as caught:
         RedisRateLimiter(url)
 
     assert SECRET not in shown(caught.value)
 
 
-def test_invalid_arguments_are_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(InvalidRequestError, match="url must be a str"):
         RedisRateLimiter(None)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="fallback_clients"):

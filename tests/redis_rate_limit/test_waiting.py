@@ -14,7 +14,7 @@ from tests.redis_server import RedisServer
 from .conftest import LimiterFactory, until
 
 
-async def test_wait_beyond_timeout_is_refused_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_wait_beyond_timeout_is_rejected_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiter = limiter_for(redis, requests=20, window=10.0)
     assert await limiter.acquire(Priority.BULK, 10) == 0
     limiter.on_throttled(0.0, 30.0)
@@ -25,7 +25,7 @@ async def test_wait_beyond_timeout_is_refused_at_once(redis: RedisServer, limite
     assert time.monotonic() - began < 5
 
 
-async def test_queue_beyond_timeout_is_refused_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_queue_beyond_timeout_is_rejected_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiter = limiter_for(redis, requests=20, window=10.0)
     waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 60)) for _ in range(40)]
     await asyncio.sleep(0)

@@ -164,7 +164,7 @@ def test_connections_trigger_only_rules_for_connections() -> None:
         ("reset-on-connect", {"target": "a", "executed": False}, "omit target, executed"),
     ],
 )
-def test_invalid_rule_is_refused_with_a_hint(kind: str, given: dict[str, Any], sentence: str) -> None:
+def test_invalid_rule_is_rejected_with_a_hint(kind: str, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         faults().add(kind, **given)
 
