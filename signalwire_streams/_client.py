@@ -145,14 +145,13 @@ class StreamsClient:
     def from_env(cls, environment: Mapping[str, str] | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Create a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
-        They are looked up in the process's environment by default; the options are the client's other ones.
+        By default, they are read from the process's environment. The options are the client's other arguments.
 
         Raises:
-            InvalidRequestError: some are not set; the message names them all. Or an option is one that the environment
-                sets.
+            InvalidRequestError: some are not set, and the message names them all; or an option repeats one of them.
         """
         environment = os.environ if environment is None else environment
-        # The address may hold a password, and a pasted project the token.
+        # The address may contain a password, and the project, if pasted carelessly, the token.
         space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:

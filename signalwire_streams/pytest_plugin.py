@@ -11,7 +11,7 @@ async def test_stream_is_received(signalwire_space, stream_receiver, client):
 
 The fixtures run in asyncio, under pytest-asyncio or, if that is not installed, under anyio's plugin.
 
-PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would complain if it is imported already.
+PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would warn if the module is already imported.
 """
 
 import asyncio

@@ -311,7 +311,7 @@ Examples:
 An item is in doubt from just before it is sent until its outcome is known;
 if the run was killed, such a stream may be running.
 
-It only reads the file; no Space and no token are needed.
+The command only reads the file; it needs no Space and no token.
 """,
 )
 @click.argument("journal")

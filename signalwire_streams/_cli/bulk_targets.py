@@ -304,7 +304,7 @@ def _bare_sid(text: str) -> str:
 
 
 def _check_cell(name: str, value: str) -> None:
-    """Reject a cell that a spreadsheet has changed. The error quotes only sids and names: other fields may be secret."""
+    """Reject a cell that a spreadsheet changed. The error quotes only sids and names; other fields may be secret."""
     shown = f" {value!r}" if name in {*SIDS, "name"} else ""
     if _MANGLED_NUMBER.fullmatch(value):
         raise ValueError(

@@ -28,7 +28,7 @@ def _decode(raw: bytes) -> str:
 
 
 def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
-    """Return the arguments of `diagnose_signature` for a captured request; lines may end with LF alone, as in editors."""
+    """Return the arguments of `diagnose_signature` for a captured request, whose lines may end with LF alone."""
     head, *rest = _END_OF_HEAD.split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"), maxsplit=1)
     first, _, lines = head.partition(b"\n")
     request_line = _REQUEST_LINE.fullmatch(_decode(first).strip())

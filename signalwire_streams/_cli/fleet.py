@@ -326,7 +326,7 @@ def cancel(account: _FleetAccount, *, run: str) -> None:
 def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
 
-    Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left.
+    Each is stopped by its sid, or by its name if only that is known. Repeat the command until none is left.
     """
     module = _fleet_module()
 

@@ -382,7 +382,9 @@ Examples:
     help="Byte order of L16 audio; SignalWire does not document it.",
 )
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
-@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key, if it is in another file.")
+@click.option(
+    "--key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key, if it is in another file."
+)
 @click.option(
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )

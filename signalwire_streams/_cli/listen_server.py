@@ -29,7 +29,7 @@ from signalwire_streams.receiver.audio import ByteOrder
 CAN_SPREAD = sys.platform == "linux"  # others can't share a port, or give all of its connections to one process
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW, _END, _ABORT = b"?", b".", b"!"  # the commands of the parent
-_LENGTH = 4  # bytes before each message of a process
+_LENGTH = 4  # bytes of the length before each message of a process
 _COALESCE = 0.1  # seconds that audio may wait to be read, which does not hurt a recording
 
 

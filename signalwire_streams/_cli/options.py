@@ -162,7 +162,7 @@ _INPUT_IS_TAKEN = "signalwire_streams.input_is_taken"
 def read_input(source: str, option: str, kind: str = "file") -> bytes:
     """Read the file of an option, or standard input for ``-``.
 
-    An error names the option, and not the file: that may be a secret, passed by mistake.
+    An error names the option, not the file, whose name may be a secret that was passed by mistake.
     """
     try:
         if source != STANDARD_INPUT:
@@ -215,7 +215,7 @@ FIELDS: Mapping[str, Any] = {attribute.name: attribute for attribute in fields(S
 SWITCHES = frozenset(name for name, attribute in FIELDS.items() if bool in {attribute.type, *get_args(attribute.type)})
 CONFERENCE_ONLY = frozenset(name for name, attribute in FIELDS.items() if SCOPE in attribute.metadata)
 SECRETS = tuple(name for name, attribute in FIELDS.items() if SECRET in attribute.metadata)
-"""The fields that a journal does not keep, or of which it keeps a part only."""
+"""The fields that a journal leaves out, or stores only in part."""
 
 _SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]
 _HELP = {

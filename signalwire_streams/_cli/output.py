@@ -84,7 +84,7 @@ def write_note(text: str) -> None:
 
 
 def moment(text: str) -> str:
-    """Return a time of a journal or a fleet for people; one that is damaged, as it is."""
+    """Return a time of a journal or a fleet in readable form; an invalid one is returned as it is."""
     with suppress(ValueError, OverflowError):
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo is None else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M:%S UTC")

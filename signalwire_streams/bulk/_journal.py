@@ -28,7 +28,7 @@ from signalwire_streams.bulk._journal_file import (
     STATES,
     JournalOwner,
     JournalPath,
-    RunFacts,
+    RunMetadata,
     identity_of,
     journal_path,
     open_descriptor,
@@ -50,10 +50,10 @@ from signalwire_streams.bulk._write_ahead_log import (
     GroupCommitter,
     OpenFiles,
     begin_generations,
-    facts_of,
     finish_tables,
     is_free,
     now,
+    read_metadata,
     verify,
 )
 from signalwire_streams.clock import Clock
@@ -77,7 +77,7 @@ def _flag(value: int) -> bool:
 
 
 @frozen(kw_only=True)
-class JournalStatus(RunFacts):
+class JournalStatus(RunMetadata):
     """Status of a journal's run.
 
     Attributes:
@@ -153,23 +153,23 @@ def decode_item(path: JournalPath, row: Sequence[Any]) -> JournalItem:
 
 
 @contextmanager
-def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
+def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunMetadata]]:
     if not path.exists():
         raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
     with path.errors("read"):
         connect = path.connect_to_main if _is_alone(path) else path.connect_to_read
         with closing(connect()) as database:
             database.execute("BEGIN")  # one view of the file for all queries
-            yield database, facts_of(path, database)
+            yield database, read_metadata(path, database)
 
 
 def _is_alone(path: JournalPath) -> bool:
     """Check a journal before reading it, and return whether all of it is in the main file."""
     try:
-        if not path.is_held():
+        if not path.is_locked():
             return not verify(path)[1]
     except (sqlite3.Error, JournalError, InvalidRequestError):
-        if not path.is_held():  # by a run that began while its files were checked one by one
+        if not path.is_locked():  # by a run that began while its files were checked one by one
             raise
     return False  # the process that holds it keeps the files together
 
@@ -204,7 +204,7 @@ class BulkJournal:
         """Return the status of the run."""
         path = self._file
         # Before the rest: a run that ends meanwhile then counts as running, not as killed.
-        is_locked = path.exists() and path.is_held()
+        is_locked = path.exists() and path.is_locked()
         with _reading(path) as (database, facts):
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
             rolled_back, attempts = database.execute(
@@ -333,13 +333,13 @@ class Journal:
         if not path.exists():
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
         with ExitStack() as undo, path.errors("read"), ExitStack() as opened:
-            if not path.is_held():
+            if not path.is_locked():
                 owner.check(path, verify(path)[0])  # before a lock file is made beside some other file
             if not os.access(path.file, os.W_OK):
                 raise InvalidRequestError(
                     f"the journal {path} can't be written: use an account that has write permission"
                 )
-            lock = undo.enter_context(closing(path.hold()))
+            lock = undo.enter_context(closing(path.lock()))
             facts, _ = verify(path)
             owner.check(path, facts)
             journal = cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
@@ -349,7 +349,7 @@ class Journal:
     @property
     def rollback_started_at(self) -> str | None:
         with self._reading():
-            return facts_of(self.path, self._database).rollback_started_at
+            return read_metadata(self.path, self._database).rollback_started_at
 
     def begin_rollback(self) -> None:
         with self.path.errors("written"), self._files.commit():
@@ -447,9 +447,9 @@ def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
     _check_free(path)
     with ExitStack() as undo:
-        with suppress(OSError):  # `hold` reports it if it exists or can't be created
+        with suppress(OSError):  # `lock` reports it if it exists or can't be created
             _create(path.beside(LOCK), undo)
-        lock = undo.enter_context(closing(path.hold()))
+        lock = undo.enter_context(closing(path.lock()))
         with suppress(FileExistsError):
             _create(path.file, undo)
         _check_free(path)  # another process may have made it since
@@ -465,7 +465,9 @@ def _check_free(path: JournalPath) -> None:
     if path.exists() and size_of(path.file) and not is_free(path):
         raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
     if not is_free(path):
-        raise InvalidRequestError(f"files of another journal are next to {path}: restore that journal, or choose another file")
+        raise InvalidRequestError(
+            f"files of another journal are next to {path}: restore that journal, or choose another file"
+        )
 
 
 def _create(file: Path, undo: ExitStack) -> None:

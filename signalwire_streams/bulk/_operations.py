@@ -284,7 +284,9 @@ class JournalLedger:
     async def _check(self) -> None:
         since = self.journal.rollback_started_at
         if since is not None:
-            raise InvalidRequestError(f"the streams of {self.journal.path} have been stopped since {since}: start a new run")
+            raise InvalidRequestError(
+                f"the streams of {self.journal.path} have been stopped since {since}: start a new run"
+            )
 
     async def end(self) -> None:
         if self._is_open:

@@ -127,7 +127,7 @@ class WorkerPool(Generic[_Item]):
         """
         if self._intake is None:
             # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
-            self._intake = asyncio.Task(self._take_in())
+            self._intake = asyncio.Task(self._read_items())
             self._intake.add_done_callback(lambda _: self._has_news.set())
         while not self._outcomes:
             if self._foreign_error is not None and not self._running:
@@ -154,7 +154,7 @@ class WorkerPool(Generic[_Item]):
         if self._shutdown is not None:
             self._shutdown.cancel()
         self._intake.cancel()
-        self._shutdown = asyncio.create_task(self._wind_up(self._intake, timeout))
+        self._shutdown = asyncio.create_task(self._finish(self._intake, timeout))
         return self._shutdown
 
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
@@ -167,7 +167,7 @@ class WorkerPool(Generic[_Item]):
         while self._outcomes:
             yield self._outcomes.popleft()
 
-    async def _wind_up(self, intake: asyncio.Future[None], seconds: float) -> None:
+    async def _finish(self, intake: asyncio.Future[None], seconds: float) -> None:
         await asyncio.wait([intake])
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
@@ -179,7 +179,7 @@ class WorkerPool(Generic[_Item]):
         for task in self._running:
             task.cancel()
 
-    async def _take_in(self) -> None:
+    async def _read_items(self) -> None:
         try:
             await self._take_all()
         finally:

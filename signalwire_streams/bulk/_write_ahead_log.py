@@ -39,7 +39,7 @@ from signalwire_streams.bulk._journal_file import (
     SCHEMA,
     SCHEMA_VERSION,
     JournalPath,
-    RunFacts,
+    RunMetadata,
     identity_of,
     is_busy,
     size_of,
@@ -118,7 +118,7 @@ def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[
         _set_version(database, generation << 1)
 
 
-def verify(path: JournalPath) -> tuple[RunFacts, bool]:
+def verify(path: JournalPath) -> tuple[RunMetadata, bool]:
     """Check that a journal that no process of ours has open is complete: its main file, and the log that belongs to it.
 
     Nothing is written, and no file is created if there is nothing to apply.
@@ -137,18 +137,18 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
     return _verify(path, main)
 
 
-def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
+def _verify(path: JournalPath, main: Header) -> tuple[RunMetadata, bool]:
     if main.application == UNFINISHED:
         raise InvalidRequestError(f"the run of the journal {path} was not started yet: start it without resuming")
     if main.application != JOURNAL or not _check_log(path, main):
         with closing(path.connect_to_main()) as database:
-            return facts_of(path, database), False
+            return read_metadata(path, database), False
     with closing(path.connect_to_read()) as database:
         database.execute("BEGIN")
         both = header_of(database)
         if both.application != JOURNAL or both.needs_log or both.is_older(main):
             raise _log_error(path)
-        return facts_of(path, database), True
+        return read_metadata(path, database), True
 
 
 def _header_of(path: JournalPath) -> Header:
@@ -196,7 +196,7 @@ def _log_error(
     )
 
 
-def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
+def read_metadata(path: JournalPath, database: sqlite3.Connection) -> RunMetadata:
     known: dict[str, str] = {}
     tables: set[str] = set()
     try:
@@ -211,7 +211,7 @@ def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
     if known.pop("schema", None) != str(SCHEMA_VERSION) or not tables.issuperset(SCHEMA):
         raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
     with path.decoding("its table run"):
-        return RunFacts(**known)
+        return RunMetadata(**known)
 
 
 def _blank(path: JournalPath) -> Exception:
@@ -245,7 +245,9 @@ class OpenFiles:
         self._page_size = _number(database, "page_size")
         self._log = str(path.beside(LOG))
         self._prevented = 0  # how often in a row another program prevented a commit
-        self.damage: str | None = None  # how a file was truncated or replaced: nothing may be written to any of them any more
+        self.damage: str | None = (
+            None  # how a file was truncated or replaced: nothing may be written to any of them any more
+        )
         self._ensure_guard()  # makes the log: its first commit has to follow the main file's generation
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
         self._shortened = {str(path.file), self._log}
@@ -274,7 +276,9 @@ class OpenFiles:
                 self.damage = f"{Path(file).name} was replaced by another file"
             elif found.st_size < size and not (file in self._shortened and self._is_complete()):
                 self.damage = f"{Path(file).name} was truncated"
-                if file.endswith(INDEX):  # SQLite maps it into memory, and access to the missing part would kill the process
+                if file.endswith(
+                    INDEX
+                ):  # SQLite maps it into memory, and access to the missing part would kill the process
                     os.truncate(file, size)
             elif found.st_size != size and file != self._log:
                 self._known[file] = identity, found.st_size

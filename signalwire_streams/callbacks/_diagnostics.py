@@ -52,9 +52,9 @@ _ChangedUrls: TypeAlias = Iterator[tuple[int, UrlParts, str]]
 
 @frozen(kw_only=True)
 class SignatureDiagnosis:
-    """Why a signature is rejected. It holds no key and no signature, neither a given nor an expected one.
+    """The reason why a signature is rejected. It contains no key and no signature, neither received nor expected.
 
-    ``str()`` of it is a few lines for a person.
+    Its ``str()`` is a few lines for people.
 
     Attributes:
         valid: whether `verify_signature` accepts the request unchanged; also False if the time limit came first.

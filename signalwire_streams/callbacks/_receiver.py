@@ -243,7 +243,7 @@ def _is_start(event: CallbackEvent) -> bool:
 
 
 def _is_end(event: CallbackEvent) -> bool:
-    """Return whether the stream of this sid has ended; a rejected duplicate may carry the sid of one that is running."""
+    """Return whether the stream of this sid has ended; a rejected duplicate may have the sid of one that is running."""
     return event.end_reason is not None and not event.is_duplicate and event.stream_key is not None
 
 
@@ -371,7 +371,7 @@ class CallbackReceiver:
         return self._dispatcher.statistics
 
     async def aclose(self) -> None:
-        """Respond with 503 from now on, wait `shutdown_timeout` for pending events, then cancel the rest. Safe to repeat."""
+        """Reject requests with 503, wait `shutdown_timeout` for pending events, then cancel the rest. Repeatable."""
         await self._dispatcher.aclose()
 
     async def handle(self, request: web.Request) -> web.Response:

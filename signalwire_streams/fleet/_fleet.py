@@ -181,13 +181,13 @@ class Fleet:
     def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
         """Iterate over the outcomes of a run's starts, in the order in which they ended, until the run is finished.
 
-        Each call begins with the first outcome, in any process. The items are as Redis keeps them, without their
-        secrets; keys of a stream's response that this version does not know are missing.
+        Every call begins with the first outcome, in any process. The items are those that Redis stores, without their
+        secrets, and without keys of a stream's response that this version does not know.
         """
         return read_results(self._open(), partial(self._record, run))
 
     async def runs(self) -> tuple[FleetStatus, ...]:
-        """Return all runs that Redis keeps, in the order of their submits; without the workers."""
+        """Return all runs that Redis keeps, in the order in which they were submitted; without the workers."""
         connection = self._open()
         names = [decode(name) for name in await connection.run(lambda redis: redis.zrange(self._keys.runs, 0, -1))]
         hashes = await connection.pipeline(lambda pipe: [pipe.hgetall(self._keys.run(name)) for name in names])
@@ -214,7 +214,7 @@ class Fleet:
     async def cancel(self, run: str) -> FleetStatus:
         """Accept no further starts of a run. Starts not yet sent end as not attempted; this needs no worker.
 
-        A start that a worker has claimed is finished by it.
+        Workers finish the starts that they have claimed.
         """
         record = await self._record(run)
         if not record.status.is_finished:

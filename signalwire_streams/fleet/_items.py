@@ -55,7 +55,7 @@ class Evidence(StrEnum):
 
     NONE = ""
     THROTTLED = "t"
-    """The Space responded with 429. It rarely started the stream anyway; a duplicate of a generated name would prove it."""
+    """The Space responded with 429. It rarely starts the stream anyway: a duplicate of a generated name proves it."""
     REJECTED = "r"
     """The Space rejected the start temporarily, with a 503 for example. It may have started the stream anyway."""
     IN_DOUBT = "i"

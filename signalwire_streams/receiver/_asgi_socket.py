@@ -20,7 +20,7 @@ _CLOSED = "the socket is closed"
 class AsgiSocket:
     """A WebSocket behind an ASGI server, which answers pings, and closes the connection once the application returns.
 
-    It can't be reset, so `abort` only ends what is sent here.
+    It can't be reset, so `abort` only cancels pending sends.
     """
 
     def __init__(self, receive: Receive, send: Send, *, max_size: int) -> None:
@@ -66,7 +66,7 @@ class AsgiSocket:
         await self._send({"type": "websocket.send", "text": data})
 
     async def ping(self) -> None:
-        """Do nothing: an ASGI application can't send pings, and the server may."""
+        """Do nothing: an ASGI application can't send pings, but its server may."""
 
     async def close(self, *, code: int = CloseCode.OK) -> None:
         if self._is_closed:

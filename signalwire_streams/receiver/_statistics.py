@@ -215,7 +215,7 @@ class TrackStatistics:
     delay_ms: float = 0.0
     max_delay_ms: float = 0.0
     _sequence: SequenceTracker = field(init=False, factory=SequenceTracker, repr=False)
-    # Arrival less timestamp of the last frame that was believed, and of the least delayed one of both spans.
+    # Arrival minus timestamp: of the last frame that was believed, and of the least delayed frame of both spans.
     _transit: float = field(init=False, default=0.0, repr=False)
     _least: float = field(init=False, default=float("inf"), repr=False)
     _least_of_span: float = field(init=False, default=0.0, repr=False)

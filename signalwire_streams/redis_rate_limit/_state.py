@@ -32,7 +32,7 @@ class Quota:
     window: float
     burst: int
     reserve: int  # tokens for interactive requests, which would otherwise queue behind the bulk ones of other clients
-    age: float  # seconds after which an unused token lapses
+    age: float  # seconds after which an unused token expires
     rate: float
 
     @classmethod

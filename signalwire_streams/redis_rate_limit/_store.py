@@ -34,7 +34,7 @@ from signalwire_streams.redis_rate_limit._state import NO_UPDATE, State, StateUp
 
 @define(eq=False, slots=False, str=False)
 class RateLimiterError(StreamsError):
-    """The limit can't be shared through this Redis: access is denied, it is not a Redis server, or its key holds other data.
+    """The limit can't be shared: Redis denies access, the server is not Redis, or the key holds other data.
 
     Retrying does not help. Nothing was sent, and the message contains no password.
     """

@@ -1,8 +1,8 @@
 """Fault injection: kinds of faults, their subjects, and the replaced responses (pure).
 
-Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule,
-and only those that no earlier rule took advance a later rule's counter: which ones it hits is exact, and the same in
-each run with one seed. A stream that is dialled triggers every rule that applies to it.
+Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule.
+One that triggers an earlier rule does not advance a later rule's counter, so what each rule hits is exact, and the same
+in every run with the same seed. A stream that is dialled triggers every rule that applies to it.
 
 To add a kind of fault, add a member with its definition to `FaultKind`; the command line takes it from there. What its
 `respond` returns is sent instead of the response: another `Response`, or `RawBytes`, in pieces and with pauses if need

@@ -1,7 +1,7 @@
-"""One stream's audio socket: its frames as the Space encodes them, and the session that sends them and plays others.
+"""One stream's audio socket: the encoding of its frames, and the session that sends them and plays received audio.
 
-https://signalwire.com/docs/compatibility-api/rest/streams. The second dialect is Twilio's, which some SignalWire
-setups were seen to be written for: ``streamSid`` on every frame, version 1.0.0, a body in ``stop``.
+https://signalwire.com/docs/compatibility-api/rest/streams. The second dialect is Twilio's, which some servers for
+SignalWire expect: ``streamSid`` on every frame, version 1.0.0, a body in ``stop``.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The Compatibility API's operations: a request in, a response out (pure but for the state it changes).
 
-https://signalwire.com/docs/compatibility-api/. The order of the checks is our reading: authentication, account,
+https://signalwire.com/docs/compatibility-api/. The order of the checks is our interpretation: authentication, account,
 conference or call, fields, state, name.
 """
 
@@ -279,7 +279,7 @@ class CompatibilityApi:
         stream = _found(stream)
         _reject(route.target_kind, check_fields(route.operation, request.fields.values))
         if not stream.alive:
-            # Not documented; status and sentence are our reading.
+            # Not documented; status and sentence are our choice.
             raise _wrong_state("Stream is already stopped")
         self._state.stop_stream(stream)
         return json_response(self._serializer.stream(stream, status=stream.status))
@@ -359,7 +359,7 @@ class AdminApi:
         }
 
     def _streams(self) -> Json:
-        """Return every stream ever started, without audio; times are POSIX seconds."""
+        """Return every stream that was ever started, without audio; times are POSIX seconds."""
         streams = self._state.streams
         return {
             "streams": [_stream(stream) for stream in streams],

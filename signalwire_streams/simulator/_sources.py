@@ -109,7 +109,7 @@ def codec_of(name: str | None) -> Codec:
 
 @frozen
 class Clip:
-    """The audio of one track, computed or read only where it is asked for.
+    """The audio of one track, computed or read on demand.
 
     Attributes:
         length: the number of 16-bit samples.
@@ -122,7 +122,7 @@ class Clip:
     read: Callable[[int, int], Samples]
 
     def samples(self, start: int, stop: int) -> Samples:
-        """Return the samples from one position to another, which may lie behind the end."""
+        """Return the samples from one position to another, which may lie beyond the end."""
         if not self.repeats:
             stop = min(stop, self.length)
             return self.read(start, stop) if start < stop else array("h")

@@ -105,7 +105,7 @@ class Stream(StreamRequest):
 
 
 class StreamRegistry(ReadOnlyList[Stream]):
-    """The streams in the order of their starts, and which of them ever ran twice at the same time."""
+    """The streams in the order of their starts, and the names under which several ever ran at the same time."""
 
     def __init__(self, observer: Callable[[Stream], None] | None = None) -> None:
         """Create an empty registry; the observer is called with each stream that starts or ends."""
@@ -126,7 +126,7 @@ class StreamRegistry(ReadOnlyList[Stream]):
         return list(self._active.get(target_sid, {}).values())
 
     def duplicates(self) -> list[tuple[str, str | None]]:
-        """Return each (target sid, name) of which more than one stream was ever running at the same time.
+        """Return each (target sid, name) under which more than one stream ever ran at the same time.
 
         Streams that were started without a name count together, under None.
         """

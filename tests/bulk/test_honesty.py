@@ -194,9 +194,9 @@ async def test_journal_created_by_another_process_meanwhile_is_rejected(
     def late(wanted: JournalPath) -> Any:
         monkeypatch.undo()
         client.create_journal([], journal=path)
-        return wanted.hold()
+        return wanted.lock()
 
-    monkeypatch.setattr(JournalPath, "hold", late)
+    monkeypatch.setattr(JournalPath, "lock", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert BulkJournal(path).status().planned == 0

@@ -380,8 +380,8 @@ async def test_reader_tolerates_a_run_that_begins_meanwhile(
         path = tmp_path / "run.db"
         async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
             for error in (JournalError("the log is not the one of before"), sqlite3.DatabaseError("malformed")):
-                is_held = partial(next, iter([False]), True)
-                monkeypatch.setattr(JournalPath, "is_held", lambda _, is_held=is_held: is_held())
+                is_locked = partial(next, iter([False]), True)
+                monkeypatch.setattr(JournalPath, "is_locked", lambda _, is_locked=is_locked: is_locked())
                 monkeypatch.setattr(store, "verify", partial(fails_to_verify, error))
                 assert len(list(BulkJournal(path).items())) >= 1
                 monkeypatch.undo()

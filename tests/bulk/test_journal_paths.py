@@ -324,14 +324,14 @@ async def test_file_made_during_creation_stays(
 ) -> None:
     """A program that knows nothing of our lock may make the file while we take it."""
     path = tmp_path / "run.db"
-    hold = JournalPath.hold
+    hold = JournalPath.lock
 
     def late(wanted: JournalPath) -> Any:
         lock = hold(wanted)
         path.write_text("mine")
         return lock
 
-    monkeypatch.setattr(JournalPath, "hold", late)
+    monkeypatch.setattr(JournalPath, "lock", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert snapshot(tmp_path).keys() == {str(path)}

@@ -111,7 +111,7 @@ async def test_unused_token_lapses(redis: RedisServer, limiter_for: LimiterFacto
     late = 0.0
     limiter = limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
     for seconds in (5, 9, 7):
-        limiter._leases.give_back(time.monotonic() + seconds)
+        limiter._leases.refund(time.monotonic() + seconds)
 
     assert await limiter.acquire(Priority.BULK, 0.0) == 0
     late = 8.0
