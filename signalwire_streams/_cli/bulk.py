@@ -325,7 +325,7 @@ The command only reads the file; it needs no Space and no token.
 )
 @json_option("Write JSON; with --list one object per item.")
 def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
-    """Show the progress of a run from its journal, also while it is running."""
+    """Show the progress of a run from its journal, even while it is running."""
     book = BulkJournal(journal)
     if not statuses:
         found = book.status()

@@ -119,16 +119,16 @@ Exit codes:
     metavar="URL",
     help="URL that your server checks the signature against. Default for a --request: http:// and its Host header.",
 )
-@click.option("--method", metavar="METHOD", help="Method, without --request. Default: POST.")
+@click.option("--method", metavar="METHOD", help="HTTP method, if there is no --request; POST by default.")
 @click.option(
     "--header",
     "headers",
     multiple=True,
     callback=_headers,
     metavar="'NAME: VALUE'",
-    help="Header, without --request; repeatable.",
+    help="Header, if there is no --request; repeatable.",
 )
-@click.option("--body", metavar="FILE", help="File with the raw body, without --request; - for standard input.")
+@click.option("--body", metavar="FILE", help="File with the raw body, if there is no --request; - for standard input.")
 @click.option("--key-file", metavar="FILE", help=f"File with the keys, instead of {_KEYS}; - for standard input.")
 @click.option(
     "--candidate",

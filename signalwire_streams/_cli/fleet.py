@@ -148,7 +148,7 @@ Example:
       --url wss://audio.example.com/live
 """,
 )
-@_run_id_option(help="Id of the run; submitting it again starts nothing twice.")
+@_run_id_option(help="Id of the run; repeating the submit starts nothing twice.")
 @click.option("--redact-secrets", is_flag=True, help="Submit without the secrets; the workers must have them.")
 @target_options
 @_fleet_options
@@ -178,9 +178,10 @@ def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, reda
 @_run_id_option(help="Id of the new run; by default that of RUN with a number.")
 @_fleet_options
 def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
-    """Resubmit what a finished run left undone, as a new run: starts that were not attempted, or are unknown.
+    """Resubmit what a finished run left undone, as a new run.
 
-    A stream on a conference that is running already is not started again.
+    These are the starts that were not attempted, and those whose outcome is unknown. A conference's stream that is
+    already running is not started again.
     """
 
     async def work(fleet: "Fleet") -> "FleetStatus | None":
@@ -379,8 +380,8 @@ Example:
 def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
-    It then takes no new work, finishes its work in progress, and hands back whatever takes too long; a second signal
-    hands back everything immediately. The workers share the Space's limit, or the --rate, through Redis.
+    The worker then accepts no new work, finishes its work in progress, and hands back what takes too long; a second
+    signal hands back everything immediately. The workers share the Space's limit, or the --rate, through Redis.
     """
     module = _fleet_module()
 

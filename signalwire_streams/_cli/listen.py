@@ -348,7 +348,7 @@ Environment:
                             for it, since others on this machine can read a
                             command line
   SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not
-  read: it starts no streams.
+  read: the command starts no streams.
 
 \b
 Files are named after the streams: SID.wav, or SID-2.wav if that exists.
@@ -401,7 +401,9 @@ Examples:
 )
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
-@json_option("Write one JSON object when it is ready, and one for each stream that ended and each lost process.")
+@json_option(
+    "Write one JSON object when the server is ready, and one for each stream that ended and each lost process."
+)
 def listen(
     *,
     directory: Path,

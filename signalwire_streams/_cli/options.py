@@ -129,7 +129,7 @@ def make_account(*, space: str | None, project: str | None, as_json: bool) -> Ac
 ACCOUNT: Decorator = adding(
     click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; overrides {SPACE}."),
     click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; overrides {PROJECT}."),
-    json_option("Write JSON, one object per line; errors as well."),
+    json_option("Write JSON, one object per line, errors included."),
     verbose_option,
 )
 account_options = passing("account", make_account, ACCOUNT)

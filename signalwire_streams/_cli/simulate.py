@@ -150,7 +150,7 @@ Examples:
   signalwire-streams simulate --audio speech.wav --ca-file authority.pem \\
       --fault frames-lost:every=50
 
-SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: they are printed.
+SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read, but printed.
 """,
 )
 @_space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
@@ -169,7 +169,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 )
 @_space_option(
     "duplicate_names",
-    "How to answer a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
+    "How to respond to a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
 )
 @_space_option(
     "audio",
@@ -180,7 +180,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
 @_space_option("dialect", "The vendor whose frames are sent.")
 @_space_option("bidirectional", "Play the audio that streams receive.")
-@_space_option("realtime_bidirectional", "Play it on conference streams that were started with realtime.")
+@_space_option("realtime_bidirectional", "Play received audio on conference streams that were started with realtime.")
 @click.option(
     "--ca-file",
     "ssl_context",
@@ -191,11 +191,11 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @_space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire rejects.")
 @_space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
-@json_option("Write one line of JSON when it is ready, and nothing else.")
+@json_option("Write one line of JSON when the Space is ready, and nothing else.")
 def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Simulate a Space on this machine: its REST API with conferences and calls.
 
-    With --audio it connects to the WebSocket server of each stream that starts, and sends audio in real time.
+    With --audio, the Space connects to the WebSocket server of each stream that starts, and sends audio in real time.
 
     It runs until Ctrl-C or SIGTERM. It prints the settings that a client needs; the token is valid nowhere else.
     GET /_space/streams and /_space/requests return its streams and the received requests.

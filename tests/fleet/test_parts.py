@@ -50,7 +50,7 @@ def test_planned_items_survive_serialization() -> None:
     starts = [
         PlannedItem(PlannedRequest.from_request(CONFERENCE)),
         PlannedItem(PlannedRequest.from_request(CALL), Evidence.IN_DOUBT),
-        PlannedItem(PlannedRequest.from_request(CALL), Evidence.REFUSED),
+        PlannedItem(PlannedRequest.from_request(CALL), Evidence.REJECTED),
     ]
     assert read_batch(write_batch(starts)) == starts
 
