@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
 
 __all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
 
-_GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for what is just ending
+_GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for streams and sockets that are just ending
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -279,4 +279,4 @@ async def stream_receiver(
     async with receiver.serve(ssl_context=signalwire_certificates.server) as url:
         yield StreamReceiver(url, token, receiver, arrived, _signalwire_leak_check)
         await _signalwire_leak_check.run()
-        await receiver.aclose(deadline=0)  # what is left is not waited for again
+        await receiver.aclose(deadline=0)  # the leak check has already waited

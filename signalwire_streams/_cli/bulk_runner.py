@@ -143,7 +143,7 @@ class BulkRunner:
         self.already_done = 0  # items that an earlier part of the run had completed
         self.stuck = 0  # unknown starts that a resumed run would only report again
         self.stopped_by: Signals | None = None  # the first signal
-        self.error: StreamsError | None = None  # what ended the run, apart from its items
+        self.error: StreamsError | None = None  # the error that ended the run, if no item's
         self._is_start = operation == "start"
         self._total = total
         self._options = options
@@ -211,7 +211,7 @@ class BulkRunner:
             except OSError as error:
                 self._output_error = error
                 self.run.shutdown()
-        if self._output_error is not None and self._command is None:  # else the handle of the stream would be lost
+        if self._output_error is not None and self._command is None:  # else the stream's handle would be lost
             write_note(json.dumps(facts))
 
     def _can_be_resent(self, item: Any) -> bool:  # noqa: ANN401  (a request, or a stream to stop)

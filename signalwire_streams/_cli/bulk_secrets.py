@@ -130,7 +130,7 @@ def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[Pla
     taken = [line for line in lines if line.number in requests]
     if len(taken) != len(plan):
         return None
-    others: dict[str, Any] = {}  # what the other options must have been
+    others: dict[str, Any] = {}  # the other options, as the plan implies them
     parameters: set[str] = set()
     for line, planned in zip(taken, plan, strict=True):
         if not _fits(line, planned, options):

@@ -40,7 +40,7 @@ def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
         raise click.UsageError("the body in --request is still chunked: pass it separately, with --body and --header")
     length = headers.get("Content-Length", "")
     if re.fullmatch("[0-9]{1,15}", length):
-        body = body[: int(length)]  # what an editor appended was never sent
+        body = body[: int(length)]  # an editor may have appended a line break
     if url is None:
         if not _ABSOLUTE.match(target) and "Host" not in headers:
             raise click.UsageError("--request has no Host header: pass the URL with --url")

@@ -211,7 +211,7 @@ def _announced(session: StreamSession) -> tuple[str, ...]:
 
 @frozen(kw_only=True)
 class StreamState:
-    """What the table shows of a live stream; the levels are in dBFS, None in silence."""
+    """A live stream's row in the table; levels are in dBFS, None in silence."""
 
     sid: str
     seconds: float | None

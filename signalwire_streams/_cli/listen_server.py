@@ -334,7 +334,7 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
     ending = asyncio.Event()
 
     def send(message: object) -> None:
-        if not writer.is_closing():  # else the parent is gone
+        if not writer.is_closing():  # otherwise, the parent is gone
             pickled = pickle.dumps(message)
             writer.write(len(pickled).to_bytes(_LENGTH, "big") + pickled)
 

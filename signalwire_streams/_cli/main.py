@@ -135,7 +135,7 @@ def _writable_stdout() -> Iterator[None]:
     if stdout is not None:
         yield
         return
-    # The shell closed it, as with ``>&-``. Python would drop what is written; so each write fails, as on a full disk.
+    # The shell closed it, as with ``>&-``. Python would discard the output; here each write fails, as on a full disk.
     with os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8") as closed, redirect_stdout(closed):
         yield
 

@@ -93,7 +93,7 @@ def moment(text: str) -> str:
 
 @contextmanager
 def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
-    """Add a note to the error of a block whose output can't be written: what the user must not lose, for stderr."""
+    """Add a note, for stderr, to the error of a block whose output can't be written: facts that must not be lost."""
     try:
         yield
     except OSError as error:

@@ -60,7 +60,7 @@ def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
         try:
             options[name] = _FAULT_OPTIONS[name].convert(text, None, None)
         except click.BadParameter as error:
-            reason = error.message.split(". ")[0].rstrip(".")  # what follows lists all words for true and false
+            reason = error.message.split(". ")[0].rstrip(".")  # without the list of all words for true and false
             raise ValueError(f"{name}: {reason}") from None
     if "as" in options:
         options["as_"] = options.pop("as")

@@ -454,7 +454,7 @@ def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
             _create(path.file, undo)
         _check_free(path)  # another process may have made it since
         undo.callback(_undo, partial(os.truncate, length=0), path.file, identity_of(path.file))
-        os.truncate(path.file, 0)  # of what a killed process left
+        os.truncate(path.file, 0)  # drops the leftovers of a killed process
         for suffix in (LOG, INDEX):
             undo.callback(path.beside(suffix).unlink, missing_ok=True)
         yield lock

@@ -73,7 +73,7 @@ class Ledger(Protocol):
         """
 
     def known(self, key: ItemKey, state: CallState, /) -> ItemRecord | None:
-        """Return what an earlier part of the run recorded of an item.
+        """Return the record of an item from an earlier part of the run.
 
         An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
         rejected as a duplicate now, the stream counts as already started.
@@ -277,7 +277,7 @@ class JournalLedger:
         self._is_open = True
         try:
             await self._check()
-        except BaseException:  # also if cancelled: nothing else closes the journal
+        except BaseException:  # even if cancelled: nothing else closes the journal
             await self.end()
             raise
 
@@ -322,8 +322,8 @@ class JournalLedger:
 def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
     """Mark a failed start as ambiguous if the Space rejected it temporarily and may have carried it out anyway.
 
-    It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
-    chose may be that of another stream, so it is not marked.
+    It is sent again on resume. Until then, `BulkJournal.streams` has its name, so that it can be stopped. A start under
+    a name that the caller chose is not marked, since another stream may have that name.
     """
     request = outcome.item
     if outcome.status not in _INCONCLUSIVE or not isinstance(request, StartConferenceStream | StartCallStream):
@@ -336,7 +336,7 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
 
 
 class RollbackLedger(JournalLedger):
-    """The ledger of stopping what a journaled run started, in that run's own journal."""
+    """The ledger of a rollback: stops of the streams that a journaled run started, in that run's journal."""
 
     async def _check(self) -> None:
         await when_free(self._clock, self.journal.begin_rollback)

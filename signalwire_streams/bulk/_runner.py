@@ -162,7 +162,7 @@ class WorkerPool(Generic[_Item]):
         shutdown = self._shutdown or self.shutdown(SHUTDOWN_TIMEOUT)
         try:
             await asyncio.wait([shutdown])
-        finally:  # also if cancelled while waiting
+        finally:  # even if cancelled while waiting
             self._cancel_running()
         while self._outcomes:
             yield self._outcomes.popleft()

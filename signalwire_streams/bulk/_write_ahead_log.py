@@ -110,7 +110,7 @@ def finish_tables(database: sqlite3.Connection) -> None:
 
 @contextmanager
 def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[int]:
-    """Commit what is written in the block, as the generation that this yields."""
+    """Commit what the block writes as a new generation, and yield its number."""
     with database:
         database.execute("BEGIN IMMEDIATE")
         generation = ((_number(database, "user_version") >> 1) + jump + 1) & _31_BITS
@@ -348,7 +348,7 @@ class OpenFiles:
             raise error
 
     def _set_guard(self, guard: sqlite3.Connection) -> bool:
-        """Make a guard read what is committed now, and commit a first page that is newer.
+        """Let a guard read the present state, then commit a newer first page.
 
         Return False if another program's checkpoint is running: it may have begun before the commit, and would copy the
         first page of before.
@@ -412,11 +412,11 @@ class GroupCommitter:
             except OSError as error:
                 if self._files.damage is not None:
                     raise
-                # What was removed is still open, so the main file gets all of it.
+                # A removed log is still open, so all of it is copied into the main file.
                 was_removed = True
                 self._failure = self._failure or self._path.error("written", error)
             self._write_waiting()
-            if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
+            if self._failure is None or was_removed:  # otherwise, the disk may be full, and the log has all of it
                 self.is_whole = self._files.finish()
         if self._failure is not None:
             raise JournalError(str(self._failure))
@@ -495,7 +495,7 @@ class GroupCommitter:
         try:
             is_whole = self._files.checkpoint()
         except sqlite3.Error as error:
-            if not is_busy(error):  # what was to be written is, so the next commit will do
+            if not is_busy(error):  # the records are written, so the next commit can do this
                 raise
         # A log that could be copied is started over, and its file does not grow before it is as long as it was.
         self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)

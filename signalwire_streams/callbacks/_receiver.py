@@ -157,7 +157,7 @@ class Dispatcher:
             return
         try:
             await asyncio.wait(tasks, timeout=self._shutdown_timeout)
-        finally:  # also when closing is cancelled
+        finally:  # even if closing is cancelled
             for task in tasks:
                 task.cancel()
         _, left = await asyncio.wait(tasks, timeout=min(self._shutdown_timeout, _CANCEL_TIMEOUT))
@@ -435,7 +435,7 @@ class CallbackReceiver:
         raise UnverifiableError("the body is too large")
 
     def _urls(self, request: "_Incoming") -> tuple[str, ...]:
-        """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
+        """Return the URLs that may have been signed: the configured, else the forwarded, else the requested one."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.target)))
         proxies = Forwarded.from_headers(request.headers) if self.trust_forwarded else None

@@ -133,7 +133,7 @@ def _userinfo(headers: Headers) -> str:
 
 
 def split_host(authority: str) -> tuple[str, str] | None:
-    """Return a host, and its port with a colon or nothing; None for what cannot be a host."""
+    """Return a host, and its port with a colon or nothing; None if it cannot be a host."""
     found = _HOST.fullmatch(authority)
     if found is None or (found[2] and int(found[2][1:]) not in _PORTS):
         return None
@@ -238,7 +238,7 @@ def request_url(*, scheme: str, host: str, target: str, proxies: Forwarded | Non
 
 
 def public_urls(public_url: str, target: str) -> tuple[str, str]:
-    """Return the URLs that a configured one may stand for: all of it, or what comes before the request's path."""
+    """Return the URLs that a configured one may stand for: itself, or itself followed by the request's path."""
     base, separator, fragment = public_url.partition("#")
     path, mark, query = path_and_query(target).partition("?")
     rest = mark + query + separator + fragment

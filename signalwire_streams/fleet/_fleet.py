@@ -245,7 +245,7 @@ class Fleet:
         return client.stop_streams(self._streams(run, ledger), journal=ledger, concurrency=concurrency)
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
-        await self._writer.idle()  # it may still be writing what an earlier call stopped
+        await self._writer.idle()  # it may still be recording the stops of an earlier call
         await self._open().script(SET_ONCE, self._keys.run(run), STOPPING, "1")
         await self.cancel(run)
         record = await self._record(run)

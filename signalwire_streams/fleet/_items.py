@@ -67,7 +67,7 @@ class Evidence(StrEnum):
 
 @frozen
 class PlannedItem:
-    """A request without its secrets, and what the run that this one resumes knows about it."""
+    """A request without its secrets, and the evidence about it from the run that this one resumes."""
 
     request: PlannedRequest
     earlier: Evidence = Evidence.NONE
@@ -129,7 +129,7 @@ class ItemMark:
         if self.status in SUCCEEDED:
             _, _, detail, sid = self.text.split(":", 3)
             return stream_of(*target_of(request), name=request.name, ambiguous=detail == "1", sid=sid or None)
-        # Under a name that the caller chose, somebody else's stream may be running.
+        # Under a name that the caller chose, a stream that this run did not start may be running.
         has_generated_name = request.name is not None and request.name.startswith(GENERATED_NAME)
         evidence = self.evidence
         if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REJECTED and has_generated_name):

@@ -54,7 +54,7 @@ class RunKeys:
     """Key names of one run.
 
     All but its hash contain the id of its plan too, which is unique: if this run expires and another is submitted
-    under its id, that one must not find what is left of this one.
+    under its id, that run must not find this one's remains.
     """
 
     run: str

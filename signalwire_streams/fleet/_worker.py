@@ -40,7 +40,7 @@ _EXECUTION_TTL = timedelta(minutes=1)
 _AHEAD = 10.0  # seconds' worth of the shared rate that one worker has in flight at most
 _RETRY_DELAY, _MAX_RETRY_DELAY = timedelta(milliseconds=100), timedelta(seconds=5)
 _CLOSE_TIMEOUT = 5.0
-_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return what was cancelled
+_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return cancelled tasks
 
 
 SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
@@ -179,7 +179,7 @@ class FleetWorker:
 
         Raises:
             FleetError: Redis rejects the user or password, or is a Redis Cluster.
-            AuthenticationError: the Space rejects the client's token; other workers get what this one had in flight.
+            AuthenticationError: the Space rejects the client's token; its starts in flight go to other workers.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
@@ -250,7 +250,7 @@ class FleetWorker:
 
     def _cut(self) -> None:
         if self._is_connected:
-            self._connection.timeout = 0.0  # no more waiting for Redis: what it does not learn expires there
+            self._connection.timeout = 0.0  # no more waiting for Redis: anything left there expires
             self._leases.lose_all()
 
     async def _task(self, run: str, batch: int) -> None:

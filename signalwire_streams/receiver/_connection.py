@@ -201,7 +201,7 @@ class Connection:
             session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
             await self._close_session(session)
             await asyncio.wait({handling})
-        finally:  # also when it is cancelled
+        finally:  # even if it is cancelled
             handling.cancel()
             ended.cancel()
             try:

@@ -108,7 +108,7 @@ class PendingStream:
 
     async def on_session(self, session: StreamSession) -> None:
         """Pass the session to the user, as its handler, until the user is done or the stream ends."""
-        if not self._arrival.done():  # else a callback was faster and reported that the stream had ended
+        if not self._arrival.done():  # otherwise, a callback was faster and reported that the stream had ended
             self._arrival.set_result(session)
             await wait_unless(asyncio.create_task(session.wait_closed()), self._released)
 
@@ -189,7 +189,7 @@ class PendingStream:
                     raise
             except ApiError:
                 session = self._session()
-                if session is None or session.end_reason is None:  # else it was rejected because the stream had ended
+                if session is None or session.end_reason is None:  # otherwise, the stream has ended
                     raise
                 break
             await asyncio.sleep(delay)

@@ -208,7 +208,7 @@ class LeaseLoop:
         except RedisUnavailableError:
             return False
         except RateLimiterError:
-            return True  # the next lease reports what is wrong
+            return True  # the next lease reports the error
         return self._clock.now() - asked_at <= self._state.quota.age
 
 

@@ -178,7 +178,7 @@ class Store:
 
     def _translate(self, error: BaseException) -> Exception:
         one: BaseException | None = error
-        while one is not None:  # redis-py wraps what it meets while it connects
+        while one is not None:  # redis-py wraps errors that occur while it connects
             if isinstance(one, InvalidResponse):
                 return RateLimiterError(f"the server at {self.address} is not a Redis server")
             if isinstance(one, AuthenticationError):

@@ -190,7 +190,7 @@ _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 @frozen(eq=False)
 class _Subject:
-    """What a kind of fault happens to, and which arguments of `Faults.add` it rejects.
+    """The subject of a kind of fault, and the arguments of `Faults.add` that it rejects.
 
     The keys of ``scopes`` are the values of ``on``, the first is the default; ``when`` completes the message
     about a rejected argument.
@@ -323,7 +323,7 @@ class FaultKind(StrEnum):
     FRAMES_LOST = "frames-lost", _of_frames("every", _replace_every_nth(lambda _: []))
     FRAMES_DUPLICATED = "frames-duplicated", _of_frames("every", _replace_every_nth(lambda frame: [frame, frame]))
     FRAMES_REORDERED = "frames-reordered", _of_frames("every", _swap_every_nth)
-    FRAMES_CORRUPTED = (  # what is inserted is not Base64
+    FRAMES_CORRUPTED = (  # the inserted character is not Base64
         "frames-corrupted",
         _of_frames("every", _replace_every_nth(lambda frame: [frame.replace('"payload": "', '"payload": "!')])),
     )
@@ -337,7 +337,7 @@ class FaultKind(StrEnum):
 
 @define(eq=False, kw_only=True)
 class FaultRule:
-    """One rule; what is not described here is as it was passed to `Faults.add`.
+    """One rule; the other attributes are as passed to `Faults.add`.
 
     Attributes:
         operations: the operations it applies to.
@@ -482,6 +482,6 @@ def faulty_response(rule: FaultRule, response: Response) -> FaultyResponse:
 
 
 def frame_faults(rules: Sequence[FaultRule]) -> list[FrameFault]:
-    """Create what changes the media frames of a stream that triggered some rules, in their order."""
+    """Create the frame faults of a stream that triggered these rules, in their order."""
     changes = ((rule.settings, _DEFINITIONS[rule.kind].frames) for rule in rules)
     return [FrameFault(settings, change) for settings, change in changes if change is not None]

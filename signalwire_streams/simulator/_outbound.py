@@ -1,4 +1,4 @@
-"""What the Space connects to: the WebSocket server of each stream that starts, and the receivers of status callbacks.
+"""The Space's outbound connections: to the WebSocket server of each stream, and to receivers of status callbacks.
 
 Callbacks are retried as often as documented (https://signalwire.com/docs/compatibility-api/), and signed here
 independently of the client half, so that a mistake in its verification cannot go unnoticed.

@@ -1,4 +1,4 @@
-"""The Compatibility API's operations: a request in, a response out (pure but for the state it changes).
+"""The Compatibility API's operations: a request in, a response out (pure, except for the state that it changes).
 
 https://signalwire.com/docs/compatibility-api/. The order of the checks is our interpretation: authentication, account,
 conference or call, fields, state, name.
@@ -100,7 +100,7 @@ class Serializer:
         }
 
     def call(self, call: Call) -> Json:
-        """Serialize a call; what is not known before it ends is null, as documented."""
+        """Serialize a call; fields that are unknown before it ends are null, as documented."""
         uri = f"{BASE_PATH}{self.project}/Calls/{call.sid}"
         caller, callee = _formatted(call.from_number), _formatted(call.to_number)
         return {

@@ -1,4 +1,4 @@
-"""Codecs, and the sources of what a Space plays: a tone, silence or a WAV file (pure but for reading the file)."""
+"""Codecs, and audio sources: a tone, silence or a WAV file (pure, except for reading the file)."""
 
 import math
 import stat
