@@ -65,7 +65,7 @@ class BatchLedger(_FleetLedger):
         self.batch = batch
         self.marks: Mapping[int, ItemMark] = {}  # as they were found
         self.cancelled = batch.record.status.cancel_reason  # why the run accepts no further starts
-        self.handed_back = False  # True once the owner leaves unfinished items to other workers
+        self.requeued = False  # True once the owner leaves unfinished items to other workers
         self.denied: StreamsError | None = None  # the Space denied this worker; others may have a better token
         self.lost: set[int] = set()  # items that another worker took over
         self._claim = claimed_mark(owner)
@@ -84,7 +84,7 @@ class BatchLedger(_FleetLedger):
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
         """Claim an item; raise its error if the run was cancelled, or if another worker has it."""
-        if self.handed_back:
+        if self.requeued:
             raise RunCancelledError("left to other workers")
         index = self._sending[state][0]
         mark = self._mark(index)
@@ -110,8 +110,8 @@ class BatchLedger(_FleetLedger):
         is_denied = error is not None and is_fatal_for_run(error)
         if is_denied:
             self.denied = error
-        self.handed_back |= is_denied or isinstance(error, FleetError)
-        if is_denied or (self.handed_back and isinstance(error, _LEFT_TO_OTHERS)):
+        self.requeued |= is_denied or isinstance(error, FleetError)
+        if is_denied or (self.requeued and isinstance(error, _LEFT_TO_OTHERS)):
             if not (isinstance(error, StreamOutcomeUnknownError) or self._mark(index).is_claimed):
                 self._release(index, state)
             return
@@ -129,9 +129,9 @@ class BatchLedger(_FleetLedger):
     def complete_unsent(self, index: int, request: Start, error: StreamsError) -> None:
         self._completing.append(self._writer.call(self.batch.complete_unsent(index, request, self._mark(index), error)))
 
-    def hand_back(self) -> None:
+    def requeue(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""
-        self.handed_back = True
+        self.requeued = True
         for _, _, task in self._sending.values():
             task.cancel()
 

@@ -279,7 +279,7 @@ class FleetWorker:
             return True
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
-        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.hand_back)
+        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.requeue)
         if lease is None:
             return False
         try:
@@ -299,7 +299,7 @@ class FleetWorker:
         requests = self._with_secrets([item for item in items if not item.mark.is_completed], ledger)
         for index, request in requests.items():
             ledger.expect(key_of(request), index)
-        if ledger.cancelled is None and requests and not ledger.handed_back:
+        if ledger.cancelled is None and requests and not ledger.requeued:
             await self._start(ledger, list(requests.values()))
         if ledger.cancelled is not None:
             ledger.complete_rest(requests)
@@ -312,7 +312,7 @@ class FleetWorker:
             self._recent.append((asyncio.get_running_loop().time(), outcome.attempts))
             if ledger.denied is not None:
                 run.shutdown()  # the starts in flight will be denied as well
-            elif ledger.handed_back:
+            elif ledger.requeued:
                 run.shutdown(0)
         if ledger.denied is not None:
             self._denied = ledger.denied

@@ -115,13 +115,13 @@ class Attempt:
 
     Attributes:
         refusals: how the Space refused it for now before that.
-        handed_back: whether the worker leaves its items to others.
+        requeued: whether the worker leaves its items to others.
         sent: False if the item is settled without being claimed.
     """
 
     error: StreamsError | None
     refusals: set[AttemptResult] | frozenset[AttemptResult] = NO_429
-    handed_back: bool = False
+    requeued: bool = False
     sent: bool = True
 
 
@@ -150,10 +150,10 @@ TRANSITIONS: Mapping[str, tuple[Attempt, str]] = {
         Attempt(InvalidRequestError("no secrets"), sent=False),
         "rejected: rejected:t unknown:i unknown:i unknown:i",
     ),
-    "handed back": (Attempt(CUT, handed_back=True), ": :t :r :i :i"),
-    "handed back after a 429": (Attempt(CUT, AFTER_429, handed_back=True), ":t :t :r :i :i"),
-    "handed back after a 503": (Attempt(CUT, AFTER_503, handed_back=True), ":r :r :r :i :i"),
-    "handed back in flight": (Attempt(UNKNOWN, handed_back=True), ":i :i :i :i :i"),
+    "requeued": (Attempt(CUT, requeued=True), ": :t :r :i :i"),
+    "requeued after a 429": (Attempt(CUT, AFTER_429, requeued=True), ":t :t :r :i :i"),
+    "requeued after a 503": (Attempt(CUT, AFTER_503, requeued=True), ":r :r :r :i :i"),
+    "requeued in flight": (Attempt(UNKNOWN, requeued=True), ":i :i :i :i :i"),
     "denied": (Attempt(DENIED), ": :t :r :i :i"),
     "denied after a 503": (Attempt(DENIED, AFTER_503), ":r :r :r :i :i"),
 }
@@ -178,7 +178,7 @@ async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, trans
         ledger.expect(key_of(request), index)
 
     states = [await claim(ledger, request) for request in requests] if attempt.sent else []
-    ledger.handed_back = attempt.handed_back
+    ledger.requeued = attempt.requeued
     for index, request in enumerate(requests):
         error = attempt.error
         if attempt.sent:
@@ -208,7 +208,7 @@ def note(ledger: BatchLedger, state: CallState, attempt: Attempt) -> None:
     error = attempt.error
     if state.may_have_succeeded and isinstance(error, AuthenticationError):
         error = StreamOutcomeUnknownError("denied, and in doubt", status=401, sent="maybe")
-    elif state.may_have_succeeded and attempt.handed_back:
+    elif state.may_have_succeeded and attempt.requeued:
         error = UNKNOWN
     state.refusals = frozenset(attempt.refusals)
     status = BulkStatus.STARTED if error is None else to_status(error, starting=True)

@@ -144,7 +144,7 @@ async def test_replaced_owner_does_not_release_mark_of_successor(space: Simulate
     sending = asyncio.create_task(send())
     await until(lambda: _holds(lambda: 0 in ledger._claimed))
     await redis_of(fleet).hset(ledger.batch.marks, "0", "i:new")
-    ledger.hand_back()
+    ledger.requeue()
     with pytest.raises(asyncio.CancelledError):
         await sending
     ledger.record_outcome(

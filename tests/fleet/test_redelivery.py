@@ -379,7 +379,7 @@ class TestAnOwnerThatWasReplaced:
 
         task = asyncio.create_task(cut())
         await until(lambda: _is_intended(fleet, ledger.run, 1))
-        ledger.hand_back()
+        ledger.requeue()
         with pytest.raises(asyncio.CancelledError):
             await task
         ledger.record_outcome(
