@@ -348,7 +348,7 @@ class OpenFiles:
             raise error
 
     def _set_guard(self, guard: sqlite3.Connection) -> bool:
-        """Let a guard read the present state, then commit a newer first page.
+        """Make a guard read the present state, then commit a newer first page.
 
         Return False if another program's checkpoint is running: it may have begun before the commit, and would copy the
         first page of before.
