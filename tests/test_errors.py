@@ -126,7 +126,7 @@ def test_copied_error_keeps_later_attributes(how: Callable[[StreamsError], Strea
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=each)
-def test_str_is_message(error: StreamsError) -> None:
+def test_str_of_error_is_its_message(error: StreamsError) -> None:
     """``str`` of an error is its one line, whatever else it carries."""
     assert str(error) == COMMON["message"]
     assert f"{error}".splitlines() == [COMMON["message"]]

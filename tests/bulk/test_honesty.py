@@ -202,7 +202,9 @@ async def test_journal_created_by_another_process_meanwhile_is_rejected(
     assert BulkJournal(path).status().planned == 0
 
 
-async def test_journal_of_a_run_killed_before_it_started_says_so(client: StreamsClient, tmp_path: Path) -> None:
+async def test_journal_of_a_run_killed_before_it_started_is_reported_as_empty(
+    client: StreamsClient, tmp_path: Path
+) -> None:
     """A journal with nothing in it says so, and can be used."""
     (tmp_path / "run.db").touch()
     with pytest.raises(InvalidRequestError, match="is empty, so its run was not started yet"):

@@ -89,7 +89,7 @@ async def test_journal_commits_intents_at_most_every_four_milliseconds(tmp_path:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_log_of_a_journal_is_begun_anew_at_four_mebibytes(tmp_path: Path) -> None:
+async def test_log_of_a_journal_is_started_over_at_four_mebibytes(tmp_path: Path) -> None:
     """Not much earlier, since that costs as much as all commits, and not later, since every reader reads it."""
     path, log = tmp_path / "run.db", tmp_path / "run.db-wal"
     with closing(Journal.create(path, RUN, run="r1")) as journal:

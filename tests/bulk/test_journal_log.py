@@ -100,7 +100,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
     assert space.requests.count() == sent
 
 
-async def test_copy_of_a_killed_run_is_whole_or_rejected(client_for: Any, tmp_path: Path) -> None:
+async def test_copy_of_a_killed_run_is_complete_or_rejected(client_for: Any, tmp_path: Path) -> None:
     """A copy that lacks a part of the log is refused; one that is whole is resumed, and doubles nothing."""
     async with SimulatedSpace(conferences=60, participants=0) as space:
         client = client_for(space)
@@ -295,7 +295,7 @@ def used_frames(log: bytes) -> int:
     return sum(log[16:24] == log[frame + 8 : frame + 16] for frame in frames)
 
 
-async def test_copy_in_either_order_is_whole_or_rejected(tmp_path: Path) -> None:
+async def test_copy_in_either_order_is_complete_or_rejected(tmp_path: Path) -> None:
     """A main file that was copied first fits the log of later; one that was copied after it knows more than the log."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
@@ -402,7 +402,7 @@ def test_generations_are_serial_numbers() -> None:
     assert not second.is_older(last)
 
 
-def test_generation_wraps_around(tmp_path: Path) -> None:
+def test_journal_generation_wraps_around_at_31_bits(tmp_path: Path) -> None:
     """The first page has a signed number, whose lowest bit is cleared by each commit."""
     with closing(sqlite3.connect(tmp_path / "run.db", isolation_level=None)) as database:
         for known, following in ((0x7FFFFFFE, 0x80000000), (0x7FFFFFFF, 0x80000000), (-1, 0), (-2, 0), (5, 6)):
@@ -471,7 +471,7 @@ async def test_log_with_only_a_new_header_is_accepted(tmp_path: Path) -> None:
     assert sum(BulkJournal(here).status().counts.values()) == 1
 
 
-def test_file_that_is_no_log_is_rejected(tmp_path: Path) -> None:
+def test_file_that_is_not_a_log_is_rejected(tmp_path: Path) -> None:
     """Neither text nor zeros beside a planned journal is a log, and a log of ours ends where it says."""
     Journal.plan(tmp_path / "run.db", RUN, run="r1", requests=[])
     for number, content in enumerate((b"precious " * 50, bytes(5000))):
@@ -742,7 +742,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-async def test_vacuum_of_another_program_is_no_damage(tmp_path: Path) -> None:
+async def test_vacuum_by_another_program_does_not_end_the_run(tmp_path: Path) -> None:
     """It makes the main file shorter at the next checkpoint; a main file that was cut is still noticed."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
@@ -874,7 +874,7 @@ async def test_descriptor_stays_open_for_the_next_run_if_those_in_use_are_unknow
 
 
 @pytest.mark.parametrize("ends_early", [False, True])
-async def test_finished_journal_is_whole_beside_a_log_that_was_only_begun(tmp_path: Path, ends_early: bool) -> None:
+async def test_finished_journal_next_to_an_empty_log_is_complete(tmp_path: Path, ends_early: bool) -> None:
     """A program that is killed as it begins a log leaves a new header, before frames of another log or before none."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:

@@ -160,7 +160,7 @@ async def test_start_that_got_a_429_is_not_attempted_when_the_run_is_shut_down(r
 @pytest.mark.parametrize(
     ("refusal", "request_"), [(http(408), CONFERENCE), (THROTTLED, CALL)], ids=["408, conference", "429, call"]
 )
-async def test_start_that_is_cut_between_attempts_says_what_was_sent(refusal: bytes, request_: Any) -> None:
+async def test_start_cancelled_between_attempts_reports_whether_it_was_sent(refusal: bytes, request_: Any) -> None:
     """Its error agrees with itself: one attempt, which the Space received."""
     waiting = asyncio.Event()
 

@@ -347,7 +347,7 @@ class TestPublicUrl:
             assert await server.send(form(STARTED), "?a=1", headers) == 204
             assert await server.post(fields("stream-stopped"), signed=PUBLIC, query="?a=1") == 204
 
-    async def test_public_url_overrides_what_the_request_says(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_public_url_overrides_host_headers_of_the_request(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
         async with serving(public_url="https://u:secret@example.com/callbacks", trust_forwarded=True) as server:
             assert await server.post() == 403

@@ -244,7 +244,7 @@ def test_whitespace_around_a_header_is_ignored(scheme: Any) -> None:
 
 @pytest.mark.parametrize("given", [None, "", " ", "x", "é", "\ud800", 5, b"bytes", ["list"]])
 @pytest.mark.parametrize("scheme", [of_form, of_json, of_get])
-def test_missing_or_odd_signature_is_rejected(scheme: Any, given: Any) -> None:
+def test_missing_or_malformed_signature_is_rejected(scheme: Any, given: Any) -> None:
     sent = scheme(URL)
     rest = {name: value for name, value in sent.headers.items() if "Signature" not in name}
 
@@ -494,7 +494,7 @@ class TestBodyConfusion:
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--',
         ],
     )
-    def test_bodies_that_are_no_forms_are_rejected(self, body: bytes) -> None:
+    def test_body_that_is_not_a_form_is_rejected(self, body: bytes) -> None:
         """Whichever signature they bring."""
         pairs = [
             (name, value) for name, _, value in (piece.partition("=") for piece in body.decode("latin-1").split("&"))
@@ -525,7 +525,7 @@ def test_too_large_body_is_rejected_unhashed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("url", ["", "\ud800", "https://example.com/\ud800", "https://[", "https://a:b/", "://", "\n"])
-def test_odd_url_is_rejected_without_error(url: str) -> None:
+def test_malformed_url_is_rejected_without_error(url: str) -> None:
     assert not of_form(URL).good(url=url)
 
 

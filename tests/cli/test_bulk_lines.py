@@ -251,7 +251,7 @@ def test_malformed_csv_row_does_not_hide_later_rows() -> None:
         max_size=6,
     )
 )
-def test_csv_round_trip(rows: list[tuple[str, str]]) -> None:
+def test_csv_from_the_csv_module_is_read_back_unchanged(rows: list[tuple[str, str]]) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["parameters.a", "conference_sid", "parameters.b"])

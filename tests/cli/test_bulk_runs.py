@@ -500,7 +500,9 @@ def test_damaged_date_is_shown_without_control_characters(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", DAMAGED_DATES)
-async def test_journal_with_a_damaged_date_is_no_traceback(shell: Shell, space: SimulatedSpace, text: str) -> None:
+async def test_journal_with_a_damaged_date_is_reported_without_traceback(
+    shell: Shell, space: SimulatedSpace, text: str
+) -> None:
     await shell(*START_ALL)
     with closing(sqlite3.connect("run.db")) as database:
         database.execute("UPDATE run SET value = ? WHERE key = 'started_at'", (text,))

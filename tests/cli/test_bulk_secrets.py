@@ -65,7 +65,7 @@ def test_resume_takes_the_first_of_two_lines_for_one_stream() -> None:
     assert resumed([line(), line(OLD, "old")], {}) == [(NEW, "new")]
 
 
-def test_resume_tells_a_call_from_a_conference_of_the_same_id() -> None:
+def test_resume_distinguishes_a_call_from_a_conference_of_the_same_sid() -> None:
     call = {"call_sid": ROOM, "url": NEW, "authorization_bearer_token": "call"}
     assert resumed([call, line(name="audit")], {}) == [(NEW, "call"), (NEW, "new")]
     assert resumed([{**call, "url": "no"}, line()], {}) == [(NEW, "new")]

@@ -420,7 +420,7 @@ async def test_a_dry_run_on_all_that_is_live_only_lists(shell: Shell, space: Sim
 # Without a journal.
 
 
-async def test_bulk_start_without_a_journal_says_once_what_that_means(
+async def test_bulk_start_without_a_journal_warns_once(
     shell: Shell, space: SimulatedSpace, ids: str, folder: Path
 ) -> None:
     note = "No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.\n"
@@ -475,7 +475,7 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     assert files_in(folder) == []
 
 
-async def test_bad_lines_are_told_in_json(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_invalid_lines_are_reported_in_json(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", [space.conference_sids[0], "a,b"])
     ran = await shell(*START, path, *TO_URL, "--json")
     assert ran.code == 2
@@ -509,7 +509,7 @@ async def test_unreadable_rest_of_a_file_starts_nothing(shell: Shell, space: Sim
     assert space.requests.count() == 0
 
 
-async def test_all_bad_lines_of_thousands_are_told(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_all_invalid_lines_of_thousands_are_reported(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     wrong = (1, 2_000, 2_001, 4_000)
     path = ids_file(
         tmp_path / "ids.txt", ["a b" if number in wrong else f"room-{number}" for number in range(1, 4_001)]
@@ -581,7 +581,7 @@ async def test_invalid_line_is_rejected_in_one_sentence(
     assert space.streams.active() == []
 
 
-async def test_a_file_that_is_no_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
+async def test_file_that_is_not_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(b"\xff\xfe\x00")
     is_misuse(await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8")
 
@@ -592,7 +592,7 @@ async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monke
     is_misuse(ran, "standard input is closed: name a FILE, or pipe it in")
 
 
-async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_missing_credentials_are_a_usage_error(bare_shell: Shell, tmp_path: Path) -> None:
     ran = await bare_shell(*START, ids_file(tmp_path / "ids.txt", ["room"]), *TO_URL)
     is_misuse(ran, "set SIGNALWIRE_SPACE (or --space)")
 

@@ -87,9 +87,7 @@ async def test_stop_by_text_of_stream_that_has_ended_is_success(
     assert (stopped.sid, stopped.name) == ((stream.sid, None) if handle == "sid" else (None, stream.name))
 
 
-async def test_stop_of_running_stream_does_not_say_that_it_had_ended(
-    space: SimulatedSpace, client: StreamsClient
-) -> None:
+async def test_stop_of_running_stream_is_not_already_ended(space: SimulatedSpace, client: StreamsClient) -> None:
     """Neither after one attempt nor after one whose answer was lost, since that may have been what ended it."""
     sid = space.conference_sids[0]
     one, two = [await client.conferences.start_stream(sid, url=URL) for _ in range(2)]
@@ -127,7 +125,7 @@ async def test_404_about_stream_of_another_project_is_error(space: SimulatedSpac
         await client.conferences.stop_stream(stream)
 
 
-async def test_ambiguous_stream_whose_sid_is_of_rejected_second_is_no_success(client_for: Any) -> None:
+async def test_stop_of_ambiguous_stream_with_sid_of_rejected_second_fails(client_for: Any) -> None:
     """Where names stop nothing, "already stopped" about that sid does not say that the first stream has ended."""
     async with SimulatedSpace(conferences=1, streams_by_name=False) as space:
         client: StreamsClient = client_for(space)
@@ -338,7 +336,7 @@ async def test_stop_keeps_name_that_response_leaves_out(
     ],
     ids=["a page", "in progress", "queued"],
 )
-async def test_stop_answered_otherwise_than_stopped_is_no_success(client_for: Any, answer: bytes) -> None:
+async def test_stop_with_another_status_in_its_response_fails(client_for: Any, answer: bytes) -> None:
     """Nor is it one in a run: the stream goes on, and the error says that the answer can't be believed."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -356,7 +354,7 @@ async def test_stop_answered_otherwise_than_stopped_is_no_success(client_for: An
 
 @pytest.mark.usefixtures("idle_clock")
 @pytest.mark.parametrize(("noun", "requests"), [("conference", 3), ("call", 1)])
-async def test_start_answered_as_stopped_is_no_success(client_for: Any, noun: str, requests: int) -> None:
+async def test_start_with_status_stopped_in_its_response_is_unknown(client_for: Any, noun: str, requests: int) -> None:
     """It is the answer to a stop, so whether the stream runs is unknown."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:

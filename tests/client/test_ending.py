@@ -48,7 +48,9 @@ async def test_end_is_one_documented_request(space: SimulatedSpace, client: Stre
 
 
 @pytest.mark.parametrize("noun", NOUNS)
-async def test_end_of_what_has_ended_is_success(space: SimulatedSpace, client: StreamsClient, noun: str) -> None:
+async def test_end_of_ended_call_or_conference_succeeds(
+    space: SimulatedSpace, client: StreamsClient, noun: str
+) -> None:
     sid = sids(space, noun)[0]
     await resource(client, noun).end(sid)
     again = await resource(client, noun).end(sid)

@@ -60,7 +60,7 @@ def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
         ("t", None),
     ],
 )
-def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
+def test_mark_identifies_stream_that_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
     """A refusal for now may have started the stream, but under the caller's own name another one may be running."""
     if isinstance(stream, str):
         stream = {} if name.startswith("sws-") else None
@@ -80,7 +80,7 @@ def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: di
         ("i:worker", Evidence.IN_DOUBT),
     ],
 )
-def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlier: Evidence) -> None:
+def test_mark_has_the_strongest_evidence(text: str, evidence: Evidence, earlier: Evidence) -> None:
     """Of the resumed run and of this one; the members of the enumeration are in that order."""
     order = [Evidence.NONE, Evidence.THROTTLED, Evidence.REJECTED, Evidence.IN_DOUBT]
     mark = ItemMark(text, earlier)
@@ -91,7 +91,7 @@ def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlie
 
 @pytest.mark.parametrize("status", BulkStatus)
 @pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REJECTED])
-def test_settled_mark_tells_the_evidence_that_it_was_settled_with(status: BulkStatus, evidence: Evidence) -> None:
+def test_completed_mark_has_its_evidence(status: BulkStatus, evidence: Evidence) -> None:
     """What the resumed run knew is part of it, and a stream that is running needs none."""
     mark = ItemMark(completed_mark(outcome_of(status), evidence), Evidence.REJECTED)
     running = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
@@ -161,7 +161,7 @@ TRANSITIONS: Mapping[str, tuple[Attempt, str]] = {
 
 @pytest.mark.parametrize("earlier", [Evidence.NONE, Evidence.REJECTED])
 @pytest.mark.parametrize("transition", TRANSITIONS)
-async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, transition: str, earlier: Evidence) -> None:
+async def test_attempt_never_weakens_the_evidence_of_the_mark(fleet: Fleet, transition: str, earlier: Evidence) -> None:
     """For each mark that a worker may find, the status and evidence that its attempt leaves.
 
     What the resumed run knew counts as if the mark had told it.

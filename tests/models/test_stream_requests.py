@@ -265,7 +265,7 @@ CALLBACK_REFUSALS = {
 
 
 @pytest.mark.parametrize("url", CALLBACK_REFUSALS.values(), ids=CALLBACK_REFUSALS)
-def test_callback_that_is_no_web_address_is_rejected(url: str) -> None:
+def test_callback_that_is_not_a_web_address_is_rejected(url: str) -> None:
     """A status callback has to be an absolute http or https address."""
     message = refused_alike(status_callback=url)
     assert message.startswith("status_callback ")
@@ -273,7 +273,7 @@ def test_callback_that_is_no_web_address_is_rejected(url: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "words"), [("", "is empty: write the https://"), (7, "must be a str, not int")])
-def test_callback_that_is_no_text_is_rejected(value: object, words: str) -> None:
+def test_callback_that_is_not_a_string_is_rejected(value: object, words: str) -> None:
     """An empty callback, or one of another type, is refused."""
     assert words in refused_alike(status_callback=value)
 
@@ -432,7 +432,7 @@ def test_request_cannot_be_changed(kind: str) -> None:
 
 
 @both_kinds
-def test_requests_that_say_the_same_are_one_in_a_set(kind: str) -> None:
+def test_equal_requests_are_one_member_of_a_set(kind: str) -> None:
     """A request is hashable, parameters and all."""
     requests = {start(kind, parameters={"a": "1"}) for _ in range(2)}
     assert requests == {start(kind, parameters={"a": "1"})}
@@ -453,7 +453,7 @@ def test_changed_copy_is_checked_as_well(kind: str) -> None:
         evolve(named, unnamed=True)
 
 
-def test_options_left_out_are_left_to_the_api() -> None:
+def test_omitted_options_are_not_sent() -> None:
     """Omitted options are not sent, so the API's defaults apply."""
     request = StartConferenceStream(conference_sid="c", url=URL)
     unsaid = (

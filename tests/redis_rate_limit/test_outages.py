@@ -78,7 +78,7 @@ async def test_rejection_during_outage_is_reported_afterwards(redis: RedisServer
     assert await limiter_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
 
-async def test_closed_idle_connection_is_no_outage(
+async def test_closed_idle_connection_does_not_count_as_outage(
     redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiter = limiter_for(redis)

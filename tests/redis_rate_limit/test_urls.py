@@ -103,7 +103,7 @@ async def test_password_with_special_characters_works(redis_server: ServerFactor
         assert await limiter.acquire(Priority.BULK, 10) == 0
 
 
-async def test_user_without_permission_is_told_which(redis_server: ServerFactory) -> None:
+async def test_redis_user_without_permission_gets_error_naming_the_command(redis_server: ServerFactory) -> None:
     redis = redis_server("--user", "weak", "on", ">pw", "~*", "+@all", "-evalsha")
     url = redis.url.replace("unix://", "unix://weak:pw@")
     async with RedisRateLimiter(url, space="example.signalwire.com") as limiter:

@@ -107,7 +107,7 @@ async def test_token_leased_for_cancelled_request_serves_the_next(
     assert await limiter.acquire(Priority.BULK, 0.0) > 0
 
 
-async def test_unused_token_lapses(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_unused_token_expires(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     late = 0.0
     limiter = limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
     for seconds in (5, 9, 7):
