@@ -245,9 +245,7 @@ class OpenFiles:
         self._page_size = _number(database, "page_size")
         self._log = str(path.beside(LOG))
         self._prevented = 0  # how often in a row another program prevented a commit
-        self.damage: str | None = (
-            None  # how a file was truncated or replaced: nothing may be written to any of them any more
-        )
+        self.damage: str | None = None  # how a file was truncated or replaced, so that none may be written to
         self._ensure_guard()  # makes the log: its first commit has to follow the main file's generation
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
         self._shortened = {str(path.file), self._log}
@@ -276,9 +274,7 @@ class OpenFiles:
                 self.damage = f"{Path(file).name} was replaced by another file"
             elif found.st_size < size and not (file in self._shortened and self._is_complete()):
                 self.damage = f"{Path(file).name} was truncated"
-                if file.endswith(
-                    INDEX
-                ):  # SQLite maps it into memory, and access to the missing part would kill the process
+                if file.endswith(INDEX):  # SQLite maps it into memory: access to the missing part would be fatal
                     os.truncate(file, size)
             elif found.st_size != size and file != self._log:
                 self._known[file] = identity, found.st_size
