@@ -11,7 +11,7 @@ def on_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Call a function on SIGINT and SIGTERM while the block runs, instead of their default actions."""
     loop = asyncio.get_running_loop()
     with ExitStack() as undo:
-        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
+        with suppress(NotImplementedError, RuntimeError):  # not on Windows, nor in other threads
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, handle, number)
                 undo.callback(loop.remove_signal_handler, number)

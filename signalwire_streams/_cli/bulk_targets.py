@@ -29,7 +29,7 @@ from signalwire_streams._cli.options import (
 from signalwire_streams._cli.output import clean, for_command_line
 from signalwire_streams.bulk._serialization import folded
 
-_ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
+_ENCODINGS = (  # by byte order mark; UTF-32-LE's begins with UTF-16-LE's
     ("UTF-32", codecs.BOM_UTF32_LE),
     ("UTF-32", codecs.BOM_UTF32_BE),
     ("UTF-16", codecs.BOM_UTF16_LE),

@@ -50,7 +50,7 @@ _PHRASES = (
 
 
 def for_command_line(message: str) -> str:
-    """Replace Python's terms in a message of the library by those of the command line."""
+    """Replace Python's terms in a message of the library with those of the command line."""
     message = _TYPE.sub(lambda found: f"{found[1].removesuffix(' of type')} {_JSON_TYPES[found[2]]}", message)
     message = _BOOLEANS.sub(lambda found: found[0].lower(), message)
     for python, words in _PHRASES:

@@ -31,7 +31,7 @@ def _type_of(hint: Any) -> "click.ParamType[Any] | None":  # noqa: ANN401  (a ty
 
 
 _SETTINGS = {
-    attribute.name.removesuffix("_"): found  # that of "as_" keeps it from being a keyword of Python
+    attribute.name.removesuffix("_"): found  # that of "as_" keeps it from being a Python keyword
     for attribute in fields(FaultSettings)
     if (found := _type_of(attribute.type)) is not None
 }

@@ -45,7 +45,7 @@ _EARLIER_PART = "an earlier part of this run may have started it"
 class ItemKey:
     """Identifies an item: its target, as of `target_of`, and its stream.
 
-    The name is that of the stream; to stop a stream without a name, its sid.
+    The name is the stream's name, or its sid if a stream without a name is to be stopped.
     """
 
     kind: str

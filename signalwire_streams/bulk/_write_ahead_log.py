@@ -99,7 +99,7 @@ def _set_version(database: sqlite3.Connection, version: int) -> None:
 
 
 def begin_generations(database: sqlite3.Connection) -> None:
-    """Write the first page of a new journal, with a generation that differs from that of any other one."""
+    """Write the first page of a new journal, with a generation that differs from any other journal's."""
     database.execute(f"PRAGMA application_id = {UNFINISHED}")
     _set_version(database, secrets.randbits(31) << 1)
 
@@ -155,7 +155,7 @@ def _header_of(path: JournalPath) -> Header:
     """Read the first page of the main file, even if the rest of the file is damaged."""
     with closing(path.connect_to_main()) as database:
         database.execute("PRAGMA writable_schema = ON")  # so that a file with too few pages is not malformed
-        with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
+        with suppress(sqlite3.DatabaseError):  # not a database, or one that SQLite can't read
             return header_of(database)
     return Header(0, 0)
 
@@ -374,7 +374,7 @@ class GroupCommitter:
     """
 
     def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
-        self.is_whole = False  # whether the main file needs no log any more
+        self.is_whole = False  # whether the main file is complete without its log
         self._path, self._database, self._files, self._clock = path, database, files, clock
         self._waiting: list[tuple[str, Values, asyncio.Future[None] | None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -470,8 +470,8 @@ class GroupCommitter:
                 done.set_exception(JournalError(str(error)))  # each of those that wait raises its own
 
     def _write_waiting(self) -> None:
-        # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
-        # item comes in different commits: its outcome after its intent is on the disk.
+        # Records of one statement are written together, which is a fifth cheaper. Their order does not matter, since an
+        # item's outcome is committed after its intent.
         together: dict[str, list[Values]] = {}
         time = now()
         for statement, values, done in self._waiting:

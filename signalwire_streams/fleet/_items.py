@@ -94,7 +94,7 @@ def completed_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
 class ItemMark:
     """Redis' record of an item, with the resumed run's evidence.
 
-    The text is that of `claimed_mark` or `completed_mark`, or the `Evidence` of an item that its owner left to others.
+    The text is a `claimed_mark`, a `completed_mark`, or the `Evidence` of an item that its owner left to others.
     """
 
     text: str = ""

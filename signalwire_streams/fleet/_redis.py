@@ -148,7 +148,7 @@ class Connection:
         return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
 
     async def call_all(self, calls: Sequence[LuaCall]) -> list[str]:
-        """Make script calls in one round trip, those of one script and run as one command."""
+        """Make script calls in one round trip; calls of the same script and run are one command."""
         groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for place, call in enumerate(calls):
             groups.setdefault((call.source, call.shared), []).append(place)

@@ -21,7 +21,7 @@ _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000.0
 _MAX_EARLY = 100.0  # milliseconds before the least delayed frame: no network delivers a frame earlier than that
 _JUMP = 60_000.0  # milliseconds of delay: a timestamp that is further behind is from another clock, or is invalid
-_SPAN = 10.0  # seconds: the least delayed frame is that of the current span and the one before
+_SPAN = 10.0  # seconds: the least delayed frame is taken from the current span and the one before
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 

@@ -198,7 +198,7 @@ class StatusCallback:
 
 
 class StatusCallbackSender(OutboundClient):
-    """Sends callbacks, those of one stream in order."""
+    """Sends callbacks, in order for each stream."""
 
     def __init__(self, settings: SpaceSettings) -> None:
         super().__init__(settings.ssl_context)
@@ -229,7 +229,7 @@ class StatusCallbackSender(OutboundClient):
             self._schedule(stream.sid, overtaken)
 
     def _schedule(self, sid: str, callback: StatusCallback, rule: FaultRule | None = None) -> None:
-        """Deliver a callback after those of the same stream; none waits for one that is delayed by a fault."""
+        """Deliver a callback after the stream's earlier ones, except those that a fault delays."""
         is_delayed = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
         previous = None if is_delayed else self._last_tasks.get(sid)
         task = self._spawn(self._deliver(callback, previous, rule))

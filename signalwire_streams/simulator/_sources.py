@@ -142,8 +142,8 @@ class Sound(Protocol):
         """Return the audio of a track at a sample rate.
 
         Raises:
-            OSError: the sound is a file that can't be read (any more); so does reading the clip.
-            ValueError: it is not a WAV file (any more).
+            OSError: the sound is a file that can't be read. Reading the clip later may raise it too.
+            ValueError: the sound is a file that is not a WAV file.
         """
         ...
 

@@ -189,7 +189,7 @@ class Resource:
 
 @define(eq=False, kw_only=True)
 class Call(Resource):
-    """A call leg; ``conference_sid`` is set on those of a conference's participants."""
+    """A call leg; ``conference_sid`` is set if it belongs to a participant of a conference."""
 
     sid: str
     from_number: str
