@@ -44,7 +44,8 @@ def measure(plan: Plan) -> list[Section]:
     about = (
         f"both tracks, 100 frames a second, from a sender on another core; {searches.seconds:.0f} s a trial "
         f"after {warm_up:g} s of warm-up; a trial that fails is repeated once; nothing dropped, "
-        f"99th percentile of the delay under {_LATEST_OF_OTHERS * 1e3:.0f} ms (coalesced: {_LATEST[COALESCED] * 1e3:.0f} ms)"
+        f"99th percentile of the delay under {_LATEST_OF_OTHERS * 1e3:.0f} ms "
+        f"(coalesced: {_LATEST[COALESCED] * 1e3:.0f} ms)"
     )
     names = [name for name, _ in MAIN]
     return [

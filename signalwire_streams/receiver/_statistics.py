@@ -323,11 +323,15 @@ class StreamStatistics:
 
     def _count(self) -> None:
         for media, now in self._uncounted:
-            self.of(media.track)._record(media, now)  # noqa: SLF001  (private to users, not to this module)
+            self._of(media.track)._record(media, now)  # noqa: SLF001  (private to users, not to this module)
         self._uncounted.clear()
 
     def of(self, track: str | None) -> TrackStatistics:
-        """Return the statistics of a track; they start at zero when its first frame arrives."""
+        """Return the statistics of a track, up to date as in `tracks`, which begin with its first frame."""
+        self._count()
+        return self._of(track)
+
+    def _of(self, track: str | None) -> TrackStatistics:
         found = self._tracks.get(track or "")
         if found is None:
             # A peer that makes up names must not fill the memory.
