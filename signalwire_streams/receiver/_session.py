@@ -365,7 +365,7 @@ class StreamSession:
     def _enqueue(self, event: AudioEvent, now: float) -> bool:
         """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
-            self.statistics.of(event.track)._record(event, now)
+            self.statistics._record(event, now)
             for feed in self._listeners.feeds:
                 feed.put(event, now)
             if self._is_handed_over:
