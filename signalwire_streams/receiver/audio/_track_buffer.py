@@ -7,10 +7,9 @@ import re
 from collections import deque
 
 from signalwire_streams.receiver._protocol import MediaEvent
-from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat
 from signalwire_streams.receiver.audio._timeline import TrackTimeline
 
-WIDTH = 2  # bytes of a sample
 _MAX_LATE = 3  # frames, one after the other: a track that goes on so is behind the other one
 _SILENCE = re.compile(rb"(?:\0\0|\x08\0|\xf8\xff)*")  # A-law has no code for zero, but 8 and -8
 
@@ -77,7 +76,7 @@ class TrackBuffer:
         if position is None:
             return None
         self._put(position + self.shift, pcm, timeline.calls)
-        return position + len(pcm) // WIDTH
+        return position + len(pcm) // PCM_SIZE
 
     def _correct(self) -> None:
         """Move frames to their corrected places, unless they were taken."""
@@ -101,11 +100,11 @@ class TrackBuffer:
             self._put_or_drop(position, pcm, frame)
 
     def _append(self, position: int, pcm: bytes, frame: int) -> None:
-        self.end = position + len(pcm) // WIDTH
+        self.end = position + len(pcm) // PCM_SIZE
         self._pieces.append(_Piece(position, self.end, pcm, frame))
 
     def _keep(self, position: int, pcm: bytes, frame: int) -> None:
-        samples = len(pcm) // WIDTH
+        samples = len(pcm) // PCM_SIZE
         if position < self.cursor:
             if is_quiet(pcm):  # so nothing was missed
                 return
@@ -122,12 +121,12 @@ class TrackBuffer:
             self._append(self.end, pcm, frame)
 
     def _put_or_drop(self, position: int, pcm: bytes, frame: int) -> None:
-        samples = len(pcm) // WIDTH
+        samples = len(pcm) // PCM_SIZE
         late = min(max(0, self.cursor - position), samples)
         begin, end = position + late, position + samples
         if begin < end and self._is_free(begin, end):
             self.lost += late
-            self._insert(_Piece(begin, end, pcm[WIDTH * late :], 0 if late else frame))
+            self._insert(_Piece(begin, end, pcm[PCM_SIZE * late :], 0 if late else frame))
         else:
             self.lost += samples
             if frame in self._held:  # it may be moved to where it is in time
@@ -176,11 +175,11 @@ class TrackBuffer:
         if piece.begin == begin and piece.end == end:
             del pieces[0]
             return bytes(piece.pcm)
-        taken = bytearray(WIDTH * samples)
+        taken = bytearray(PCM_SIZE * samples)
         while pieces and pieces[0].begin < end:
             piece = pieces[0]
-            size = WIDTH * (min(piece.end, end) - piece.begin)
-            offset = WIDTH * (piece.begin - begin)
+            size = PCM_SIZE * (min(piece.end, end) - piece.begin)
+            offset = PCM_SIZE * (piece.begin - begin)
             taken[offset : offset + size] = piece.pcm[:size]
             if piece.end <= end:
                 del pieces[0]
