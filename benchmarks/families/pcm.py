@@ -17,6 +17,7 @@ from signalwire_streams.receiver import EndReason, MediaEvent, Playback, StartEv
 from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat
+from signalwire_streams.receiver.audio._resampling import Resampler
 
 HAND = "async for, decoded by hand"
 _TRACKS = ("inbound", "outbound")
@@ -68,6 +69,7 @@ async def consumer(_: dict[str, Any]) -> AsyncIterator[Respond]:
     """Consume a stream that is made in this process."""
 
     async def respond(command: dict[str, Any]) -> dict[str, Any]:
+        Resampler(8000, 16_000)  # so that no packages are imported meanwhile
         tracks = _TRACKS[: command["tracks"]]
         session = _session(tracks)
         consume = _consume_pcm(session, command["options"]) if command["options"] else _consume_by_hand(session)

@@ -97,7 +97,8 @@ class PcmFeed(_Feed[PcmFrame]):
 
     def on_read(self) -> None:
         self._collect()
-        super().on_read()
+        if self.is_awaited and (self.items or self.is_closed):
+            self.waiter.resume()
 
     def _collect(self) -> None:
         """Take the frames that are due, and set the timer for the next one."""

@@ -216,11 +216,6 @@ class KeepMixer(Mixer):
         if track.cursor < self._cursor:  # a late frame
             self._debt += self._cursor - track.cursor
             self._start_at(track.cursor)
-        horizon, reached = self._horizon(), self._reached
-        while reached and reached[0][0] <= self._cursor:
-            reached.popleft()
-        if not reached or horizon > reached[-1][0]:
-            reached.append((horizon, at))
         if (size := len(event.payload)) > self._longest:
             self._longest = size
             packet = size / self._sample_size / self._rate + _MARGIN
@@ -235,10 +230,11 @@ class KeepMixer(Mixer):
     def frames(self, now: float) -> list[PcmFrame]:
         frames: list[PcmFrame] = []
         while True:
-            until, horizon = self._cursor + self._chunk, self._horizon()
-            due_at = inf
-            if horizon >= until or (self.is_finished and horizon > self._cursor):
-                due_at = now if self._is_complete(until) else self._due_at(until)
+            until, due_at = self._cursor + self._chunk, now
+            for track in self._expected:
+                if track.ready < until:  # audio is missing, or may be moved
+                    due_at = self._due_at(until, now)
+                    break
             if now >= due_at:
                 if self._debt and now < self._hungry_at and self._skip():
                     continue
@@ -265,20 +261,23 @@ class KeepMixer(Mixer):
             return now + self._patience
         return max(self._silent_at + self._seconds, now - self._patience)
 
-    def _is_complete(self, until: int) -> bool:
-        """Whether nothing can change the audio before a sample."""
-        for track in self._expected:
-            if not track.is_complete(until):
-                return self.is_finished or any(len(track) > _MAX_PIECES for track in self._buffers)
-        return True
-
-    def _due_at(self, until: int) -> float:
-        """Return when audio before a sample goes out although it is not complete."""
-        due_at = next((since + self._delay for end, since in self._reached if end >= until), 0.0)
+    def _due_at(self, until: int, now: float) -> float:
+        """Return when audio before a sample goes out although it is not complete; infinity if there is none."""
+        horizon, reached = self._horizon(), self._reached
+        while reached and reached[0][0] <= self._cursor:
+            reached.popleft()
+        if not reached or horizon > reached[-1][0]:
+            reached.append((horizon, now))
+        if self.is_finished:
+            return now if horizon > self._cursor else inf
+        if horizon < until:
+            return inf
+        if any(len(track) > _MAX_PIECES for track in self._buffers):
+            return now
+        due_at = next(since for end, since in reached if end >= until) + self._delay
         # If nothing at all arrives, the rest may be on its way too, unless the track that lacks it had paused before.
         if self._arrived_at < due_at and any(
-            track.timeline.end > self._cursor - _RECENT * self._rate and not track.is_complete(until)
-            for track in self._expected
+            track.ready < until and track.timeline.end > self._cursor - _RECENT * self._rate for track in self._expected
         ):
             due_at += _STALL
         return due_at
@@ -366,8 +365,9 @@ class DropMixer(Mixer):
         while True:
             if self.is_finished and self._horizon() <= self._cursor:
                 return frames + self._rest() + self._report(now)
-            owed_at = self._started_at + self._chunks * self._seconds
-            due_at = self._due_at()
+            owed_at, due_at = self._started_at + self._chunks * self._seconds, inf
+            if self._has_begun:
+                due_at = self._least + self._hold + (self._cursor + self._chunk) / self._rate
             owed, overdue = (now - owed_at) / self._seconds, (now - due_at) / self._seconds
             if overdue >= 1 - _EPSILON:
                 self._discard(int(overdue + _EPSILON) * self._chunk)
@@ -393,12 +393,6 @@ class DropMixer(Mixer):
         for track in self._buffers:
             track.discard(samples)
         self._cursor += samples
-
-    def _due_at(self) -> float:
-        """Return when the next chunk is due; infinity if no audio has arrived yet."""
-        if not self._has_begun:
-            return inf
-        return self._least + self._hold + (self._cursor + self._chunk) / self._rate
 
 
 def mixer_for(options: PcmOptions, now: float, announced: Iterable[str]) -> Mixer:
