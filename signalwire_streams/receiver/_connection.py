@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
     ConnectedEvent,
@@ -17,7 +18,7 @@ from signalwire_streams.receiver._protocol import (
     memory_of,
 )
 from signalwire_streams.receiver._server import RateLimitedLog
-from signalwire_streams.receiver._session import EndReason, QueueLimits, StreamSession
+from signalwire_streams.receiver._session import EndReason, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
@@ -175,7 +176,7 @@ class Connection:
             session._enqueue(early, self._started_at)
         self._early.clear()
         self._opened.set_result(session)
-        self.socket.on_read = session._queue.wake
+        self.socket.on_read = session._on_read
 
     def _end(self, reason: EndReason, failure: Exception) -> None:
         """End the session, or the wait for it."""

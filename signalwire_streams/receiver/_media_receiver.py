@@ -28,6 +28,7 @@ from signalwire_streams.receiver._aiohttp_socket import AudioSocket
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
+from signalwire_streams.receiver._event_queue import BYTES_PER_EVENT, Overflow, QueueLimits
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._server import (
@@ -41,7 +42,7 @@ from signalwire_streams.receiver._server import (
     default_max_pending,
     mask_tokens,
 )
-from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
+from signalwire_streams.receiver._session import EndReason, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
 from signalwire_streams.receiver._start_and_receive import PendingStream
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
@@ -394,7 +395,11 @@ class MediaReceiver(StarterMixin):
 
         Args:
             deadline: seconds that open streams may continue.
+
+        Raises:
+            InvalidRequestError: the deadline is no number of seconds; the receiver goes on.
         """
+        check_patience(deadline, "deadline")
         self._closing.set()
         self._pending_streams.close()
         try:

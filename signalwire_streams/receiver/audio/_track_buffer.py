@@ -7,10 +7,9 @@ import re
 from collections import deque
 
 from signalwire_streams.receiver._protocol import MediaEvent
-from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat
 from signalwire_streams.receiver.audio._timeline import TrackTimeline
 
-WIDTH = 2  # bytes of a sample
 _MAX_LATE = 3  # frames, one after the other: a track that goes on so is behind the other one
 _SILENCE = re.compile(rb"(?:\0\0|\x08\0|\xf8\xff)*")  # A-law has no code for zero, but 8 and -8
 
@@ -39,6 +38,7 @@ class TrackBuffer:
         others: the timelines of the other tracks.
         cursor: everything before this sample was taken.
         end: end of the audio, or ``cursor`` if that is later.
+        ready: from the cursor to this sample, all audio is there and will not be moved.
         lost: samples that were dropped; the owner resets it.
         shift: samples by which frames are placed later than on the timeline.
     """
@@ -46,7 +46,7 @@ class TrackBuffer:
     def __init__(self, audio_format: AudioFormat, *, keeps_late: bool) -> None:
         self.timeline = TrackTimeline(audio_format)
         self.others: tuple[TrackTimeline, ...] = ()
-        self.cursor = self.end = self.lost = self.shift = 0
+        self.cursor = self.end = self.ready = self.lost = self.shift = 0
         self._decode = audio_format._decoder()  # noqa: SLF001
         self._keeps_late = keeps_late
         self._taken = 0  # the last sample that was taken; with late audio, the cursor goes back behind it
@@ -74,10 +74,12 @@ class TrackBuffer:
             if timeline.corrections:
                 self._correct()
             self._held = {frame: self._held[frame] for frame in timeline.unsettled()}
-        if position is None:
-            return None
-        self._put(position + self.shift, pcm, timeline.calls)
-        return position + len(pcm) // WIDTH
+            if position is not None:
+                self._put(position + self.shift, pcm, timeline.calls)
+            self._update_ready()
+        elif position is not None:
+            self._put(position + self.shift, pcm, timeline.calls)
+        return None if position is None else position + len(pcm) // PCM_SIZE
 
     def _correct(self) -> None:
         """Move frames to their corrected places, unless they were taken."""
@@ -94,18 +96,17 @@ class TrackBuffer:
     def _put(self, position: int, pcm: bytes, frame: int) -> None:
         if position >= self.end:
             self._late_frames = 0
-            self._append(position, pcm, frame)
+            self.end = end = position + len(pcm) // PCM_SIZE
+            self._pieces.append(_Piece(position, end, pcm, frame))
+            if position == self.ready:
+                self.ready = end
         elif self._keeps_late:
             self._keep(position, pcm, frame)
         else:
             self._put_or_drop(position, pcm, frame)
 
-    def _append(self, position: int, pcm: bytes, frame: int) -> None:
-        self.end = position + len(pcm) // WIDTH
-        self._pieces.append(_Piece(position, self.end, pcm, frame))
-
     def _keep(self, position: int, pcm: bytes, frame: int) -> None:
-        samples = len(pcm) // WIDTH
+        samples = len(pcm) // PCM_SIZE
         if position < self.cursor:
             if is_quiet(pcm):  # so nothing was missed
                 return
@@ -119,15 +120,15 @@ class TrackBuffer:
             self._insert(_Piece(position, position + samples, pcm, frame))
             return
         if not is_quiet(pcm):  # else the track catches up
-            self._append(self.end, pcm, frame)
+            self._insert(_Piece(self.end, self.end + samples, pcm, frame))
 
     def _put_or_drop(self, position: int, pcm: bytes, frame: int) -> None:
-        samples = len(pcm) // WIDTH
+        samples = len(pcm) // PCM_SIZE
         late = min(max(0, self.cursor - position), samples)
         begin, end = position + late, position + samples
         if begin < end and self._is_free(begin, end):
             self.lost += late
-            self._insert(_Piece(begin, end, pcm[WIDTH * late :], 0 if late else frame))
+            self._insert(_Piece(begin, end, pcm[PCM_SIZE * late :], 0 if late else frame))
         else:
             self.lost += samples
             if frame in self._held:  # it may be moved to where it is in time
@@ -141,23 +142,24 @@ class TrackBuffer:
         self._pieces.append(piece)
         self._pieces.extend(reversed(later))
         self.end = max(self.end, piece.end)
+        self._update_ready()
+
+    def _update_ready(self) -> None:
+        self.ready = self._taken
+        for piece in self._pieces:
+            if piece.frame in self._held:
+                self.ready = min(self.ready, piece.begin)
+                break
+            if piece.begin > self.ready:
+                break
+            self.ready = max(self.ready, piece.end)
 
     def start_at(self, position: int) -> None:
         """Set the cursor, before anything was taken."""
         self.cursor = position
         self._taken = max(self._taken, position)
         self.end = max(self.end, position)
-
-    def is_complete(self, until: int) -> bool:
-        """Whether there is audio for all samples from the cursor on, and none of it may be moved."""
-        reached = self._taken
-        for piece in self._pieces:
-            if piece.begin > reached or piece.frame in self._held:
-                return False
-            reached = max(reached, piece.end)
-            if reached >= until:
-                return True
-        return reached >= until
+        self._update_ready()
 
     def is_quiet(self, until: int) -> bool:
         """Whether all audio that begins before a position is silence."""
@@ -165,27 +167,32 @@ class TrackBuffer:
 
     def take(self, samples: int) -> bytes:
         """Take the next samples; empty if there is no audio among them."""
-        begin, end = self.cursor, self.cursor + samples
-        pieces = self._pieces
-        self.cursor = end
-        self._taken = max(self._taken, end)
-        self.end = max(self.end, end)
+        begin, pieces = self.cursor, self._pieces
+        self.cursor = end = begin + samples
+        # For each frame: max() would take longer than the rest.
+        if end > self._taken:  # noqa: PLR1730
+            self._taken = end
+        if end > self.ready:  # noqa: PLR1730
+            self.ready = end
+        if end > self.end:  # noqa: PLR1730
+            self.end = end
         if not pieces or pieces[0].begin >= end:
             return b""
         piece = pieces[0]
         if piece.begin == begin and piece.end == end:
             del pieces[0]
             return bytes(piece.pcm)
-        taken = bytearray(WIDTH * samples)
+        taken = bytearray(PCM_SIZE * samples)
         while pieces and pieces[0].begin < end:
             piece = pieces[0]
-            size = WIDTH * (min(piece.end, end) - piece.begin)
-            offset = WIDTH * (piece.begin - begin)
+            size = PCM_SIZE * (min(piece.end, end) - piece.begin)
+            offset = PCM_SIZE * (piece.begin - begin)
             taken[offset : offset + size] = piece.pcm[:size]
             if piece.end <= end:
                 del pieces[0]
             else:  # not copied, since a frame may be as long as many of ours
                 piece.pcm, piece.begin, piece.frame = memoryview(piece.pcm)[size:], end, 0
+        self._update_ready()
         return bytes(taken)
 
     def discard(self, samples: int) -> None:

@@ -9,9 +9,8 @@ from attrs import frozen
 
 from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, PcmFrame
-from signalwire_streams.receiver.audio._drop_mixer import DropMixer
-from signalwire_streams.receiver.audio._keep_mixer import KeepMixer
-from signalwire_streams.receiver.audio._pcm_mixer import PcmOptions
+from signalwire_streams.receiver.audio._mixers import mixer_for
+from signalwire_streams.receiver.audio._pcm_frames import PcmOptions
 
 # No byte is part of silence in any encoding, and two samples together are not too loud.
 _CODES = bytes(random.Random(5).choices(range(0x20, 0x40), k=1 << 20))  # noqa: S311
@@ -84,12 +83,11 @@ def play(
     until: float = 0.0,
 ) -> Iterator[tuple[float, PcmFrame]]:
     """Add the events in their time, and yield each frame with its time. The mixer is finished at *until*."""
-    mixer = (KeepMixer if chosen.late == "keep" else DropMixer)(chosen, 0.0, announced)
+    mixer = mixer_for(chosen, 0.0, announced)
     now = 0.0
 
     def take(now: float) -> Iterator[tuple[float, PcmFrame]]:
-        while (frame := mixer.frame(now)) is not None:
-            yield now, frame
+        return ((now, frame) for frame in mixer.frames(now))
 
     def wait(end: float) -> Iterator[tuple[float, PcmFrame]]:
         nonlocal now
