@@ -170,7 +170,11 @@ class EventQueue:
                 await self._waiter
             finally:
                 self._is_awaited = False
-        return self._pop_kept() if self._kept and self._kept[0][0] <= self._removed else self._pop_droppable()
+        if not self._kept:
+            size, event = self._droppable.popleft()
+            self._bytes -= size
+            return event
+        return self._pop_kept() if self._kept[0][0] <= self._removed else self._pop_droppable()
 
     def _pop_kept(self) -> KeptEvent:
         event = self._kept.popleft()[1]

@@ -77,7 +77,7 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
-        self._overflow = limits.overflow
+        self._closes_on_overflow = limits.overflow is Overflow.CLOSE
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
         self._listeners = Listeners()
@@ -203,7 +203,7 @@ class StreamSession:
             if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
                 return True
             return self._queue.keep(event, make_room=self._is_only_tapped)
-        if self._overflow is Overflow.CLOSE and self._queue.is_full and not self._is_only_tapped:
+        if self._closes_on_overflow and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)
             return False
         self._queue.put(event)
