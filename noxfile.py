@@ -93,6 +93,15 @@ def aiohttp(session: nox.Session, release: str) -> None:
 
 
 @nox.session
+@nox.parametrize("framework", ["pipecat", "livekit"])
+def adapters(session: nox.Session, framework: str) -> None:
+    """Run the tests of an adapter with its framework, which takes about half a gigabyte."""
+    session.install("--editable", f".[pytest,{framework}]", *dependencies("test"))
+    session.run("python", "-c", f"import signalwire_streams.adapters.{framework}")  # or its tests would be skipped
+    session.run("pytest", *(session.posargs or ["tests/adapters"]), env=COMPILED_ONCE)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*dependencies("lint"))
@@ -105,7 +114,8 @@ def types(session: nox.Session) -> None:
     """Check all types, and that every public name is completely typed."""
     session.install("--editable", EVERYTHING, *dependencies("types"))
     session.run("mypy")
-    session.run("pyright", "--verifytypes", "signalwire_streams", "--ignoreexternal")
+    frameworks = {"PYTHONPATH": str(Path("typings").resolve())}  # which are not installed, only the types of some names
+    session.run("pyright", "--verifytypes", "signalwire_streams", "--ignoreexternal", env=frameworks)
 
 
 @nox.session
