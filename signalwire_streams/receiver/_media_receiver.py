@@ -26,21 +26,12 @@ from signalwire_streams.models._validation import (
 )
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
+from signalwire_streams.receiver._auth import MaskedTokens, TokenAuthenticator, Tokens, bearer_token, mask_tokens
 from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
-from signalwire_streams.receiver._server import (
-    MaskedTokens,
-    RateLimitedLog,
-    Slot,
-    StreamServer,
-    TokenAuthenticator,
-    Tokens,
-    bearer_token,
-    default_max_pending,
-    mask_tokens,
-)
+from signalwire_streams.receiver._server import RateLimitedLog, Slot, StreamServer, default_max_pending
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
 from signalwire_streams.receiver._start_and_receive import PendingStream
