@@ -12,7 +12,14 @@ import jwt
 import pytest
 from attrs import define
 
-from signalwire_streams import Clock, InvalidRequestError, SignedTokens, StartCallStream, StartConferenceStream
+from signalwire_streams import (
+    Clock,
+    InvalidRequestError,
+    RetryPolicy,
+    SignedTokens,
+    StartCallStream,
+    StartConferenceStream,
+)
 from signalwire_streams.models._signed_tokens import RejectedTokenError
 from signalwire_streams.receiver import EndReason, MediaReceiver, TokenClaims
 from signalwire_streams.receiver._auth import SpentNonces
@@ -258,3 +265,19 @@ async def test_stream_of_the_space_is_admitted(
         assert (session.claims.custom, session.end_reason) == ({"tenant": "acme"}, EndReason.STOPPED)
         async with receiver.open(streams, sid, url=url) as opened:
             assert opened.claims is None
+
+
+async def test_one_stream_of_a_start_that_was_carried_out_twice_is_admitted(
+    heard: Heard, serve: Any, trust: ssl.SSLContext, certificate: ssl.SSLContext, client_for: Any
+) -> None:
+    """A call may take a second stream of the same name, when the response to the first attempt was lost."""
+    tokens = SignedTokens(KEY)
+    receiver = MediaReceiver(heard, bearer_tokens=tokens)
+    url = await serve(receiver, ssl_context=certificate)
+    async with SimulatedSpace(calls=1, audio=Tone(), duplicate_names="allow", ssl_context=trust) as space:
+        space.faults.add("reset", on="start", executed=True, times=1)
+        client = client_for(space, retry=RetryPolicy(resend_call_starts=True))
+        stream = await client.calls.start_stream(space.call_sids[0], url=url, authorization_bearer_token=tokens)
+        await until(lambda: heard.sessions and len(space.streams.active()) == 1)  # the other one gets 401, or 1008
+        assert (len(space.streams), len(heard.sessions), stream.ambiguous) == (2, 1, True)
+        assert [session.stream_sid for session in receiver.sessions] == [space.streams.active()[0].sid]
