@@ -3,6 +3,7 @@
 import re
 import wave
 from pathlib import Path
+from secrets import token_urlsafe
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import trustme  # noqa: F401  (a suite within a test forgets what it imported, a
 from signalwire_streams import StreamsClient
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone
+from tests.waiting import until
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -76,7 +78,7 @@ async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     for code in PYTHON:
-        if "MediaReceiver" in code and "uvicorn" not in code:
+        if "MediaReceiver" in code and "uvicorn" not in code and "SignedTokens" not in code:
             exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
     certificates = Certificates.make()
     receiver = MediaReceiver()
@@ -95,6 +97,33 @@ async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.Mon
     for sid in sids:
         with wave.open(str(tmp_path / f"{sid}.wav")) as recording:
             assert (recording.getnchannels(), recording.getframerate(), recording.getnframes()) == (2, 8000, 4000)
+
+
+async def test_the_example_of_signed_tokens_admits_a_stream(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start in one service is admitted by a receiver that was made in another."""
+    monkeypatch.setenv("STREAM_TOKEN_KEYS", f"{token_urlsafe(32)} {token_urlsafe(32)}")
+    [code] = [code for code in PYTHON if "SignedTokens" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    certificates = Certificates.make()
+    async with (
+        SimulatedSpace(calls=1, audio=Tone(seconds=0.1), real_time=False, ssl_context=certificates.trust) as space,
+        StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
+        scope["make_receiver"]().serve(ssl_context=certificates.server) as url,
+    ):
+        [sid] = space.call_sids
+        await scope["start"](client, sid, url, "acme")
+        printed = ""
+
+        def has_printed() -> bool:
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return "\n" in printed
+
+        await until(has_printed)
+    assert printed == f"{sid} acme\n"
 
 
 def test_the_example_with_fixtures_passes(pytester: pytest.Pytester) -> None:
