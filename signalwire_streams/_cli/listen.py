@@ -30,6 +30,7 @@ from signalwire_streams._cli.listen_server import (
     check_platform,
 )
 from signalwire_streams._cli.options import (
+    BEARER,
     FiniteRange,
     address_options,
     create_directory,
@@ -42,7 +43,6 @@ from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
 
-_TOKENS = "SIGNALWIRE_STREAMS_TOKEN"
 _CA_FILE = "authority.pem"
 _MAX_PROCESSES = 64
 _MAX_NAMED = 5  # streams in the line about a lost process
@@ -54,14 +54,14 @@ def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...
         if source is not None:
             raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
         return None
-    text = os.environ.get(_TOKENS, "") if source is None else read_secret_file(source)
+    text = os.environ.get(BEARER, "") if source is None else read_secret_file(source)
     tokens = tuple(dict.fromkeys(text.split()))
     if tokens:
         return tokens
     if source is not None:
         raise click.UsageError("--bearer-token-file contains no token: write into it the token that your starts pass")
     raise click.UsageError(
-        f"set {_TOKENS}, or name a --bearer-token-file, so that only your streams are accepted; --allow-anonymous "
+        f"set {BEARER}, or name a --bearer-token-file, so that only your streams are accepted; --allow-anonymous "
         "accepts those of anyone who can reach the address"
     )
 
@@ -343,7 +343,7 @@ def _path(_: click.Context, __: click.Parameter, text: str) -> str:
     short_help="Receive streams, and record each in a WAV file.",
     epilog=f"""\b
 Environment:
-  {_TOKENS}  the bearer token that streams must carry, or
+  {BEARER}  the bearer token that streams must carry, or
                             several separated by spaces; there is no option
                             for it, since others on this machine can read a
                             command line
@@ -387,7 +387,9 @@ Examples:
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
 @click.option(
-    "--bearer-token-file", metavar="FILE", help=f"File with the tokens, instead of {_TOKENS}; - reads standard input."
+    "--bearer-token-file",
+    metavar="FILE",
+    help=f"File with the tokens, instead of {BEARER}; - reads standard input.",
 )
 @click.option("--allow-anonymous", is_flag=True, help="Require no token: anyone who can reach the address can send.")
 @click.option(
