@@ -1,5 +1,6 @@
 """The README's examples and claims hold."""
 
+import asyncio
 import re
 import wave
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
 
 from signalwire_streams import StreamsClient
-from signalwire_streams.receiver import MediaReceiver
-from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone
+from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone, dial_media
 from tests.waiting import until
 
 README = Path(__file__).parents[1] / "README.md"
@@ -124,6 +125,31 @@ async def test_the_example_of_signed_tokens_admits_a_stream(
 
         await until(has_printed)
     assert printed == f"{sid} acme\n"
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_the_example_of_an_own_endpoint_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that answers passes; one that answers too late fails."""
+    monkeypatch.chdir(tmp_path)
+    with wave.open("hello.wav", "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\x10\x20" * 1600)
+    [code] = [code for code in PYTHON if "await dial_media" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+
+    async def answer(session: StreamSession) -> None:
+        await asyncio.sleep(delay)
+        await session.playback.play(bytes(800))
+        await session.wait_closed()
+
+    receiver = MediaReceiver(answer, bearer_tokens=None, bidirectional=True)
+    async with receiver.serve() as url:
+        delay = 0.5
+        await scope["test_agent_answers"](dial_media, url)
+        delay = 2.0
+        with pytest.raises(AssertionError):
+            await scope["test_agent_answers"](dial_media, url)
 
 
 def test_the_example_with_fixtures_passes(pytester: pytest.Pytester) -> None:

@@ -31,6 +31,7 @@ from signalwire_streams._cli.listen_server import (
     check_platform,
 )
 from signalwire_streams._cli.options import (
+    BEARER,
     FiniteRange,
     address_options,
     create_directory,
@@ -44,7 +45,6 @@ from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
 
-_TOKENS = "SIGNALWIRE_STREAMS_TOKEN"
 _CA_FILE = "authority.pem"
 _MAX_PROCESSES = 64
 _MAX_NAMED = 5  # streams in the line about a lost process
@@ -66,14 +66,14 @@ def _read_tokens(
         return None
     if key_source is not None:
         return read_token_keys(key_source)
-    text = os.environ.get(_TOKENS, "") if source is None else read_secret_file(source)
+    text = os.environ.get(BEARER, "") if source is None else read_secret_file(source)
     tokens = tuple(dict.fromkeys(text.split()))
     if tokens:
         return tokens
     if source is not None:
         raise click.UsageError("--bearer-token-file contains no token: write into it the token that your starts pass")
     raise click.UsageError(
-        f"set {_TOKENS}, or name a --bearer-token-file or --token-key-file, so that only your streams are accepted; "
+        f"set {BEARER}, or name a --bearer-token-file or --token-key-file, so that only your streams are accepted; "
         "--allow-anonymous accepts those of anyone who can reach the address"
     )
 
@@ -355,7 +355,7 @@ def _path(_: click.Context, __: click.Parameter, text: str) -> str:
     short_help="Receive streams, and record each in a WAV file.",
     epilog=f"""\b
 Environment:
-  {_TOKENS}  the bearer token that streams must carry, or
+  {BEARER}  the bearer token that streams must carry, or
                             several separated by spaces; there is no option
                             for it, since others on this machine can read a
                             command line
@@ -401,7 +401,9 @@ Examples:
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
 @click.option(
-    "--bearer-token-file", metavar="FILE", help=f"File with the tokens, instead of {_TOKENS}; - reads standard input."
+    "--bearer-token-file",
+    metavar="FILE",
+    help=f"File with the tokens, instead of {BEARER}; - reads standard input.",
 )
 @click.option(
     "--token-key-file",

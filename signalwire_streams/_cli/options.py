@@ -21,6 +21,8 @@ from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
 from signalwire_streams.models._validation import CODEC_NAMES
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
+BEARER = "SIGNALWIRE_STREAMS_TOKEN"
+"""The bearer tokens of streams, for the commands at the other end of them."""
 
 _Result = TypeVar("_Result")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
