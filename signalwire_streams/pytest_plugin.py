@@ -16,8 +16,9 @@ PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would warn if the m
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
@@ -33,9 +34,9 @@ if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
     from signalwire_streams.models import OpenOptions
     from signalwire_streams.receiver import MediaReceiver, StreamSession
     from signalwire_streams.receiver._start_and_receive import Starts
-    from signalwire_streams.simulator import Certificates, SimulatedSpace
+    from signalwire_streams.simulator import Certificates, DialReport, SimulatedSpace
 
-__all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
+__all__ = ["StreamReceiver", "dial_media", "signalwire_certificates", "signalwire_space", "stream_receiver"]
 
 _GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for streams and sockets that are just ending
 _FAILED = pytest.StashKey[bool]()
@@ -250,6 +251,21 @@ async def signalwire_space(
         _signalwire_leak_check.space = space
         yield space
         await _signalwire_leak_check.run()
+
+
+@pytest.fixture
+def dial_media(signalwire_certificates: "Certificates") -> "Callable[..., Awaitable[DialReport]]":
+    """`signalwire_streams.simulator.dial_media`, which trusts `signalwire_certificates` as well.
+
+    ```python
+    async def test_my_endpoint(dial_media, my_url):
+        report = await dial_media(my_url, audio="hello.wav", max_first_audio_ms=800)
+        assert not report.broken_rules
+    ```
+    """
+    from signalwire_streams.simulator import dial_media  # noqa: PLC0415
+
+    return partial(dial_media, ssl_context=signalwire_certificates.trust)
 
 
 @_async_fixture

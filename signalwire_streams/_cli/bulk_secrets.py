@@ -6,7 +6,7 @@ from typing import Any
 import click
 from attrs import evolve, field, frozen
 
-from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream
+from signalwire_streams import InvalidRequestError, PlannedRequest, SignedTokens, StartCallStream
 from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Line, Read, Start, make_request, make_requests
 from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, field_option, passing
 from signalwire_streams.bulk._serialization import folded
@@ -54,8 +54,10 @@ class Secrets:
             line.get(name, self.options.get(name)) for name in ("authorization_bearer_token", "status_callback")
         )
         missing = [f"--parameter {name}=..." for name in planned.parameters if name not in parameters]
-        if planned.bearer_token and token is None:
+        if planned.bearer_token and not isinstance(token, str):
             missing.append("--bearer-token-file FILE")
+        if planned.signed_tokens and not isinstance(token, SignedTokens):
+            missing.append("--token-key-file FILE")
         if planned.status_callback and callback is None:
             missing.append("--status-callback URL")
         if missing:
@@ -66,7 +68,7 @@ class Secrets:
         return evolve(
             request,
             parameters={name: parameters[name] for name in planned.parameters},
-            authorization_bearer_token=token if planned.bearer_token else None,
+            authorization_bearer_token=token if planned.bearer_token or planned.signed_tokens else None,
             status_callback=callback if planned.status_callback else request.status_callback,
         )
 
@@ -162,6 +164,6 @@ def _from_options(line: Line, planned: PlannedRequest) -> dict[str, Any]:
     is_call = isinstance(planned.request, StartCallStream)
     names = _OPTIONAL - NAMING - {"url"} - (CONFERENCE_ONLY if is_call else set())
     values = {name: getattr(planned.request, name) for name in names}
-    values["authorization_bearer_token"] = planned.bearer_token
+    values["authorization_bearer_token"] = (planned.bearer_token, planned.signed_tokens)
     values["status_callback"] = planned.status_callback or values["status_callback"]
     return {name: value for name, value in values.items() if name not in line.fields}

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import click
 from attrs import evolve, field, frozen
 
+from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder, StreamState
 from signalwire_streams._cli.output import Failure, listening_errors, logging_to
 from signalwire_streams.receiver import MediaReceiver, StreamSession
@@ -39,7 +40,7 @@ class ServerOptions:
     port: int
     path: str
     ssl_context: SSLContext | None
-    tokens: tuple[str, ...] | None = field(repr=False)
+    tokens: SignedTokens | tuple[str, ...] | None = field(repr=False)
     byte_order: ByteOrder
     recording: RecordingOptions
 

@@ -33,6 +33,7 @@ _MODULES = {
     "calls": "streams",
     "conferences": "streams",
     "demo": "demo",
+    "dial": "dial",
     "fleet": "fleet",
     "listen": "listen",
     "simulate": "simulate",
@@ -96,6 +97,7 @@ Without an account:
   signalwire-streams demo        start and stop 1,000 streams under faults
   signalwire-streams simulate    run a simulated Space on this machine
   signalwire-streams listen      run a WebSocket server that records streams
+  signalwire-streams dial        test your own WebSocket server
 
 \b
 Exit codes:

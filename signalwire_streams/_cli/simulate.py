@@ -5,7 +5,7 @@ import contextlib
 import re
 import ssl
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -67,15 +67,15 @@ def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
     return kind, options
 
 
-def _describe_kinds() -> str:
+def describe_kinds(kinds: Iterable[FaultKind]) -> str:
     kinds_by_settings: dict[tuple[str, ...], list[str]] = {}
-    for kind in FaultKind:
+    for kind in kinds:
         names = (name.removesuffix("_") for name in kind.settings)
         kinds_by_settings.setdefault(tuple(name for name in names if name in _SETTINGS), []).append(kind)
     lines = []
-    for settings, kinds in kinds_by_settings.items():
+    for settings, names_of_kinds in kinds_by_settings.items():
         words = (f"{name}={_word_of(_SETTINGS[name])}" for name in settings)
-        lines.append(textwrap.indent(textwrap.fill(", ".join(kinds), 74, break_on_hyphens=False), "  "))
+        lines.append(textwrap.indent(textwrap.fill(", ".join(names_of_kinds), 74, break_on_hyphens=False), "  "))
         lines.append(f"    {'  '.join(words) or 'no settings'}")
     return "\n".join(lines)
 
@@ -84,7 +84,7 @@ def _word_of(kind: "click.ParamType[Any]") -> str:
     return "|".join(kind.choices) if isinstance(kind, click.Choice) else kind.name.upper()
 
 
-def _sound(_: click.Context, __: click.Parameter, text: str | None) -> Sound | None:
+def parse_sound(_: click.Context, __: click.Parameter, text: str | None) -> Sound | None:
     if text is None:
         return None
     if text in {"tone", "silence"}:
@@ -110,6 +110,15 @@ def _ca_file(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSL
         raise click.BadParameter(f"{path!r} can't be read: {error.strerror}") from None
 
 
+ca_file_option = click.option(
+    "--ca-file",
+    "ssl_context",
+    metavar="FILE",
+    callback=_ca_file,
+    help="Trust only WebSocket servers with a certificate of this CA (PEM).",
+)
+
+
 def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
     if text == "none":
         return None
@@ -118,7 +127,7 @@ def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
     return int(text)
 
 
-def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
+def space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
     attribute = getattr(fields(SimulatedSpace), name)
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
@@ -138,7 +147,7 @@ Faults of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b
 Kinds, and their settings:
-{_describe_kinds()}
+{describe_kinds(FaultKind)}
 
 \b
 Examples:
@@ -153,11 +162,11 @@ Examples:
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read, but printed.
 """,
 )
-@_space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
-@_space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
+@space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
+@space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
 @address_options
-@_space_option("seed", "Seed of all sids, numbers and faults.", metavar="N")
-@_space_option(
+@space_option("seed", "Seed of all sids, numbers and faults.", metavar="N")
+@space_option(
     "rate_limit", "POST requests in any 10 seconds.", type=click.STRING, callback=_rate_limit, metavar="N|none"
 )
 @click.option(
@@ -167,29 +176,23 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read, b
     metavar="SPEC",
     help="A fault, as described below. Repeatable: the first matching fault applies.",
 )
-@_space_option(
+@space_option(
     "duplicate_names",
     "How to respond to a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
 )
-@_space_option(
+@space_option(
     "audio",
     "The audio of every call: a 16-bit WAV file, mono or with one channel per track.",
-    callback=_sound,
+    callback=parse_sound,
     metavar="FILE|tone|silence",
 )
-@_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
-@_space_option("dialect", "The vendor whose frames are sent.")
-@_space_option("bidirectional", "Play the audio that streams receive.")
-@_space_option("realtime_bidirectional", "Play received audio on conference streams that were started with realtime.")
-@click.option(
-    "--ca-file",
-    "ssl_context",
-    metavar="FILE",
-    callback=_ca_file,
-    help="Trust only WebSocket servers with a certificate of this CA (PEM).",
-)
-@_space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire rejects.")
-@_space_option("callbacks", "Post signed status callbacks.")
+@space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
+@space_option("dialect", "The vendor whose frames are sent.")
+@space_option("bidirectional", "Play the audio that streams receive.")
+@space_option("realtime_bidirectional", "Play received audio on conference streams that were started with realtime.")
+@ca_file_option
+@space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire rejects.")
+@space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
 @json_option("Write one line of JSON when the Space is ready, and nothing else.")
 def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401

@@ -337,6 +337,11 @@ class FleetWorker:
         request = self.secrets(planned)
         if any(getattr(request, name) != getattr(planned.request, name) for name in ("target", "name", "unnamed")):
             raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
+        if planned.signed_tokens and request.authorization_bearer_token is None:
+            raise InvalidRequestError(
+                f"{planned.request.target} was submitted with SignedTokens, which Redis does not keep: let secrets= "
+                "return the request with authorization_bearer_token=tokens"
+            )
         return request
 
     def _rate(self) -> float:

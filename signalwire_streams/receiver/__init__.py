@@ -1,5 +1,6 @@
 """The receiving end of a stream: the WebSocket server that the Space connects to, and the events it receives."""
 
+from signalwire_streams.receiver._auth import TokenClaims
 from signalwire_streams.receiver._event_queue import Overflow
 from signalwire_streams.receiver._media_receiver import MediaReceiver
 from signalwire_streams.receiver._playback import Playback
@@ -38,6 +39,7 @@ __all__ = [
     "StreamSession",
     "StreamStatistics",
     "Tap",
+    "TokenClaims",
     "TrackStatistics",
     "UnknownEvent",
     "decode_event",

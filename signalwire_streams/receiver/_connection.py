@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.models._signed_tokens import RejectedTokenError
 from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
@@ -88,7 +89,7 @@ class Connection:
             if self.session is not None:  # it arrived while the loop was blocked beyond the timeout
                 return self.session
             self.failure = f"no start event arrived within {timeout:g} s"
-        except (ConnectionError, MalformedFrameError) as error:
+        except (ConnectionError, MalformedFrameError, RejectedTokenError) as error:
             self.failure = str(error)
         except asyncio.CancelledError:
             await self._stop_task(self._reader)
@@ -135,7 +136,7 @@ class Connection:
                 session._close(EndReason.STOPPED)
             elif not session._enqueue(event, now):
                 session._close(EndReason.OVERFLOW)
-        except MalformedFrameError as error:
+        except (MalformedFrameError, RejectedTokenError) as error:
             if session is not None:
                 session.statistics.malformed += 1
             else:

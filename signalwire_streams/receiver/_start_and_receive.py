@@ -18,8 +18,8 @@ from signalwire_streams.errors import (
 )
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._validation import Secret
+from signalwire_streams.receiver._auth import token_hash
 from signalwire_streams.receiver._connection import wait_unless
-from signalwire_streams.receiver._server import token_hash
 from signalwire_streams.receiver._session import EndReason, StreamSession
 
 _END_TIMEOUT = 2.0  # seconds that the Space has to end a stream after it was stopped

@@ -266,9 +266,14 @@ class FaultKind(StrEnum):
         return _DEFINITIONS[self].takes
 
     @property
+    def affects_dialling(self) -> bool:
+        """Whether it happens to a stream that is dialled: to its connection, or to its frames."""
+        return _DEFINITIONS[self].subject is _DIALLING
+
+    @property
     def requires_audio(self) -> bool:
         """Whether it requires a Space with audio, which connects to WebSocket servers."""
-        return _DEFINITIONS[self].subject in {_DIALLING, _EXECUTED_START}
+        return self.affects_dialling or _DEFINITIONS[self].subject is _EXECUTED_START
 
     @property
     def requires_callbacks(self) -> bool:

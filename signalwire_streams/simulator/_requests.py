@@ -190,9 +190,11 @@ def _split(value: str) -> SplitResult | None:
     if not value.isprintable() or " " in value:
         return None
     try:
-        return urlsplit(value)
+        parts = urlsplit(value)
+        _ = parts.port  # raises if it is none
     except ValueError:
         return None
+    return parts
 
 
 def is_ws_on_loopback(url: str) -> bool:

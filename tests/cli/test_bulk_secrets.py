@@ -31,7 +31,7 @@ def line(url: str | None = NEW, token: Any = "new", **fields: Any) -> dict[str, 
 
 def resumed(
     lines: Sequence[Fields], options: Fields, again: Sequence[Fields] | None = None
-) -> list[tuple[str, str | None]]:
+) -> list[tuple[str, object]]:
     """Start what the lines say, resume it with the same file or another, and return each url with its token."""
 
     def read(found: Sequence[Fields]) -> Any:
