@@ -61,7 +61,7 @@ class Mixer(ABC):
         self._size = options.rate * options.frame_ms // _MILLISECONDS * PCM_SIZE * self._channels
         self._resampler = options.resampler()
         self._resampled = bytearray()
-        self._stamps: deque[int] = deque()  # of the chunks that are in the resampler
+        self._positions: deque[int] = deque()  # of the chunks that are in the resampler
         self._chunks = 0  # that were mixed
         self._samples = options.frame_ms * rate  # of a chunk, times 1,000
         self._has_whole_chunks = self._samples % _MILLISECONDS == 0
@@ -85,7 +85,7 @@ class Mixer(ABC):
     @property
     def is_empty(self) -> bool:
         """Whether a finished mixer has no more frames."""
-        return self.is_finished and not self._stamps and not self._has_lost and self._horizon() <= self._cursor
+        return self.is_finished and not self._positions and not self._has_lost and self._horizon() <= self._cursor
 
     @property
     def _has_lost(self) -> bool:
@@ -155,36 +155,33 @@ class Mixer(ABC):
         if not self._has_whole_chunks:
             chunks, samples = self._chunks, self._samples
             self._chunk = (chunks + 1) * samples // _MILLISECONDS - chunks * samples // _MILLISECONDS
-        stamp = self._stamp(position)
         if self._resampler is None:
-            return self._frame(pcm, stamp)
-        self._stamps.append(stamp)
+            return self._frame(pcm, position)
+        self._positions.append(position)
         self._resampled += self._resampler.process(pcm)
         return self._next_frame() if len(self._resampled) >= self._size else None
-
-    def _stamp(self, position: int) -> int:
-        return self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
 
     def _next_frame(self) -> PcmFrame:
         """Return the oldest chunk that went into the resampler as a frame."""
         data = bytes(self._resampled[: self._size])
         del self._resampled[: self._size]
-        return self._frame(data, self._stamps.popleft())
+        return self._frame(data, self._positions.popleft())
 
-    def _frame(self, data: bytes, stamp: int) -> PcmFrame:
-        if not (self._first.lost or self._last.lost):
-            return PcmFrame(data, stamp, self._to_rate, self._channels)
-        missing = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // self._rate)
-        self._first.lost = self._last.lost = 0
+    def _frame(self, data: bytes, position: int) -> PcmFrame:
+        missing, rate = 0, self._rate
+        if self._first.lost or self._last.lost:
+            missing = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // rate)
+            self._first.lost = self._last.lost = 0
+        stamp = self._origin + (2 * position * _MILLISECONDS + rate) // (2 * rate)
         return PcmFrame(data, stamp, self._to_rate, self._channels, missing)
 
     def _rest(self) -> list[PcmFrame]:
         """Return the frames that are in the resampler."""
-        if self._resampler is None or not self._stamps:
+        if self._resampler is None or not self._positions:
             return []
         # They are whole, but for the rounding of the last sample.
-        self._resampled += self._resampler.process(b"", last=True) + bytes(self._size * len(self._stamps))
-        return [self._next_frame() for _ in range(len(self._stamps))]
+        self._resampled += self._resampler.process(b"", last=True) + bytes(self._size * len(self._positions))
+        return [self._next_frame() for _ in range(len(self._positions))]
 
 
 class KeepMixer(Mixer):
@@ -263,15 +260,15 @@ class KeepMixer(Mixer):
 
     def _due_at(self, until: int, now: float) -> float:
         """Return when audio before a sample goes out although it is not complete; infinity if there is none."""
+        if self._first.end < until and self._last.end < until and not self.is_finished:
+            return inf
         horizon, reached = self._horizon(), self._reached
+        if self.is_finished:
+            return now if horizon > self._cursor else inf
         while reached and reached[0][0] <= self._cursor:
             reached.popleft()
         if not reached or horizon > reached[-1][0]:
             reached.append((horizon, now))
-        if self.is_finished:
-            return now if horizon > self._cursor else inf
-        if horizon < until:
-            return inf
         if any(len(track) > _MAX_PIECES for track in self._buffers):
             return now
         due_at = next(since for end, since in reached if end >= until) + self._delay
@@ -387,7 +384,7 @@ class DropMixer(Mixer):
         self.next_at = self._started_at + (self._chunks + 1) * self._seconds
         if not self._has_lost or now < self.next_at - _EPSILON:
             return []
-        return [self._frame(bytes(self._size), self._stamp(self._cursor))]
+        return [self._frame(bytes(self._size), self._cursor)]
 
     def _discard(self, samples: int) -> None:
         for track in self._buffers:

@@ -454,7 +454,7 @@ def test_memory_does_not_grow_with_the_audio(late: str, rate: int) -> None:
         for at, event in arrivals:
             mixer.add(event, at)
             mixer.frames(at)
-        held = [mixer._resampled, mixer._stamps, getattr(mixer, "_reached", ())]
+        held = [mixer._resampled, mixer._positions, getattr(mixer, "_reached", ())]
         held += [collection for track in mixer._buffers for collection in (track._pieces, track._held)]
         assert sum(map(len, held)) < 1300
         assert max(map(len, held[1:])) < 10
