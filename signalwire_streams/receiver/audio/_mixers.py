@@ -230,7 +230,8 @@ class KeepMixer(Mixer):
             until, due_at = self._cursor + self._chunk, now
             for track in self._expected:
                 if track.ready < until:  # audio is missing, or may be moved
-                    due_at = self._due_at(until, now)
+                    is_there = self._first.end >= until or self._last.end >= until or self.is_finished
+                    due_at = self._due_at(until, now) if is_there else inf
                     break
             if now >= due_at:
                 if self._debt and now < self._hungry_at and self._skip():
@@ -259,9 +260,7 @@ class KeepMixer(Mixer):
         return max(self._silent_at + self._seconds, now - self._patience)
 
     def _due_at(self, until: int, now: float) -> float:
-        """Return when audio before a sample goes out although it is not complete; infinity if there is none."""
-        if self._first.end < until and self._last.end < until and not self.is_finished:
-            return inf
+        """Return when audio before a sample goes out although it is not complete; infinity if there is no more."""
         horizon, reached = self._horizon(), self._reached
         if self.is_finished:
             return now if horizon > self._cursor else inf
