@@ -13,7 +13,6 @@ import pytest
 
 from signalwire_streams.receiver import DtmfEvent, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import AudioFormat, PcmFrame
-from signalwire_streams.receiver.audio._resampling import Resampler
 from signalwire_streams.simulator import SimulatedSpace, Tone
 from signalwire_streams.simulator._sources import codec_of
 
@@ -97,7 +96,6 @@ async def test_keep_loses_nothing_of_what_arrives_twice_out_of_order_or_in_burst
 @pytest.mark.parametrize(("codec", "rate"), [("L16", 16_000), ("L16@16000h", 24_000), ("L16@24000h", 16_000)])
 @pytest.mark.parametrize("late", ["keep", "drop"])
 async def test_resampled_tracks_are_in_place(streaming: Any, codec: str, rate: int, late: Any) -> None:
-    Resampler(8000, 16_000)  # so that the packages are there
     _, session = await streaming(codec)
     samples = in_place([frame async for frame in session.pcm(rate, tracks="stereo", late=late)])
     assert len(samples) == 4 * rate

@@ -32,13 +32,12 @@ from signalwire_streams.receiver.audio import (
     WavRecorder,
 )
 from signalwire_streams.receiver.audio._resampling import Resampler
-from tests.receiver.audio.pcm_streams import Sound
+from tests.receiver.audio.pcm_streams import Sound, Whole
 from tests.receiver.audio.wavs import read_wav
 from tests.receiver.conftest import Importing
 
 MULAW = AudioFormat("audio/x-mulaw")
 SOUND = Sound(MULAW)
-Resampler(8000, 16_000)  # so that the packages are there, and no virtual time passes while they are imported
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +45,7 @@ async def skip_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Advance the loop's clock to its next timer at once: there are no sockets here, which `idle_clock` waits for."""
     loop: Any = asyncio.get_running_loop()
     select, now = loop._selector.select, loop.time()
+    Resampler(8000, 16_000)  # so that a thread need not prepare the first one, during which no time should pass
 
     def skip(seconds: float | None) -> Any:
         nonlocal now
@@ -463,16 +463,6 @@ async def test_stream_with_less_than_a_sample_in_each_frame_is_refused(rate: int
     with pytest.raises(InvalidRequestError, match=told):
         session.pcm(8000, frame_ms=least - 1, late=late)
     session.pcm(8000, frame_ms=least, late=late).close()
-
-
-class Whole:
-    """A whole number as numpy has them: of no type that is an int."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __index__(self) -> int:
-        return self.number
 
 
 async def test_whole_numbers_of_any_type_are_taken() -> None:
