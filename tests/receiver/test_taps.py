@@ -193,6 +193,20 @@ async def test_transcriber_that_closes_after_silence_stays_open(late: Any, rate:
     await _all(pcm)
 
 
+async def test_track_that_pauses_holds_up_the_other_one_for_the_delay_only() -> None:
+    stream, loop = Stream(), asyncio.get_running_loop()
+    pcm, began = stream.session.pcm(8000, delay_ms=30), loop.time()
+    talking = asyncio.create_task(stream.talk(0, 50, "inbound"))
+    held = []
+    while len(held) < 45:
+        frame = await anext(pcm)
+        held.append(loop.time() - began - (frame.timestamp_ms + 20) / 1000)
+    assert held[20:] == [pytest.approx(0.03, abs=0.002)] * 25
+    await talking
+    stream.close()
+    assert heard(await _all(pcm)) == sent(50)[-5 * 320 :]
+
+
 async def test_pcm_ends_with_the_stream() -> None:
     """Also the one that follows the clock, whose last audio goes out in its time."""
     stream = Stream()
@@ -359,6 +373,18 @@ async def test_stream_that_is_only_tapped_does_not_overflow() -> None:
     assert heard(await _all(pcm)) == sent(50)
     assert (stream.session.statistics.of("inbound").dropped, stream.session.statistics.dropped) == (0, 70)
     assert await _all(stream.session) == [kind(number) for kind in kinds[1:] for number in range(20, 30)]
+
+
+async def test_audio_that_a_tap_has_is_not_dropped() -> None:
+    """When other events push it out of the session's queue."""
+    stream = Stream(max_events=3)
+    stream.burst(0, 3, "inbound")
+    tap = stream.session.tap()
+    for day in range(3):
+        stream.send(UnknownEvent(name="weather", document={"day": day}))
+    stream.close()
+    assert len(await _all(tap)) == len(await _all(stream.session)) == 3
+    assert (stream.session.statistics.of("inbound").dropped, stream.session.statistics.dropped) == (0, 0)
 
 
 async def test_left_taps_are_forgotten() -> None:
