@@ -197,7 +197,7 @@ async def test_track_that_pauses_holds_up_the_other_one_for_the_delay_only() -> 
     stream, loop = Stream(), asyncio.get_running_loop()
     pcm, began = stream.session.pcm(8000, delay_ms=30), loop.time()
     talking = asyncio.create_task(stream.talk(0, 50, "inbound"))
-    held = []
+    held: list[float] = []
     while len(held) < 45:
         frame = await anext(pcm)
         held.append(loop.time() - began - (frame.timestamp_ms + 20) / 1000)
