@@ -31,7 +31,7 @@ class _Feed(Generic[_Item]):
         self.error: BaseException | None = None  # to raise at the end
         self.items: deque[_Item] = deque()
         self.take: Callable[[], _Item] = self.items.popleft
-        self.waiter = Waiter()
+        self.waiter: Waiter = Waiter()
 
     def on_read(self) -> None:
         """Resume the loop if there is something for it, at once if no task is running."""
@@ -49,7 +49,7 @@ class EventFeed(_Feed[MediaEvent]):
 
     def __init__(self, max_frames: int) -> None:
         super().__init__()
-        self.take = self._take
+        self.take: Callable[[], MediaEvent] = self._take
         self.dropped: int = 0
         self.max_frames: int = max_frames
         self._bytes = 0
