@@ -19,7 +19,7 @@ _BOTH = ("inbound", "outbound")
 _FROM_START = 1.0  # seconds: frames of a stream that was opened later than that are counted from there
 _PATIENCE, _MAX_PATIENCE, _MARGIN = 0.1, 0.18, 0.06  # seconds without a frame until silence goes out
 _SILENCE = 100  # per second: shorter silence is part of the sound
-_STALL = 5.0  # seconds in which nothing arrives: the longest for which audio waits for that of the other track
+_STALL = 5.0  # seconds in which nothing arrives; for longer, audio waits neither for another track nor for what follows
 _RECENT = 0.2  # seconds
 _MAX_PIECES = 1000  # frames of a track that wait for a missing one
 _SPAN = 1.0  # seconds: the least delayed frame is that of the current span and the one before
@@ -146,10 +146,6 @@ class Mixer(ABC):
                 pcm = pcm or other
         return self._send(pcm or bytes(PCM_SIZE * self._channels * samples), begin)
 
-    def _send_silence(self) -> PcmFrame | None:
-        """Send a chunk of silence that is not on the timeline; return the frame that it completes."""
-        return self._send(bytes(PCM_SIZE * self._channels * self._chunk), self._cursor)
-
     def _send(self, pcm: bytes, position: int) -> PcmFrame | None:
         self._chunks += 1
         if not self._has_whole_chunks:
@@ -196,6 +192,7 @@ class KeepMixer(Mixer):
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:
         super().__init__(options, now, announced)
+        self._silent = 0  # frames that went past the resampler
         self._debt = 0  # samples
         self._reached: deque[tuple[int, float]] = deque()  # ends of the audio that is there, and since when it is
         self._arrived_at = now  # the last frame
@@ -244,7 +241,7 @@ class KeepMixer(Mixer):
                 return frames + self._rest()
             elif now >= self._silent_at:
                 self._debt += self._chunk
-                frame = self._send_silence()
+                frame = self._silence(now)
                 silent_at = self._next_silence(now)
             else:
                 self.next_at = min(due_at, self._silent_at)
@@ -253,9 +250,20 @@ class KeepMixer(Mixer):
                 self._silent_at, self._hungry_at = silent_at, now + self._patience
                 frames.append(frame)
 
+    def _silence(self, now: float) -> PcmFrame | None:
+        """Return a frame of silence that is not on the timeline.
+
+        In a stall it goes past the resampler, so that the audio before and after it is resampled as a whole. In a pause
+        it pushes out what is there.
+        """
+        if now - self._arrived_at > _STALL:
+            return self._send(bytes(PCM_SIZE * self._channels * self._chunk), self._cursor)
+        self._silent += 1
+        return self._frame(bytes(self._size), self._positions[0] if self._positions else self._cursor)
+
     def _next_silence(self, now: float) -> float:
         """Return when silence goes out after other silence: in real time, unless more than that went out before."""
-        if self._opened_at + self._chunks * self._seconds > now:
+        if self._opened_at + (self._chunks + self._silent) * self._seconds > now:
             return now + self._patience
         return max(self._silent_at + self._seconds, now - self._patience)
 
@@ -371,7 +379,7 @@ class DropMixer(Mixer):
             if overdue >= -_EPSILON and owed >= -_EPSILON:
                 frame = self._mix()
             elif overdue < -_EPSILON and owed >= 1 - _EPSILON:
-                frame = self._send_silence()
+                frame = self._send(bytes(PCM_SIZE * self._channels * self._chunk), self._cursor)
             else:
                 self.next_at = min(owed_at + self._seconds, max(owed_at, due_at))
                 return frames
