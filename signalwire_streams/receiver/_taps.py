@@ -241,17 +241,17 @@ class Tap(_Listener[MediaEvent]):
             self._begin_pcm(feed)
         else:
             loop = asyncio.get_running_loop()
-            loop.run_in_executor(None, options.prepare).add_done_callback(partial(self._on_prepared, feed))
+            loop.run_in_executor(None, options.resampler).add_done_callback(partial(self._on_prepared, feed))
         return PcmStream(self, feed)
 
-    def _on_prepared(self, feed: PcmFeed, prepared: "asyncio.Future[None]") -> None:
+    def _on_prepared(self, feed: PcmFeed, prepared: "asyncio.Future[Any]") -> None:
         feed.error = prepared.exception()
         if feed.error is None:
             self._begin_pcm(feed)
+            feed.on_read()
         else:
             self.close()
             feed.end()
-        feed.on_read()
 
     def _begin_pcm(self, feed: PcmFeed) -> None:
         """Have a pcm take over from the tap's own feed, and what waits there."""

@@ -576,7 +576,9 @@ async def test_pcm_that_is_left_during_the_import_is_forgotten(importing: Import
     assert stream.session._listeners.feeds == ()
 
 
-async def test_import_that_fails_is_raised_by_the_loop_over_pcm(importing: Importing) -> None:
+async def test_import_that_fails_is_raised_by_the_loop_over_pcm(
+    importing: Importing, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = Stream()
     pcm = stream.session.pcm()
     waiting = asyncio.create_task(_all(pcm))
@@ -589,3 +591,4 @@ async def test_import_that_fails_is_raised_by_the_loop_over_pcm(importing: Impor
         await anext(pcm)
     assert stream.session._listeners.feeds == ()
     assert stream.send(SOUND.event("inbound", 5))
+    assert not caplog.records
