@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
@@ -144,6 +145,12 @@ class Connection:
         except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
             self._on_bug()
 
+    def _on_read(self, session: StreamSession) -> None:
+        try:
+            session._on_read()
+        except Exception:  # noqa: BLE001  (the same)
+            self._on_bug()
+
     def _on_early_message(self, data: str | bytes) -> None:
         """Open the session with the start event; store an event that precedes it."""
         if self._opened.done():
@@ -177,7 +184,7 @@ class Connection:
             session._enqueue(early, self._started_at)
         self._early.clear()
         self._opened.set_result(session)
-        self.socket.on_read = session._on_read
+        self.socket.on_read = partial(self._on_read, session)
 
     def _end(self, reason: EndReason, failure: Exception) -> None:
         """End the session, or the wait for it."""

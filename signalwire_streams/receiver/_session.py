@@ -104,6 +104,8 @@ class StreamSession:
         """Open a listener beside the handler: the media events as they arrive, for monitoring or a recording.
 
         Any number of taps can be open. A tap whose loop is too slow drops its oldest events, and slows nothing else.
+        If there are taps and no loop over the session, its queue never ends it: the oldest DTMF and marks that wait
+        there are dropped and counted (`StreamStatistics.dropped`).
 
         Media events that waited because nobody listened come first: in each tap that is opened, and in a loop over the
         session that begins, before the next one arrives. After that a tap begins with what arrives next, and so does a
@@ -151,8 +153,8 @@ class StreamSession:
 
         Args:
             rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
-                needed, and a frame goes out when the next one has arrived. The first call in a process imports numpy
-                and soxr, and the event loop stands still for about 100 ms.
+                needed, and a frame goes out when the next one has arrived. For the first call in a process, a thread
+                imports numpy and soxr, during which audio waits.
             tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
                 that the stream does not have is silence.
             frame_ms: length of a frame, from 1 to 1,000 milliseconds.

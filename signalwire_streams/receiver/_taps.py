@@ -31,7 +31,7 @@ class _Feed(Generic[_Item]):
         self.error: BaseException | None = None  # to raise at the end
         self.items: deque[_Item] = deque()
         self.take: Callable[[], _Item] = self.items.popleft
-        self.waiter = Waiter()
+        self.waiter: Waiter = Waiter()
 
     def on_read(self) -> None:
         """Resume the loop if there is something for it, at once if no task is running."""
@@ -49,7 +49,7 @@ class EventFeed(_Feed[MediaEvent]):
 
     def __init__(self, max_frames: int) -> None:
         super().__init__()
-        self.take = self._take
+        self.take: Callable[[], MediaEvent] = self._take
         self.dropped: int = 0
         self.max_frames: int = max_frames
         self._bytes = 0
@@ -241,17 +241,17 @@ class Tap(_Listener[MediaEvent]):
             self._begin_pcm(feed)
         else:
             loop = asyncio.get_running_loop()
-            loop.run_in_executor(None, options.prepare).add_done_callback(partial(self._on_prepared, feed))
+            loop.run_in_executor(None, options.resampler).add_done_callback(partial(self._on_prepared, feed))
         return PcmStream(self, feed)
 
-    def _on_prepared(self, feed: PcmFeed, prepared: "asyncio.Future[None]") -> None:
+    def _on_prepared(self, feed: PcmFeed, prepared: "asyncio.Future[Any]") -> None:
         feed.error = prepared.exception()
         if feed.error is None:
             self._begin_pcm(feed)
+            feed.on_read()
         else:
             self.close()
             feed.end()
-        feed.on_read()
 
     def _begin_pcm(self, feed: PcmFeed) -> None:
         """Have a pcm take over from the tap's own feed, and what waits there."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams.receiver import DtmfEvent, MediaEvent, MediaReceiver, StreamSession
+from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import AudioFormat, PcmFrame
-from signalwire_streams.receiver.audio._resampling import Resampler
+from signalwire_streams.receiver.audio._mixers import KeepMixer
 from signalwire_streams.simulator import SimulatedSpace, Tone
 from signalwire_streams.simulator._sources import codec_of
 
@@ -97,7 +97,6 @@ async def test_keep_loses_nothing_of_what_arrives_twice_out_of_order_or_in_burst
 @pytest.mark.parametrize(("codec", "rate"), [("L16", 16_000), ("L16@16000h", 24_000), ("L16@24000h", 16_000)])
 @pytest.mark.parametrize("late", ["keep", "drop"])
 async def test_resampled_tracks_are_in_place(streaming: Any, codec: str, rate: int, late: Any) -> None:
-    Resampler(8000, 16_000)  # so that the packages are there
     _, session = await streaming(codec)
     samples = in_place([frame async for frame in session.pcm(rate, tracks="stereo", late=late)])
     assert len(samples) == 4 * rate
@@ -133,6 +132,24 @@ async def test_keys_taps_and_pcm_at_once(streaming: Any) -> None:
     assert stuck.dropped == 190
     assert [event async for event in stuck] == media[-10:]
     assert {track.dropped for track in session.statistics.tracks.values()} == {0}
+
+
+async def test_bug_in_pcm_ends_its_own_session(
+    streaming: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, session = await streaming("PCMU")
+    pcm = session.pcm(8000)
+    frames, failures = KeepMixer.frames, iter(["a bug"])
+
+    def fail_once(self: KeepMixer, now: float) -> list[PcmFrame]:
+        for bug in failures:
+            raise LookupError(bug)
+        return frames(self, now)
+
+    monkeypatch.setattr(KeepMixer, "frames", fail_once)
+    assert all(frame.rate == 8000 for frame in [frame async for frame in pcm])
+    assert session.end_reason is EndReason.FAILED
+    assert "the receiver failed for stream" in caplog.text
 
 
 async def test_pcm_reads_on_while_a_player_waits(streaming: Any) -> None:

@@ -14,6 +14,7 @@ from signalwire_streams.receiver import MediaEvent, Playback
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 
+from .audio.pcm_streams import Whole
 from .conftest import Importing, until
 from .test_playback import Line, payloads
 
@@ -121,6 +122,12 @@ async def test_wrong_pcm_is_one_clear_sentence(arguments: tuple[Any, Any], match
         await playback.play_pcm(arguments[0], rate=arguments[1])
     await playback.play(bytes(60))
     assert payloads(line) == [bytes(160)]
+
+
+async def test_rate_may_be_a_whole_number_of_any_type() -> None:
+    line = Line()
+    assert await playback_over(line, MULAW).play_pcm(bytes(320), rate=Whole(8000)) == 20  # type: ignore[arg-type]
+    assert payloads(line) == [b"\xff" * 160]
 
 
 async def test_encoded_audio_must_be_bytes() -> None:

@@ -32,13 +32,12 @@ from signalwire_streams.receiver.audio import (
     WavRecorder,
 )
 from signalwire_streams.receiver.audio._resampling import Resampler
-from tests.receiver.audio.pcm_streams import Sound
+from tests.receiver.audio.pcm_streams import Sound, Whole
 from tests.receiver.audio.wavs import read_wav
 from tests.receiver.conftest import Importing
 
 MULAW = AudioFormat("audio/x-mulaw")
 SOUND = Sound(MULAW)
-Resampler(8000, 16_000)  # so that the packages are there, and no virtual time passes while they are imported
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +45,7 @@ async def skip_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Advance the loop's clock to its next timer at once: there are no sockets here, which `idle_clock` waits for."""
     loop: Any = asyncio.get_running_loop()
     select, now = loop._selector.select, loop.time()
+    Resampler(8000, 16_000)  # so that a thread need not prepare the first one, during which no time should pass
 
     def skip(seconds: float | None) -> Any:
         nonlocal now
@@ -191,6 +191,20 @@ async def test_transcriber_that_closes_after_silence_stays_open(late: Any, rate:
     await task
     stream.close()
     await _all(pcm)
+
+
+async def test_track_that_pauses_holds_up_the_other_one_for_the_delay_only() -> None:
+    stream, loop = Stream(), asyncio.get_running_loop()
+    pcm, began = stream.session.pcm(8000, delay_ms=30), loop.time()
+    talking = asyncio.create_task(stream.talk(0, 50, "inbound"))
+    held: list[float] = []
+    while len(held) < 45:
+        frame = await anext(pcm)
+        held.append(loop.time() - began - (frame.timestamp_ms + 20) / 1000)
+    assert held[20:] == [pytest.approx(0.03, abs=0.002)] * 25
+    await talking
+    stream.close()
+    assert heard(await _all(pcm)) == sent(50)[-5 * 320 :]
 
 
 async def test_pcm_ends_with_the_stream() -> None:
@@ -361,6 +375,18 @@ async def test_stream_that_is_only_tapped_does_not_overflow() -> None:
     assert await _all(stream.session) == [kind(number) for kind in kinds[1:] for number in range(20, 30)]
 
 
+async def test_audio_that_a_tap_has_is_not_dropped() -> None:
+    """When other events push it out of the session's queue."""
+    stream = Stream(max_events=3)
+    stream.burst(0, 3, "inbound")
+    tap = stream.session.tap()
+    for day in range(3):
+        stream.send(UnknownEvent(name="weather", document={"day": day}))
+    stream.close()
+    assert len(await _all(tap)) == len(await _all(stream.session)) == 3
+    assert (stream.session.statistics.of("inbound").dropped, stream.session.statistics.dropped) == (0, 0)
+
+
 async def test_left_taps_are_forgotten() -> None:
     stream = Stream()
     with stream.session.tap() as tap:
@@ -465,16 +491,6 @@ async def test_stream_with_less_than_a_sample_in_each_frame_is_refused(rate: int
     session.pcm(8000, frame_ms=least, late=late).close()
 
 
-class Whole:
-    """A whole number as numpy has them: of no type that is an int."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __index__(self) -> int:
-        return self.number
-
-
 async def test_whole_numbers_of_any_type_are_taken() -> None:
     stream, numbers = Stream(), {"rate": Whole(8000), "frame_ms": Whole(40), "delay_ms": Whole(0)}
     pcm = stream.session.pcm(**numbers, tracks="inbound")  # type: ignore[arg-type]
@@ -560,7 +576,9 @@ async def test_pcm_that_is_left_during_the_import_is_forgotten(importing: Import
     assert stream.session._listeners.feeds == ()
 
 
-async def test_import_that_fails_is_raised_by_the_loop_over_pcm(importing: Importing) -> None:
+async def test_import_that_fails_is_raised_by_the_loop_over_pcm(
+    importing: Importing, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = Stream()
     pcm = stream.session.pcm()
     waiting = asyncio.create_task(_all(pcm))
@@ -573,3 +591,4 @@ async def test_import_that_fails_is_raised_by_the_loop_over_pcm(importing: Impor
         await anext(pcm)
     assert stream.session._listeners.feeds == ()
     assert stream.send(SOUND.event("inbound", 5))
+    assert not caplog.records

@@ -19,7 +19,7 @@ _BOTH = ("inbound", "outbound")
 _FROM_START = 1.0  # seconds: frames of a stream that was opened later than that are counted from there
 _PATIENCE, _MAX_PATIENCE, _MARGIN = 0.1, 0.18, 0.06  # seconds without a frame until silence goes out
 _SILENCE = 100  # per second: shorter silence is part of the sound
-_STALL = 5.0  # seconds in which nothing arrives: the longest for which audio waits for that of the other track
+_STALL = 5.0  # seconds in which nothing arrives; for longer, audio waits neither for another track nor for what follows
 _RECENT = 0.2  # seconds
 _MAX_PIECES = 1000  # frames of a track that wait for a missing one
 _SPAN = 1.0  # seconds: the least delayed frame is that of the current span and the one before
@@ -61,7 +61,7 @@ class Mixer(ABC):
         self._size = options.rate * options.frame_ms // _MILLISECONDS * PCM_SIZE * self._channels
         self._resampler = options.resampler()
         self._resampled = bytearray()
-        self._stamps: deque[int] = deque()  # of the chunks that are in the resampler
+        self._positions: deque[int] = deque()  # of the chunks that are in the resampler
         self._chunks = 0  # that were mixed
         self._samples = options.frame_ms * rate  # of a chunk, times 1,000
         self._has_whole_chunks = self._samples % _MILLISECONDS == 0
@@ -85,7 +85,7 @@ class Mixer(ABC):
     @property
     def is_empty(self) -> bool:
         """Whether a finished mixer has no more frames."""
-        return self.is_finished and not self._stamps and not self._has_lost and self._horizon() <= self._cursor
+        return self.is_finished and not self._positions and not self._has_lost and self._horizon() <= self._cursor
 
     @property
     def _has_lost(self) -> bool:
@@ -146,45 +146,38 @@ class Mixer(ABC):
                 pcm = pcm or other
         return self._send(pcm or bytes(PCM_SIZE * self._channels * samples), begin)
 
-    def _send_silence(self) -> PcmFrame | None:
-        """Send a chunk of silence that is not on the timeline; return the frame that it completes."""
-        return self._send(bytes(PCM_SIZE * self._channels * self._chunk), self._cursor)
-
     def _send(self, pcm: bytes, position: int) -> PcmFrame | None:
         self._chunks += 1
         if not self._has_whole_chunks:
             chunks, samples = self._chunks, self._samples
             self._chunk = (chunks + 1) * samples // _MILLISECONDS - chunks * samples // _MILLISECONDS
-        stamp = self._stamp(position)
         if self._resampler is None:
-            return self._frame(pcm, stamp)
-        self._stamps.append(stamp)
+            return self._frame(pcm, position)
+        self._positions.append(position)
         self._resampled += self._resampler.process(pcm)
         return self._next_frame() if len(self._resampled) >= self._size else None
-
-    def _stamp(self, position: int) -> int:
-        return self._origin + (2 * position * _MILLISECONDS + self._rate) // (2 * self._rate)
 
     def _next_frame(self) -> PcmFrame:
         """Return the oldest chunk that went into the resampler as a frame."""
         data = bytes(self._resampled[: self._size])
         del self._resampled[: self._size]
-        return self._frame(data, self._stamps.popleft())
+        return self._frame(data, self._positions.popleft())
 
-    def _frame(self, data: bytes, stamp: int) -> PcmFrame:
-        if not (self._first.lost or self._last.lost):
-            return PcmFrame(data, stamp, self._to_rate, self._channels)
-        missing = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // self._rate)
-        self._first.lost = self._last.lost = 0
+    def _frame(self, data: bytes, position: int) -> PcmFrame:
+        missing, rate = 0, self._rate
+        if self._first.lost or self._last.lost:
+            missing = -(-max(self._first.lost, self._last.lost) * _MILLISECONDS // rate)
+            self._first.lost = self._last.lost = 0
+        stamp = self._origin + (2 * position * _MILLISECONDS + rate) // (2 * rate)
         return PcmFrame(data, stamp, self._to_rate, self._channels, missing)
 
     def _rest(self) -> list[PcmFrame]:
         """Return the frames that are in the resampler."""
-        if self._resampler is None or not self._stamps:
+        if self._resampler is None or not self._positions:
             return []
         # They are whole, but for the rounding of the last sample.
-        self._resampled += self._resampler.process(b"", last=True) + bytes(self._size * len(self._stamps))
-        return [self._next_frame() for _ in range(len(self._stamps))]
+        self._resampled += self._resampler.process(b"", last=True) + bytes(self._size * len(self._positions))
+        return [self._next_frame() for _ in range(len(self._positions))]
 
 
 class KeepMixer(Mixer):
@@ -199,6 +192,7 @@ class KeepMixer(Mixer):
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:
         super().__init__(options, now, announced)
+        self._silent = 0  # frames that went past the resampler
         self._debt = 0  # samples
         self._reached: deque[tuple[int, float]] = deque()  # ends of the audio that is there, and since when it is
         self._arrived_at = now  # the last frame
@@ -233,7 +227,8 @@ class KeepMixer(Mixer):
             until, due_at = self._cursor + self._chunk, now
             for track in self._expected:
                 if track.ready < until:  # audio is missing, or may be moved
-                    due_at = self._due_at(until, now)
+                    is_there = self._first.end >= until or self._last.end >= until or self.is_finished
+                    due_at = self._due_at(until, now) if is_there else inf
                     break
             if now >= due_at:
                 if self._debt and now < self._hungry_at and self._skip():
@@ -246,7 +241,7 @@ class KeepMixer(Mixer):
                 return frames + self._rest()
             elif now >= self._silent_at:
                 self._debt += self._chunk
-                frame = self._send_silence()
+                frame = self._silence(now)
                 silent_at = self._next_silence(now)
             else:
                 self.next_at = min(due_at, self._silent_at)
@@ -255,23 +250,32 @@ class KeepMixer(Mixer):
                 self._silent_at, self._hungry_at = silent_at, now + self._patience
                 frames.append(frame)
 
+    def _silence(self, now: float) -> PcmFrame | None:
+        """Return a frame of silence that is not on the timeline.
+
+        In a stall it goes past the resampler, so that the audio before and after it is resampled as a whole. In a pause
+        it pushes out what is there.
+        """
+        if now - self._arrived_at > _STALL:
+            return self._send(bytes(PCM_SIZE * self._channels * self._chunk), self._cursor)
+        self._silent += 1
+        return self._frame(bytes(self._size), self._positions[0] if self._positions else self._cursor)
+
     def _next_silence(self, now: float) -> float:
         """Return when silence goes out after other silence: in real time, unless more than that went out before."""
-        if self._opened_at + self._chunks * self._seconds > now:
+        if self._opened_at + (self._chunks + self._silent) * self._seconds > now:
             return now + self._patience
         return max(self._silent_at + self._seconds, now - self._patience)
 
     def _due_at(self, until: int, now: float) -> float:
-        """Return when audio before a sample goes out although it is not complete; infinity if there is none."""
+        """Return when audio before a sample goes out although it is not complete; infinity if there is no more."""
         horizon, reached = self._horizon(), self._reached
+        if self.is_finished:
+            return now if horizon > self._cursor else inf
         while reached and reached[0][0] <= self._cursor:
             reached.popleft()
         if not reached or horizon > reached[-1][0]:
             reached.append((horizon, now))
-        if self.is_finished:
-            return now if horizon > self._cursor else inf
-        if horizon < until:
-            return inf
         if any(len(track) > _MAX_PIECES for track in self._buffers):
             return now
         due_at = next(since for end, since in reached if end >= until) + self._delay
@@ -375,7 +379,7 @@ class DropMixer(Mixer):
             if overdue >= -_EPSILON and owed >= -_EPSILON:
                 frame = self._mix()
             elif overdue < -_EPSILON and owed >= 1 - _EPSILON:
-                frame = self._send_silence()
+                frame = self._send(bytes(PCM_SIZE * self._channels * self._chunk), self._cursor)
             else:
                 self.next_at = min(owed_at + self._seconds, max(owed_at, due_at))
                 return frames
@@ -387,7 +391,7 @@ class DropMixer(Mixer):
         self.next_at = self._started_at + (self._chunks + 1) * self._seconds
         if not self._has_lost or now < self.next_at - _EPSILON:
             return []
-        return [self._frame(bytes(self._size), self._stamp(self._cursor))]
+        return [self._frame(bytes(self._size), self._cursor)]
 
     def _discard(self, samples: int) -> None:
         for track in self._buffers:

@@ -92,12 +92,8 @@ class PcmOptions:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether a resampler, if one is needed, is there at once."""
+        """Whether `resampler` takes no time. The first call may take 150 ms, which must not pass in an event loop."""
         return is_prepared(self.audio_format.sample_rate, self.rate)
-
-    def prepare(self) -> None:
-        """Prepare the first resampler: this takes about 150 ms, which must not pass in an event loop."""
-        self.resampler()
 
     def resampler(self) -> Resampler | None:
         """Return a new resampler of frames; None if the stream has the rate that is asked for."""

@@ -6,7 +6,7 @@ holds back 10 ms, always. As resampling is linear, soxr does it once for the usu
 by what became of each of its samples, which takes a tenth of the time.
 """
 
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from math import gcd
 from typing import Any
@@ -16,7 +16,10 @@ from signalwire_streams.receiver.audio._formats import PCM_SIZE, whole_number
 _MAX_RATE, _MAX_CHANNELS = 768_000, 16
 _CONTEXT = 100  # per second: the filter's reach at each side is 10 ms of the lower rate's telephony bandwidth
 _MAX_MATRIX = 48_000 * 16_000  # product of the rates: 5 MB
+_MAX_MATRICES = 8
 _LEAST = 200  # per second: less than 5 ms of new audio waits for more, since a call costs the same for any length
+
+_matrices: dict[tuple[int, int], Any] = {}  # of `_Blocks`, by their rates
 
 
 class Resampler:
@@ -42,8 +45,7 @@ class Resampler:
         self._soxr: _Blocks | _Pieces | None = None
         if from_rate != to_rate:
             check_packages(from_rate, to_rate)
-            is_simple = from_rate % _LEAST == to_rate % _LEAST == 0 and from_rate * to_rate <= _MAX_MATRIX
-            self._soxr = (_Blocks if is_simple else _Pieces)(from_rate, to_rate, channels)
+            self._soxr = (_Blocks if _has_matrix(from_rate, to_rate) else _Pieces)(from_rate, to_rate, channels)
         self.delay: int = self._soxr.context if self._soxr is not None else 0
 
     def process(self, pcm: bytes, *, last: bool = False) -> bytes:
@@ -76,8 +78,18 @@ def check_packages(from_rate: int, to_rate: int) -> None:
 
 
 def is_prepared(from_rate: int, to_rate: int) -> bool:
-    """Whether a resampler of these rates can be created in an event loop; the first one imports for 150 ms."""
-    return from_rate == to_rate or _packages.cache_info().currsize > 0
+    """Whether a resampler of these rates takes no time to create.
+
+    The first one of all imports for 150 ms, and the first one of its rates computes for up to 65 ms.
+    """
+    if from_rate == to_rate:
+        return True
+    is_imported = _packages.cache_info().currsize > 0
+    return is_imported and ((from_rate, to_rate) in _matrices or not _has_matrix(from_rate, to_rate))
+
+
+def _has_matrix(from_rate: int, to_rate: int) -> bool:
+    return from_rate % _LEAST == to_rate % _LEAST == 0 and from_rate * to_rate <= _MAX_MATRIX
 
 
 @cache
@@ -132,13 +144,18 @@ class _Blocks:
         return resampled
 
 
-@lru_cache(maxsize=8)
 def _matrix(from_rate: int, to_rate: int) -> Any:  # noqa: ANN401  (an array: soxr's output for each sample of a block)
+    if (found := _matrices.get((from_rate, to_rate))) is not None:
+        return found
     np, soxr = _packages()
     block, context = from_rate // _LEAST, 2 * from_rate // _LEAST
     begin, size = 2 * to_rate // _LEAST, to_rate // _LEAST
     outputs = soxr.resample(np.eye(block + 2 * context, dtype=np.float32), from_rate, to_rate)
-    return np.ascontiguousarray(outputs[begin : begin + size].T)
+    matrix = np.ascontiguousarray(outputs[begin : begin + size].T)
+    if len(_matrices) >= _MAX_MATRICES:
+        _matrices.clear()
+    _matrices[from_rate, to_rate] = matrix
+    return matrix
 
 
 class _Pieces:

@@ -212,13 +212,15 @@ class TrackTimeline:
         self.calls += 1
         if self.corrections:
             self.corrections, self.vacated = [], None
-        samples, partial = divmod(size, self._sample_size) if size > 0 else (0, 0)
+        samples = size // self._sample_size if size > 0 else 0
+        is_whole = samples * self._sample_size == size
         verdict = self._sequence.note(chunk, timestamp if samples else None, size if payload is None else payload)
         if (
             verdict is _NEXT
-            and timestamp is not None
             and samples
-            and not (partial or self._absent or self.is_unsettled)
+            and is_whole
+            and timestamp is not None
+            and not (self._absent or self.is_unsettled)
         ):
             position = self._next
             ahead = (timestamp * self._rate + 500) // _MILLISECONDS - self._shift - position
@@ -226,7 +228,7 @@ class TrackTimeline:
                 self.statistics.frames += 1
                 self._next = position + samples
                 return position
-        self.statistics.partial_samples += partial > 0
+        self.statistics.partial_samples += size > 0 and not is_whole
         self._other_tracks, self._elapsed = other_tracks, elapsed if elapsed is not None and isfinite(elapsed) else None
         place = self._place_unusual(timestamp, verdict, samples)
         self.is_unsettled = bool(self._former or self._doubts or self._repeated or self._lead)

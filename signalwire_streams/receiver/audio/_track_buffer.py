@@ -5,6 +5,7 @@ Positions are samples of the track's timeline, as `TrackTimeline` returns them.
 
 import re
 from collections import deque
+from typing import TypeAlias
 
 from signalwire_streams.receiver._protocol import MediaEvent
 from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat
@@ -14,16 +15,9 @@ _MAX_LATE = 3  # frames, one after the other: a track that goes on so is behind 
 _SILENCE = re.compile(rb"(?:\0\0|\x08\0|\xf8\xff)*")  # A-law has no code for zero, but 8 and -8
 
 
-class _Piece:
-    """Audio in its place."""
-
-    __slots__ = ("begin", "end", "frame", "pcm")
-
-    def __init__(self, begin: int, end: int, pcm: bytes | memoryview, frame: int) -> None:
-        self.begin = begin
-        self.end = end
-        self.pcm = pcm
-        self.frame = frame  # as `Correction.frame` counts; 0 if it can't be moved any more
+# Audio in its place: the first sample, the end, the audio, and the frame as `Correction.frame` counts; 0 if it can't be
+# moved any more. A tuple, since each frame has one.
+_Piece: TypeAlias = tuple[int, int, bytes | memoryview, int]
 
 
 class TrackBuffer:
@@ -60,7 +54,7 @@ class TrackBuffer:
     @property
     def begin(self) -> int:
         """The first sample that is there; ``end`` if there is none."""
-        return self._pieces[0].begin if self._pieces else self.end
+        return self._pieces[0][0] if self._pieces else self.end
 
     def add(self, event: MediaEvent, timestamp: int | None, elapsed: float | None) -> int | None:
         """Place a frame. Return the end of its place on the timeline; None if it was dropped as a repeated one."""
@@ -84,9 +78,9 @@ class TrackBuffer:
     def _correct(self) -> None:
         """Move frames to their corrected places, unless they were taken."""
         moved = {correction.frame: correction.position for correction in self.timeline.corrections}
-        there = {piece.frame for piece in self._pieces}
-        self._pieces = deque(piece for piece in self._pieces if piece.frame not in moved)
-        self.end = max(self.cursor, self._pieces[-1].end if self._pieces else 0)
+        there = {frame for *_, frame in self._pieces}
+        self._pieces = deque(piece for piece in self._pieces if piece[-1] not in moved)
+        self.end = max(self.cursor, self._pieces[-1][1] if self._pieces else 0)
         for frame, position in moved.items():
             pcm, was_placed = self._held[frame]
             if pcm and (frame in there or not was_placed):
@@ -97,7 +91,7 @@ class TrackBuffer:
         if position >= self.end:
             self._late_frames = 0
             self.end = end = position + len(pcm) // PCM_SIZE
-            self._pieces.append(_Piece(position, end, pcm, frame))
+            self._pieces.append((position, end, pcm, frame))
             if position == self.ready:
                 self.ready = end
         elif self._keeps_late:
@@ -114,13 +108,13 @@ class TrackBuffer:
             if self._late_frames < _MAX_LATE and self._is_free(begin, begin + samples):
                 self._late_frames += 1
                 self.cursor = begin
-                self._insert(_Piece(begin, begin + samples, pcm, frame))
+                self._insert(begin, pcm, frame)
                 return
         elif self._is_free(position, position + samples):
-            self._insert(_Piece(position, position + samples, pcm, frame))
+            self._insert(position, pcm, frame)
             return
         if not is_quiet(pcm):  # else the track catches up
-            self._insert(_Piece(self.end, self.end + samples, pcm, frame))
+            self._insert(self.end, pcm, frame)
 
     def _put_or_drop(self, position: int, pcm: bytes, frame: int) -> None:
         samples = len(pcm) // PCM_SIZE
@@ -128,31 +122,32 @@ class TrackBuffer:
         begin, end = position + late, position + samples
         if begin < end and self._is_free(begin, end):
             self.lost += late
-            self._insert(_Piece(begin, end, pcm[PCM_SIZE * late :], 0 if late else frame))
+            self._insert(begin, pcm[PCM_SIZE * late :], 0 if late else frame)
         else:
             self.lost += samples
             if frame in self._held:  # it may be moved to where it is in time
                 self._held[frame] = pcm, False
 
     def _is_free(self, begin: int, end: int) -> bool:
-        return all(piece.end <= begin or piece.begin >= end for piece in self._pieces)
+        return all(ends <= begin or begins >= end for begins, ends, *_ in self._pieces)
 
-    def _insert(self, piece: _Piece) -> None:
-        later = [self._pieces.pop() for other in tuple(self._pieces) if other.begin > piece.begin]
-        self._pieces.append(piece)
+    def _insert(self, begin: int, pcm: bytes, frame: int) -> None:
+        later = [self._pieces.pop() for begins, *_ in tuple(self._pieces) if begins > begin]
+        end = begin + len(pcm) // PCM_SIZE
+        self._pieces.append((begin, end, pcm, frame))
         self._pieces.extend(reversed(later))
-        self.end = max(self.end, piece.end)
+        self.end = max(self.end, end)
         self._update_ready()
 
     def _update_ready(self) -> None:
         self.ready = self._taken
-        for piece in self._pieces:
-            if piece.frame in self._held:
-                self.ready = min(self.ready, piece.begin)
+        for begin, end, _, frame in self._pieces:
+            if frame in self._held:
+                self.ready = min(self.ready, begin)
                 break
-            if piece.begin > self.ready:
+            if begin > self.ready:
                 break
-            self.ready = max(self.ready, piece.end)
+            self.ready = max(self.ready, end)
 
     def start_at(self, position: int) -> None:
         """Set the cursor, before anything was taken."""
@@ -163,7 +158,7 @@ class TrackBuffer:
 
     def is_quiet(self, until: int) -> bool:
         """Whether all audio that begins before a position is silence."""
-        return all(piece.begin >= until or is_quiet(piece.pcm) for piece in self._pieces)
+        return all(begin >= until or is_quiet(pcm) for begin, _, pcm, _ in self._pieces)
 
     def take(self, samples: int) -> bytes:
         """Take the next samples; empty if there is no audio among them."""
@@ -176,29 +171,24 @@ class TrackBuffer:
             self.ready = end
         if end > self.end:  # noqa: PLR1730
             self.end = end
-        if not pieces or pieces[0].begin >= end:
+        if not pieces or pieces[0][0] >= end:
             return b""
-        piece = pieces[0]
-        if piece.begin == begin and piece.end == end:
-            del pieces[0]
-            return bytes(piece.pcm)
+        if pieces[0][0] == begin and pieces[0][1] == end:
+            return bytes(pieces.popleft()[2])
         taken = bytearray(PCM_SIZE * samples)
-        while pieces and pieces[0].begin < end:
-            piece = pieces[0]
-            size = PCM_SIZE * (min(piece.end, end) - piece.begin)
-            offset = PCM_SIZE * (piece.begin - begin)
-            taken[offset : offset + size] = piece.pcm[:size]
-            if piece.end <= end:
-                del pieces[0]
-            else:  # not copied, since a frame may be as long as many of ours
-                piece.pcm, piece.begin, piece.frame = memoryview(piece.pcm)[size:], end, 0
+        while pieces and pieces[0][0] < end:
+            begins, ends, pcm, _ = pieces.popleft()
+            size, offset = PCM_SIZE * (min(ends, end) - begins), PCM_SIZE * (begins - begin)
+            taken[offset : offset + size] = pcm[:size]
+            if ends > end:  # not copied, since a frame may be as long as many of ours
+                pieces.appendleft((end, ends, memoryview(pcm)[size:], 0))
         self._update_ready()
         return bytes(taken)
 
     def discard(self, samples: int) -> None:
         """Drop the next samples, and count the audio among them."""
         end = self.cursor + samples
-        self.lost += sum(min(piece.end, end) - piece.begin for piece in self._pieces if piece.begin < end)
+        self.lost += sum(min(ends, end) - begins for begins, ends, *_ in self._pieces if begins < end)
         self.take(samples)
 
 

@@ -70,6 +70,16 @@ class Timeline:
         return array("h", [min(max(sum(pair), -32768), 32767) for pair in zip(*parts, strict=True)]).tobytes()
 
 
+class Whole:
+    """A whole number as numpy has them: of no type that is an int."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __index__(self) -> int:
+        return self.number
+
+
 def options(audio: AudioFormat, **changes: object) -> PcmOptions:
     chosen = {"rate": audio.sample_rate, "tracks": "inbound", "frame_ms": 20, "late": "keep", "delay_ms": 60, **changes}
     return PcmOptions(audio_format=audio, **chosen)  # type: ignore[arg-type]
