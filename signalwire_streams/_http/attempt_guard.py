@@ -12,6 +12,7 @@ import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -41,6 +42,9 @@ _TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; on event loops that hide it, what 
 _NO_TLS = object()
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
+_UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
+"""What a prepared request does not have, by aiohttp's names."""
+_WRITTEN: Any = SimpleNamespace(output_size=0)
 
 
 class AttemptGuard:
@@ -67,7 +71,7 @@ class AttemptGuard:
         self._check_not_written()
         if self.headers is not None:
             request.headers.update(self.headers)
-        if not isinstance(request, SelfWritingRequest):
+        if not isinstance(request, PreparedRequest):
             # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the
             # instance.
             request.send = partial(self._send, request.send)  # type: ignore[method-assign]
@@ -173,12 +177,8 @@ class GuardedPayload(BytesPayload):
         await self._guard.write(writer, self)
 
 
-class SelfWritingRequest(aiohttp.ClientRequest):
-    """A request whose `send` lets the guard write a prepared body."""
-
-
 class PreparedBody:
-    """The body of a request whose head is prepared too, for `OwnSession`.
+    """The body of a request whose head is prepared too.
 
     Any other class of requests takes it for the payload that its attempt's guard writes, since aiohttp looks that up by
     its type. So it is never written without the guard.
@@ -197,6 +197,63 @@ class PreparedBody:
 class _PreparedPayload(GuardedPayload):
     def __init__(self, body: PreparedBody, **_: object) -> None:
         super().__init__(body.content, body.guard)
+
+
+def _omit(*_: object) -> None:
+    """Do nothing, since the head and the body are prepared."""
+
+
+class PreparedRequest(aiohttp.ClientRequest):
+    """A request of our own session, which writes prepared bytes instead of making them from headers and a payload.
+
+    A request with anything that the bytes do not have becomes one of aiohttp's own: without a body, through a proxy,
+    with trace hooks, with another header. An instrumentation of aiohttp may have added these.
+    """
+
+    _prepared: PreparedBody
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (aiohttp's own)
+        body = options.get("data")
+        if (
+            isinstance(body, PreparedBody)
+            and options["headers"] == body.headers
+            and not any(map(options.get, _UNPREPARED))
+        ):
+            self._prepared = body
+        else:
+            self.__class__ = aiohttp.ClientRequest  # type: ignore[assignment]
+        aiohttp.ClientRequest.__init__(self, *arguments, **options)
+
+    def update_headers(self, headers: Any) -> None:  # noqa: ANN401
+        self.headers = headers
+
+    update_host: Any = _omit
+    update_auto_headers: Any = _omit
+    update_cookies: Any = _omit
+    update_content_encoding: Any = _omit
+    update_auth: Any = _omit
+    update_body_from_data: Any = _omit
+    update_transfer_encoding: Any = _omit
+    update_expect_continue: Any = _omit
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        response = self.respond()  # before anything is written
+        await self._prepared.guard.write_prepared(conn, self._prepared)
+        return response
+
+    def respond(self) -> aiohttp.ClientResponse:
+        return self.response_class(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=_WRITTEN,
+        )
 
 
 class _ProtocolWrapper(asyncio.Protocol):
