@@ -5,11 +5,12 @@ from collections import deque
 
 from attrs import frozen
 
+from signalwire_streams._http.error_mapping import describe_result
 from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy
-from signalwire_streams.middleware._retry import SERVED, describe_call, describe_result
+from signalwire_streams.middleware._retry import SERVED, describe_call
 from signalwire_streams.models import AttemptResult
 
 _LOG = logging.getLogger("signalwire_streams.circuit_breaker")

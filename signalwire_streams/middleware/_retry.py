@@ -7,7 +7,7 @@ from functools import cache
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.error_bodies import redact
+from signalwire_streams._http.error_mapping import describe_result, describe_unknown
 from signalwire_streams._http.messages import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
@@ -439,9 +439,7 @@ class OutcomeLog:
 
 def _describe_outcome(request: Request, result: Result) -> str:
     if result.decision is _UNKNOWN:
-        lost = result.attempt_result is AttemptResult.ACCEPTED
-        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
-        return f"outcome unknown, {state}: {describe_result(request, result)}"
+        return f"outcome unknown: {describe_unknown(result, describe_result(request, result))}"
     is_refused = result.decision is _ALREADY_STARTED
     is_repeated = is_refused or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
@@ -452,13 +450,3 @@ def _describe_outcome(request: Request, result: Result) -> str:
 def describe_call(request: Request) -> str:
     name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
     return f"{request.description} {request.target}{name}"
-
-
-def describe_result(request: Request, result: Result) -> str:
-    """Return the result of an attempt in words for a log line, without secrets and without a part of a body."""
-    response, words = result.response, result.attempt_result.description
-    if response is None:
-        detail = redact(result.detail, request.redact)
-        return f"{words} ({detail})" if detail else words
-    code = response.problem.code if response.problem is not None else None
-    return f"{words} (HTTP {response.status}" + (f", code {code})" if code is not None else ")")

@@ -103,7 +103,7 @@ class _Stream(_Updated):
     """Fields of the streams of conferences and of calls.
 
     Attributes:
-        sid: the stream's id. None if the Space started the stream but its id was lost; then ``name`` is the handle.
+        sid: None if the Space started the stream but its sid was lost; then ``name`` is the handle.
         name: the ``Name`` it was started under, or None.
         status: a `StreamStatus`, or the unknown text as received.
         account_sid: the project.

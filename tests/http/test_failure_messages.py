@@ -386,7 +386,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     "accepted": (
         answered(unnamed_start(), 200, b"{}", decision=RetryDecision.UNKNOWN),
         (
-            "start a stream on call call: the stream is running, but its id was lost"
+            "start a stream on call call: the stream is running, but its sid was lost"
             " (HTTP 200, no content type body, 2 bytes long);"
             " it was sent without a name, so starting again may start a second one"
         ),
@@ -423,7 +423,7 @@ def test_named_start_accepted_without_sid_can_be_unknown() -> None:
     error = answered(start(), 200, b"{}", decision=RetryDecision.UNKNOWN)
     assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
-    assert "the stream is running, but its id was lost" in str(error)
+    assert "the stream is running, but its sid was lost" in str(error)
     assert "stop it by its name 'room-7'" in str(error)
 
 
