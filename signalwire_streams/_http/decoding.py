@@ -209,7 +209,7 @@ _STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _RETURN_NO_STREAM = frozenset({Operation.READ, Operation.END})
 _NO_PROBLEM = Problem()
-_OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
+_OK, _REDIRECT, _REJECTED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Response:
@@ -267,7 +267,7 @@ def contradiction(request: Request, response: Response) -> str:
     """Describe in which key a response differs from its request, or return an empty string.
 
     Such a response belongs to another request: the connection delivers responses to the wrong ones. One that names
-    nothing, such as a refusal, cannot be distinguished from the request's own if it arrives after the request's last
+    nothing, such as a rejection, cannot be distinguished from the request's own if it arrives after the request's last
     byte: it is accepted as genuine, and a start that succeeds with it is reported as ambiguous.
     """
     document = response.document
@@ -330,7 +330,7 @@ def classify(request: Request, response: Response) -> AttemptResult:
         refused = problem.is_api or retry_after(response.headers) is not None
         unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and refused
         return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
-    permanent = AttemptResult.REDIRECTED if status < _REFUSED else _refusal(request.operation, status, problem)
+    permanent = AttemptResult.REDIRECTED if status < _REJECTED else _rejection(request.operation, status, problem)
     return _BY_STATUS.get(status, permanent)
 
 
@@ -353,7 +353,7 @@ def _may_be_api_success(request: Request, response: Response) -> bool:
     return not body or (body[:1] == b"{" and begins_as_stream)
 
 
-def _refusal(operation: Operation, status: int, problem: Problem) -> AttemptResult:
+def _rejection(operation: Operation, status: int, problem: Problem) -> AttemptResult:
     if operation.is_start and problem.says_duplicate_name:
         return AttemptResult.DUPLICATE_NAME
     if operation.is_stop and problem.says_target_ended:

@@ -22,7 +22,7 @@ class CallState:
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never got its slot and token.
         was_refused_for_now: whether an attempt, also in an earlier part of a bulk run, was refused temporarily. The
-            Space may nevertheless have executed it, so if a name that no other start has is refused as a duplicate
+            Space may nevertheless have executed it, so if a name that no other start has is rejected as a duplicate
             later, that attempt did start the stream.
         may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
             call that only a journal records.

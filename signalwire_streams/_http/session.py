@@ -205,7 +205,7 @@ class SessionManager:
         limits = (self.connections, connector.limit, connector.limit_per_host)
         return min(limit for limit in limits if limit)  # 0 is aiohttp's word for no limit
 
-    def refuse_new(self) -> None:
+    def reject_new(self) -> None:
         self._guard.leave()
 
     async def close(self) -> None:
@@ -263,8 +263,8 @@ class Dispatcher:
                 self._idle.set()
 
     async def aclose(self) -> None:
-        """Refuse new calls, wait up to five seconds for those in flight, cancel the rest, close the session."""
-        self.sessions.refuse_new()
+        """Reject new calls, wait up to five seconds for those in flight, cancel the rest, close the session."""
+        self.sessions.reject_new()
         try:
             if self._in_flight:
                 self._idle.clear()

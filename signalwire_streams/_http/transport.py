@@ -29,7 +29,7 @@ from signalwire_streams.errors import Phase
 from signalwire_streams.models import AttemptResult, Operation
 
 _SMALL_ANSWER = 64 * 1024
-"""Limit in bytes of the unpacked response to a start or a stop, or of a refusal; real ones have a few hundred."""
+"""Limit in bytes of the unpacked response to a start or a stop, or of a rejection; real ones have a few hundred."""
 _LARGE_ANSWER = 4 * 1024 * 1024
 """Limit in bytes of the unpacked response to a read."""
 _LARGE_ANSWERS = 8
@@ -38,7 +38,7 @@ _BUFFER = 64 * 1024
 """Bytes that aiohttp unpacks ahead; a borrowed session may use any other value."""
 _MAX_LINE, _MAX_HEADERS = 64 * 1024, 512
 """Gateways add cookies and policies that are longer than aiohttp's 8,190 bytes, and more of them than its 128."""
-_REFUSED = 300
+_REDIRECT = 300
 _KEEPALIVE = 10.0
 _AUTHORIZATION = "Authorization"
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
@@ -102,7 +102,7 @@ class OwnSession:
         if request.body is None:
             return None
         path, size = url.raw_path_qs, len(request.body)
-        # A path that a middleware has changed may be one that aiohttp refuses.
+        # A path that a middleware has changed may be one that aiohttp rejects.
         is_plain = path.isascii() and path.isprintable() and " " not in path
         if self._head is None or request.method != "POST" or size > ONE_WRITE or not is_plain:
             return GuardedPayload(request.body, guard)
@@ -197,7 +197,7 @@ class HttpTransport:
             if request.body is not None:
                 body, headers = GuardedPayload(request.body, guard), {"Content-Type": FORM, **headers}
             if session.trust_env:
-                # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
+                # aiohttp rejects the header beside an entry of netrc, so the guard sets it later.
                 guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
                 headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
         response = await session.request(
@@ -234,7 +234,7 @@ class HttpTransport:
         body = bytearray()
         try:
             complete = await _read_up_to(limit, body, stream, guard)
-            if not complete and request.operation is Operation.READ and response.status < _REFUSED:
+            if not complete and request.operation is Operation.READ and response.status < _REDIRECT:
                 limit = _LARGE_ANSWER
                 async with self._large_answers:
                     complete = await _read_up_to(limit, body, stream, guard)

@@ -25,9 +25,9 @@ def _always(decision: RetryDecision) -> _Row:
 
 
 _STOPS = frozenset(operation for operation in Operation if operation.is_stop)
-REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
+REJECTED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     AttemptResult.TARGET_ENDED: _STOPS,
-    # The sid of an ambiguous start may be that of a second stream that was refused, while the first one runs.
+    # The sid of an ambiguous start may be that of a second stream that was rejected, while the first one runs.
     AttemptResult.ALREADY_STOPPED: _STOPS - {Operation.STOP_AMBIGUOUS},
     # The Space returned this sid from a start, so a stream that it no longer knows has ended. A caller's text may be
     # misspelt, and a Space may not find streams by their names.
@@ -50,7 +50,10 @@ _DENIALS = frozenset({AttemptResult.REJECTED, AttemptResult.NOT_FOUND})
 SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
 REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-"""Temporary rejections. (A gateway may respond like this although the Space has accepted the request.)"""
+"""The Space refuses it for now and asks to come back; what it *rejects*, it does for good.
+
+A gateway may respond like this although the Space has accepted the request.
+"""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
@@ -87,7 +90,7 @@ _RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
     **RULES,
     # It was carried out.
     AttemptResult.DUPLICATE_NAME: _always(RetryDecision.ALREADY_STARTED),
-    # What can't be read may be the refusal of a duplicate, or of a stream that has ended.
+    # What can't be read may be the rejection of a duplicate, or of a stream that has ended.
     AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
 }
 """The rules once an earlier attempt of the call may have been carried out."""
@@ -114,7 +117,7 @@ REWARD = 1  # added to the budget by a success without a retry
 @cache
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
     """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
-    if operation in REFUSED_STOPS.get(result, ()):
+    if operation in REJECTED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
     # A call or conference that the Space no longer knows was ended by that attempt, or by somebody else.
     if operation is Operation.END and result is AttemptResult.NOT_FOUND and ambiguous_before:
@@ -197,7 +200,7 @@ class RetryState:
 
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
         """Return what follows an attempt with this result, if the Space asked to wait *retry_after* seconds."""
-        # Only an earlier attempt of this start can have used a unique name, even one that was refused by its answer.
+        # Only an earlier attempt of this start can have used a unique name, even one that was refused for now.
         is_repeated = self.ambiguous or (self.has_unique_name and self.was_refused_for_now)
         action = rule_for(self.operation, result, ambiguous_before=is_repeated)
         if action in SUCCESSES:

@@ -14,7 +14,7 @@ from signalwire_streams._http.error_mapping import to_exception
 from signalwire_streams._http.messages import CallContext, Request, Result
 from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, StartAgain, StreamOutcomeUnknownError
-from signalwire_streams.middleware._retry import REFUSED_STOPS, SUCCESSES
+from signalwire_streams.middleware._retry import REJECTED_STOPS, SUCCESSES
 from signalwire_streams.models import (
     GENERATED_NAME,
     AttemptResult,
@@ -274,5 +274,5 @@ class Streams(Generic[_Stream]):
             is_named = stopped.name is not None or stream.name == stopped.sid
             return stopped if is_named else evolve(stopped, name=stream.name)
         # After an attempt of this stop that may have succeeded, nobody knows what ended the stream.
-        ended_before = result.attempt_result in REFUSED_STOPS and not result.ambiguous
+        ended_before = result.attempt_result in REJECTED_STOPS and not result.ambiguous
         return evolve(stream, status=StreamStatus.STOPPED, already_ended=ended_before)

@@ -136,7 +136,8 @@ async def test_unknown_outcome_logs_a_warning(
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
     assert text.startswith(
-        f"start a stream on call {call} (name 'audit-1'): outcome unknown: the stream may or may not be running (no response"
+        f"start a stream on call {call} (name 'audit-1'): outcome unknown: "
+        "the stream may or may not be running (no response"
     )
 
 
