@@ -16,7 +16,10 @@ from signalwire_streams.models._fast import fast_constructor
 class CallState:
     """How far a call is, readable from outside while it runs and after it was cancelled.
 
+    There is one for the whole call, even if it takes several requests.
+
     Attributes:
+        priority: that of its requests.
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
@@ -29,6 +32,7 @@ class CallState:
         before_sending: called once, before the first attempt is sent; an exception from it ends the call unsent.
     """
 
+    priority: Priority = Priority.INTERACTIVE
     phase: Phase = Phase.QUEUED
     sent: Sent = "no"
     deadline_at: float = float("inf")
@@ -47,14 +51,6 @@ class CallState:
         if sent == "yes" or self.sent == "no":
             self.sent = sent
         return sent
-
-
-class CallContext:
-    """What a call has besides its request; one state for the whole call, even if it takes several requests."""
-
-    def __init__(self, priority: Priority = Priority.INTERACTIVE) -> None:
-        self.priority: Priority = priority
-        self.state: CallState = CallState()
 
 
 _SENT: Mapping[Phase, Sent] = {

@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 from attrs import evolve, fields
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.messages import CallContext, CallState, Request, create_request
+from signalwire_streams._http.messages import CallState, Request, create_request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._requests import WIRE_NAME
@@ -133,7 +133,7 @@ def _comes_back(name: str) -> bool:
     return name.startswith(GENERATED_NAME) or (len(name) <= _SHORT_NAME and needs_no_escaping(name) is not None)
 
 
-def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
+def start(account: Account, request: Start, *, deadline: float | None, state: CallState) -> Request:
     kind, name = request.kind, request.name
     target: str = getattr(request, kind.target_key)
     echo = {kind.target_key: target, "account_sid": account.sid}
@@ -148,11 +148,11 @@ def start(account: Account, request: Start, *, deadline: float | None, context: 
         body=start_form(request),
         name=name,
         has_unique_name=name is not None and name.startswith(GENERATED_NAME),
-        priority=context.priority,
+        priority=state.priority,
         deadline=deadline,
         echo=echo,
         redact=account.secrets + request.secrets,
-        state=context.state,
+        state=state,
     )
 
 
@@ -169,7 +169,7 @@ def stop(
     operation: Operation,
     *,
     deadline: float | None,
-    context: CallContext,
+    state: CallState,
 ) -> Request:
     echo = {kind.target_key: target}
     if operation is not Operation.STOP_BY_NAME:
@@ -184,11 +184,11 @@ def stop(
         target=target,
         body=STOP,
         name=handle,
-        priority=context.priority,
+        priority=state.priority,
         deadline=deadline,
         echo=echo,
         redact=account.secrets,
-        state=context.state,
+        state=state,
     )
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from typing import Generic, TypeAlias, TypeVar
 
-from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._operations import Operation, Send
 from signalwire_streams.bulk._results import (
     BulkOutcome,
@@ -221,12 +221,11 @@ class WorkerPool(Generic[_Item]):
         self._put(self._outcome(index, item, result, CallState()))
 
     async def _run(self, index: int, item: _Item) -> None:
-        context = CallContext(Priority.BULK)
-        state = context.state
+        state = CallState(priority=Priority.BULK)
         started_at = self.clock.now()
         result: _Result
         try:
-            result = await self._send(self.operation.prepare(item, context), state, started_at)
+            result = await self._send(self.operation.prepare(item, state), state, started_at)
         except StreamsError as error:
             result = error
             if is_fatal_for_run(error):

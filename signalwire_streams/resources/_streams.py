@@ -11,7 +11,7 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_item, read_page, read_stream
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.messages import CallContext, Request, Result
+from signalwire_streams._http.messages import CallState, Request, Result
 from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, StartAgain, StreamOutcomeUnknownError
 from signalwire_streams.middleware._retry import REJECTED_STOPS, SUCCESSES
@@ -152,17 +152,17 @@ class Streams(Generic[_Stream]):
         *,
         may_be_running: bool = False,
         deadline: float | None = None,
-        context: CallContext | None = None,
+        state: CallState | None = None,
     ) -> _Stream:
         """Start a stream; if one of that name may be running, the result is as ambiguous as after another attempt."""
-        context = context or CallContext()
+        state = state or CallState()
         if may_be_running:
             if request.name is None:
                 raise InvalidRequestError(
                     "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
                 )
-            context.state.may_have_succeeded = True
-        start = requests.start(self._account, request, deadline=deadline, context=context)
+            state.may_have_succeeded = True
+        start = requests.start(self._account, request, deadline=deadline, state=state)
         try:
             result = await self._send(start)
         except StreamOutcomeUnknownError as error:
@@ -192,7 +192,7 @@ class Streams(Generic[_Stream]):
         stream: _Stream | str | None,
         *,
         deadline: float | None = None,
-        context: CallContext | None = None,
+        state: CallState | None = None,
     ) -> _Stream:
         """Stop a stream, passed as an object, or by its call or conference and its sid or name.
 
@@ -212,9 +212,7 @@ class Streams(Generic[_Stream]):
         sid = check_path_segment(own_target if target is None else target, field)
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {field}: pass that one, or none")
-        build = partial(
-            requests.stop, self._account, self._kind, sid, deadline=deadline, context=context or CallContext()
-        )
+        build = partial(requests.stop, self._account, self._kind, sid, deadline=deadline, state=state or CallState())
         if not isinstance(stream, str):
             return await self._stop_known(build, stream)
         handle = check_path_segment(stream, "stream")

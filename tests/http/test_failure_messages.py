@@ -13,7 +13,7 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.decoding import classify, read_response
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.messages import CallContext
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -62,11 +62,11 @@ HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
 def start() -> Request:
-    return requests.start(ACCOUNT, NAMED, deadline=None, context=CallContext())
+    return requests.start(ACCOUNT, NAMED, deadline=None, state=CallState())
 
 
 def unnamed_start() -> Request:
-    return requests.start(ACCOUNT, UNNAMED, deadline=None, context=CallContext())
+    return requests.start(ACCOUNT, UNNAMED, deadline=None, state=CallState())
 
 
 def read() -> Request:
@@ -193,7 +193,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     "a stop": (
         answered(
             requests.stop(
-                ACCOUNT, TargetKind.CALL, "call", "room-7", Operation.STOP_BY_NAME, deadline=None, context=CallContext()
+                ACCOUNT, TargetKind.CALL, "call", "room-7", Operation.STOP_BY_NAME, deadline=None, state=CallState()
             ),
             404,
         ),
@@ -333,7 +333,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, on a call": (
         unanswered(
-            requests.start(ACCOUNT, ON_A_CALL, deadline=None, context=CallContext()),
+            requests.start(ACCOUNT, ON_A_CALL, deadline=None, state=CallState()),
             AttemptResult.NO_RESPONSE,
             detail="timeout",
             decision=RetryDecision.UNKNOWN,
