@@ -19,7 +19,7 @@ from signalwire_streams._http.messages import CallState, Request, create_request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._requests import WIRE_NAME
-from signalwire_streams.models._validation import check_count, needs_no_escaping
+from signalwire_streams.models._validation import check_count, needs_no_escaping, secrets_of
 
 # How the encoding of half a surrogate pair begins; no valid text encodes so.
 _SURROGATE = re.compile("%ED%[AB]")
@@ -151,7 +151,7 @@ def start(account: Account, request: Start, *, deadline: float | None, state: Ca
         priority=state.priority,
         deadline=deadline,
         echo=echo,
-        redact=account.secrets + request.secrets,
+        redact=account.secrets + secrets_of(request),
         state=state,
     )
 

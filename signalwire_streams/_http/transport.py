@@ -140,8 +140,7 @@ class HttpTransport:
         content, complete = b"", False
         limit = min(self._timeouts.attempt, state.deadline_at - self._clock.now())
         try:
-            with self._sessions.timer.within(limit) as deadline:
-                deadline.allow(self._timeouts.connect)
+            with self._sessions.timer.within(limit, step=self._timeouts.connect) as deadline:
                 guard = AttemptGuard(request, deadline, self._timeouts.read)
                 content, complete = await self._exchange(session, request, guard, received)
         except asyncio.CancelledError:

@@ -10,8 +10,7 @@ from attrs.validators import deep_iterable, instance_of
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
-from signalwire_streams.models._requests import SECRET
-from signalwire_streams.models._validation import redact_url
+from signalwire_streams.models._validation import SECRET, redact_url
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 Stream: TypeAlias = ConferenceStream | CallStream

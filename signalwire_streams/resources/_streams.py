@@ -27,8 +27,7 @@ from signalwire_streams.models import (
     StreamStatus,
     TargetKind,
 )
-from signalwire_streams.models._requests import from_masked
-from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment
+from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment, from_masked
 
 _Item = TypeVar("_Item")
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)

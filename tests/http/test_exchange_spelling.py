@@ -21,9 +21,7 @@ def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
 
 
 def spell_stop(kind: TargetKind, *, deadline: Any = None) -> Request:
-    return requests.stop(
-        ACCOUNT, kind, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, state=CallState()
-    )
+    return requests.stop(ACCOUNT, kind, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, state=CallState())
 
 
 @pytest.mark.parametrize(

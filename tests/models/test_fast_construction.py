@@ -12,7 +12,7 @@ from signalwire_streams import CallStream, ConferenceStream, Phase
 from signalwire_streams._http.messages import Result
 from signalwire_streams.models import AttemptResult, StartConferenceStream
 from signalwire_streams.models._fast import fast_constructor
-from signalwire_streams.models._requests import from_masked
+from signalwire_streams.models._validation import from_masked
 
 create_stream = fast_constructor(ConferenceStream)
 CREATED = create_stream(conference_sid="room", name="audit", extra={"region": "eu"})

@@ -200,7 +200,7 @@ async def test_dead_kept_alive_connection(
     assert attempts[0].sent == ("maybe" if kind == "read" and attempts[0].phase != Phase.CONNECTING else "no")
     assert space.streams.duplicates() == []
     # Nothing arrived on it, so the log must not send anyone to look for stray responses.
-    assert "the kept-alive connection was dead (Client" in caplog.text
+    assert "the kept-alive connection was dead: Client" in caplog.text
     assert "a response arrived" not in caplog.text
 
 
