@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -64,6 +64,10 @@ class AttemptGuard:
         self._has_body = request.body is not None
         self._wrappers: list[_ProtocolWrapper] = []
         self._writer: AbstractStreamWriter | None = None
+
+    def __deepcopy__(self, _: object) -> Self:
+        """Return the guard itself: what mocks aiohttp copies the arguments of a request, and this leads to the loop."""
+        return self
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
