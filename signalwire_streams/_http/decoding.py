@@ -123,13 +123,13 @@ def _plan(model: type[Any]) -> tuple[Callable[..., Any], list[tuple[str, str, _H
 def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
     # The function that cattrs would generate costs three times as much for a frozen model.
     create, plan, known = _plan(model)  # type: ignore[arg-type]  # mypy: no class is hashable
-    values = dict(ours)
+    values = {}
     for name, key, hook in plan:
-        if name not in values:
-            value = document.get(key)
-            # Nearly all of them are texts.
-            values[name] = value if hook is _text and type(value) is str else hook(value, None)
-    extra = {key: entry for key, entry in document.items() if key not in known}
+        value = document.get(key)
+        # Nearly all of them are texts.
+        values[name] = value if hook is _text and type(value) is str else hook(value, None)
+    values.update(ours)
+    extra = {} if document.keys() <= known else {key: document[key] for key in document if key not in known}
     structured: _Value = create(**values, extra=extra)
     return structured
 
@@ -207,6 +207,8 @@ _FIRST_KEYS = tuple(
 )
 _STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_READ, _DONE = Operation.READ, AttemptResult.DONE
 _RETURN_NO_STREAM = frozenset({Operation.READ, Operation.END})
 _NO_PROBLEM = Problem()
 _OK, _REDIRECT, _REJECTED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
@@ -275,8 +277,7 @@ def contradiction(request: Request, response: Response) -> str:
         return ""
     listed = document.get(request.required_key) if request.required_key not in IDS else None
     for entry in listed if isinstance(listed, list) else (document,):
-        key = _contradicted_key(request, entry) if isinstance(entry, dict) else ""
-        if key:
+        if isinstance(entry, dict) and (key := _contradicted_key(request, entry)):
             return f"it names another {key}, so it belongs to another request"
     return ""
 
@@ -291,13 +292,13 @@ def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
                 return key
             continue
         # A conference's stream has no call_sid, and a call's no conference_sid.
-        other = _OTHER_TARGET.get(key) if request.operation is not Operation.READ else None
+        other = _OTHER_TARGET.get(key) if request.operation is not _READ else None
         if other is not None and entry.get(other) is not None:
             return other
     # A start's response that is delivered for a stop says that the stream is running, and vice versa.
-    status = _text(entry.get("status"))
+    status = entry.get("status")
     wrong = _OTHER_STATUS[request.operation.is_start] if request.operation not in _RETURN_NO_STREAM else ()
-    return "status" if status is not None and status.casefold() in wrong else ""
+    return "status" if isinstance(status, str) and status.casefold() in wrong else ""
 
 
 def _names(request: Request, entry: Mapping[str, object], key: str) -> bool:
@@ -315,7 +316,7 @@ def classify(request: Request, response: Response) -> AttemptResult:
     status, problem = response.status, response.problem or _NO_PROBLEM
     if _OK <= status < _REDIRECT:
         if has_key(response.document, request.required_key):
-            return AttemptResult.DONE
+            return _DONE
         # A gateway may have replaced the status of the API's own error.
         status = problem.status or status
     if not _OK <= status < _NO_STATUS:

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote, quote_plus
 
 from attrs import evolve, fields
@@ -38,11 +38,14 @@ _SHORT_NAME = 64
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
 _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
+# The fields of a form besides the address and the name: how it calls them, how to get them, and what they are if unset.
 _WIRE_NAMES = {
     model: {each.name: each.metadata[WIRE_NAME] for each in fields(model) if WIRE_NAME in each.metadata}
     for model in (StartConferenceStream, StartCallStream)
 }
-_VALUES = {model: attrgetter(*names) for model, names in _WIRE_NAMES.items()}
+_OPTIONS = {model: [name for name in names if name not in {"url", "name"}] for model, names in _WIRE_NAMES.items()}
+_VALUES = {model: attrgetter(*names) for model, names in _OPTIONS.items()}
+_UNSET = {model: tuple({} if name == "parameters" else None for name in names) for model, names in _OPTIONS.items()}
 
 
 def start_form(request: Start) -> bytes:
@@ -51,19 +54,26 @@ def start_form(request: Start) -> bytes:
     Raises:
         InvalidRequestError: a string contains a lone surrogate, which cannot be encoded.
     """
-    form: dict[str, str] = {}
     model = type(request)
-    for wire_name, value in zip(_WIRE_NAMES[model].values(), _VALUES[model](request), strict=True):
-        if value is None:
-            continue
+    form = f"Url={_quoted_address(request.url)}"
+    if request.name is not None:
+        form += f"&Name={_quoted(request.name)}"
+    if (values := _VALUES[model](request)) != _UNSET[model]:  # compared as a whole, since few requests have any
+        form += _encoded_options(model, values)
+    return form.encode("ascii")
+
+
+def _encoded_options(model: type[Start], values: tuple[Any, ...]) -> str:
+    form: dict[str, str] = {}
+    for name, value in zip(_OPTIONS[model], values, strict=True):
+        wire_name = _WIRE_NAMES[model][name]
         if isinstance(value, dict):
             for number, (key, text) in enumerate(value.items(), start=1):
                 form[f"{wire_name}{number}.Name"] = key
                 form[f"{wire_name}{number}.Value"] = text
-        else:
+        elif value is not None:
             form[wire_name] = _text(value)
-    url = f"Url={_quoted_address(form.pop('Url'))}"
-    return (f"{url}&{_encode(form)}" if form else url).encode("ascii")
+    return f"&{_encode(form)}" if form else ""
 
 
 def _encode(fields: Mapping[str, str]) -> str:
@@ -76,10 +86,11 @@ def _encode(fields: Mapping[str, str]) -> str:
 
 def path_of(account: Account, collection: str, *segments: str) -> str:
     """Return the path of one of the account's collections, or below it; each segment is percent-encoded."""
-    path = account.root + collection
-    for segment in segments:
-        path += "/" + (segment if needs_no_escaping(segment) else quote(segment, safe="@:"))
-    return path
+    return account.root + "/".join((collection, *map(_escaped, segments)))
+
+
+def _escaped(segment: str) -> str:
+    return segment if needs_no_escaping(segment) else quote(segment, safe="@:")
 
 
 def _quoted(text: str) -> str:
@@ -141,9 +152,9 @@ def start(account: Account, request: Start, *, deadline: float | None, state: Ca
         echo["name"] = name
     return create_request(
         method="POST",
-        path=f"{path_of(account, kind.collection, target)}/Streams",
+        path=f"{account.root}{kind.collection}/{_escaped(target)}/Streams",
         operation=kind.start if name is not None else Operation.UNNAMED_START,
-        description=f"start a stream on {kind}",
+        description="start a stream on " + kind,
         target=target,
         body=start_form(request),
         name=name,

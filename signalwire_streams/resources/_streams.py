@@ -32,6 +32,8 @@ from signalwire_streams.models._validation import check_deadline, check_flag, ch
 _Item = TypeVar("_Item")
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_SUCCEED, _ALREADY_STARTED = RetryDecision.SUCCEED, RetryDecision.ALREADY_STARTED
 # Empty pages, or pages of items that were listed before. A filter, or items that move while they are read, leave some.
 _PAGES_WITHOUT_NEWS = 10
 
@@ -116,7 +118,7 @@ class Streams(Generic[_Stream]):
         request = requests.end(self._account, self._kind, sid, deadline=check_deadline(deadline))
         result = await self._send(request)
         document: object = {"sid": sid, "status": "completed"}
-        if result.response is not None and result.decision is RetryDecision.SUCCEED:
+        if result.response is not None and result.decision is _SUCCEED:
             document = result.response.document
         return read_item(document, model)
 
@@ -170,12 +172,12 @@ class Streams(Generic[_Stream]):
         known: dict[str, object] = {
             self._kind.target_key: start.target,
             "ambiguous": result.ambiguous,
-            "already_started": result.decision is RetryDecision.ALREADY_STARTED,
+            "already_started": result.decision is _ALREADY_STARTED,
         }
         if request.name is not None:
             known["name"] = request.name
         # The rejection of a second stream says nothing about the first one.
-        response = result.response if result.decision is RetryDecision.SUCCEED else None
+        response = result.response if result.decision is _SUCCEED else None
         return read_stream(response and response.document, self._model, known)
 
     def _starter(self, request: requests.Start) -> StartAgain:
@@ -254,7 +256,7 @@ class Streams(Generic[_Stream]):
         stopped = self._stopped(by_name, result, stream)
         # A call may have taken the second stream too, and so may a conference whose first one had ended by then.
         took_one = self._model is ConferenceStream or stopped.sid == sid
-        if not sid or (result.decision is RetryDecision.SUCCEED and took_one):
+        if not sid or (result.decision is _SUCCEED and took_one):
             return stopped
         second_stopped = await self._send_stop(build(sid, returned), stream)
         return second_stopped if stopped.already_ended else stopped
@@ -264,7 +266,7 @@ class Streams(Generic[_Stream]):
 
     def _stopped(self, request: Request, result: Result, stream: _Stream) -> _Stream:
         """Return the stopped stream, as in the response, or else as it was known."""
-        if result.response is not None and result.decision is RetryDecision.SUCCEED:
+        if result.response is not None and result.decision is _SUCCEED:
             known: Mapping[str, object] = {self._kind.target_key: request.target}
             stopped = read_stream(result.response.document, self._model, known)
             # A name that a caller passed may be the stream's sid after all.
