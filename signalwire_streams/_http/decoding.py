@@ -31,7 +31,7 @@ from signalwire_streams.models import (
     ParticipantStatus,
     StreamStatus,
 )
-from signalwire_streams.models._fast import fast_constructor
+from signalwire_streams.models._fast import fast_reader
 from signalwire_streams.models._validation import is_path_segment
 
 if TYPE_CHECKING:
@@ -112,25 +112,19 @@ def _converter() -> "Converter":
 
 
 @cache
-def _plan(model: type[Any]) -> tuple[Callable[..., Any], list[tuple[str, str, _Hook]], frozenset[str]]:
-    """Return a model's constructor, its fields with their keys and hooks, and the keys that it knows."""
+def _reader(model: type[Any]) -> tuple[Callable[..., Any], frozenset[str]]:
+    """Return the function that creates a model from a JSON object, and the keys that it knows."""
     hook_for = _converter().get_structure_hook
-    names = [attribute for attribute in fields(model) if attribute.name not in _OURS and attribute.name != "extra"]
-    plan = [(each.name, _RENAMES.get(each.name, each.name), hook_for(each.type)) for each in names]
-    return fast_constructor(model), plan, frozenset(key for _, key, _ in plan)
+    known = [attribute for attribute in fields(model) if attribute.name not in _OURS and attribute.name != "extra"]
+    read = {each.name: (_RENAMES.get(each.name, each.name), hook_for(each.type)) for each in known}
+    return fast_reader(model, read, texts=_text), frozenset(key for key, _ in read.values())
 
 
 def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
     # The function that cattrs would generate costs three times as much for a frozen model.
-    create, plan, known = _plan(model)  # type: ignore[arg-type]  # mypy: no class is hashable
-    values = {}
-    for name, key, hook in plan:
-        value = document.get(key)
-        # Nearly all of them are texts.
-        values[name] = value if hook is _text and type(value) is str else hook(value, None)
-    values.update(ours)
+    read, known = _reader(model)  # type: ignore[arg-type]  # mypy: no class is hashable
     extra = {} if document.keys() <= known else {key: document[key] for key in document if key not in known}
-    structured: _Value = create(**values, extra=extra)
+    structured: _Value = read(document.get, {**ours, "extra": extra})
     return structured
 
 

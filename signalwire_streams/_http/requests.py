@@ -86,7 +86,10 @@ def _encode(fields: Mapping[str, str]) -> str:
 
 def path_of(account: Account, collection: str, *segments: str) -> str:
     """Return the path of one of the account's collections, or below it; each segment is percent-encoded."""
-    return account.root + "/".join((collection, *map(_escaped, segments)))
+    path = account.root + collection
+    for segment in segments:
+        path += f"/{_escaped(segment)}"
+    return path
 
 
 def _escaped(segment: str) -> str:

@@ -5,8 +5,9 @@ functions that are generated here set the fields of an instance of a subclass th
 class. That is a third as expensive.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from inspect import unwrap
 from typing import Any, ParamSpec, TypeVar
 
 from attrs import NOTHING, Attribute, Factory, fields
@@ -29,6 +30,38 @@ def fast_constructor(model: Callable[_Fields, _Model]) -> Callable[_Fields, _Mod
     return construct
 
 
+def fast_reader(
+    model: type[_Model], keys: Mapping[str, tuple[str, Callable[..., object]]], *, texts: Callable[..., object]
+) -> Callable[[Callable[[str], object], Mapping[str, object]], _Model]:
+    """Return a function that creates instances of a frozen attrs class from JSON objects.
+
+    It is passed the ``get`` of an object, and values of fields that take precedence over what that returns.
+
+    Args:
+        model: the class.
+        keys: the key of a field in an object, and the function that converts its value.
+        texts: the function that returns a text unchanged, so that it is not called for one.
+    """
+    kind: Any = model
+    names: dict[str, Any] = {"model": model, "new": object.__new__, "convert": texts}
+    lines = ["value = new(thawed[model])"]
+    for each in fields(kind):
+        name = each.name
+        if name not in keys:
+            lines.append(f"value.{name} = default_{name}")
+            continue
+        key, names[f"convert_{name}"] = keys[name]
+        read = f"convert_{name}(get({key!r}), None)"
+        if names[f"convert_{name}"] is texts:
+            read = f"found if type(found := get({key!r})) is str else convert(found)"
+        lines.append(f"value.{name} = {read}")
+    lines += ["for name in known: setattr(value, name, known[name])", "value.__class__ = model", "return value"]
+    read_object: Callable[[Callable[[str], object], Mapping[str, object]], _Model] = _compiled(
+        kind, "get, known", lines, names
+    )
+    return read_object
+
+
 def fast_init(model: type) -> Callable[..., None]:
     """Return an ``__init__`` for a frozen attrs class with keyword-only fields.
 
@@ -38,11 +71,12 @@ def fast_init(model: type) -> Callable[..., None]:
     lines, checks = [], []
     for each in fields(model):
         name, given = each.name, each.name
-        names |= {f"convert_{name}": each.converter, f"validate_{name}": each.validator, f"field_{name}": each}
+        names |= {f"convert_{name}": each.converter, f"field_{name}": each}
         if each.converter is not None:
             given = f"convert_{name}({name})"
         lines.append(f"self.{name} = {_value(each, given)}")
         if each.validator is not None:
+            names[f"validate_{name}"] = unwrap(each.validator)  # without `if_given`: a default is not validated
             condition = "" if each.default is NOTHING else f"if {name} is not default_{name}: "
             checks.append(f"{condition}validate_{name}(self, field_{name}, self.{name})")
     names["set_attribute"] = object.__setattr__
@@ -69,13 +103,17 @@ def _value(attribute: "Attribute[Any]", given: str) -> str:
 
 
 def _function(model: type, first: str, lines: list[str], names: dict[str, Any]) -> Callable[..., Any]:
-    parameters = []
+    parameters = [
+        each.name if each.default is NOTHING else f"{each.name}=default_{each.name}" for each in fields(model)
+    ]
+    return _compiled(model, f"{first}*, {', '.join(parameters)}", lines, names)
+
+
+def _compiled(model: type, parameters: str, lines: list[str], names: dict[str, Any]) -> Callable[..., Any]:
+    names["thawed"] = _Thawed()
     for each in fields(model):
         names[f"default_{each.name}"] = each.default
         names[f"create_{each.name}"] = getattr(each.default, "factory", None)
-        parameters.append(each.name if each.default is NOTHING else f"{each.name}=default_{each.name}")
-    names["thawed"] = _Thawed()
-    source = f"def function({first}*, {', '.join(parameters)}):\n " + "\n ".join(lines)
-    exec(source, names)  # noqa: S102  (as attrs does)
+    exec(f"def function({parameters}):\n " + "\n ".join(lines), names)  # noqa: S102  (as attrs does)
     function: Callable[..., Any] = names["function"]
     return function

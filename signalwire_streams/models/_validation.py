@@ -93,6 +93,8 @@ def check_path_segment(value: object, what: str) -> str:
     """Check a sid or a stream's name, which becomes one segment of a URL path, and return it."""
     if not isinstance(value, str):
         raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if needs_no_escaping(value):
+        return value
     if not value:
         raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
     if not is_path_segment(value):
@@ -408,6 +410,7 @@ def masks_secrets(function: Callable[_Arguments, _Result]) -> Callable[_Argument
 def if_given(validate: Callable[[object, "Attribute[Any]", Any], None]) -> Callable[..., None]:
     """Return a validator that accepts None as well; attrs's own is a class, and four times as expensive."""
 
+    @wraps(validate)
     def validate_given(model: object, attribute: "Attribute[Any]", value: object) -> None:
         if value is not None:
             validate(model, attribute, value)
