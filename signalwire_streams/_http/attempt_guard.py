@@ -393,7 +393,7 @@ def _unsent_bytes(transport: asyncio.Transport | None) -> int:
     # asyncio drops the protocol of a TLS transport that is closed.
     while transport is not None and (tls := getattr(transport, _TLS_PROTOCOL, _NO_TLS)) is not None:
         size += transport.get_write_buffer_size()
-        transport = getattr(tls, "_transport", None)
+        transport = None if tls is _NO_TLS else getattr(tls, "_transport", None)
     return size
 
 
@@ -409,7 +409,8 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
 
     A gateway may quote a status line in one of its headers; that belongs to the response.
     """
-    if _STATUS_LINE.search((response.reason or "").encode("utf-8", "surrogateescape")):
+    reason = response.reason or ""
+    if "HTTP/" in reason and _STATUS_LINE.search(reason.encode("utf-8", "surrogateescape")):
         return True
-    quoted = (_STATUS_LINE.search(value) for _, value in response.raw_headers)
-    return any(int(line[1]) != response.status for line in quoted if line is not None)
+    suspects = [value for _, value in response.raw_headers if b"HTTP/" in value]
+    return any(int(line[1]) != response.status for line in map(_STATUS_LINE.search, suspects) if line is not None)

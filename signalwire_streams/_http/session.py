@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -93,7 +93,7 @@ class Deadline:
         self._cancelling = 0
 
     def __enter__(self) -> Self:
-        self._task = cast("asyncio.Task[object]", asyncio.current_task())  # a coroutine runs in one
+        self._task = asyncio.current_task()  # type: ignore[assignment]  # a coroutine runs in one
         self._cancelling = self._task.cancelling()
         self._timer.running[self] = None
         self._timer.fire_by(self.ends_at)
@@ -250,7 +250,8 @@ class Dispatcher:
             ClientStateError: the client is closed, or belongs to another event loop.
         """
         self.sessions.check()
-        task = self._in_flight[request] = cast("asyncio.Task[object]", asyncio.current_task())
+        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]  # a coroutine runs in one
+        self._in_flight[request] = task
         cancelling = task.cancelling()
         try:
             return await self._handler(request)

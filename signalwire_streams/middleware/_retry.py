@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 from signalwire_streams._http.error_mapping import describe_result, describe_unknown
 from signalwire_streams._http.messages import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import Phase
+from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.models import Attempt, AttemptResult, Operation, Priority, RetryDecision
 
@@ -169,9 +169,10 @@ class Decision:
 
     action: RetryDecision
     delay: float = 0.0
+    is_final: bool = field(init=False)
 
-    @property
-    def is_final(self) -> bool:
+    @is_final.default
+    def _is_final(self) -> bool:
         return self.action not in _RETRIES
 
 
@@ -201,7 +202,7 @@ class RetryState:
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
         """Return what follows an attempt with this result, if the Space asked to wait *retry_after* seconds."""
         # Only an earlier attempt of this start can have used a unique name, even one that was refused for now.
-        is_repeated = self.ambiguous or (self.has_unique_name and self.was_refused_for_now)
+        is_repeated = self.ambiguous_since is not None or (self.has_unique_name and self.was_refused_for_now)
         action = rule_for(self.operation, result, ambiguous_before=is_repeated)
         if action in SUCCESSES:
             self.budget.refund(self._spent or REWARD)
@@ -322,7 +323,8 @@ class RetryMiddleware:
             try:
                 result = await send(request)
             except CancelledError:
-                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL])
+                sent = state.record_attempt()
+                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL], sent=sent)
                 raise
             if result.attempt_result is _DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
@@ -332,15 +334,18 @@ class RetryMiddleware:
                     retry_after=result.retry_after or last.retry_after,
                 )
             last = result
-            ambiguous_before = retry.ambiguous
+            ambiguous_before = retry.ambiguous_since is not None
             decision = retry.decide(result.attempt_result, now(), result.retry_after)
+            is_ambiguous = retry.ambiguous_since is not None
             ambiguous_before |= decision.action is _ALREADY_STARTED
-            self._report(request, result, number, started_at, decision)
+            sent = state.record_attempt()
+            if self._on_attempt is not None or not decision.is_final:
+                self._report(request, result, number, started_at, decision, sent=sent)
             if result.attempt_result in REFUSED_FOR_NOW:
                 state.refusals |= {result.attempt_result}
                 state.was_refused_for_now = True
-            state.may_have_succeeded |= retry.ambiguous
-            if retry.ambiguous and not ambiguous_before:
+            state.may_have_succeeded |= is_ambiguous
+            if is_ambiguous and not ambiguous_before:
                 ambiguous_phase = result.phase
             if decision.is_final:
                 break
@@ -366,8 +371,9 @@ class RetryMiddleware:
         self._outcome_log.record(request, result, now())
         return result
 
-    def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
-        sent = request.state.record_attempt()
+    def _report(
+        self, request: Request, result: Result, number: int, started_at: float, decision: Decision, *, sent: Sent
+    ) -> None:
         if not decision.is_final and _RETRY_LOG.isEnabledFor(logging.DEBUG):
             _RETRY_LOG.debug(
                 "%s: attempt %d: %s; %s, next attempt in %.2f s",

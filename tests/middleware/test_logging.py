@@ -362,7 +362,7 @@ async def test_circuit_breaker_warns_once_per_opening(
         "WARNING",
         (
             f"circuit breaker opened: at least 50 % of the last requests failed, most recently get Conferences/{sid}: "
-            "the Space failed (HTTP 500); no requests for 5 s, then one probe"
+            "the Space failed: HTTP 500; no requests for 5 s, then one probe"
         ),
     )
     assert closed == ("INFO", "circuit breaker closed: the probe succeeded")
