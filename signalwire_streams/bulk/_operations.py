@@ -149,10 +149,9 @@ class StartStreams(_StreamOperation[Start]):
 
     def prepare(self, request: Start, state: CallState) -> Send:
         canonical_target = self._duplicates.check(request)
-        kind, target = target_of(request)
         request = self._named(request, canonical_target)
         if self._ledger is not None:
-            running = self._consult(self._ledger, ItemKey(kind, target, request.name), state)
+            running = self._consult(self._ledger, ItemKey(*target_of(request), request.name), state)
             if running is not None:
                 return _returning(running)
         if isinstance(request, StartConferenceStream):

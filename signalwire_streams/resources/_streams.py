@@ -13,7 +13,13 @@ from signalwire_streams._http.decoding import read_item, read_page, read_stream
 from signalwire_streams._http.error_mapping import to_exception
 from signalwire_streams._http.messages import CallState, Request, Result
 from signalwire_streams._http.session import Dispatcher
-from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, StartAgain, StreamOutcomeUnknownError
+from signalwire_streams.errors import (
+    InvalidRequestError,
+    MalformedResponseError,
+    StartAgain,
+    StreamOutcomeUnknownError,
+    StreamsError,
+)
 from signalwire_streams.middleware._retry import REJECTED_STOPS, SUCCESSES
 from signalwire_streams.models import (
     GENERATED_NAME,
@@ -143,8 +149,9 @@ class Streams(Generic[_Stream]):
         check_deadline(deadline)
         if name is None and not (unnamed or may_be_running):
             name = f"{GENERATED_NAME}{token_hex(12)}"
-        parameters = {} if parameters is None else parameters
-        request = from_masked(self._request, name=name, unnamed=unnamed, parameters=parameters, **fields)
+        if parameters is not None:
+            fields["parameters"] = parameters
+        request = from_masked(self._request, name=name, unnamed=unnamed, **fields)
         return await self.start(request, may_be_running=may_be_running, deadline=deadline)
 
     async def start(
@@ -164,11 +171,9 @@ class Streams(Generic[_Stream]):
                 )
             state.may_have_succeeded = True
         start = requests.start(self._account, request, deadline=deadline, state=state)
-        try:
-            result = await self._send(start)
-        except StreamOutcomeUnknownError as error:
-            error.keep_start(self._starter(request))
-            raise
+        result = await self._dispatcher.send(start)
+        if result.decision not in SUCCESSES:
+            raise self._start_error(request, start, result)
         known: dict[str, object] = {
             self._kind.target_key: start.target,
             "ambiguous": result.ambiguous,
@@ -179,6 +184,12 @@ class Streams(Generic[_Stream]):
         # The rejection of a second stream says nothing about the first one.
         response = result.response if result.decision is _SUCCEED else None
         return read_stream(response and response.document, self._model, known)
+
+    def _start_error(self, request: requests.Start, start: Request, result: Result) -> StreamsError:
+        error = to_exception(start, result)
+        if isinstance(error, StreamOutcomeUnknownError):
+            error.keep_start(self._starter(request))
+        return error
 
     def _starter(self, request: requests.Start) -> StartAgain:
         # Not a partial, whose repr shows its arguments.
