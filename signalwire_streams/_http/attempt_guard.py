@@ -12,6 +12,7 @@ import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -36,6 +37,7 @@ ONE_WRITE = 64 * 1024
 _CONNECTING, _WRITING, _WAITING, _ANSWERED = Phase.CONNECTING, Phase.WRITING, Phase.WAITING, Phase.ANSWERED
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 _MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
+_VALUE = itemgetter(1)
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
 _RECORD_HEADER, _RECORD_TAG, _RECORD_NONCE = 5, 16, 8  # bytes of a TLS record besides its content
 _TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; on event loops that hide it, what needs it is not checked
@@ -100,25 +102,24 @@ class AttemptGuard:
     async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        await self._watch(conn)
+        await self._watch(conn).check()
         response = await send(conn)
         if not self._has_body:
             self._record_written(in_one_write=True)
         return response
 
-    async def _watch(self, conn: Connection) -> asyncio.Transport:
-        """Check a connection, and watch it from now on.
+    def _watch(self, conn: Connection) -> "_ProtocolWrapper":
+        """Watch a connection from now on.
 
         Raises:
-            aiohttp.ClientConnectionError: the request must not be written to it.
+            aiohttp.ClientConnectionError: it is closed.
         """
         self.transport = transport = conn.transport
         if conn.protocol is None or transport is None:
             raise aiohttp.ClientConnectionResetError(_CLOSED)
         wrapper = _ProtocolWrapper(self, conn.protocol, transport)
         self._wrappers.append(wrapper)
-        await wrapper.check()
-        return transport
+        return wrapper
 
     async def write_prepared(self, conn: Connection, body: "PreparedBody") -> None:
         """Write head and body at once.
@@ -127,10 +128,12 @@ class AttemptGuard:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
             RepeatedRequestError: it is written already.
         """
-        transport = await self._watch(conn)
+        wrapper = self._watch(conn)
+        if wrapper.is_doubtful():
+            await wrapper.check()
         self._check_not_written()
         self.state.phase = _WRITING
-        transport.write(body.head + body.content)
+        wrapper.transport.write(body.head + body.content)
         self._record_written(in_one_write=True)
 
     async def write(self, writer: AbstractStreamWriter, payload: "GuardedPayload") -> None:
@@ -274,7 +277,7 @@ class _ProtocolWrapper(asyncio.Protocol):
     def __init__(self, guard: AttemptGuard, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
         self._guard = guard
         self._protocol = protocol
-        self._transport = transport
+        self.transport = transport
         self._overhead = 0
         self._body: aiohttp.StreamReader | None = None
         self._body_bytes = 0
@@ -293,7 +296,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to it.
         """
-        if not (self._is_unfit() or self._has_data()):
+        if not self.is_doubtful():
             return
         # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
         # that another one may have taken the request over, the timer of this attempt ends it here.
@@ -301,22 +304,26 @@ class _ProtocolWrapper(asyncio.Protocol):
             await asyncio.sleep(0)
         if isinstance(self._protocol.exception(), UnaskedAnswerError):
             raise UnaskedAnswerError
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             raise aiohttp.ClientConnectionResetError(_CLOSED)
         # Over TLS it may have been a session ticket, which never reaches the protocol.
-        if self._transport.get_extra_info("ssl_object") is None or self._is_unfit():
+        if self.transport.get_extra_info("ssl_object") is None or self._is_unfit():
             raise UnaskedAnswerError
+
+    def is_doubtful(self) -> bool:
+        """Return False if `check` would find nothing."""
+        return self._is_unfit() or self._has_data()
 
     def _is_unfit(self) -> bool:
         return (
-            self._transport.is_closing()
+            self.transport.is_closing()
             or self._protocol.should_close
             or self._guard.deadline.ends_at < asyncio.get_running_loop().time()
         )
 
     def _has_data(self) -> bool:
         """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
-        connection = self._transport.get_extra_info("socket")
+        connection = self.transport.get_extra_info("socket")
         if _poll is None or connection is None or connection.fileno() < 0:
             return False
         poll = _poll()
@@ -336,17 +343,17 @@ class _ProtocolWrapper(asyncio.Protocol):
 
     def _remove(self) -> None:
         self._removed = True
-        if getattr(self._transport, _TLS_PROTOCOL, self) is None:
+        if getattr(self.transport, _TLS_PROTOCOL, self) is None:
             return  # closed; its connection_lost is still to come
-        if self._transport.get_protocol() is self:
-            self._transport.set_protocol(self._protocol)
+        if self.transport.get_protocol() is self:
+            self.transport.set_protocol(self._protocol)
             if self._tls is not None:
                 del self._tls.buffer_updated
 
     def data_received(self, data: bytes) -> None:
         body = self._body
         # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
-        if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self._transport)):
+        if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self.transport)):
             self._guard.record_unwritten()
             self._refuse(UnaskedAnswerError())
             return
@@ -384,7 +391,7 @@ class _ProtocolWrapper(asyncio.Protocol):
 
     def _refuse(self, reason: Exception) -> None:
         self._protocol.set_exception(reason)
-        self._transport.abort()
+        self.transport.abort()
 
 
 def _unsent_bytes(transport: asyncio.Transport | None) -> int:
@@ -412,5 +419,7 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
     reason = response.reason or ""
     if "HTTP/" in reason and _STATUS_LINE.search(reason.encode("utf-8", "surrogateescape")):
         return True
-    suspects = [value for _, value in response.raw_headers if b"HTTP/" in value]
-    return any(int(line[1]) != response.status for line in map(_STATUS_LINE.search, suspects) if line is not None)
+    values = [*map(_VALUE, response.raw_headers)]
+    if b"HTTP/" not in b"".join(values):
+        return False
+    return any(int(line[1]) != response.status for line in map(_STATUS_LINE.search, values) if line is not None)

@@ -45,7 +45,9 @@ _WIRE_NAMES = {
 }
 _OPTIONS = {model: [name for name in names if name not in {"url", "name"}] for model, names in _WIRE_NAMES.items()}
 _VALUES = {model: attrgetter(*names) for model, names in _OPTIONS.items()}
-_UNSET = {model: tuple({} if name == "parameters" else None for name in names) for model, names in _OPTIONS.items()}
+_UNSET: dict[type[Start], tuple[object, ...]] = {
+    model: tuple({} if name == "parameters" else None for name in names) for model, names in _OPTIONS.items()
+}
 
 
 def start_form(request: Start) -> bytes:

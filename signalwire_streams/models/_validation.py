@@ -65,7 +65,7 @@ SECRET = "secret"  # noqa: S105  (the key of a mark, not a secret)
 def secrets_of(request: object) -> tuple[str, ...]:
     """Return the secret values of a request, and the private parts of its URLs."""
     found: tuple[str, ...] = ()
-    for name, mark in _secret_fields(type(request)):
+    for name, mark in _secret_fields(type(request)):  # type: ignore[arg-type]  # mypy: no class is hashable
         value = getattr(request, name)
         if not value:
             continue
