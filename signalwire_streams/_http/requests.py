@@ -75,7 +75,7 @@ def _encoded_options(model: type[Start], values: tuple[Any, ...]) -> str:
                 form[f"{wire_name}{number}.Value"] = text
         elif value is not None:
             form[wire_name] = _text(value)
-    return f"&{_encode(form)}" if form else ""
+    return f"&{_encode(form)}"
 
 
 def _encode(fields: Mapping[str, str]) -> str:

@@ -90,7 +90,7 @@ class Deadline:
         self._latest = latest
         self._timer = timer
         self._task: asyncio.Task[object]
-        self._cancelling = 0
+        self._cancelling: int
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()  # type: ignore[assignment]  # a coroutine runs in one

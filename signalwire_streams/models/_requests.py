@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from copy import copy
-from typing import Any, ClassVar, Self, TypedDict, TypeVar
+from typing import ClassVar, Self, TypedDict, TypeVar
 
 from attrs import Attribute, field, frozen
 from attrs.converters import optional as maybe
@@ -58,9 +58,8 @@ SCOPE = "scope"
 """Metadata key: ``"conference"`` for a field that calls do not have."""
 
 
-def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:  # noqa: ANN401
-    if value is not None:
-        raise InvalidRequestError(f"{attribute.name} is for conference streams only: omit it on a call")
+def _not_on_a_call(_: object, attribute: "Attribute[None]", __: object) -> None:
+    raise InvalidRequestError(f"{attribute.name} is for conference streams only: omit it on a call")
 
 
 def _validate_unnamed(request: "StartStream", attribute: "Attribute[bool]", value: object) -> None:
@@ -186,8 +185,8 @@ class StartCallStream(StartStream):
     kind: ClassVar[TargetKind] = TargetKind.CALL
 
     call_sid: str = field(validator=validate_path_segment)
-    codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
-    realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
+    codec: None = field(default=None, validator=if_given(_not_on_a_call), repr=False, metadata={SCOPE: "conference"})
+    realtime: None = field(default=None, validator=if_given(_not_on_a_call), repr=False, metadata={SCOPE: "conference"})
 
 
 async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
