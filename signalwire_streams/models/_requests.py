@@ -75,7 +75,6 @@ def _parameter_names(parameters: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
 
-@masks_secrets_of_init
 @frozen(kw_only=True)
 class StartStream:
     """Fields that all starts share. Use `StartConferenceStream` or `StartCallStream`.
