@@ -401,7 +401,7 @@ class Journal:
         stream, error = outcome.stream, outcome.error
         self._commits.write_later(
             _COMPLETE,
-            outcome.status.value,
+            str(outcome.status),
             stream.sid if stream is not None else None,
             int(stream.ambiguous) if stream is not None else 0,
             outcome.attempts,

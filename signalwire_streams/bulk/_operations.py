@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord, Journal
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
@@ -101,7 +101,7 @@ class Operation(Protocol[_Item_contra]):
     async def end(self) -> None:
         """Called after the last item. Safe to repeat."""
 
-    def prepare(self, item: _Item_contra, context: CallContext, /) -> Send:
+    def prepare(self, item: _Item_contra, state: CallState, /) -> Send:
         """Return the function that sends an item, which is called again after each pause.
 
         Raises:
@@ -147,17 +147,16 @@ class StartStreams(_StreamOperation[Start]):
         if self._ledger is not None:
             self._run = self._ledger.run
 
-    def prepare(self, request: Start, context: CallContext) -> Send:
+    def prepare(self, request: Start, state: CallState) -> Send:
         canonical_target = self._duplicates.check(request)
-        kind, target = target_of(request)
         request = self._named(request, canonical_target)
         if self._ledger is not None:
-            running = self._consult(self._ledger, ItemKey(kind, target, request.name), context.state)
+            running = self._consult(self._ledger, ItemKey(*target_of(request), request.name), state)
             if running is not None:
                 return _returning(running)
         if isinstance(request, StartConferenceStream):
-            return partial(self._conferences.start, request, deadline=self._deadline, context=context)
-        return partial(self._calls.start, request, deadline=self._deadline, context=context)
+            return partial(self._conferences.start, request, deadline=self._deadline, state=state)
+        return partial(self._calls.start, request, deadline=self._deadline, state=state)
 
     def recorded(self, request: Start) -> Stream | StreamsError | None:
         if self._ledger is None or not isinstance(request, StartConferenceStream | StartCallStream):
@@ -197,17 +196,17 @@ class StopStreams(_StreamOperation[Stream]):
 
     is_start = False
 
-    def prepare(self, stream: Stream, context: CallContext) -> Send:
+    def prepare(self, stream: Stream, state: CallState) -> Send:
         send: Send
         if isinstance(stream, ConferenceStream):
             target = stream.conference_sid
-            send = partial(self._conferences.stop, target, stream, deadline=self._deadline, context=context)
+            send = partial(self._conferences.stop, target, stream, deadline=self._deadline, state=state)
         elif isinstance(stream, CallStream):
-            send = partial(self._calls.stop, stream.call_sid, stream, deadline=self._deadline, context=context)
+            send = partial(self._calls.stop, stream.call_sid, stream, deadline=self._deadline, state=state)
         else:
             raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
         if self._ledger is not None:
-            key, state = _stop_key(stream), context.state
+            key = _stop_key(stream)
             record = self._ledger.known(key, state)
             stopped = _stopped(stream, record)
             if stopped is not None:

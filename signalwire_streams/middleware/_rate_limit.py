@@ -66,10 +66,10 @@ class TokenBucket:
 
     def try_acquire(self, now: float) -> float:
         """Take a token and return 0, or return the seconds after which to try again."""
-        wait = self.time_until_open(now)
-        if wait:
-            return wait
-        self._recover(now)
+        if now < self._closed_until:
+            return self._closed_until - now
+        if self._cut_at is not None:
+            self._recover(now, self._cut_at)
         if now > self._filled_at:
             self._tokens = min(self._burst, self._tokens + self.rate * min(now - self._filled_at, 1e6))
             self._filled_at = now
@@ -85,9 +85,10 @@ class TokenBucket:
         """Pause and slow down after a 429; one of a request from before the last cut does not cut the rate again."""
         pause = retry_after
         if self._cut_at is None or sent_at > self._cut_at:
-            self._recover(now)
+            if self._cut_at is not None:
+                self._recover(now, self._cut_at)
             self._rate_before_cut, self._cut_at = self.rate, now
-            self._recover(now)
+            self._recover(now, now)
             self._pause = next_pause(self._pause)
             pause = self._pause if retry_after is None else retry_after
         if pause is not None:
@@ -97,12 +98,11 @@ class TokenBucket:
         """Start with a short pause again at the next 429."""
         self._pause = 0.0
 
-    def _recover(self, now: float) -> None:
-        if self._cut_at is not None:
-            elapsed, window = now - self._cut_at, self.limit.window
-            self.rate = recovered_rate(self._rate_before_cut, elapsed, window=window, ceiling=self._ceiling)
-            if self.rate >= self._ceiling:
-                self._cut_at = None
+    def _recover(self, now: float, cut_at: float) -> None:
+        elapsed, window = now - cut_at, self.limit.window
+        self.rate = recovered_rate(self._rate_before_cut, elapsed, window=window, ceiling=self._ceiling)
+        if self.rate >= self._ceiling:
+            self._cut_at = None
 
 
 class PriorityQueue:
@@ -192,7 +192,7 @@ class PrioritySemaphore:
         return await self._queue.wait(self._queue.add(priority), timeout) is not None
 
     def release(self) -> None:
-        if not self._queue.grant():
+        if self.free > 0 or not self._queue.grant():  # nobody waits while one is free
             self.free += 1
 
 
@@ -221,7 +221,7 @@ class RateLimiter(Protocol):
         ...
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """Called when the Space rejected a request with "too many requests". *sent_at* is on the client's clock."""
+        """Called when the Space refused a request for now: "too many requests". *sent_at* is on the client's clock."""
         ...
 
     def on_success(self) -> None:

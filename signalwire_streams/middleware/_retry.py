@@ -7,10 +7,10 @@ from functools import cache
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.error_bodies import redact
+from signalwire_streams._http.error_mapping import describe_result, describe_unknown
 from signalwire_streams._http.messages import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import Phase
+from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.models import Attempt, AttemptResult, Operation, Priority, RetryDecision
 
@@ -25,9 +25,9 @@ def _always(decision: RetryDecision) -> _Row:
 
 
 _STOPS = frozenset(operation for operation in Operation if operation.is_stop)
-REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
+REJECTED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     AttemptResult.TARGET_ENDED: _STOPS,
-    # The sid of an ambiguous start may be that of a second stream that was refused, while the first one runs.
+    # The sid of an ambiguous start may be that of a second stream that was rejected, while the first one runs.
     AttemptResult.ALREADY_STOPPED: _STOPS - {Operation.STOP_AMBIGUOUS},
     # The Space returned this sid from a start, so a stream that it no longer knows has ended. A caller's text may be
     # misspelt, and a Space may not find streams by their names.
@@ -50,7 +50,10 @@ _DENIALS = frozenset({AttemptResult.REJECTED, AttemptResult.NOT_FOUND})
 SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
 REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-"""Temporary rejections. (A gateway may respond like this although the Space has accepted the request.)"""
+"""The Space refuses it for now and asks to come back; what it *rejects*, it does for good.
+
+A gateway may respond like this although the Space has accepted the request.
+"""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
@@ -87,7 +90,7 @@ _RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
     **RULES,
     # It was carried out.
     AttemptResult.DUPLICATE_NAME: _always(RetryDecision.ALREADY_STARTED),
-    # What can't be read may be the refusal of a duplicate, or of a stream that has ended.
+    # What can't be read may be the rejection of a duplicate, or of a stream that has ended.
     AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
 }
 """The rules once an earlier attempt of the call may have been carried out."""
@@ -114,7 +117,7 @@ REWARD = 1  # added to the budget by a success without a retry
 @cache
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
     """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
-    if operation in REFUSED_STOPS.get(result, ()):
+    if operation in REJECTED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
     # A call or conference that the Space no longer knows was ended by that attempt, or by somebody else.
     if operation is Operation.END and result is AttemptResult.NOT_FOUND and ambiguous_before:
@@ -166,9 +169,10 @@ class Decision:
 
     action: RetryDecision
     delay: float = 0.0
+    is_final: bool = field(init=False)
 
-    @property
-    def is_final(self) -> bool:
+    @is_final.default
+    def _is_final(self) -> bool:
         return self.action not in _RETRIES
 
 
@@ -197,8 +201,8 @@ class RetryState:
 
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
         """Return what follows an attempt with this result, if the Space asked to wait *retry_after* seconds."""
-        # Only an earlier attempt of this start can have used a unique name, even one that was refused by its answer.
-        is_repeated = self.ambiguous or (self.has_unique_name and self.was_refused_for_now)
+        # Only an earlier attempt of this start can have used a unique name, even one that was refused for now.
+        is_repeated = self.ambiguous_since is not None or (self.has_unique_name and self.was_refused_for_now)
         action = rule_for(self.operation, result, ambiguous_before=is_repeated)
         if action in SUCCESSES:
             self.budget.refund(self._spent or REWARD)
@@ -319,7 +323,8 @@ class RetryMiddleware:
             try:
                 result = await send(request)
             except CancelledError:
-                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL])
+                sent = state.record_attempt()
+                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL], sent=sent)
                 raise
             if result.attempt_result is _DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
@@ -329,15 +334,18 @@ class RetryMiddleware:
                     retry_after=result.retry_after or last.retry_after,
                 )
             last = result
-            ambiguous_before = retry.ambiguous
+            ambiguous_before = retry.ambiguous_since is not None
             decision = retry.decide(result.attempt_result, now(), result.retry_after)
+            is_ambiguous = retry.ambiguous_since is not None
             ambiguous_before |= decision.action is _ALREADY_STARTED
-            self._report(request, result, number, started_at, decision)
+            sent = state.record_attempt()
+            if self._on_attempt is not None or not decision.is_final:
+                self._report(request, result, number, started_at, decision, sent=sent)
             if result.attempt_result in REFUSED_FOR_NOW:
                 state.refusals |= {result.attempt_result}
                 state.was_refused_for_now = True
-            state.may_have_succeeded |= retry.ambiguous
-            if retry.ambiguous and not ambiguous_before:
+            state.may_have_succeeded |= is_ambiguous
+            if is_ambiguous and not ambiguous_before:
                 ambiguous_phase = result.phase
             if decision.is_final:
                 break
@@ -363,8 +371,9 @@ class RetryMiddleware:
         self._outcome_log.record(request, result, now())
         return result
 
-    def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
-        sent = request.state.record_attempt()
+    def _report(
+        self, request: Request, result: Result, number: int, started_at: float, decision: Decision, *, sent: Sent
+    ) -> None:
         if not decision.is_final and _RETRY_LOG.isEnabledFor(logging.DEBUG):
             _RETRY_LOG.debug(
                 "%s: attempt %d: %s; %s, next attempt in %.2f s",
@@ -439,9 +448,7 @@ class OutcomeLog:
 
 def _describe_outcome(request: Request, result: Result) -> str:
     if result.decision is _UNKNOWN:
-        lost = result.attempt_result is AttemptResult.ACCEPTED
-        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
-        return f"outcome unknown, {state}: {describe_result(request, result)}"
+        return f"outcome unknown: {describe_unknown(result, describe_result(request, result))}"
     is_refused = result.decision is _ALREADY_STARTED
     is_repeated = is_refused or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
@@ -452,13 +459,3 @@ def _describe_outcome(request: Request, result: Result) -> str:
 def describe_call(request: Request) -> str:
     name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
     return f"{request.description} {request.target}{name}"
-
-
-def describe_result(request: Request, result: Result) -> str:
-    """Return the result of an attempt in words for a log line, without secrets and without a part of a body."""
-    response, words = result.response, result.attempt_result.description
-    if response is None:
-        detail = redact(result.detail, request.secrets)
-        return f"{words} ({detail})" if detail else words
-    code = response.problem.code if response.problem is not None else None
-    return f"{words} (HTTP {response.status}" + (f", code {code})" if code is not None else ")")
