@@ -355,11 +355,11 @@ class _ProtocolWrapper(asyncio.Protocol):
         # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
         if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self.transport)):
             self._guard.record_unwritten()
-            self._refuse(UnaskedAnswerError())
+            self._reject(UnaskedAnswerError())
             return
         self._decrypted += len(data)
         if self._tls is not None and self._decrypted > self._encrypted:
-            self._refuse(UnaskedAnswerError())
+            self._reject(UnaskedAnswerError())
             return
         self._protocol.data_received(data)
         self._overhead += len(data)
@@ -372,7 +372,7 @@ class _ProtocolWrapper(asyncio.Protocol):
             if complete:
                 self._remove()
         if self._overhead > _MAX_OVERHEAD and not complete:
-            self._refuse(HttpProcessingError(code=400, message="the head is too long"))
+            self._reject(HttpProcessingError(code=400, message="the head is too long"))
 
     def eof_received(self) -> None:
         self._guard.record_unwritten()
@@ -389,7 +389,7 @@ class _ProtocolWrapper(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
 
-    def _refuse(self, reason: Exception) -> None:
+    def _reject(self, reason: Exception) -> None:
         self._protocol.set_exception(reason)
         self.transport.abort()
 

@@ -320,10 +320,10 @@ def classify(request: Request, response: Response) -> AttemptResult:
     if status < _REDIRECT:
         return AttemptResult.ACCEPTED if _may_be_api_success(request, response) else AttemptResult.MALFORMED
     if status >= _FAULT:
-        # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
+        # A 503 in the API's own words, or one that says when to come back, was rejected before it was processed.
         # A bare one comes from a proxy, and the Space behind it may have done the work.
-        refused = problem.is_api or retry_after(response.headers) is not None
-        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and refused
+        rejected = problem.is_api or retry_after(response.headers) is not None
+        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and rejected
         return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
     permanent = AttemptResult.REDIRECTED if status < _REJECTED else _rejection(request.operation, status, problem)
     return _BY_STATUS.get(status, permanent)
@@ -358,4 +358,4 @@ def _rejection(operation: Operation, status: int, problem: Problem) -> AttemptRe
     # A bare 404 may be a proxy's.
     if operation.is_stop and problem.is_api and status == HTTPStatus.NOT_FOUND:
         return AttemptResult.NOT_FOUND
-    return AttemptResult.REJECTED if problem.is_of_platform else AttemptResult.UNREADABLE_REFUSAL
+    return AttemptResult.REJECTED if problem.is_of_platform else AttemptResult.UNREADABLE_REJECTION

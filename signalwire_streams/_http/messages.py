@@ -24,7 +24,7 @@ class CallState:
         deadline_at: when the call gives up, on the client's clock.
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never got its slot and token.
-        was_refused_for_now: whether an attempt, also in an earlier part of a bulk run, was refused temporarily. The
+        was_rejected_for_now: whether an attempt, also in an earlier part of a bulk run, was rejected temporarily. The
             Space may nevertheless have executed it, so if a name that no other start has is rejected as a duplicate
             later, that attempt did start the stream.
         may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
@@ -40,8 +40,8 @@ class CallState:
     deadline_at: float = float("inf")
     acquired_at: float | None = None
     attempts: int = 0
-    refusals: frozenset[AttemptResult] = frozenset()
-    was_refused_for_now: bool = False
+    rejections: frozenset[AttemptResult] = frozenset()
+    was_rejected_for_now: bool = False
     may_have_succeeded: bool = False
     target: str = ""
     name: str | None = None

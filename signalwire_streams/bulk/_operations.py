@@ -90,7 +90,7 @@ class Ledger(Protocol):
         """
 
     def record_outcome(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
-        """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.refusals`."""
+        """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.rejections`."""
 
 
 class Operation(Protocol[_Item_contra]):
@@ -185,7 +185,7 @@ class StartStreams(_StreamOperation[Start]):
                     why = "without a name" if key.name is None else "on a call, where a duplicate may not be rejected"
                     raise outcome_unknown(key, f"{_EARLIER_PART} {why}, so it is not sent again")
                 state.may_have_succeeded = True
-            state.was_refused_for_now = True
+            state.was_rejected_for_now = True
         # Only when it is its turn, so that items that were merely queued are not in doubt after a crash.
         state.before_sending = partial(ledger.intend, key, state, record)
         return None
@@ -328,7 +328,7 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
     if outcome.status not in _INCONCLUSIVE or not isinstance(request, StartConferenceStream | StartCallStream):
         return outcome
     has_unique_name = state.name is not None and state.name.startswith(GENERATED_NAME)
-    if not (record.ambiguous or (has_unique_name and state.refusals - _NOTHING_STARTED)):
+    if not (record.ambiguous or (has_unique_name and state.rejections - _NOTHING_STARTED)):
         return outcome
     key = ItemKey(*target_of(request), request.name)
     return evolve(outcome, stream=_recorded_stream(key, evolve(record, ambiguous=True)))

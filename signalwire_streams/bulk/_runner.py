@@ -240,7 +240,7 @@ class WorkerPool(Generic[_Item]):
             self._foreign_error = error
         if state.acquired_at is not None:
             latency = self.clock.now() - state.acquired_at
-            self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
+            self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.rejections))
         outcome = self._outcome(index, item, result, state, self.clock.now() - started_at)
         self.operation.record_outcome(state, outcome)
         self._put(outcome)

@@ -153,7 +153,7 @@ class PriorityQueue:
         turn.set_result(usable_until)
         return True
 
-    def refuse(self, error: Exception) -> None:
+    def reject(self, error: Exception) -> None:
         while (turn := self._next()) is not None:
             turn.set_exception(copy(error))  # each raises its own, or their tracebacks would become one
 
@@ -221,7 +221,7 @@ class RateLimiter(Protocol):
         ...
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """Called when the Space refused a request for now: "too many requests". *sent_at* is on the client's clock."""
+        """Called when the Space temporarily rejected a request: "too many requests". *sent_at* is on the client's clock."""
         ...
 
     def on_success(self) -> None:

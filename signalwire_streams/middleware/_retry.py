@@ -38,7 +38,7 @@ REJECTED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
 _REJECTIONS = frozenset(
     {
         AttemptResult.REJECTED,
-        AttemptResult.UNREADABLE_REFUSAL,
+        AttemptResult.UNREADABLE_REJECTION,
         AttemptResult.FORBIDDEN,
         AttemptResult.DUPLICATE_NAME,
         AttemptResult.NOT_FOUND,
@@ -49,8 +49,8 @@ _REJECTIONS = frozenset(
 _DENIALS = frozenset({AttemptResult.REJECTED, AttemptResult.NOT_FOUND})
 SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
-REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-"""The Space refuses it for now and asks to come back; what it *rejects*, it does for good.
+REJECTED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
+"""The Space rejects it for now and asks to come back.
 
 A gateway may respond like this although the Space has accepted the request.
 """
@@ -81,7 +81,7 @@ RULES: Mapping[AttemptResult, _Row] = {
     # The Space rejected it permanently.
     AttemptResult.REDIRECTED: _always(RetryDecision.FAIL),
     **dict.fromkeys(_REJECTIONS, _always(RetryDecision.FAIL)),
-    # The Space refused it for now.
+    # The Space rejected it for now.
     AttemptResult.TRY_AGAIN: _always(RetryDecision.RETRY),
     AttemptResult.UNAVAILABLE: _always(RetryDecision.RETRY),
     AttemptResult.THROTTLED: _always(RetryDecision.WAIT_FOR_RATE_LIMIT),
@@ -91,7 +91,7 @@ _RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
     # It was carried out.
     AttemptResult.DUPLICATE_NAME: _always(RetryDecision.ALREADY_STARTED),
     # What can't be read may be the rejection of a duplicate, or of a stream that has ended.
-    AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
+    AttemptResult.UNREADABLE_REJECTION: _MAY_HAVE_HAPPENED,
 }
 """The rules once an earlier attempt of the call may have been carried out."""
 
@@ -190,7 +190,7 @@ class RetryState:
     deadline_at: float
     ambiguous_since: float | None = None  # when an attempt was first made that may have been carried out
     has_unique_name: bool = False
-    was_refused_for_now: bool = False  # in this call, or before it
+    was_rejected_for_now: bool = False  # in this call, or before it
     _accepted: bool = False
     _retries: dict[RetryDecision, int] = field(factory=dict)
     _spent: int = 0
@@ -201,14 +201,14 @@ class RetryState:
 
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
         """Return what follows an attempt with this result, if the Space asked to wait *retry_after* seconds."""
-        # Only an earlier attempt of this start can have used a unique name, even one that was refused for now.
-        is_repeated = self.ambiguous_since is not None or (self.has_unique_name and self.was_refused_for_now)
+        # Only an earlier attempt of this start can have used a unique name, even one that was rejected for now.
+        is_repeated = self.ambiguous_since is not None or (self.has_unique_name and self.was_rejected_for_now)
         action = rule_for(self.operation, result, ambiguous_before=is_repeated)
         if action in SUCCESSES:
             self.budget.refund(self._spent or REWARD)
             return _ENDS[action]
         self._accepted |= result is AttemptResult.ACCEPTED
-        self.was_refused_for_now |= result in REFUSED_FOR_NOW
+        self.was_rejected_for_now |= result in REJECTED_FOR_NOW
         may_have_happened = _row(result, ambiguous_before=is_repeated)[-1] is RetryDecision.UNKNOWN
         if may_have_happened and self.ambiguous_since is None:
             self.ambiguous_since = now
@@ -311,7 +311,7 @@ class RetryMiddleware:
             deadline_at=state.deadline_at,
             ambiguous_since=now() if state.may_have_succeeded else None,
             has_unique_name=request.has_unique_name,
-            was_refused_for_now=state.was_refused_for_now,
+            was_rejected_for_now=state.was_rejected_for_now,
         )
         ambiguous_phase = _QUEUED
         last: Result | None = None
@@ -341,9 +341,9 @@ class RetryMiddleware:
             sent = state.record_attempt()
             if self._on_attempt is not None or not decision.is_final:
                 self._report(request, result, number, started_at, decision, sent=sent)
-            if result.attempt_result in REFUSED_FOR_NOW:
-                state.refusals |= {result.attempt_result}
-                state.was_refused_for_now = True
+            if result.attempt_result in REJECTED_FOR_NOW:
+                state.rejections |= {result.attempt_result}
+                state.was_rejected_for_now = True
             state.may_have_succeeded |= is_ambiguous
             if is_ambiguous and not ambiguous_before:
                 ambiguous_phase = result.phase
@@ -449,11 +449,11 @@ class OutcomeLog:
 def _describe_outcome(request: Request, result: Result) -> str:
     if result.decision is _UNKNOWN:
         return f"outcome unknown: {describe_unknown(result, describe_result(request, result))}"
-    is_refused = result.decision is _ALREADY_STARTED
-    is_repeated = is_refused or request.state.may_have_succeeded
+    is_duplicate = result.decision is _ALREADY_STARTED
+    is_repeated = is_duplicate or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
     advice = "its sid may be another stream's" if request.name is None else "stop it by its name"
-    return f"{'already running' if is_refused else 'started'}, ambiguous because {reason}: {advice}"
+    return f"{'already running' if is_duplicate else 'started'}, ambiguous because {reason}: {advice}"
 
 
 def describe_call(request: Request) -> str:

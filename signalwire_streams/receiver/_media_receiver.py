@@ -192,7 +192,7 @@ class MediaReceiver(StarterMixin):
         await self._serve(connection, admission)
 
     async def _receive(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
-        # aiohttp's limit is the first size that it refuses.
+        # aiohttp's limit is the first size that it rejects.
         socket = AudioSocket(
             request.transport,
             max_msg_size=self._frame_limit + 1,
@@ -393,7 +393,7 @@ class MediaReceiver(StarterMixin):
                 await server.close()
 
     async def aclose(self, deadline: float = 5.0) -> None:
-        """Refuse new streams, close those that are open at the deadline with code 1001, and stop their handlers.
+        """Reject new streams, close those that are open at the deadline with code 1001, and stop their handlers.
 
         It returns at most two seconds after the deadline: a handler has one second to return after its stream was
         closed, and another one after it was cancelled. A handler that is still running is logged and abandoned.

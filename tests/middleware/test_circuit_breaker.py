@@ -18,7 +18,7 @@ SERVED = [
     AttemptResult.DONE,
     AttemptResult.ACCEPTED,
     AttemptResult.REJECTED,
-    AttemptResult.UNREADABLE_REFUSAL,
+    AttemptResult.UNREADABLE_REJECTION,
     AttemptResult.FORBIDDEN,
     AttemptResult.DUPLICATE_NAME,
     AttemptResult.NOT_FOUND,

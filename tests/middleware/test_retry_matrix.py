@@ -65,7 +65,7 @@ ROWS: dict[str, Row] = {
     ),
     "3xx": everywhere(AttemptResult.REDIRECTED, RetryDecision.FAIL),
     "400 404 409 422": everywhere(AttemptResult.REJECTED, RetryDecision.FAIL),
-    "400 404 409 422 without an error of the API": everywhere(AttemptResult.UNREADABLE_REFUSAL, RetryDecision.FAIL),
+    "400 404 409 422 without an error of the API": everywhere(AttemptResult.UNREADABLE_REJECTION, RetryDecision.FAIL),
     "401 403": everywhere(AttemptResult.FORBIDDEN, RetryDecision.FAIL),
     "408 425": everywhere(AttemptResult.TRY_AGAIN, RetryDecision.RETRY),
     "429 or 20429": everywhere(AttemptResult.THROTTLED, RetryDecision.WAIT_FOR_RATE_LIMIT),

@@ -264,7 +264,7 @@ def test_start_under_a_name_that_is_taken_is_never_told_as_refused_if_it_runs() 
 
 
 BELIEVED = {"302", "401", "404", "409", "422"}
-"""Refusals that are no refusals of a duplicate, so they say that no earlier attempt was carried out either."""
+"""Refusals that are no rejections of a duplicate, so they say that no earlier attempt was carried out either."""
 
 
 @pytest.mark.parametrize("operation", ["generated name", "call"])
