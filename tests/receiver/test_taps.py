@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ SOUND = Sound(MULAW)
 
 
 @pytest.fixture(autouse=True)
-async def skip_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def skip_waits() -> AsyncIterator[None]:
     """Advance the loop's clock to its next timer at once: there are no sockets here, which `idle_clock` waits for."""
     loop: Any = asyncio.get_running_loop()
     select, now = loop._selector.select, loop.time()
@@ -53,8 +54,10 @@ async def skip_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         now += seconds if seconds and not events else 0.0
         return events
 
-    monkeypatch.setattr(loop._selector, "select", skip)
-    monkeypatch.setattr(loop, "time", lambda: now)
+    with pytest.MonkeyPatch.context() as patched:  # until before the loop is closed, which waits for threads
+        patched.setattr(loop._selector, "select", skip)
+        patched.setattr(loop, "time", lambda: now)
+        yield
 
 
 class Stream:
