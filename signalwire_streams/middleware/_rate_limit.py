@@ -221,7 +221,7 @@ class RateLimiter(Protocol):
         ...
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """Called when the Space temporarily rejected a request: "too many requests". *sent_at* is on the client's clock."""
+        """Called when the Space rejected a request with "too many requests". *sent_at* is on the client's clock."""
         ...
 
     def on_success(self) -> None:

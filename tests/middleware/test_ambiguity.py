@@ -288,7 +288,7 @@ def test_unreadable_rejection_of_a_start_that_may_run_is_no_proof(kind: Operatio
 def test_unreadable_rejection_of_what_was_not_carried_out_is_final(
     kind: Operation, before: AttemptResult | None
 ) -> None:
-    """A chosen name may be another stream's, so a refusal for now is believed."""
+    """A chosen name may be another stream's, so a temporary rejection is believed."""
     retrying = call(kind)
     if before is not None:
         retrying.decide(before, 0.0)
