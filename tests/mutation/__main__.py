@@ -33,9 +33,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "signalwire_streams"
 EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
+    "_asgi": (["tests/callbacks/test_asgi.py", "tests/receiver/test_asgi.py"],),
+    "_client": (["tests/client"], [*EVERYWHERE, "tests/bulk", "tests/middleware/test_pacing.py"]),
     "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
     "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
+    "clock": (["tests/client", "tests/middleware"],),
+    "errors": (["tests/test_errors.py"], ["tests/http", "tests/client"]),
     "fleet": (["tests/fleet"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
     "models": (
@@ -44,11 +48,12 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
         [*EVERYWHERE, "tests/middleware/test_policies.py", "tests/callbacks/test_masked_keys.py"],
         ["tests/client"],
     ),
+    "pytest_plugin": (["tests/test_pytest_plugin.py"],),
     "receiver": (["tests/receiver"], EVERYWHERE),
     "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),
     "resources": (["tests/client"], ["tests/transport", "tests/http"]),
 }
-"""The packages that are mutated, and the tests that concern each: its own ones first, then those of its users."""
+"""The packages and modules that are mutated, and the tests of each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
 
 _NO_TESTS_COLLECTED = 5
@@ -171,7 +176,7 @@ def _copy_project(copy: Path) -> None:
 
 def _test_package(copy: Path, package: str, options: argparse.Namespace) -> PackageResult:
     began = time.monotonic()
-    sources = sorted((copy / PACKAGE / package).rglob("*.py"))
+    sources = _sources(copy, package)
     mutants = [
         mutant for path in sources for mutant in mutants_of(path.relative_to(copy).as_posix(), path.read_bytes())
     ]
@@ -185,6 +190,11 @@ def _test_package(copy: Path, package: str, options: argparse.Namespace) -> Pack
     coverage = _Coverage(copy, package, stages)
     verdicts = [_test_mutant(copy, coverage.stages_for(mutant), mutant) for mutant in chosen]
     return PackageResult(package, len(mutants), verdicts, time.monotonic() - began)
+
+
+def _sources(copy: Path, package: str) -> list[Path]:
+    path = copy / PACKAGE / package
+    return sorted(path.rglob("*.py")) or [path.with_suffix(".py")]  # a module has no folder
 
 
 def _stages(copy: Path, package: str, chosen: list[str] | None) -> list[list[str]]:
@@ -217,7 +227,7 @@ class _Coverage:
             raise BaselineError(output[-_SHOWN:] or "they ran for too long with coverage")
         covered = CoverageData(str(data))
         covered.read()
-        for path in (copy / PACKAGE / package).rglob("*.py"):
+        for path in _sources(copy, package):
             for line, contexts in covered.contexts_by_lineno(str(path.resolve())).items():
                 # All cases of a test function, since an id may have characters that a command line must not have.
                 functions = {context.partition("|")[0].partition("[")[0] for context in contexts} - {""}
