@@ -59,25 +59,10 @@ COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "READM
 _NO_TESTS_COLLECTED = 5
 _MOST_COVERING = 30  # test functions that run first against a mutant
 _COVERED_BEFORE = 5  # lines in which the statement of a mutant may have begun
-_LONGEST_BASELINE = 600.0  # seconds
+_LONGEST_BASELINE = 1200.0  # seconds
 _SHOWN = 4000  # characters of a failed run
 _MOST_MEMORY = 6 * 1024**3
 _LARGEST_FILE = 1024**3
-
-
-@frozen
-class Stage:
-    """Tests that run against each mutant that survived the stage before.
-
-    Attributes:
-        tests: their paths.
-        baseline: how many seconds they take without a mutant.
-        limit: how many seconds they may take with one.
-    """
-
-    tests: Sequence[str]
-    baseline: float
-    limit: float
 
 
 @frozen
@@ -149,7 +134,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("packages", nargs="*", metavar="package", help=f"{', '.join(TESTS)}; all by default")
     parser.add_argument("--number", type=int, default=20, help="mutants per package (default: %(default)s); 0 for all")
     parser.add_argument("--seed", type=int, default=1, help="which mutants are sampled (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, help="time limit per mutant; by default twice the unmutated run")
+    parser.add_argument("--seconds", type=float, help="time limit per mutant; by default twice the baseline")
     parser.add_argument("--only", default="", help="only mutants whose description contains this text")
     parser.add_argument("--tests", nargs="+", help="run these tests instead of those that concern the package")
     parser.add_argument("--at-most", type=float, help="fail if more than this percentage of a package survives")
@@ -184,11 +169,9 @@ def _test_package(copy: Path, package: str, options: argparse.Namespace) -> Pack
     if options.number:
         order = random.Random(f"{options.seed}:{package}")  # noqa: S311
         chosen = order.sample(chosen, min(options.number, len(chosen)))
-    stages = [_baseline(copy, tests, options.seconds) for tests in _stages(copy, package, options.tests)]
-    seconds = sum(stage.baseline for stage in stages)
-    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s without one", flush=True)
-    coverage = _Coverage(copy, package, stages)
-    verdicts = [_test_mutant(copy, coverage.stages_for(mutant), mutant) for mutant in chosen]
+    baseline = _Baseline(copy, package, _stages(copy, package, options.tests), options.seconds)
+    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {baseline.seconds:.0f} s without one", flush=True)
+    verdicts = [_test_mutant(copy, baseline, mutant) for mutant in chosen]
     return PackageResult(package, len(mutants), verdicts, time.monotonic() - began)
 
 
@@ -202,29 +185,24 @@ def _stages(copy: Path, package: str, chosen: list[str] | None) -> list[list[str
     return [tests for tests in stages if tests]
 
 
-def _baseline(copy: Path, tests: Sequence[str], limit: float | None) -> Stage:
-    result, output, seconds = _run_tests(copy, tests, limit or _LONGEST_BASELINE)
-    if result != "survived":
-        raise BaselineError(output[-_SHOWN:] or f"they ran for more than {seconds:.0f} s")
-    return Stage(tests, seconds, limit or 2 * seconds + 5)
+class _Baseline:
+    """All tests without a mutant: how long they take, and which of them run each line.
 
-
-class _Coverage:
-    """Which tests run each line: they detect most mutants, in a small part of the time of all tests.
-
-    What a test runs in another process is not known. So all tests run against a mutant that survives these.
+    Those that run the line of a mutant detect most mutants, in a small part of the time of all tests. What a test runs
+    in another process is not known. So all tests run against a mutant that survives these.
     """
 
-    def __init__(self, copy: Path, package: str, stages: Sequence[Stage]) -> None:
+    def __init__(self, copy: Path, package: str, stages: Sequence[Sequence[str]], limit: float | None) -> None:
         self._stages = stages
         self._lines: dict[tuple[str, int], set[str]] = {}
         data = copy / ".coverage"
         data.unlink(missing_ok=True)
-        tests = [name for stage in stages for name in stage.tests]
+        tests = [name for tests in stages for name in tests]
         options = ["-p", "pytest_cov", f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
-        result, output, _ = _run_tests(copy, [*options, *tests], 2 * _LONGEST_BASELINE)
+        result, output, self.seconds = _run_tests(copy, [*options, *tests], _LONGEST_BASELINE)
         if result != "survived":
-            raise BaselineError(output[-_SHOWN:] or "they ran for too long with coverage")
+            raise BaselineError(output[-_SHOWN:] or f"they ran for more than {self.seconds:.0f} s")
+        self.limit = limit or 2 * self.seconds + 5
         covered = CoverageData(str(data))
         covered.read()
         for path in _sources(copy, package):
@@ -234,23 +212,22 @@ class _Coverage:
                 self._lines[path.relative_to(copy).as_posix(), line] = functions
         self._sizes = Counter(function for functions in self._lines.values() for function in functions)
 
-    def stages_for(self, mutant: Mutant) -> list[Stage]:
+    def stages_for(self, mutant: Mutant) -> list[Sequence[str]]:
         """Return the stages of a mutant: the tests that run its line and little else, then all tests."""
         before = range(mutant.line, mutant.line - _COVERED_BEFORE, -1)
         functions = next(filter(None, (self._lines.get((mutant.path, line)) for line in before)), set())
         covering = sorted(functions, key=lambda function: (self._sizes[function], function))[:_MOST_COVERING]
-        first = Stage(covering, 0.0, sum(stage.limit for stage in self._stages))
-        return [*([first] if covering else []), *self._stages]
+        return [*([covering] if covering else []), *self._stages]
 
 
-def _test_mutant(copy: Path, stages: Sequence[Stage], mutant: Mutant) -> Verdict:
+def _test_mutant(copy: Path, baseline: _Baseline, mutant: Mutant) -> Verdict:
     path = copy / mutant.path
     source = path.read_bytes()
     path.write_bytes(mutant.apply(source))
     total, result = 0.0, "survived"
     try:
-        for stage in stages:
-            result, _, seconds = _run_tests(copy, stage.tests, stage.limit)
+        for tests in baseline.stages_for(mutant):
+            result, _, seconds = _run_tests(copy, tests, baseline.limit)
             total += seconds
             if result != "survived":
                 break
