@@ -48,8 +48,9 @@ def test_refusals_of_requests_sent_before_the_last_cut_are_no_news() -> None:
     assert state.update == StateUpdate(throttled_after=0, pause=1.0)
     state.reported(state.update)
 
-    state.on_throttled(6.5, sent_at=5.15, retry_after=None)
-    assert not state.has_update
+    for sent_at in (5.15, 5.2):
+        state.on_throttled(6.5, sent_at=sent_at, retry_after=None)
+        assert not state.has_update
     state.receive(State(epoch="e", cuts=2, cut_at=1002.0, rate_before=900.0, pause=2.0), 1002.0, 7.0)
     state.on_throttled(7.1, sent_at=6.9, retry_after=None)
     assert not state.has_update
