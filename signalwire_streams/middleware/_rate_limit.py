@@ -71,7 +71,7 @@ class TokenBucket:
             return wait
         self._recover(now)
         if now > self._filled_at:
-            self._tokens = min(self._burst, self._tokens + self.rate * min(now - self._filled_at, 1e6))
+            self._tokens = min(self._burst, self._tokens + self.rate * (now - self._filled_at))
             self._filled_at = now
         if self._tokens < 1.0:
             return (1.0 - self._tokens) / self.rate
