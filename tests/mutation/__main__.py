@@ -38,7 +38,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
     "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
-    "clock": (["tests/client", "tests/middleware"],),
+    "clock": (["tests/test_clock.py"], ["tests/client"]),
     "errors": (["tests/test_errors.py"], ["tests/http", "tests/client"]),
     "fleet": (["tests/fleet"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
