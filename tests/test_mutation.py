@@ -125,6 +125,27 @@ def test_tests_that_run_the_line_of_a_mutant_run_first(
     assert len(runs.read_text()) == len(["without a mutant", "against the mutant of line 6"])
 
 
+def test_tests_that_use_a_setting_run_first(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own line is run by the import, and by no test."""
+    runs = tmp_path / "runs"
+    (project / "signalwire_streams" / "_http" / "__init__.py").write_text(
+        "LEAST, MOST = 1, 2\n\n\ndef first():\n    raise [KeyError, OSError][LEAST]\n"
+    )
+    (project / "tests" / "http" / "test_http.py").write_text(
+        "import pytest\nfrom signalwire_streams._http import first\n\n"
+        "def test_first():\n    with pytest.raises(OSError):\n        first()\n"
+    )
+    (project / "tests" / "http" / "test_another.py").write_text(
+        f"def test_another():\n    with open({str(runs)!r}, 'a') as file:\n        file.write('.')\n"
+    )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0", "--only", "[constant] 1 -> (0)"])
+
+    mutation.main()
+
+    assert len(runs.read_text()) == len(["without a mutant"])
+
+
 @pytest.mark.parametrize(("output", "words"), [("1 failed", "1 failed"), ("", "ran for more than 7 s")])
 def test_tests_that_fail_without_a_mutant_are_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str

@@ -10,6 +10,7 @@ import compileall
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -59,6 +60,7 @@ COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "READM
 _NO_TESTS_COLLECTED = 5
 _MOST_COVERING = 30  # test functions that run first against a mutant
 _COVERED_BEFORE = 5  # lines in which the statement of a mutant may have begun
+_ASSIGNED = re.compile(r"\s*([\w, ]+)(?::[^=]*)?=[^=]")  # also the default of an argument in a line of its own
 _LONGEST_BASELINE = 1200.0  # seconds
 _SHOWN = 4000  # characters of a failed run
 _MOST_MEMORY = 6 * 1024**3
@@ -205,7 +207,9 @@ class _Baseline:
         self.limit = limit or 2 * self.seconds + 5
         covered = CoverageData(str(data))
         covered.read()
+        self._texts: dict[str, list[str]] = {}
         for path in _sources(copy, package):
+            self._texts[path.relative_to(copy).as_posix()] = path.read_text("utf-8").splitlines()
             for line, contexts in covered.contexts_by_lineno(str(path.resolve())).items():
                 # All cases of a test function, since an id may have characters that a command line must not have.
                 functions = {context.partition("|")[0].partition("[")[0] for context in contexts} - {""}
@@ -214,10 +218,24 @@ class _Baseline:
 
     def stages_for(self, mutant: Mutant) -> list[Sequence[str]]:
         """Return the stages of a mutant: the tests that run its line and little else, then all tests."""
-        before = range(mutant.line, mutant.line - _COVERED_BEFORE, -1)
-        functions = next(filter(None, (self._lines.get((mutant.path, line)) for line in before)), set())
-        covering = sorted(functions, key=lambda function: (self._sizes[function], function))[:_MOST_COVERING]
-        return [*([covering] if covering else []), *self._stages]
+        covering = sorted(self._covering(mutant), key=lambda function: (self._sizes[function], function))
+        return [*([covering[:_MOST_COVERING]] if covering else []), *self._stages]
+
+    def _covering(self, mutant: Mutant) -> set[str]:
+        for line in range(mutant.line, mutant.line - _COVERED_BEFORE, -1):
+            if functions := self._lines.get((mutant.path, line)):
+                return functions
+        # Settings are run when their module is imported, by no test: those that run a line with its name are as good.
+        assigned = _ASSIGNED.match(self._texts[mutant.path][mutant.line - 1])
+        names = set(re.findall(r"\w+", assigned[1])) if assigned else set()
+        return set().union(
+            *(
+                self._lines.get((path, number), set())
+                for path, lines in self._texts.items()
+                for number, line in enumerate(lines, 1)
+                if not names.isdisjoint(re.findall(r"\w+", line))
+            )
+        )
 
 
 def _test_mutant(copy: Path, baseline: _Baseline, mutant: Mutant) -> Verdict:
