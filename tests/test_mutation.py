@@ -23,6 +23,7 @@ def changes(source: str) -> set[tuple[str, str]]:
         ("def f(a, b):\n    x = (a) not in (b)", {("not in", "in")}),
         ("def f(a, b):\n    x = a and b", {("and", "or")}),
         ("def f(a):\n    x = not a", {("not a", "(a)")}),
+        ("def f(a):\n    return False", {("False", "True")}),
         ("LIMIT = 32", {("32", "33"), ("32", "(31)"), ("32", "512"), ("32", "2.0")}),
         ("def f(a):\n    x = a[1]", {("1", "2"), ("1", "(0)")}),
         ("def f(a=True): ...", {("True", "False")}),

@@ -37,6 +37,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "_asgi": (["tests/callbacks/test_asgi.py", "tests/receiver/test_asgi.py"],),
     "_client": (["tests/client"], [*EVERYWHERE, "tests/bulk", "tests/middleware/test_pacing.py"]),
     "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
+    "_signals": (["tests/test_signals.py"],),
     "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
     "clock": (["tests/test_clock.py"], ["tests/client"]),
