@@ -1,7 +1,6 @@
 """The fleet's parts: serialization, the connection to Redis, and grouped script calls."""
 
 import asyncio
-import itertools
 import json
 import logging
 import subprocess
@@ -19,7 +18,6 @@ from signalwire_streams import (
     BulkOutcome,
     BulkStatus,
     ClientStateError,
-    Clock,
     ConferenceStream,
     FleetError,
     Phase,
@@ -150,22 +148,6 @@ async def test_connection_logs_outage_once(caplog: pytest.LogCaptureFixture) -> 
             broken.failures.append(NotThere("gone"))
 
 
-async def test_connection_tries_again_after_pauses_that_double_up_to_a_second(idle_clock: Clock) -> None:
-    """The last pause ends within the time that Redis may be unavailable."""
-    broken, tries = Broken([NotThere("gone")] * 100), list[float]()
-
-    async def send(redis: Any) -> bytes:
-        tries.append(idle_clock.now())
-        answer: bytes = await redis.get("key")
-        return answer
-
-    with pytest.raises(FleetError, match="unavailable: gone"):
-        await Connection(broken, 5.0).run(send)
-
-    pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
-    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0], abs=0.01)
-
-
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
@@ -218,15 +200,6 @@ async def test_writer_gathers_calls() -> None:
         answers.append(writer.call(STEP))
     assert [await answer for answer in answers] == ["ok"] * 4
     assert redis.loads == [1, 3]
-
-
-async def test_writer_sends_at_most_500_calls_at_once_and_waits_between(idle_clock: Clock) -> None:
-    redis = Loads()
-    writer = Writer(Connection(redis, 0.0))
-    began = idle_clock.now()
-    assert await asyncio.gather(*(writer.call(STEP) for _ in range(1_201))) == ["ok"] * 1_201
-    assert redis.loads == [500, 500, 201]
-    assert idle_clock.now() - began == pytest.approx(2 * 0.01, abs=0.005)
 
 
 async def test_writer_failure_reaches_all_callers() -> None:
