@@ -227,7 +227,10 @@ class _Baseline:
             if functions := self._lines.get((mutant.path, line)):
                 return functions
         # Settings are run when their module is imported, by no test: those that run a line with its name are as good.
-        assigned = _ASSIGNED.match(self._texts[mutant.path][mutant.line - 1])
+        lines = self._texts[mutant.path][: mutant.line]
+        if mutant.kind == "lua":  # within a string
+            lines = [line for line in lines if line.endswith('= """')]
+        assigned = _ASSIGNED.match(lines[-1])
         names = set(re.findall(r"\w+", assigned[1])) if assigned else set()
         return set().union(
             *(
