@@ -229,7 +229,7 @@ class _Baseline:
         # Settings are run when their module is imported, by no test: those that run a line with its name are as good.
         lines = self._texts[mutant.path][: mutant.line]
         if mutant.kind == "lua":  # within a string
-            lines = [line for line in lines if line.endswith('= """')]
+            lines = [line for line in lines if line.endswith('"""') and _ASSIGNED.match(line)]
         assigned = _ASSIGNED.match(lines[-1])
         names = set(re.findall(r"\w+", assigned[1])) if assigned else set()
         return set().union(
