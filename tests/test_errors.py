@@ -201,6 +201,26 @@ def test_error_defaults(kind: type[StreamsError]) -> None:
     assert (error.sent, error.attempts, error.retry_after, error.request_id) == ("no", 0, None, None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    [
+        (TransportError, {"phase": Phase.QUEUED}),
+        (CircuitOpenError, {"phase": Phase.QUEUED}),
+        (MalformedResponseError, {"status": None}),
+        (OpenError, {"stage": "start"}),
+        (ApiError, {"status": 0, "code": None, "errors": (), "more_info": None}),
+        (
+            StreamOutcomeUnknownError,
+            {"target": "", "name": None, "phase": Phase.WAITING, "status": None, "accepted": False},
+        ),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_defaults_of_an_error_kind(kind: type[StreamsError], defaults: dict[str, object]) -> None:
+    error = kind("x")
+    assert {name: value for name, value in known(error).items() if name not in COMMON} == defaults
+
+
 def test_phases_in_their_order() -> None:
     """The phases of an attempt are in the order in which they occur."""
     assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "answered"]
