@@ -308,7 +308,7 @@ async def test_thousand_token_checks_may_ignore_their_cancellation(
     heard: Heard, serve: Any, connect: Any, stuck: int, status: bytes
 ) -> None:
     receiver = MediaReceiver(heard, bearer_tokens=lambda _: False)
-    receiver._stuck_checks.update(asyncio.create_task(asyncio.Event().wait()) for _ in range(stuck))  # type: ignore[misc]
+    receiver._stuck_checks.update(asyncio.create_task(asyncio.Event().wait()) for _ in range(stuck))
     head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
     assert (await rest_of(await connect(await serve(receiver), head))).startswith(b"HTTP/1.1 " + status)
     for task in receiver._stuck_checks:
