@@ -547,6 +547,19 @@ async def test_invalid_arguments_are_refused(space: SimulatedSpace, url: str) ->
                 await fleet.submit([], run_id=wrong_name)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("given", "kept"), [(0.01, 1.0), (1.0, 1.0), (1.5, 1.5)])
+def test_retention_is_a_second_at_least(space: SimulatedSpace, url: str, given: float, kept: float) -> None:
+    """Redis rejects a key that would expire at once."""
+    assert Fleet(url, space=space.base_url, project=space.project, retention=given).retention == kept
+
+
+@pytest.mark.parametrize(("given", "lasts"), [(0.01, 0.05), (0.05, 0.05), (0.06, 0.06)])
+async def test_lease_lasts_a_twentieth_of_a_second_at_least(
+    client: StreamsClient, url: str, given: float, lasts: float
+) -> None:
+    assert FleetWorker(url, client, lease_seconds=given).lease_seconds == lasts
+
+
 async def test_empty_run_is_finished(fleet: Fleet) -> None:
     run = await fleet.submit([])
 
