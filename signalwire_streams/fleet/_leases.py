@@ -90,7 +90,7 @@ class Leases:
             answers = await self._connection.pipeline(queue)
             for lease, answer in zip(leases, answers, strict=False):  # the heartbeat has answers too
                 if decode(answer) == "ok":
-                    lease.renewed_at = max(lease.renewed_at, asked_at)
+                    lease.renewed_at = asked_at
                 else:
                     lease.lose()
             await asyncio.sleep(self._duration / _RENEWALS)

@@ -4,10 +4,12 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from attrs import evolve
+from docket import Docket
 
 from signalwire_streams import (
     AuthenticationError,
@@ -31,6 +33,7 @@ from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
@@ -558,6 +561,26 @@ async def test_lease_lasts_a_twentieth_of_a_second_at_least(
     client: StreamsClient, url: str, given: float, lasts: float
 ) -> None:
     assert FleetWorker(url, client, lease_seconds=given).lease_seconds == lasts
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "requests", "batches"),
+    [(200, None, 8), (24, None, 1), (50, None, 2), (200, 13_800, 8), (200, 100, 3), (200, 1, 1)],
+)
+async def test_worker_has_as_many_batches_as_the_shared_limit_takes_in_ten_seconds(
+    space: SimulatedSpace, url: str, concurrency: int, requests: int | None, batches: int
+) -> None:
+    """One at least, of 25 starts each."""
+    limiter = None
+    if requests is not None:
+        limiter = RedisRateLimiter("redis://localhost", rate_limit=RateLimit(requests=requests, utilization=1.0))
+    async with StreamsClient(base_url=space.base_url, project="p", token="t", rate_limiter=limiter) as client:
+        worker = FleetWorker(url, client, concurrency=concurrency, name="w", lease_seconds=7.0)
+        docket_worker = worker._docket_worker(Docket(name="fleet", url=url))
+    assert docket_worker.concurrency == batches
+    assert (docket_worker.name, docket_worker.redelivery_timeout) == ("w", timedelta(seconds=7))
+    assert docket_worker.minimum_check_interval == timedelta(milliseconds=20)
+    assert docket_worker.reconnection_delay == timedelta(seconds=1)
 
 
 async def test_empty_run_is_finished(fleet: Fleet) -> None:
