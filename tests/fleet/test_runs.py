@@ -1,7 +1,9 @@
 """Runs from submit to results, with workers in this process."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -29,8 +31,9 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
+from signalwire_streams.fleet import Fleet, FleetWorker, WorkerStatus, stop_on_signals
 from signalwire_streams.fleet._leases import Leases
+from signalwire_streams.fleet._redis import Connection
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
@@ -581,6 +584,43 @@ async def test_worker_has_as_many_batches_as_the_shared_limit_takes_in_ten_secon
     assert (docket_worker.name, docket_worker.redelivery_timeout) == ("w", timedelta(seconds=7))
     assert docket_worker.minimum_check_interval == timedelta(milliseconds=20)
     assert docket_worker.reconnection_delay == timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(("lease", "kept"), [(7.4, 7), (0.1, 1)])
+async def test_heartbeat_reports_the_worker_for_a_lease(
+    space: SimulatedSpace, url: str, lease: float, kept: int
+) -> None:
+    """Redis keeps it for whole seconds, one at least."""
+    sent: list[tuple[Any, ...]] = []
+
+    class Pipe:
+        def set(self, *values: Any, ex: int) -> None:
+            sent.append((*values, ex))
+
+        def sadd(self, *values: Any) -> None:
+            sent.append(values)
+
+    limiter = RedisRateLimiter("redis://localhost", rate_limit=RateLimit())
+    async with StreamsClient(base_url=space.base_url, project="p", token="t", rate_limiter=limiter) as client:
+        worker = FleetWorker(url, client, name="w", lease_seconds=lease)
+        worker._leases = Leases(Connection(None, 0.0), duration=lease, heartbeat=worker._heartbeat)
+        worker._recent.append((asyncio.get_running_loop().time(), 7))
+        worker._completed = 3
+        worker._heartbeat(Pipe())
+
+    [(key, text, seconds), member] = sent
+    assert (key, seconds) == (worker._keys.worker("w"), kept)
+    assert member == (worker._keys.workers, "w")
+    status = WorkerStatus.from_json(text)
+    assert (status.name, status.host, status.pid) == ("w", socket.gethostname(), os.getpid())
+    assert (status.active_batches, status.completed, status.draining) == (0, 3, False)
+    assert (status.rate, status.limit) == (1.4, 1205.5)
+
+
+async def test_reprs_of_a_fleet_and_its_worker(client: StreamsClient, url: str) -> None:
+    fleet = Fleet(url, space="example", project="p", retention=60.0)
+    assert repr(fleet) == "Fleet(space='example', project='p', retention=60.0)"
+    assert repr(FleetWorker(url, client, name="w", concurrency=75)) == "FleetWorker(name='w', concurrency=75)"
 
 
 async def test_empty_run_is_finished(fleet: Fleet) -> None:

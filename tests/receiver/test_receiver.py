@@ -682,8 +682,11 @@ async def test_label_is_safe_for_any_sid(serve: Any, dial: Any, heard: Heard, si
 async def test_label_is_the_sid_if_that_is_safe(serve: Any, dial: Any, heard: Heard) -> None:
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
     await peer.send_json({"event": "start", "start": {"streamSid": "x" * 100}})
+    await until(lambda: bool(heard.sessions))
+    assert repr(heard.sessions[0]) == f"<StreamSession {'x' * 100}: running>"
     await peer.send_json({"event": "stop"})
-    assert (await heard.end()).label == "x" * 100
+    session = await heard.end()
+    assert (session.label, repr(session)) == ("x" * 100, f"<StreamSession {'x' * 100}: stopped>")
 
 
 async def test_token_check_that_ends_after_aclose_admits_nobody(heard: Heard, serve: Any, dial: Any) -> None:
