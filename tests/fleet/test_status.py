@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from attrs import asdict, define, evolve, field
+from docket import Docket
 from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 from signalwire_streams.fleet._lua import LuaCall
-from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer
+from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer, connect
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import free_port
 
@@ -192,6 +193,11 @@ class TestConnection:
             async with Fleet(f"redis://127.0.0.1:{free_port()}", space="example", project="p"):
                 raise AssertionError("it was entered")
         assert 1.9 < idle_clock.now() - began <= 3.1
+
+    async def test_redis_gets_ten_seconds_to_connect_and_to_respond(self) -> None:
+        async with connect("redis://localhost", Docket(name="fleet"), 60.0) as connection:
+            settings = connection.client.connection_pool.connection_kwargs
+        assert (settings["socket_connect_timeout"], settings["socket_timeout"]) == (10.0, 10.0)
 
     async def test_call_waits_half_a_minute_for_redis(self, fleet: Fleet, idle_clock: Clock) -> None:
         class Gone:
