@@ -119,6 +119,18 @@ async def test_results_cache_few_batches(
     assert [outcome.item for outcome in await all_results(fleet, run)] == requests
 
 
+async def test_submit_that_is_repeated_or_rejected_leaves_no_requests_behind(
+    space: SimulatedSpace, fleet: Fleet
+) -> None:
+    requests = on_conferences(space.conference_sids)
+    for _ in range(2):
+        await fleet.submit(requests, run_id="nightly")
+    with pytest.raises(InvalidRequestError, match="already exists"):
+        await fleet.submit(requests[:1], run_id="nightly")
+
+    assert len(await redis_of(fleet).keys(f"{fleet._keys.run('nightly')}:*:requests:*")) == 1
+
+
 async def test_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, run_id="nightly")
