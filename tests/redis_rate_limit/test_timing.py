@@ -170,6 +170,23 @@ async def test_returned_token_is_used_next_until_it_lapses(bucket: Bucket, clock
     await limiter.aclose()
 
 
+async def test_request_after_one_that_got_a_returned_token_does_not_wait_for_it(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    leases = len(bucket.leased)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10.0))
+    await asyncio.sleep(0)
+    limiter._leases.give_back(clock.now() + QUOTA.age)
+    assert await waiting == 0
+    assert len(bucket.leased) == leases
+    began = clock.now()
+
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+
+    assert clock.now() - began < 0.1
+    await limiter.aclose()
+
+
 async def test_retry_after_holds_requests_back(bucket: Bucket, clock: Clock) -> None:
     limiter = limiter_of(clock)
     assert await limiter.acquire(Priority.BULK, 10.0) == 0
