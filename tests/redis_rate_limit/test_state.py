@@ -35,9 +35,11 @@ def test_pause_starts_again_after_a_served_request() -> None:
 
     state.on_throttled(6.0, sent_at=5.5, retry_after=None)
     assert state.update.pause == 8.0
+    assert state.time_until_open(6.0) == 8.0, "this client pauses before Redis knows"
     state.on_success()
     state.on_throttled(8.0, sent_at=7.0, retry_after=None)
     assert state.update.pause == 1.0
+    assert state.time_until_open(8.0) == 6.0, "the longer pause counts"
 
 
 def test_refusals_of_requests_sent_before_the_last_cut_are_no_news() -> None:
