@@ -44,6 +44,7 @@ async def test_on_signals_changes_nothing_in_another_thread() -> None:
 
 
 def test_ignore_interrupts_ignores_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ignore_interrupts()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 

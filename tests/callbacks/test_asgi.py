@@ -91,10 +91,12 @@ async def test_client_that_leaves_amid_its_body_is_rejected() -> None:
         raise AssertionError
 
     arriving: asyncio.Queue[Any] = asyncio.Queue()
-    arriving.put_nowait({"type": "http.request", "body": b"a=1", "more_body": True})
+    arriving.put_nowait({"type": "http.request", "body": form(STARTED), "more_body": True})
     arriving.put_nowait({"type": "http.disconnect"})
     receiver = CallbackReceiver(fail, keys=[KEY], public_url="https://example.com/callbacks")
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    signature = form_signature("https://example.com/callbacks", STARTED)
+    headers = [(SIGNATURE_HEADER.lower().encode(), signature.encode()), (b"content-type", FORM.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/callbacks", "headers": headers}
     assert await response_of(receiver, scope, arriving) == response(403)
 
 
