@@ -28,6 +28,12 @@ async def test_fake_sleep_lets_other_tasks_run() -> None:
     assert ran.is_set()
 
 
+async def test_fake_sleep_takes_no_time(idle_clock: Clock) -> None:
+    began = idle_clock.now()
+    await Clock.fake().sleep(3600)
+    assert idle_clock.now() - began < 0.1
+
+
 async def test_fake_clocks_are_independent() -> None:
     one, other = Clock.fake(), Clock.fake()
     await one.sleep(3600)
