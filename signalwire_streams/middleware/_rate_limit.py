@@ -71,7 +71,7 @@ class TokenBucket:
         if self._cut_at is not None:
             self._recover(now, self._cut_at)
         if now > self._filled_at:
-            self._tokens = min(self._burst, self._tokens + self.rate * min(now - self._filled_at, 1e6))
+            self._tokens = min(self._burst, self._tokens + self.rate * (now - self._filled_at))
             self._filled_at = now
         if self._tokens < 1.0:
             return (1.0 - self._tokens) / self.rate
@@ -108,8 +108,8 @@ class TokenBucket:
 class PriorityQueue:
     """Requests that wait for a grant. A grant is the time until which it may be used."""
 
-    def __init__(self, give_back: Callable[[float], object]) -> None:
-        self._give_back = give_back  # is passed a grant that came at the moment when its wait was cancelled
+    def __init__(self, refund: Callable[[float], object]) -> None:
+        self._refund = refund  # is passed a grant that came at the moment when its wait was cancelled
         self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class PriorityQueue:
             return turn.result() if _was_granted(turn) else None
         except asyncio.CancelledError:
             if _was_granted(turn) and turn.exception() is None:
-                self._give_back(turn.result())
+                self._refund(turn.result())
             raise
         finally:
             for turns in self._waiting.values():

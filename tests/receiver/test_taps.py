@@ -158,11 +158,20 @@ async def test_big_events_of_a_stuck_tap_are_bounded_too() -> None:
     stream = Stream()
     tap = stream.session.tap(max_frames=2)
     for number in range(5):
-        stream.send(MediaEvent("inbound", bytes(4000), number + 1, 20 * number))
-        assert sum(len(event.payload) for event in tap._feed.items) <= 8192
+        stream.send(MediaEvent("inbound", bytes(4096), number + 1, 20 * number))
+        assert sum(len(event.payload) for event in tap._feed.items) == min(number + 1, 2) * 4096
+    stream.send(MediaEvent("inbound", bytes(4097), 6, 100))
+    assert len(tap._feed.items) == 1
     stream.send(MediaEvent("inbound", bytes(9000), 6, 100))
     stream.close()
     assert [len(event.payload) for event in await _all(tap)] == [9000]
+
+
+async def test_tap_holds_500_events_unless_it_is_told_otherwise() -> None:
+    stream = Stream()
+    taps = [stream.session.tap(), stream.session.tap(max_frames=1), stream.session.tap(max_frames=100_000)]
+    await stream.talk(0, 300)
+    assert [len(tap._feed.items) for tap in taps] == [500, 1, 600]
 
 
 @pytest.mark.parametrize("late", ["keep", "drop"])

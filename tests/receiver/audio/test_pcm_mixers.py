@@ -69,6 +69,20 @@ def test_undisturbed_audio_is_whole(audio: AudioFormat, tracks: str, late: str) 
     assert len(frames) == 50 if late == "keep" else 50 <= len(frames) <= 55
 
 
+def test_frame_is_due_at_the_time_that_the_mixer_names() -> None:
+    """A timer sleeps exactly until then, and rounding must not make it wake in vain."""
+    mixer, named = mixer_for(options(FORMATS[0], late="drop", delay_ms=50), 0.0, ["inbound"]), 0
+
+    mixer.frames(0.0)
+    for at, event in steady(Sound(FORMATS[0]), 2, tracks=("inbound",)):
+        while mixer.next_at < at:
+            assert mixer.frames(mixer.next_at)
+            named += 1
+        mixer.add(event, at)
+        mixer.frames(at)
+    assert named > 90
+
+
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("tracks", ["outbound", "mixed", "stereo"])
 @pytest.mark.parametrize("stall", [0.2, 1.0, 5.0])
