@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, redact, request_id
-from signalwire_streams._http.messages import Request, Response, Result
+from signalwire_streams._http.exchange import Request, Response, Result
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from typing import Generic, TypeAlias, TypeVar
 
-from signalwire_streams._http.messages import CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._operations import Operation, Send
 from signalwire_streams.bulk._results import (
     BulkOutcome,

@@ -34,16 +34,16 @@ from signalwire_streams.receiver._auth import (
     bearer_token,
     mask_tokens,
 )
-from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._event_queue import BYTES_PER_EVENT, Overflow, QueueLimits
+from signalwire_streams.receiver._open import StarterMixin
+from signalwire_streams.receiver._pending_stream import PendingStream
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
+from signalwire_streams.receiver._read_coalescing import Coalescer
 from signalwire_streams.receiver._server import RateLimitedLog, Slot, StreamServer, default_max_pending
 from signalwire_streams.receiver._session import EndReason, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
-from signalwire_streams.receiver._start_and_receive import PendingStream
-from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 

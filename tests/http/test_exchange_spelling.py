@@ -6,7 +6,7 @@ import pytest
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.messages import CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.errors import InvalidRequestError, Phase, Sent
 from signalwire_streams.middleware import Request
 from signalwire_streams.models import Operation, Priority, StartCallStream, StartConferenceStream, TargetKind

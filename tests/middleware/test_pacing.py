@@ -20,7 +20,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._http.messages import CallState, chain
+from signalwire_streams._http.exchange import CallState, chain
 from signalwire_streams.middleware import Request, Result
 from signalwire_streams.middleware._rate_limit import (
     LocalRateLimiter,

@@ -23,7 +23,7 @@ from signalwire_streams.receiver.audio._formats import (
 )
 from signalwire_streams.receiver.audio._pcm_frames import PcmFrame
 from signalwire_streams.receiver.audio._timeline import Correction, TimelineStatistics, TrackTimeline
-from signalwire_streams.receiver.audio._wav import Layout, WavEncoding, WavRecorder
+from signalwire_streams.receiver.audio._wav_recorder import Layout, WavEncoding, WavRecorder
 
 __all__ = [
     "AudioFormat",
