@@ -20,9 +20,9 @@ from signalwire_streams._http.attempt_guard import (
     PreparedBody,
     PreparedRequest,
 )
-from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.exchange import Request, Result, create_result
+from signalwire_streams._http.responses import classify, confirms, contradiction, read_response
 from signalwire_streams._http.session import SessionManager, Timeouts
 from signalwire_streams._http.transport_errors import without_response
 from signalwire_streams.clock import Clock

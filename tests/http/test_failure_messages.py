@@ -11,9 +11,9 @@ from multidict import CIMultiDict
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.decoding import classify, read_response
 from signalwire_streams._http.error_mapping import to_exception
 from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.responses import classify, read_response
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,

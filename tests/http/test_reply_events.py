@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
-from signalwire_streams._http.decoding import classify, read_response
+from signalwire_streams._http.responses import classify, read_response
 from signalwire_streams.middleware import Request, Response
 from signalwire_streams.models import AttemptResult, Operation
 
