@@ -1,4 +1,4 @@
-"""Decoding of JSON to values, and classification of responses.
+"""Responses: the result that a status and an error code stand for, and the decoding of JSON to values.
 
 Decoding is tolerant, because a started stream must never be lost to an unreadable detail: a key that is missing or of
 the wrong type becomes None, an unknown status stays a ``str``, an unknown key is kept in ``extra``. Only an id is
