@@ -6,6 +6,8 @@ A.1) does for RTP. `TrackStatistics` and `TrackTimeline` use the same `SequenceT
 
 from collections.abc import Mapping
 from enum import Enum, auto
+from itertools import count
+from typing import Any, TypeAlias
 from zlib import crc32
 
 from attrs import define, field
@@ -26,6 +28,8 @@ _SPAN = 10.0  # seconds: the least delayed frame is taken from the current span 
 # Frames are counted in batches: in a busy process, whose caches hold little of the code and data for counting, counting
 # one frame alone would cost as much as decoding it.
 _BATCH, _LONG = 32, 4096  # frames; bytes of audio from which a frame does not wait
+_STREAMS = count()
+_Payload: TypeAlias = bytes  # a class below has an attribute of that name
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 
@@ -226,13 +230,12 @@ class TrackStatistics:
     _span_ends: float = field(init=False, default=0.0, repr=False)
     _doubted: tuple[float, int] = field(init=False, default=(0.0, -1), repr=False)  # its transit, and `frames` then
 
-    def _record(self, media: MediaEvent, now: float) -> None:
+    def _record(self, chunk: int | None, timestamp: int | None, payload: _Payload, now: float) -> None:
         """Count a frame that arrived at that time, in seconds."""
-        payload, timestamp = media.payload, media.timestamp
         self.frames += 1
         self.bytes += len(payload)
         # The timestamp of a frame without audio does not identify it.
-        verdict = self._sequence.note(media.chunk, timestamp if payload else None, payload)
+        verdict = self._sequence.note(chunk, timestamp if payload else None, payload)
         if not (verdict is _NEXT or self._count(verdict)) or timestamp is None:
             return
         transit = now * _MILLISECONDS - timestamp
@@ -303,7 +306,9 @@ class StreamStatistics:
     unknown: int = 0
     dropped: int = 0
     _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
-    _uncounted: list[tuple[MediaEvent, float]] = field(init=False, factory=list)
+    # The frames one after the other, since the garbage collector would go through a tuple or an event of each.
+    _uncounted: list[Any] = field(init=False, factory=list)
+    _room: int = field(init=False, factory=lambda: next(_STREAMS) % _BATCH)  # streams that start together take turns
 
     def __repr__(self) -> str:
         return f"StreamStatistics(malformed={self.malformed}, unknown={self.unknown}, tracks={self.tracks})"
@@ -319,14 +324,17 @@ class StreamStatistics:
 
     def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at *now*, in seconds, at the latest when the statistics are read."""
-        uncounted = self._uncounted
-        uncounted.append((media, now))
-        if len(uncounted) >= _BATCH or len(media.payload) > _LONG:
+        payload = media.payload
+        self._uncounted += (media.track, media.chunk, media.timestamp, payload, now)
+        self._room -= 1
+        if self._room < 0 or len(payload) > _LONG:
+            self._room = _BATCH
             self._count()
 
     def _count(self) -> None:
-        for media, now in self._uncounted:
-            self._of(media.track)._record(media, now)  # noqa: SLF001  (private to users, not to this module)
+        waiting = iter(self._uncounted)
+        for track, *frame in zip(waiting, waiting, waiting, waiting, waiting, strict=True):
+            self._of(track)._record(*frame)  # noqa: SLF001  (private to users, not to this module)
         self._uncounted.clear()
 
     def of(self, track: str | None) -> TrackStatistics:
