@@ -27,7 +27,7 @@ _SPAN = 10.0  # seconds: the least delayed frame is taken from the current span 
 
 # Frames are counted in batches: in a busy process, whose caches hold little of the code and data for counting, counting
 # one frame alone would cost as much as decoding it.
-_BATCH, _LONG = 32, 4096  # frames; bytes of audio from which a frame does not wait
+_BATCH, _LONG = 32 * 5, 4096  # values, of 32 frames; bytes of audio from which a frame does not wait
 _STREAMS = count()
 _Payload: TypeAlias = bytes  # a class below has an attribute of that name
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
@@ -308,10 +308,12 @@ class StreamStatistics:
     _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
     # The frames one after the other, since the garbage collector would go through a tuple or an event of each.
     _uncounted: list[Any] = field(init=False, factory=list)
-    _room: int = field(init=False, factory=lambda: next(_STREAMS) % _BATCH)  # streams that start together take turns
+    # Values that may wait; at first fewer, so that streams that start together take turns.
+    _most: int = field(init=False, factory=lambda: 5 * next(_STREAMS) % _BATCH)
 
     def __repr__(self) -> str:
-        return f"StreamStatistics(malformed={self.malformed}, unknown={self.unknown}, tracks={self.tracks})"
+        counts = f"malformed={self.malformed}, unknown={self.unknown}, dropped={self.dropped}"
+        return f"StreamStatistics({counts}, tracks={self.tracks})"
 
     @property
     def tracks(self) -> Mapping[str, TrackStatistics]:
@@ -324,17 +326,16 @@ class StreamStatistics:
 
     def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at *now*, in seconds, at the latest when the statistics are read."""
-        payload = media.payload
-        self._uncounted += (media.track, media.chunk, media.timestamp, payload, now)
-        self._room -= 1
-        if self._room < 0 or len(payload) > _LONG:
-            self._room = _BATCH
+        payload, uncounted = media.payload, self._uncounted
+        uncounted += (media.track, media.chunk, media.timestamp, payload, now)
+        if len(uncounted) > self._most or len(payload) > _LONG:
+            self._most = _BATCH
             self._count()
 
     def _count(self) -> None:
         waiting = iter(self._uncounted)
-        for track, *frame in zip(waiting, waiting, waiting, waiting, waiting, strict=True):
-            self._of(track)._record(*frame)  # noqa: SLF001  (private to users, not to this module)
+        for track, chunk, timestamp, payload, now in zip(waiting, waiting, waiting, waiting, waiting, strict=True):
+            self._of(track)._record(chunk, timestamp, payload, now)  # noqa: SLF001  (private to users, not to us)
         self._uncounted.clear()
 
     def of(self, track: str | None) -> TrackStatistics:
