@@ -83,11 +83,11 @@ class SequenceTracker:
         """Whether the last frame was a repeated one that may turn out to be new."""
         return self._replay is not None and self._replay[1] == self._frames + 1
 
-    def note(self, chunk: int | None, timestamp: int | None, payload: bytes | int) -> Verdict:
+    def classify(self, chunk: int | None, timestamp: int | None, payload: bytes | int) -> Verdict:
         """Classify a frame, and remember it. Instead of an unknown payload, pass its length in bytes."""
         self._frames += 1
         if chunk is None:
-            return self._note_unnumbered(timestamp, payload)
+            return self._classify_unnumbered(timestamp, payload)
         if chunk == self._next:
             self._next = chunk + 1
             if self._seen != _BITS:
@@ -96,9 +96,9 @@ class SequenceTracker:
             if chunk < self._lowest + REPLAY:
                 self._digests[chunk % REPLAY] = _digest(payload)
             return _NEXT
-        return self._note_other(chunk, timestamp, _digest(payload))
+        return self._classify_other(chunk, timestamp, _digest(payload))
 
-    def _note_other(self, chunk: int, timestamp: int | None, digest: int) -> Verdict:
+    def _classify_other(self, chunk: int, timestamp: int | None, digest: int) -> Verdict:
         if self._next is None:
             self.skipped = chunk - 1 if 0 < chunk <= FARTHEST else 0  # numbers count from 1
             self._lowest = chunk
@@ -120,7 +120,7 @@ class SequenceTracker:
                 is_same = chunk >= self._lowest + REPLAY or self._digests[chunk % REPLAY] == digest
                 if is_same or self._replay == (chunk, self._frames):
                     is_first = chunk == self._lowest and behind > 0
-                    verdict = self._note_repeated(chunk, is_first=is_first, is_new=not is_same)
+                    verdict = self._classify_repeated(chunk, is_first=is_first, is_new=not is_same)
                     if verdict is Verdict.REPLAYED:
                         self._advance(chunk, timestamp, digest, (2 << self.replayed) - 1, verdict)
                     return verdict
@@ -141,7 +141,7 @@ class SequenceTracker:
         if chunk < self._lowest + REPLAY:
             self._digests[chunk % REPLAY] = digest
 
-    def _note_unnumbered(self, timestamp: int | None, payload: bytes | int) -> Verdict:
+    def _classify_unnumbered(self, timestamp: int | None, payload: bytes | int) -> Verdict:
         if timestamp is None:
             return Verdict.UNNUMBERED
         seen, frame = self._ordinals, (timestamp, _digest(payload))
@@ -151,13 +151,13 @@ class SequenceTracker:
             if len(seen) > WINDOW:
                 del seen[next(iter(seen))]
             return Verdict.UNNUMBERED
-        verdict = self._note_repeated(ordinal, is_first=ordinal == 1 and ordinal < self._ordinal)
+        verdict = self._classify_repeated(ordinal, is_first=ordinal == 1 and ordinal < self._ordinal)
         if verdict is Verdict.REPLAYED:
             self._ordinals = {frame: number for frame, number in seen.items() if number <= REPLAY}
             self._ordinal = REPLAY
         return verdict
 
-    def _note_repeated(self, number: int, *, is_first: bool, is_new: bool = False) -> Verdict:
+    def _classify_repeated(self, number: int, *, is_first: bool, is_new: bool = False) -> Verdict:
         if self._replay == (number, self._frames):
             self.replayed += 1
         elif is_first:
@@ -235,7 +235,7 @@ class TrackStatistics:
         self.frames += 1
         self.bytes += len(payload)
         # The timestamp of a frame without audio does not identify it.
-        verdict = self._sequence.note(chunk, timestamp if payload else None, payload)
+        verdict = self._sequence.classify(chunk, timestamp if payload else None, payload)
         if not (verdict is _NEXT or self._count(verdict)) or timestamp is None:
             return
         transit = now * _MILLISECONDS - timestamp
