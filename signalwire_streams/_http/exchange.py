@@ -62,7 +62,7 @@ _SENT: Mapping[Phase, Sent] = {
     Phase.CONNECTING: "no",
     Phase.WRITING: "maybe",
     Phase.WAITING: "maybe",
-    Phase.ANSWERED: "yes",
+    Phase.RESPONDED: "yes",
 }
 
 

@@ -43,7 +43,7 @@ _REDIRECT = 300
 _KEEPALIVE = 10.0
 _AUTHORIZATION = "Authorization"
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
-_CONNECTING, _ANSWERED = Phase.CONNECTING, Phase.ANSWERED
+_CONNECTING, _RESPONDED = Phase.CONNECTING, Phase.RESPONDED
 _DONE = AttemptResult.DONE
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -164,14 +164,14 @@ class HttpTransport:
             # All later responses of this connection may belong to other requests as well. aiohttp may have taken it
             # back into its pool already.
             guard.transport.abort()
-            return Result(attempt_result=AttemptResult.MALFORMED, phase=_ANSWERED, response=response, detail=different)
+            return Result(attempt_result=AttemptResult.MALFORMED, phase=_RESPONDED, response=response, detail=different)
         result = classify(request, response)
         is_unconfirmed = result is _DONE and guard.transport is not None and not confirms(request, response)
         if is_unconfirmed and request.operation.is_stop:
             result = AttemptResult.ACCEPTED
         return create_result(
             attempt_result=result,
-            phase=_ANSWERED,
+            phase=_RESPONDED,
             response=response,
             retry_after=None if result is _DONE else retry_after(response.headers),
             # The sid may be that of another request's stream.
@@ -220,7 +220,7 @@ class HttpTransport:
             # The session's own middlewares are left out: one that repeats a POST would double a stream.
             middlewares=(guard,),
         )
-        request.state.phase = _ANSWERED
+        request.state.phase = _RESPONDED
         received.append(response)
         try:
             return await self._read_body(request, response, guard)

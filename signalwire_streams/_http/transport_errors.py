@@ -15,7 +15,7 @@ from signalwire_streams.models import AttemptResult
 _PROXY_AUTH = 407
 
 
-class UnaskedAnswerError(aiohttp.ClientConnectionError):
+class UnsolicitedResponseError(aiohttp.ClientConnectionError):
     """Data arrived before the request was sent, so no response on this connection can be trusted."""
 
 
@@ -37,7 +37,7 @@ _UNUSABLE = (
 
 _DESCRIPTIONS = {
     aiohttp.ClientResponseError: "the response is not valid HTTP, or its head is too long",
-    UnaskedAnswerError: "a response arrived before the request was sent",
+    UnsolicitedResponseError: "a response arrived before the request was sent",
     RepeatedRequestError: "the session itself retries requests",
 }
 
@@ -62,7 +62,7 @@ def _classify_error(phase: Phase, error: Exception, cause: Exception | None) -> 
         # Whatever the error is called: the Space may have all of the request.
         if cause is not None:
             return AttemptResult.SESSION_FAILED
-        is_unreadable = isinstance(error, aiohttp.ClientResponseError | UnaskedAnswerError)
+        is_unreadable = isinstance(error, aiohttp.ClientResponseError | UnsolicitedResponseError)
         return AttemptResult.MALFORMED if is_unreadable else AttemptResult.NO_RESPONSE
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return AttemptResult.UNRETRYABLE if error.status == _PROXY_AUTH else AttemptResult.NOT_SENT

@@ -53,7 +53,7 @@ class Priority(_Word):
 class AttemptResult(_Word):
     """How one attempt ended."""
 
-    DONE = "done", "answered"
+    DONE = "done", "a response arrived"
     NOT_SENT = "not_sent", "could not connect"
     STALE_CONNECTION = "stale_connection", "the kept-alive connection was dead"
     UNRETRYABLE = "unretryable", "the connection can't be used"
