@@ -129,7 +129,7 @@ async def raw_space(
     tls: ssl.SSLContext | None = None,
     receive_buffer: int | None = None,
 ) -> AsyncIterator[RawSpace]:
-    space = RawSpace(answer, on_connect)
+    space = RawSpace(respond, on_connect)
     # asyncio sends small writes at once only on sockets that say that they are TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
