@@ -1,9 +1,9 @@
 """The guard of one attempt: it records how far the request got, and rejects another request's response.
 
-aiohttp hands out a kept-alive connection even if an unsolicited response has already arrived on it, and takes
-the first response that it reads for the response to the request, whether that was written or not. So the guard records
-when the request is written: the connection is checked before that and watched until then, and a response counts only
-once all of the request has left.
+aiohttp hands out a kept-alive connection even if an unsolicited response has already arrived on it, and treats the
+first response that it reads as the response to the request, even if the request has not been written. So the guard
+checks the connection before the request is written, watches it until all of the request has left, and accepts a
+response only after that.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class AttemptGuard:
 
     Attributes:
         transport: that of the connection, once there is one.
-        headers: set on the request after netrc and the like.
+        headers: set on the request after aiohttp has added those of netrc.
     """
 
     def __init__(self, request: Request, deadline: Deadline, read_timeout: float) -> None:
@@ -298,7 +298,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         """
         if not self.is_doubtful():
             return
-        # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
+        # aiohttp also closes other kept-alive connections that have ended meanwhile. If the process was suspended, so
         # that another one may have taken the request over, the timer of this attempt ends it here.
         for _ in range(_READING_TURNS):
             await asyncio.sleep(0)

@@ -60,7 +60,7 @@ class OwnSession:
 
     def __init__(self, root: URL, headers: Mapping[str, str]) -> None:
         self._root, self._headers = root, CIMultiDict(headers)
-        self._head: bytes | None = None  # of a POST, from behind its path up to its last value; where it is prepared
+        self._head: bytes | None = None  # of a POST, from its path to its length; None if it can't be prepared
 
     def create(self) -> aiohttp.ClientSession:
         can_prepare = self._can_prepare()
@@ -151,7 +151,8 @@ class HttpTransport:
             task = asyncio.current_task()
             if received or task is None or task.cancelling():
                 raise
-            # Nobody cancelled this call: a borrowed session was closed, and aiohttp dropped the waiters of its pool.
+            # The caller did not cancel this call: a borrowed session was closed, and aiohttp dropped the waiters of its
+            # pool.
             return without_response(request, aiohttp.ClientConnectionError("the session was closed"))
         except Exception as error:  # noqa: BLE001  (trace hooks, a resolver and more of a borrowed session run in it)
             if not received:
@@ -217,7 +218,7 @@ class HttpTransport:
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
             max_headers=_MAX_HEADERS,
-            # The session's own middlewares are left out: one that repeats a POST would double a stream.
+            # The session's own middlewares are left out: one that repeats a POST would start a second stream.
             middlewares=(guard,),
         )
         request.state.phase = _RESPONDED

@@ -204,7 +204,7 @@ def packed(size: int) -> bytes:
 async def test_body_that_unpacks_to_a_large_one(
     encoding: str, read_bufsize: int, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """No more of it is unpacked than a response to a start may have; the start was accepted, and is known by its name."""
+    """No more of it is unpacked than a response to a start may have; the start was accepted, and known by its name."""
     body = packed(15 * MIB) if encoding == "gzip" else zlib.compress(b" " * 15 * MIB)
     async with (
         raw_space(always(http(200, body=body, head=f"Content-Encoding: {encoding}\r\n"))) as raw,
