@@ -77,7 +77,7 @@ class Phase(StrEnum):
     """The request was being written. The Space may have all of it, or a part."""
     WAITING = "waiting"
     """The request was written; no status line has arrived."""
-    ANSWERED = "answered"
+    RESPONDED = "responded"
     """A status line arrived (the body may still have been lost)."""
 
 

@@ -17,7 +17,7 @@ VICTIM = "11111111-1111-4111-8111-111111111111"
 
 
 def http(status: int, document: object = None, *, head: str = "", body: bytes | None = None) -> bytes:
-    """Encode an answer."""
+    """Encode a response."""
     content = body if body is not None else b"" if document is None else json.dumps(document).encode()
     lines = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{head}\r\n"
     return lines.encode("latin-1") + content
@@ -60,14 +60,14 @@ class RawConnection:
 
 @define(eq=False)
 class RawSpace:
-    """Starts streams, refuses a second one of a name, and responds with `answer`.
+    """Starts streams, rejects a second one of a name, and sends what `respond` returns.
 
     Attributes:
-        answer: what to send for a request; by default what the API sends.
+        respond: returns what to send for a request; by default what the API sends.
         on_connect: called with each connection, before anything is read from it.
     """
 
-    answer: Callable[["RawSpace", RawConnection, Request], Awaitable[bytes]]
+    respond: Callable[["RawSpace", RawConnection, Request], Awaitable[bytes]]
     on_connect: Callable[[RawConnection], Awaitable[None]] | None = None
     connections: list[RawConnection] = field(factory=list)
     running: dict[tuple[str, str | None], str] = field(factory=dict)
@@ -89,7 +89,7 @@ class RawSpace:
             while True:
                 request = await _read(reader)
                 connection.requests.append(request)
-                writer.write(await self.answer(self, connection, request))
+                writer.write(await self.respond(self, connection, request))
                 await writer.drain()
         connection.closed = True
         writer.close()
@@ -123,13 +123,13 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 
 @asynccontextmanager
 async def raw_space(
-    answer: Callable[[RawSpace, RawConnection, Request], Awaitable[bytes]] = as_documented,
+    respond: Callable[[RawSpace, RawConnection, Request], Awaitable[bytes]] = as_documented,
     *,
     on_connect: Callable[[RawConnection], Awaitable[None]] | None = None,
     tls: ssl.SSLContext | None = None,
     receive_buffer: int | None = None,
 ) -> AsyncIterator[RawSpace]:
-    space = RawSpace(answer, on_connect)
+    space = RawSpace(respond, on_connect)
     # asyncio sends small writes at once only on sockets that say that they are TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))

@@ -67,7 +67,7 @@ async def test_rate_limiter_grants_turns_after_a_task_that_ended_in_its_first_st
 async def test_shared_rate_limiter_grants_turns_after_a_task_with_nothing_to_do(
     idle_clock: Clock, tmp_path: Path
 ) -> None:
-    """A refusal while Redis is away starts a task that ends at once; the next request gets its turn nevertheless."""
+    """A rejection while Redis is away starts a task that ends at once; the next request gets its turn nevertheless."""
     async with asyncio.timeout(60):
         limiter = RedisRateLimiter(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
         assert await limiter.acquire(Priority.BULK, 60.0) == 0

@@ -171,7 +171,7 @@ def test_error_class_has_the_documented_parents(kind: type[StreamsError], parent
 
 @pytest.mark.parametrize("kind", [StreamOutcomeUnknownError, MalformedResponseError, TransportError, ApiError])
 def test_error_branches_are_disjoint(kind: type[StreamsError]) -> None:
-    """An unknown outcome, an unreadable answer, no answer and a refusal are four different things."""
+    """An unknown outcome, an unreadable response, no response and a rejection are four different things."""
     others = {StreamOutcomeUnknownError, MalformedResponseError, TransportError, ApiError} - {kind}
     assert not issubclass(kind, tuple(others))
     assert not issubclass(kind, ValueError | RuntimeError | OSError)
@@ -223,4 +223,4 @@ def test_defaults_of_an_error_kind(kind: type[StreamsError], defaults: dict[str,
 
 def test_phases_are_declared_in_order_of_occurrence() -> None:
     """The phases of an attempt are in the order in which they occur."""
-    assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "answered"]
+    assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "responded"]

@@ -148,7 +148,7 @@ def test_tests_that_use_a_setting_run_first(project: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("output", "words"), [("1 failed", "1 failed"), ("", "ran for more than 7 s")])
-def test_tests_that_fail_without_a_mutant_are_refused(
+def test_tests_that_fail_without_a_mutant_are_rejected(
     project: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str
 ) -> None:
     monkeypatch.setattr(mutation, "_run_tests", lambda *_: ("killed", output, 7.0))
@@ -157,7 +157,7 @@ def test_tests_that_fail_without_a_mutant_are_refused(
         mutation.main()
 
 
-def test_unknown_packages_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_packages_are_rejected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["mutation", "elsewhere"])
     with pytest.raises(SystemExit):
         mutation.main()

@@ -416,7 +416,7 @@ def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
     )
 
 
-def test_sync_test_is_refused_at_once(suite: Suite) -> None:
+def test_sync_test_is_rejected_at_once(suite: Suite) -> None:
     """It would block the event loop; an async test under hypothesis is accepted."""
     done = suite(
         """
@@ -545,7 +545,7 @@ def test_space_must_run_in_the_loop_of_the_test(
         done.stdout.fnmatch_lines(["the test runs in the event loop of its *: give the test loop_scope=*"])
 
 
-def test_anyio_beside_pytest_asyncio_is_refused(suite: Suite) -> None:
+def test_anyio_beside_pytest_asyncio_is_rejected(suite: Suite) -> None:
     """One sentence says what to do."""
     done = suite(
         """

@@ -1,1 +1,1 @@
-"""HTTP: requests, responses and errors, the aiohttp session, and one attempt over it."""
+"""HTTP: requests, responses, errors, and the aiohttp session that sends one attempt."""

@@ -1,9 +1,9 @@
 """The guard of one attempt: it records how far the request got, and rejects another request's response.
 
-aiohttp hands out a kept-alive connection even if an unsolicited response has already arrived on it, and takes
-the first response that it reads for the response to the request, whether that was written or not. So the guard records
-when the request is written: the connection is checked before that and watched until then, and a response counts only
-once all of the request has left.
+aiohttp hands out a kept-alive connection even if an unsolicited response has already arrived on it, and treats the
+first response that it reads as the response to the request, even if the request has not been written. So the guard
+checks the connection before the request is written, watches it until all of the request has left, and accepts a
+response only after that.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from multidict import CIMultiDict
 
 from signalwire_streams._http.exchange import Request
 from signalwire_streams._http.session import Deadline
-from signalwire_streams._http.transport_errors import RepeatedRequestError, SilentResendError, UnaskedAnswerError
+from signalwire_streams._http.transport_errors import RepeatedRequestError, SilentResendError, UnsolicitedResponseError
 from signalwire_streams.errors import Phase
 
 FORM = "application/x-www-form-urlencoded"
@@ -34,7 +34,7 @@ ONE_WRITE = 64 * 1024
 """Bytes of a body that one write takes, or none of it."""
 
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
-_CONNECTING, _WRITING, _WAITING, _ANSWERED = Phase.CONNECTING, Phase.WRITING, Phase.WAITING, Phase.ANSWERED
+_CONNECTING, _WRITING, _WAITING, _RESPONDED = Phase.CONNECTING, Phase.WRITING, Phase.WAITING, Phase.RESPONDED
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 _MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
 _VALUE = itemgetter(1)
@@ -54,7 +54,7 @@ class AttemptGuard:
 
     Attributes:
         transport: that of the connection, once there is one.
-        headers: set on the request after netrc and the like.
+        headers: set on the request after aiohttp has added those of netrc.
     """
 
     def __init__(self, request: Request, deadline: Deadline, read_timeout: float) -> None:
@@ -95,8 +95,8 @@ class AttemptGuard:
                 wrapper.limit_body_of(response)
         if self.state.phase is not _WAITING or _unsent_bytes(self.transport) or _has_foreign_head(response):
             response.close()
-            raise UnaskedAnswerError
-        self.state.phase = _ANSWERED
+            raise UnsolicitedResponseError
+        self.state.phase = _RESPONDED
         return response
 
     async def _send(
@@ -298,17 +298,17 @@ class _ProtocolWrapper(asyncio.Protocol):
         """
         if not self.is_doubtful():
             return
-        # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
+        # aiohttp also closes other kept-alive connections that have ended meanwhile. If the process was suspended, so
         # that another one may have taken the request over, the timer of this attempt ends it here.
         for _ in range(_READING_TURNS):
             await asyncio.sleep(0)
-        if isinstance(self._protocol.exception(), UnaskedAnswerError):
-            raise UnaskedAnswerError
+        if isinstance(self._protocol.exception(), UnsolicitedResponseError):
+            raise UnsolicitedResponseError
         if self.transport.is_closing():
             raise aiohttp.ClientConnectionResetError(_CLOSED)
         # Over TLS it may have been a session ticket, which never reaches the protocol.
         if self.transport.get_extra_info("ssl_object") is None or self._is_unfit():
-            raise UnaskedAnswerError
+            raise UnsolicitedResponseError
 
     def is_doubtful(self) -> bool:
         """Return False if `check` would find nothing."""
@@ -331,7 +331,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         return bool(poll.poll(0))
 
     def _count_encrypted(self, buffer_updated: Callable[[int], None], size: int) -> None:
-        if self._guard.state.phase in {_WRITING, _WAITING, _ANSWERED}:
+        if self._guard.state.phase in {_WRITING, _WAITING, _RESPONDED}:
             self._encrypted += size
         buffer_updated(size)
 
@@ -355,11 +355,11 @@ class _ProtocolWrapper(asyncio.Protocol):
         # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
         if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self.transport)):
             self._guard.record_unwritten()
-            self._reject(UnaskedAnswerError())
+            self._reject(UnsolicitedResponseError())
             return
         self._decrypted += len(data)
         if self._tls is not None and self._decrypted > self._encrypted:
-            self._reject(UnaskedAnswerError())
+            self._reject(UnsolicitedResponseError())
             return
         self._protocol.data_received(data)
         self._overhead += len(data)

@@ -23,7 +23,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return how many seconds the Space asks to wait, or None.
 
     ``retry-after-ms`` in milliseconds; ``Retry-After`` in seconds, whole or with a fraction, or as an HTTP date
-    measured against the response's own ``Date``, so that a wrong clock here does no harm. Of several the longest.
+    measured against the response's own ``Date``, so that a wrong clock here does no harm. The longest one counts if
+    there are several.
     """
     now = parse_date(headers.get("Date")) or datetime.now(UTC)
     milliseconds = _seconds(headers.get("retry-after-ms"))
@@ -56,7 +57,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-TOO_MANY_REQUESTS = 20429
+TOO_MANY_REQUESTS_CODE = 20429
 """Source: https://signalwire.com/docs/compatibility-api/rest/error-codes"""
 
 NOT_IN_PROGRESS = 21220
@@ -76,7 +77,7 @@ _FIRST_CODE = 10_000
 _BAD_REQUEST, _UNPROCESSABLE, _NO_STATUS = 400, 422, 600
 
 # The HTTP wording of a duplicate is not documented; the callback says "Duplicated stream name". The name of a
-# parameter, a codec or a project may be rejected in the same words, so the noun in front of it counts.
+# parameter, a codec or a project may be rejected in the same words, so the noun before "name" counts.
 _DUPLICATE_NAME = re.compile(
     r"""
     duplicate\w*\s+(?:stream\s+)?name
@@ -268,7 +269,7 @@ def _is_word(character: str) -> bool:
 
 
 def _beginning(secret: str) -> str:
-    """Return a part of a secret each of whose spellings begins, for the length of a prefix, as that of all of it."""
+    """Return a part of a secret that is long enough for the first `_PREFIX` letters of each of its spellings."""
     clusters = list(islice(_clusters(secret), _BEGINNING))
     return secret[: clusters[-1][1][1]] if clusters else secret
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, redact, request_id
+from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS_CODE, Problem, redact, request_id
 from signalwire_streams._http.exchange import Request, Response, Result
 from signalwire_streams.errors import (
     ApiError,
@@ -151,7 +151,7 @@ def _api_error(request: Request, result: Result, response: Response) -> ApiError
     # Under a 2xx, the body has the error's kind.
     status = problem.status or response.status if response.status < _REDIRECT else response.status
     kind = _BY_STATUS.get(status, ServerError if status >= _FAULT else ApiError)
-    if problem.code == TOO_MANY_REQUESTS:
+    if problem.code == TOO_MANY_REQUESTS_CODE:
         kind = RateLimitedError
     elif result.attempt_result is AttemptResult.SERVER_FAULT:
         kind = ServerError

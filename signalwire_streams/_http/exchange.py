@@ -62,7 +62,7 @@ _SENT: Mapping[Phase, Sent] = {
     Phase.CONNECTING: "no",
     Phase.WRITING: "maybe",
     Phase.WAITING: "maybe",
-    Phase.ANSWERED: "yes",
+    Phase.RESPONDED: "yes",
 }
 
 
@@ -140,7 +140,8 @@ class Result:
         retry_after: seconds that the Space or the circuit breaker asks to wait.
         decision: the final one: SUCCEED, SUCCEED_WITHOUT_SID, ALREADY_STARTED, ALREADY_STOPPED, FAIL or UNKNOWN.
         attempts: how many attempts the call made.
-        ambiguous: whether an attempt before the last may have done it, or the response does not identify the request.
+        ambiguous: True if an earlier attempt may have been carried out, or if the response does not identify its
+            request.
         sent: whether the Space received the request, over all attempts.
         cause: an exception that the borrowed session's own code raised, such as a trace hook.
     """

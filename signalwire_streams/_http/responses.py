@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import fields
 
-from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
+from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS_CODE, Problem, read_problem, retry_after
 from signalwire_streams._http.exchange import Request, Response, create_response
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
@@ -47,7 +47,7 @@ _RENAMES = {
     "end_time_text": "end_time",
 }
 IDS = frozenset({"sid", "call_sid"})
-"""Keys that hold an id; any other required key holds a list."""
+"""Keys that hold a sid; any other required key holds a list."""
 _OURS = frozenset({"ambiguous", "already_started", "already_ended"})
 """Fields that only the client knows, whatever a response says."""
 
@@ -181,8 +181,8 @@ _BY_STATUS: Mapping[int, AttemptResult] = {
     HTTPStatus.TOO_EARLY: AttemptResult.TRY_AGAIN,
     HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
 }
-_BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
-# To the end where it has none, so that each byte is scanned once.
+_BY_CODE = {TOO_MANY_REQUESTS_CODE: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
+# Without a closing quote up to the end, so that each byte is scanned once.
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _read_json = json.JSONDecoder().raw_decode
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
@@ -223,12 +223,12 @@ def _decode(body: bytes) -> object:
         return None
     try:
         return _parse(body)
-    except (ValueError, RecursionError):  # broken, a number without end, or nested without end
+    except (ValueError, RecursionError):  # malformed, or a number or nesting beyond Python's limits
         return None
 
 
 def _containers(body: bytes) -> int:
-    """Count the objects and lists, those in texts only if there are too many with them."""
+    """Count the objects and lists; leave out those within strings only if the count is too high otherwise."""
     count = body.count(b"[") + body.count(b"{")
     if count <= _MAX_CONTAINERS:
         return count

@@ -1,4 +1,4 @@
-"""What a client has in its event loop: the aiohttp session, time limits, and the calls in flight."""
+"""A client's state in its event loop: the aiohttp session, deadlines, and the calls in flight."""
 
 import asyncio
 import os
@@ -104,7 +104,7 @@ class Deadline:
     ) -> None:
         del self._timer.running[self]  # the timer stays armed: another deadline will soon need it
         if self.expired:
-            # A cancellation by somebody else must still reach the task.
+            # A cancellation from elsewhere must still reach the task.
             own = self._task.uncancel() <= self._cancelling
             if own and kind is asyncio.CancelledError:
                 raise TimeoutError from error
@@ -256,7 +256,7 @@ class Dispatcher:
         try:
             return await self._handler(request)
         except asyncio.CancelledError:
-            # A cancellation by somebody else must still reach the task.
+            # A cancellation from elsewhere must still reach the task.
             if request not in self._cut or task.cancelling() - 1 > cancelling:
                 raise
             return _cut(request)

@@ -43,7 +43,7 @@ _REDIRECT = 300
 _KEEPALIVE = 10.0
 _AUTHORIZATION = "Authorization"
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
-_CONNECTING, _ANSWERED = Phase.CONNECTING, Phase.ANSWERED
+_CONNECTING, _RESPONDED = Phase.CONNECTING, Phase.RESPONDED
 _DONE = AttemptResult.DONE
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -60,7 +60,7 @@ class OwnSession:
 
     def __init__(self, root: URL, headers: Mapping[str, str]) -> None:
         self._root, self._headers = root, CIMultiDict(headers)
-        self._head: bytes | None = None  # of a POST, from behind its path up to its last value; where it is prepared
+        self._head: bytes | None = None  # of a POST, from its path to its length; None if it can't be prepared
 
     def create(self) -> aiohttp.ClientSession:
         can_prepare = self._can_prepare()
@@ -151,7 +151,8 @@ class HttpTransport:
             task = asyncio.current_task()
             if received or task is None or task.cancelling():
                 raise
-            # Nobody cancelled this call: a borrowed session was closed, and aiohttp dropped the waiters of its pool.
+            # The caller did not cancel this call: a borrowed session was closed, and aiohttp dropped the waiters of its
+            # pool.
             return without_response(request, aiohttp.ClientConnectionError("the session was closed"))
         except Exception as error:  # noqa: BLE001  (trace hooks, a resolver and more of a borrowed session run in it)
             if not received:
@@ -164,14 +165,14 @@ class HttpTransport:
             # All later responses of this connection may belong to other requests as well. aiohttp may have taken it
             # back into its pool already.
             guard.transport.abort()
-            return Result(attempt_result=AttemptResult.MALFORMED, phase=_ANSWERED, response=response, detail=different)
+            return Result(attempt_result=AttemptResult.MALFORMED, phase=_RESPONDED, response=response, detail=different)
         result = classify(request, response)
         is_unconfirmed = result is _DONE and guard.transport is not None and not confirms(request, response)
         if is_unconfirmed and request.operation.is_stop:
             result = AttemptResult.ACCEPTED
         return create_result(
             attempt_result=result,
-            phase=_ANSWERED,
+            phase=_RESPONDED,
             response=response,
             retry_after=None if result is _DONE else retry_after(response.headers),
             # The sid may be that of another request's stream.
@@ -217,10 +218,10 @@ class HttpTransport:
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
             max_headers=_MAX_HEADERS,
-            # The session's own middlewares are left out: one that repeats a POST would double a stream.
+            # The session's own middlewares are left out: one that repeats a POST would start a second stream.
             middlewares=(guard,),
         )
-        request.state.phase = _ANSWERED
+        request.state.phase = _RESPONDED
         received.append(response)
         try:
             return await self._read_body(request, response, guard)

@@ -1,4 +1,4 @@
-"""What aiohttp raised instead of a response, as the result of an attempt.
+"""The result of an attempt for which aiohttp raised an exception.
 
 aiohttp's exceptions don't distinguish "not sent" from "maybe sent": a dead kept-alive connection and a request that
 was read and then reset raise the same class. So the phase decides.
@@ -15,7 +15,7 @@ from signalwire_streams.models import AttemptResult
 _PROXY_AUTH = 407
 
 
-class UnaskedAnswerError(aiohttp.ClientConnectionError):
+class UnsolicitedResponseError(aiohttp.ClientConnectionError):
     """Data arrived before the request was sent, so no response on this connection can be trusted."""
 
 
@@ -24,7 +24,7 @@ class SilentResendError(aiohttp.ClientError):
 
 
 class RepeatedRequestError(aiohttp.ClientError):
-    """The session sent a request again that was written already, without the retry logic counting it."""
+    """The session resent a request that was already written, so the retry logic did not count it."""
 
 
 _UNUSABLE = (
@@ -37,7 +37,7 @@ _UNUSABLE = (
 
 _DESCRIPTIONS = {
     aiohttp.ClientResponseError: "the response is not valid HTTP, or its head is too long",
-    UnaskedAnswerError: "a response arrived before the request was sent",
+    UnsolicitedResponseError: "a response arrived before the request was sent",
     RepeatedRequestError: "the session itself retries requests",
 }
 
@@ -62,7 +62,7 @@ def _classify_error(phase: Phase, error: Exception, cause: Exception | None) -> 
         # Whatever the error is called: the Space may have all of the request.
         if cause is not None:
             return AttemptResult.SESSION_FAILED
-        is_unreadable = isinstance(error, aiohttp.ClientResponseError | UnaskedAnswerError)
+        is_unreadable = isinstance(error, aiohttp.ClientResponseError | UnsolicitedResponseError)
         return AttemptResult.MALFORMED if is_unreadable else AttemptResult.NO_RESPONSE
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return AttemptResult.UNRETRYABLE if error.status == _PROXY_AUTH else AttemptResult.NOT_SENT
@@ -74,14 +74,14 @@ def _classify_error(phase: Phase, error: Exception, cause: Exception | None) -> 
 
 
 def _describe(error: Exception, phase: Phase) -> str:
-    """Describe an error without its text, which may repeat bytes of an answer's head or the request's headers."""
+    """Describe an error without its text, which may repeat bytes of a response's head or the request's headers."""
     if phase is Phase.CONNECTING and isinstance(error, aiohttp.ClientConnectorError):
-        # No answer was read yet, and the text says what is wrong.
+        # No response was read yet, and the text says what is wrong.
         return f"{type(error).__name__}: {error}"
     if isinstance(error, TimeoutError):
         return "timeout: could not connect in time" if phase is Phase.CONNECTING else "timeout: no response in time"
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy answered HTTP {error.status}"
+        return f"the proxy responded with HTTP {error.status}"
     for kind, description in _DESCRIPTIONS.items():
         if isinstance(error, kind):
             return description

@@ -125,7 +125,7 @@ class CircuitBreakerMiddleware:
             return Result(attempt_result=AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=permit.wait)
         try:
             result = await send(request)
-        except BaseException:  # a probe that is cancelled must not keep the breaker waiting for it for ever
+        except BaseException:  # a probe that is cancelled must not keep the breaker waiting forever
             breaker.release(permit)
             raise
         if not breaker.record(permit, result.attempt_result, self._clock.now()):

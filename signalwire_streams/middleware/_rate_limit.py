@@ -109,14 +109,14 @@ class PriorityQueue:
     """Requests that wait for a grant. A grant is the time until which it may be used."""
 
     def __init__(self, refund: Callable[[float], object]) -> None:
-        self._refund = refund  # is passed a grant that came at the moment when its wait was cancelled
+        self._refund = refund  # called with a grant that arrived just as its wait was cancelled
         self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def ahead(self, priority: Priority) -> int:
-        """Return how many would be served before a new one of that priority."""
+        """Return the number of requests that would be served before a new one of that priority."""
         return len(self._waiting[_INTERACTIVE]) if priority is _INTERACTIVE else len(self)
 
     def head(self) -> tuple[Priority, int]:
@@ -146,7 +146,7 @@ class PriorityQueue:
                 turns.pop(turn, None)
 
     def grant(self, usable_until: float = float("inf")) -> bool:
-        """Grant the next turn. Return False if none waits."""
+        """Grant the next turn. Return False if no request is waiting."""
         turn = self._next()
         if turn is None:
             return False
@@ -332,7 +332,7 @@ class RateLimitMiddleware:
                 granted_at = now()
                 await state.before_sending()
                 state.before_sending = None
-                if now() - granted_at > self._MAX_HOLD:  # the token would be used in a window of others
+                if now() - granted_at > self._MAX_HOLD:  # the token would be used in a later window
                     wait = await self._acquire(request)
             if wait:
                 return _deadline_exceeded("the wait for the rate limiter would exceed the call's deadline", wait)

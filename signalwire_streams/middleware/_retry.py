@@ -29,8 +29,8 @@ REJECTED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     AttemptResult.TARGET_ENDED: _STOPS,
     # The sid of an ambiguous start may be that of a second stream that was rejected, while the first one runs.
     AttemptResult.ALREADY_STOPPED: _STOPS - {Operation.STOP_AMBIGUOUS},
-    # The Space returned this sid from a start, so a stream that it no longer knows has ended. A caller's text may be
-    # misspelt, and a Space may not find streams by their names.
+    # The Space returned this sid from a start, so if it no longer knows the stream, the stream has ended. A string from
+    # a caller may be misspelled, and a Space may not find streams by name.
     AttemptResult.NOT_FOUND: frozenset({Operation.STOP_RETURNED}),
 }
 """Rejections of a stop or an end that count as success, because the stream, call or conference has ended."""
@@ -229,7 +229,7 @@ class RetryState:
 
     def _end(self, action: RetryDecision, result: AttemptResult) -> RetryDecision:
         """Escalate FAIL to UNKNOWN if an earlier attempt may have succeeded."""
-        # A 2xx that says nothing may be another request's, so the Space's own words about this one count for more.
+        # A 2xx that identifies nothing may be another request's, so a rejection of this one takes precedence.
         if self._accepted and self.operation.is_stop and result not in _DENIALS:
             return RetryDecision.ALREADY_STOPPED
         if action is RetryDecision.FAIL and self.ambiguous and self.operation.is_start:
@@ -329,7 +329,7 @@ class RetryMiddleware:
                 self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL], sent=sent)
                 raise
             if result.attempt_result is _DEADLINE_EXCEEDED and last is not None:
-                # The Space's last answer says more than that there was no time left to ask again.
+                # The Space's last response says more than that there was no time for another attempt.
                 result = evolve(
                     last,
                     attempt_result=_DEADLINE_EXCEEDED,
@@ -453,7 +453,7 @@ def _describe_outcome(request: Request, result: Result) -> str:
         return f"outcome unknown: {describe_unknown(result, describe_result(request, result))}"
     is_duplicate = result.decision is _ALREADY_STARTED
     is_repeated = is_duplicate or request.state.may_have_succeeded
-    reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
+    reason = "an earlier attempt may have started it" if is_repeated else "the response does not identify its request"
     advice = "its sid may be another stream's" if request.name is None else "stop it by its name"
     return f"{'already running' if is_duplicate else 'started'}, ambiguous because {reason}: {advice}"
 

@@ -53,7 +53,7 @@ class Priority(_Word):
 class AttemptResult(_Word):
     """How one attempt ended."""
 
-    DONE = "done", "answered"
+    DONE = "done", "a response arrived"
     NOT_SENT = "not_sent", "could not connect"
     STALE_CONNECTION = "stale_connection", "the kept-alive connection was dead"
     UNRETRYABLE = "unretryable", "the connection can't be used"
@@ -65,7 +65,7 @@ class AttemptResult(_Word):
     ACCEPTED = "accepted", "accepted, but the response can't be parsed"
     REDIRECTED = "redirected", "redirected"
     REJECTED = "rejected", "rejected"
-    UNREADABLE_REJECTION = "unreadable_rejection", "rejected, but not by a readable error of the API"
+    UNREADABLE_REJECTION = "unreadable_rejection", "rejected, without a readable error of the API"
     FORBIDDEN = "forbidden", "access denied"
     DUPLICATE_NAME = "duplicate_name", "rejected as a duplicate name"
     NOT_FOUND = "not_found", "not found"

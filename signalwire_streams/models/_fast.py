@@ -1,4 +1,4 @@
-"""Fast creation of frozen values, for those of which each request needs some.
+"""Fast creation of the frozen values that every request needs.
 
 attrs sets each field of a frozen instance with ``object.__setattr__``, and converts and validates the defaults too. The
 functions that are generated here set the fields of an instance of a subclass that is not frozen, and then change its

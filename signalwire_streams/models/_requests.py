@@ -153,7 +153,7 @@ class StartConferenceStream(StartStream):
 
     Attributes:
         conference_sid: the conference, as `Conference.sid` shows it.
-        codec: ``StreamCodec``: a `Codec`, or a text such as ``"PCMU@40i"``.
+        codec: ``StreamCodec``: a `Codec`, or a string such as ``"PCMU@40i"``.
         realtime: ``StreamRealTime``.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
@@ -175,7 +175,7 @@ class StartConferenceStream(StartStream):
 @masks_secrets_of_init
 @frozen(kw_only=True)
 class StartCallStream(StartStream):
-    """Start a stream on a call. A call's stream has no codec and no realtime switch.
+    """Start a stream on a call. A call's stream has neither codec nor realtime.
 
     Attributes:
         call_sid: the call, as `Call.sid` shows it.

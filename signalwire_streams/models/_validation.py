@@ -35,7 +35,7 @@ _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
 
 needs_no_escaping = _PLAIN.fullmatch
-"""Matches a text that needs no encoding in a URL or a form, as nearly all sids and names."""
+"""Matches a string that needs no encoding in a URL or a form, like nearly all sids and names."""
 
 
 def redact_url(url: str) -> str:
@@ -172,7 +172,7 @@ def validate_callback_url(_: object, __: "Attribute[Any]", value: object) -> Non
 
 def check_parameters(value: Mapping[str, str]) -> Mapping[str, str]:
     """Check the custom parameters: at most 99, names not empty, names and values of type str."""
-    if not isinstance(value, dict | Mapping):  # the former, which nearly all are, is the faster question
+    if not isinstance(value, dict | Mapping):  # nearly all are dicts, and that check is faster
         raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
     if len(value) > MAX_PARAMETERS:
         raise InvalidRequestError(
@@ -288,7 +288,7 @@ _mark_coroutine_function: Callable[[object], object] = getattr(
 
 
 class Secret(str):
-    """A text whose ``repr`` hides it. Otherwise it behaves like the text itself: equal to it, and sent unchanged."""
+    """A string with a ``repr`` that hides it. Otherwise it behaves like the plain string."""
 
     __slots__ = ()
 

@@ -21,11 +21,11 @@ from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver._read_coalescing import CoalescedReads, Coalescer
 from signalwire_streams.receiver._socket import OnMessage
 
-_ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written
+_CLOSE_TIMEOUT = 2.0  # seconds for the other end to return a close frame, once ours was written
 CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
 _BURST = 100  # messages that are read before other tasks get a turn, if they are not pushed
 _MAX_UNBUFFERED = 16 * 1024  # characters that an empty write buffer takes, whatever the size of a character
-_UNANSWERED = {None, WSCloseCode.ABNORMAL_CLOSURE}
+_NO_CLOSE_FRAME = {None, WSCloseCode.ABNORMAL_CLOSURE}
 _TEXT, _BINARY = WSMsgType.TEXT, WSMsgType.BINARY
 _CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -59,7 +59,7 @@ class AudioSocket(web.WebSocketResponse):
         buffer: memoryview,
         coalescer: Coalescer | None = None,
     ) -> None:
-        super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
+        super().__init__(timeout=_CLOSE_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
         self.transport = transport
         self.on_message: OnMessage = _ignore  # set before `prepare`
         self.on_read: Callable[[], None] = _ignore
@@ -95,7 +95,7 @@ class AudioSocket(web.WebSocketResponse):
             transport.set_protocol(_CoalescedReads(self, protocol, parser, self._buffer, self._coalesced))
 
     async def read(self) -> None:
-        """Answer pings, and pass on the messages that are not pushed, until the socket is closed."""
+        """Reply to pings, and pass on the messages that are not pushed, until the socket is closed."""
         messages = 0
         while (message := await self.receive()).type not in _CLOSED:
             if message.type is _TEXT or message.type is _BINARY:
@@ -129,7 +129,7 @@ class AudioSocket(web.WebSocketResponse):
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
         """Close the WebSocket, or wait until it is closed. aiohttp calls this too, when the other end closes it.
 
-        A connection whose other end does not answer is reset, and so is one that does not close in time.
+        A connection whose other end does not reply is reset, and so is one that does not close in time.
         """
         if self._coalesced is not None:
             self._coalesced.end()
@@ -147,8 +147,8 @@ class AudioSocket(web.WebSocketResponse):
         began = loop.time()
         timer = loop.call_later(CLOSE_TIMEOUT, reset, self.transport)
         closed = await closing()
-        # After a message that breaks the protocol aiohttp waits for no answer, and the close frame is still to be read.
-        if self.close_code in _UNANSWERED and loop.time() - began >= _ANSWER_TIMEOUT:
+        # After a message that breaks the protocol aiohttp waits for no reply, and the close frame is still to be read.
+        if self.close_code in _NO_CLOSE_FRAME and loop.time() - began >= _CLOSE_TIMEOUT:
             timer.cancel()
             reset(self.transport)
         return closed

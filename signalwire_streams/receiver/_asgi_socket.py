@@ -18,7 +18,7 @@ _CLOSED = "the socket is closed"
 
 
 class AsgiSocket:
-    """A WebSocket behind an ASGI server, which answers pings, and closes the connection once the application returns.
+    """A WebSocket behind an ASGI server, which replies to pings and closes the connection once the application returns.
 
     It can't be reset, so `abort` only cancels pending sends.
     """

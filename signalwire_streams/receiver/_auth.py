@@ -162,8 +162,8 @@ class TokenAuthenticator:
                 return False
         if self._check is None:
             return token_hash(token) in self._hashes
-        answer = self._check(str(token))  # a plain str, which no local variable here holds
-        return (await answer if inspect.isawaitable(answer) else answer) is True
+        allowed = self._check(str(token))  # a plain str, which no local variable here holds
+        return (await allowed if inspect.isawaitable(allowed) else allowed) is True
 
 
 def bearer_token(authorization: str | None) -> str | None:

@@ -237,7 +237,7 @@ class Connection:
             raise
 
     def check(self, now: float) -> None:
-        """Ping a silent peer, and end the session of one that does not answer. Called by the watchdog."""
+        """Ping a silent peer, and end the session of one that does not reply. Called by the watchdog."""
         heartbeat, session = self._heartbeat, self.session
         if heartbeat is None or session is None or now - self._received_at < heartbeat:
             return

@@ -34,7 +34,7 @@ class QueueLimits:
 
 
 class Waiter:
-    """What one task at a time waits for. Unlike a future, it is used again, and can resume the task at once.
+    """A reusable awaitable for one task at a time. Unlike a future, it can resume the task at once.
 
     A new future and another turn of the event loop would cost as much as decoding a frame does. The methods are those
     that asyncio's tasks call on whatever they wait for.
@@ -90,8 +90,8 @@ class Waiter:
 class EventQueue:
     """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
 
-    It is its own iterator, for one consumer at a time, which has to be woken when events were added. Cancelling
-    `__anext__` loses no event.
+    It is its own iterator, for one consumer at a time; wake that after adding events. Cancelling `__anext__` loses no
+    event.
     """
 
     def __init__(self, limits: QueueLimits, on_drop: Callable[[AudioEvent], None]) -> None:

@@ -1,7 +1,7 @@
-"""What the caller has heard of the audio that was sent: an estimate from its pace and from returned marks. Pure.
+"""How much of the sent audio the caller has heard: an estimate from its pace and from returned marks. Pure.
 
-Only differences matter at the other end: a message to clear travels as long as the audio did. So the clock here is that
-of the audio as it is sent, as if it was played at once, and the time that a mark takes to travel is subtracted.
+Times are measured where the audio is sent, as if it were played at once: a clear message takes as long to arrive as the
+audio did, so the delay cancels out. The travel time of a returned mark is subtracted.
 """
 
 from collections import deque
@@ -59,7 +59,7 @@ class SentMark:
 
 
 class HeardAudio:
-    """Counts the samples of one stream: those that were sent, and those that were heard. Times are in seconds.
+    """Counts the samples of one stream that were sent and that were heard. Times are in seconds.
 
     Attributes:
         utterance: the one that audio is added to.
@@ -67,12 +67,12 @@ class HeardAudio:
 
     def __init__(self, sample_rate: int) -> None:
         self.utterance = Utterance(0)
-        self._unheard: deque[Utterance] = deque()  # to which nothing is added any more
+        self._unheard: deque[Utterance] = deque()  # finished ones
         self._rate = sample_rate
-        self._sent = 0  # less what was cleared
-        self._ends_at = float("-inf")  # when all that was sent has been played
-        self._marks: deque[SentMark] = deque()  # that have not returned, and whose return will show something
-        self._latency: float | None = None  # of the mark that returned soonest
+        self._sent = 0  # without what was cleared
+        self._ends_at = float("-inf")  # when all sent audio will have been played
+        self._marks: deque[SentMark] = deque()  # whose return will improve the estimate
+        self._latency: float | None = None  # the shortest round trip of a mark
 
     def send(self, samples: int, now: float, *, padding: int = 0) -> None:
         """Count audio that is sent now, the last samples of which are padding."""
@@ -89,7 +89,7 @@ class HeardAudio:
     def position(self, now: float) -> int:
         """Return the samples that were played since the stream's start."""
         played = self._sent - round(self.waiting(now) * self._rate)
-        if self._marks:  # what is behind a mark was played only while the mark was on its way back
+        if self._marks:  # audio after a mark was played only while the mark travelled back
             latency = _UNKNOWN_LATENCY if self._latency is None else self._latency
             played = min(played, self._marks[0].position + round(latency * self._rate))
         return max(0, played)
@@ -98,7 +98,7 @@ class HeardAudio:
         return int(samples * _MILLISECONDS / self._rate + _ROUNDING)
 
     def end_utterance(self) -> Utterance:
-        """Begin another utterance; return the one that ends, which was not heard yet."""
+        """Begin another utterance; return the one that ends here; how much of it was heard is not known yet."""
         ended, self.utterance = self.utterance, Utterance(self._sent)
         self._unheard.append(ended)
         return ended

@@ -104,12 +104,12 @@ class MediaReceiver(StarterMixin):
             overflow: what to do when the queue is full.
             start_timeout: seconds from the upgrade to the start event, and for a token check.
             frame_limit: bytes that one message may have.
-            heartbeat: seconds of silence before a ping, which must be answered in half that time; None sends no pings.
+            heartbeat: seconds of silence before a ping, whose pong must arrive in half that time; None sends no pings.
             byte_order: byte order of L16 audio, which is not documented.
-            coalesce: seconds, at most 1, for which audio may be left in its socket, so that several frames are read at
-                once: for recording and transcription, not for agents. Frames are then late, at the median by half of
-                it and at most by one and a half of it, in ``elapsed`` and in the statistics' delay and jitter too. It
-                needs the socket option SO_RCVLOWAT. With None or 0, each frame is read at once.
+            coalesce: seconds, at most 1, that audio may wait in its socket so that several frames are read at once; for
+                recording and transcription, not for agents. Frames arrive late by half of that at the median, and by
+                one and a half times that at most, which shows in ``elapsed`` and in the statistics' delay and jitter
+                too. It needs the socket option SO_RCVLOWAT. With None or 0, each frame is read at once.
 
         Raises:
             InvalidRequestError: an argument is invalid, or handler and ``bearer_tokens`` do not fit together.
@@ -165,13 +165,13 @@ class MediaReceiver(StarterMixin):
     def asgi(self) -> Application:
         """The receiver as an ASGI application: ``app.mount("/audio", receiver.asgi)``.
 
-        It needs no more than the server and the framework that are there: FastAPI, Starlette, Litestar, Quart. Three
-        things are the server's: it answers pings and may send some, it limits messages before ``frame_limit`` does, and
-        it resets connections. So ``heartbeat`` sends no ping here: a stream of which nothing arrives for one and a half
-        times as long has ended. The time for a request's head is also the server's.
+        It needs no package besides your framework (FastAPI, Starlette, Litestar, Quart) and its server. The server
+        replies to pings and may send its own, limits messages before ``frame_limit`` does, resets connections, and
+        times out request heads. So ``heartbeat`` sends no pings: a stream that is silent for one and a half times as
+        long has ended.
 
-        A server closes its sockets before it runs an application's shutdown. Await `aclose` before, so that streams may
-        end.
+        ASGI servers close their sockets before the application's shutdown runs; await `aclose` before that, so that
+        streams can finish.
 
         Sources: https://asgi.readthedocs.io/en/latest/specs/www.html and .../extensions.html
         """
@@ -207,14 +207,14 @@ class MediaReceiver(StarterMixin):
         connection = self._connect(socket, admission.token)
         try:
             await socket.prepare(request)
-        except ConnectionError:  # the other end left
+        except ConnectionError:  # the client disconnected
             admission.on_socket_failed("the connection broke")
-            return web.Response(status=503)  # it can't be sent, but aiohttp fails on a socket that was not upgraded
+            return web.Response(status=503)  # it can't be sent, but aiohttp needs a response
         await self._serve(connection, admission)
         return socket
 
     async def _admit(self, token: str | None, slot: Slot) -> "_Admission | int":
-        """Return who receives the stream that presents a token, or the HTTP status that rejects it."""
+        """Return the receiver of a stream with this token, or the HTTP status that rejects it."""
         pending = self._pending_streams.claim(token)
         handler = self._handler if pending is None else pending.on_session
         admitted = pending is not None or (handler is not None and await self._allows(token, slot))
@@ -334,9 +334,10 @@ class MediaReceiver(StarterMixin):
         shutdown_timeout: float = 5.0,
         reuse_port: bool = False,
     ) -> AsyncIterator[str]:
-        """Run a server while the block runs, and close the receiver at its end.
+        """Run a server while the block runs, and close the receiver when it ends.
 
-        A handler that ignores its cancellation does not delay the end of the block, but that of `asyncio.run`.
+        A handler that ignores its cancellation does not delay the end of the block, but does delay the end of
+        `asyncio.run`.
 
         Args:
             host: address to listen on.
@@ -367,7 +368,7 @@ class MediaReceiver(StarterMixin):
         check_flag(reuse_port, "reuse_port")
         _check_address(host, port, path)
 
-        async def answer(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+        async def respond(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
             if path not in {request.path, request.rel_url.raw_path}:
                 return web.Response(status=404)
             if request.method != "GET":
@@ -375,7 +376,7 @@ class MediaReceiver(StarterMixin):
             return await self._receive(request, slot)
 
         server = StreamServer(
-            answer,
+            respond,
             ssl_context=ssl_context,
             handshake_timeout=handshake_timeout,
             max_pending=default_max_pending() if max_pending is None else check_count(max_pending, "max_pending"),
@@ -442,7 +443,7 @@ class MediaReceiver(StarterMixin):
         return False
 
     def abort(self) -> None:
-        """Reset the connections of all streams, so that `aclose` need not wait until the other ends answer."""
+        """Reset the connections of all streams, so that `aclose` need not wait until the other ends reply."""
         for connection in self._watchdog.connections:
             connection.socket.abort()
 
@@ -467,11 +468,11 @@ async def _reject_http(_: Scope, __: Receive, send: Send) -> None:
 
 @frozen
 class _Admission:
-    """Who receives a stream."""
+    """The receiver of a stream."""
 
     handler: Handler
     slot: Slot
-    pending: PendingStream | None  # if it was started here
+    pending: PendingStream | None  # the pending stream, if it was started here
     token: VerifiedToken | None  # if it is signed
 
     def on_socket_failed(self, reason: str) -> None:
@@ -486,7 +487,7 @@ def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:
         raise InvalidRequestError(f"bearer_tokens is a {kind_of(tokens)}: pass a token, several, or a function")
     if handler is not None and tokens == ():
         raise InvalidRequestError(
-            "a handler needs bearer_tokens=..., which decides who may send streams to it (None: anyone)"
+            "a handler needs bearer_tokens=...: the tokens of the streams that it accepts (None accepts any)"
         )
     if handler is None and tokens != ():
         raise InvalidRequestError(

@@ -1,7 +1,7 @@
 """Sending over a bidirectional stream: audio in real time, marks, DTMF.
 
-As far as documented, streams started over REST only send; bidirectional ones come from cXML (``<Connect><Stream>``).
-The protocol does not say which kind a stream is, so the receiver needs ``bidirectional=True``.
+According to the documentation, streams started over REST only send audio to you; bidirectional ones come from cXML
+(``<Connect><Stream>``). The protocol does not say which kind a stream is, so the receiver needs ``bidirectional=True``.
 
 Source: https://signalwire.com/docs/compatibility-api/cxml/voice/stream
 """
@@ -51,8 +51,8 @@ class Playback:
     It may be split over calls at any byte: what is less than a frame waits for more, or for `flush`, `mark` or
     `finish`, which fill the frame up with silence.
 
-    Calls that send audio take turns, in the order in which they are made. Those that wait for their turn are cleared
-    as well.
+    Methods that send audio run one after the other, in the order of their calls. `clear` also drops the audio of those
+    that are waiting.
 
     What the caller has heard is estimated: from the pace of the audio, and from marks as they return. The audio between
     two calls of `clear` or `finish` is one utterance. Milliseconds are rounded down.
@@ -94,7 +94,7 @@ class Playback:
 
     @property
     def position(self) -> int:
-        """Milliseconds that were heard since the stream's start, with the silence that fills up frames."""
+        """Milliseconds that the caller has heard since the stream's start, including silence that pads frames."""
         return self._heard.milliseconds(self._heard.position(self.now()))
 
     @property
@@ -109,8 +109,8 @@ class Playback:
     async def play(self, audio: bytes) -> int:
         """Send audio in real time.
 
-        Return when the Space holds at most 100 ms of audio beyond what is playing, so a loop of calls sends evenly.
-        `clear` ends the call, and the rest of its audio is not sent.
+        Return once the Space has at most 100 ms of audio beyond what is playing, so that a loop sends evenly. `clear`
+        makes it return at once; the rest of the audio is not sent.
 
         Args:
             audio: raw audio, encoded as `audio_format` says, without a header, of any length.
@@ -130,8 +130,8 @@ class Playback:
     async def play_pcm(self, pcm: bytes, *, rate: int) -> int:
         """Convert linear PCM to the stream's encoding and rate, and `play` it.
 
-        Another rate than the stream's needs the extra ``audio``, and holds back the last 10 ms as long as more may
-        follow.
+        A rate other than the stream's needs the extra ``audio``, and holds back the last 10 ms until more follows, or
+        until `flush`, `mark` or `finish`.
 
         Args:
             pcm: one channel of 16-bit samples, little-endian, of any length.
@@ -191,7 +191,7 @@ class Playback:
         return self._heard.milliseconds(samples)
 
     async def flush(self) -> None:
-        """Send the audio that waits for a whole frame, filled up with silence. A partial sample goes on waiting."""
+        """Send the audio of an incomplete frame, padded with silence. A partial sample stays in the buffer."""
         self._check_open()
         async with self._turn:
             await self._flush()
@@ -256,10 +256,10 @@ class Playback:
         await mark.played
 
     async def finish(self) -> int:
-        """`flush`, then wait until the caller has heard the last word, or it was cleared. This ends the utterance.
+        """`flush`, then wait until the caller has heard all of the audio, or it was cleared. This ends the utterance.
 
-        It sends a mark, which is no event of the session, and waits for it as `mark` does. Audio that is passed
-        meanwhile belongs to the next utterance.
+        It sends a mark, which the session does not yield as an event, and waits for it as `mark` does. Audio that is
+        passed meanwhile belongs to the next utterance.
 
         Returns:
             Milliseconds of the utterance that were heard.
@@ -291,13 +291,13 @@ class Playback:
         return mark
 
     async def clear(self) -> int:
-        """Drop the audio that was not played yet, here and in the Space; its marks return at once.
+        """Drop the audio that has not been played, here and at the Space; its marks return at once.
 
         This ends all utterances.
 
         Returns:
-            Milliseconds that were heard of the one that was being heard, for a model that has to forget the rest of its
-            answer; 0 if nothing was.
+            Milliseconds of the current utterance that the caller heard, so that a model can forget the rest of its
+            answer; 0 if there was none.
         """
         self._check_open()
         self._clears += 1

@@ -50,12 +50,12 @@ _HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
 
 _BACKLOG = 512  # connections that the kernel keeps until they are accepted
 _MIN_AGE = 0.5  # seconds that a connection has at least: three round trips of a slow network
-_ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
+_ACCEPT_RETRY = 0.2  # seconds until the next accept, if one failed and there was no connection to close
 _MAX_HEAD = 64 * 1024  # bytes of a request's head; aiohttp limits only its lines, which together may be a megabyte
 _HEAD_END = b"\r\n\r\n"
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _MAX_PENDING = 2_048
-_DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
+_DEFAULT_PENDING = 256  # if the number of file descriptors is unknown
 
 
 def default_max_pending() -> int:
@@ -83,7 +83,7 @@ _HTTP_LOG.addFilter(_MalformedRequestFilter())
 
 
 class Slot:
-    """A connection's place among those without a stream. This base class, for your own application, limits nothing."""
+    """A connection's place among those without a stream. This base class, for your own server, limits nothing."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()  # set when the connection is closed
@@ -101,8 +101,8 @@ Respond: TypeAlias = Callable[[web.BaseRequest, Slot], Awaitable[web.StreamRespo
 class _Connection(Slot, asyncio.Protocol):
     """An accepted connection. It is pending, in one of two groups, until it carries a stream or has ended.
 
-    It has ended when its socket is closed and its request handler has returned: a client that hangs up while its token
-    is checked makes no room for another check.
+    It has ended when its socket is closed and its request handler has returned, so a client that hangs up while its
+    token is being checked does not free a slot for another check.
 
     As a protocol it collects the head of the request; aiohttp gets the connection when the head is complete.
     """
@@ -183,7 +183,7 @@ class StreamServer(web.Server):
     def __init__(
         self, handler: Respond, *, ssl_context: SSLContext | None, handshake_timeout: float, max_pending: int
     ) -> None:
-        # Each connection ends with its response, so there is no idle one to keep alive and no rest of a body to read.
+        # Each connection ends with its response, so there are no idle connections, and no leftover bodies to read.
         super().__init__(self._respond, access_log=None, keepalive_timeout=0, lingering_time=0, logger=_HTTP_LOG)
         self._handler = handler
         self._ssl_context = ssl_context

@@ -27,7 +27,7 @@ class EndReason(StrEnum):
     CLOSED = "closed"
     """The Space closed the socket without a stop event, which is normal too."""
     LOST = "connection_lost"
-    """The connection broke, or the other end answered no ping."""
+    """The connection broke, or the other end did not reply to a ping."""
     UNREADABLE = "unreadable"
     """The Space sent an invalid WebSocket frame, or a message above ``frame_limit``."""
     OVERFLOW = "overflow"
@@ -93,7 +93,7 @@ class StreamSession:
 
     @property
     def stream_sid(self) -> str | None:
-        """The stream's id, as the start event has it."""
+        """The stream's sid from the start event."""
         return self.start.stream_sid
 
     def __aiter__(self) -> AsyncIterator[AudioEvent]:
@@ -101,15 +101,15 @@ class StreamSession:
         return self._queue
 
     def tap(self, *, max_frames: int = 500) -> Tap:
-        """Open a listener beside the handler: the media events as they arrive, for monitoring or a recording.
+        """Open a listener alongside the handler: the media events as they arrive, for monitoring or a recording.
 
         Any number of taps can be open. A tap whose loop is too slow drops its oldest events, and slows nothing else.
         If there are taps and no loop over the session, its queue never ends it: the oldest DTMF and marks that wait
         there are dropped and counted (`StreamStatistics.dropped`).
 
-        Media events that waited because nobody listened come first: in each tap that is opened, and in a loop over the
-        session that begins, before the next one arrives. After that a tap begins with what arrives next, and so does a
-        loop that begins beside taps; DTMF, marks and unknown events always wait for the loop.
+        Media events that arrived before anything was listening come first, in every tap that is opened and in a loop
+        that begins before the next event arrives. A tap that is opened later, or a loop that begins when there are
+        taps, starts with the next event; DTMF, marks and unknown events always wait for the loop.
 
         Args:
             max_frames: media events that may wait in the tap, of at most 4 KiB on average; in a `Tap.pcm`, 20 ms of
@@ -135,26 +135,25 @@ class StreamSession:
         late: Late = "keep",
         delay_ms: int = 60,
     ) -> PcmStream:
-        """Return the audio as frames of 16-bit linear PCM, beside ``async for event in session`` or without it.
+        """Return the audio as frames of 16-bit linear PCM, alongside ``async for event in session`` or without it.
 
         Audio is placed by its timestamps, as in a `WavRecorder`: gaps are silence, repeated frames are left out, and
-        the tracks are in line.
+        the tracks are aligned.
 
-        - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence goes out after
-          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and
-          60 ms, and for the first one at another rate twice as long). Later silence is shortened by as much. Audio
-          that arrives after its place went out follows as soon as it arrives.
-        - ``late="drop"``, for agents, is as long as the time that passes, and drops audio that is later than
-          ``delay_ms``.
+        - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence is yielded after
+          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and 60
+          ms, and for the first one at another rate twice as long). Later silence is shortened by the same amount. Late
+          audio is yielded as soon as it arrives.
+        - ``late="drop"``, for agents, stays in real time, and drops audio that is more than ``delay_ms`` late.
 
-        It begins with the audio that waits because nobody listened, as a `tap` does. Frames are made as the audio
-        arrives, and up to 10 seconds of them wait for your loop. If it is slower, the oldest are dropped
+        It begins with the audio that arrived before anything was listening, as a `tap` does. Frames are made as the
+        audio arrives, and up to 10 seconds of them wait for your loop. If it is slower, the oldest are dropped
         (`PcmFrame.missing_ms`).
 
         Args:
-            rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
-                needed, and a frame goes out when the next one has arrived. For the first call in a process, a thread
-                imports numpy and soxr, during which audio waits.
+            rate: samples per second, up to 192,000. A rate other than the stream's needs the extra ``audio``, and
+                delays each frame until the next one has arrived. For the first call in a process, a thread imports
+                numpy and soxr, during which audio waits.
             tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
                 that the stream does not have is silence.
             frame_ms: length of a frame, from 1 to 1,000 milliseconds.

@@ -1,4 +1,4 @@
-"""Listeners beside a session's handler: the media events as they arrive, or PCM frames made from them."""
+"""Additional listeners of a session: media events as they arrive, or PCM frames made from them."""
 
 import asyncio
 from collections import deque
@@ -23,7 +23,7 @@ _Item = TypeVar("_Item", MediaEvent, PcmFrame)
 
 
 class _Feed(Generic[_Item]):
-    """What waits for one listener. The session holds it, and the listener does."""
+    """Items that wait for one listener. Both the session and the listener hold a reference to it."""
 
     def __init__(self) -> None:
         self.is_closed: bool = False
@@ -282,7 +282,7 @@ class Tap(_Listener[MediaEvent]):
         self.close()
 
     def __del__(self) -> None:
-        # Nobody can listen any more: a loop was left without closing its tap.
+        # The loop was left without closing its tap, and no reference to it remains.
         for feed in self._feeds:
             self._listeners.remove(feed)
             feed.end()
@@ -297,7 +297,7 @@ class PcmStream(_Listener[PcmFrame]):
 
     def __init__(self, tap: Tap, feed: PcmFeed) -> None:
         """Created by `StreamSession.pcm` and `Tap.pcm`."""
-        self._tap = tap  # which is closed when nobody has it any more
+        self._tap = tap  # closed when no reference to it remains
         self._feed: PcmFeed = feed
 
     def close(self) -> None:

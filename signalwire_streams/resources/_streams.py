@@ -1,4 +1,4 @@
-"""The requests about conferences and calls and the streams on them: both work alike. Lists come in pages."""
+"""Requests shared by conferences and calls: streams, get, end, and lists in pages."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -40,7 +40,7 @@ _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
 _SUCCEED, _ALREADY_STARTED = RetryDecision.SUCCEED, RetryDecision.ALREADY_STARTED
-# Empty pages, or pages of items that were listed before. A filter, or items that move while they are read, leave some.
+# Empty pages, or pages of items that were listed before: filters, and items that move during the listing, cause some.
 _PAGES_WITHOUT_NEWS = 10
 
 
@@ -88,7 +88,7 @@ class Paginator(Generic[_Item]):
                 raise MalformedResponseError("the Space's pages form a loop, so the list never ends", sent="yes")
 
     async def _fetch(self, path: str) -> Page[_Item]:
-        # By itself, so that the response is not kept while the caller works on the page.
+        # A method of its own, so that the response is freed while the caller works on the page.
         result = await self._send(requests.page_at(self._first, path))
         return read_page(result.response and result.response.document, self._model, self._first.required_key)
 
@@ -119,7 +119,7 @@ class Streams(Generic[_Stream]):
         return read_item(result.response and result.response.document, model)
 
     async def end(self, sid: str, model: type[_Item], deadline: float | None) -> _Item:
-        """End a call or conference. Of one that had ended before, only the sid and that it is completed are known."""
+        """End a call or conference. If it had ended before, the result has only its sid and "completed"."""
         check_path_segment(sid, self._kind.target_key)
         request = requests.end(self._account, self._kind, sid, deadline=check_deadline(deadline))
         result = await self._send(request)
@@ -283,6 +283,6 @@ class Streams(Generic[_Stream]):
             # A name that a caller passed may be the stream's sid after all.
             is_named = stopped.name is not None or stream.name == stopped.sid
             return stopped if is_named else evolve(stopped, name=stream.name)
-        # After an attempt of this stop that may have succeeded, nobody knows what ended the stream.
+        # If an earlier attempt of this stop may have succeeded, it is unknown what ended the stream.
         ended_before = result.attempt_result in REJECTED_STOPS and not result.ambiguous
         return evolve(stream, status=StreamStatus.STOPPED, already_ended=ended_before)

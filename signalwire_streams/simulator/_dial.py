@@ -230,7 +230,7 @@ async def _dial(
     try:
         async with dialer.session_of(call) as session:
             try:
-                # If aiohttp answered a close frame, and the connection was gone, it would forget the code.
+                # If aiohttp returned a close frame, and the connection was gone, it would forget the code.
                 socket = await dialer.connect(call, session, autoclose=False)
             except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
                 reason = _reason(error, has_token=stream.authorization_bearer_token is not None)
@@ -258,7 +258,7 @@ def _reason(error: Exception, *, has_token: bool) -> str:
             token = f", with{'' if has_token else 'out'} a bearer token" if error.status in _UNAUTHORIZED else ""
             what = f"rejected the upgrade with HTTP {error.status}{token}"
         case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError():
-            what = "did not answer the upgrade with HTTP"
+            what = "did not respond to the upgrade with HTTP"
         case TimeoutError():
             what = f"did not accept the upgrade within {HANDSHAKE_SECONDS:g} s"
         case aiohttp.ClientConnectorCertificateError():

@@ -28,7 +28,7 @@ class ReceivedRequest:
         headers: User-Agent and Content-Type if they were sent, and never any other.
         received_at: when it arrived, in seconds of the Space's monotonic clock.
         created: the sid of the stream that it started.
-        answered: the HTTP status; None if it got no well-formed response.
+        status: the HTTP status of the response; None if there was no well-formed one.
         fault: the kind of fault that it triggered.
         connection: the number of its TCP connection, from 1 in the order they were opened.
     """
@@ -43,7 +43,7 @@ class ReceivedRequest:
     headers: Mapping[str, str]
     received_at: float
     created: str | None
-    answered: int | None
+    status: int | None
     fault: str | None
     connection: int
 

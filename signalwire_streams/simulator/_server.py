@@ -163,7 +163,7 @@ class Server:
         faulty = faulty_response(rule, genuine)
         if isinstance(faulty, Response):
             return self._log_and_send(arrival, fields, evolve(faulty, created=genuine.created))
-        self._record(arrival, fields, answered=None, created=genuine.created)
+        self._record(arrival, fields, status=None, created=genuine.created)
         match faulty:
             case RawBytes(pieces, pause, closes):
                 for piece in pieces:
@@ -183,7 +183,7 @@ class Server:
             await self._pause(rule.settings.seconds)
             return self._log_and_send(arrival, fields, self._execute(arrival, fields))
         response = self._execute(arrival, fields)
-        self._record(arrival, fields, answered=response.status, created=response.created)
+        self._record(arrival, fields, status=response.status, created=response.created)
         if rule.kind is FaultKind.LATENCY:
             await self._pause(rule.settings.seconds)
         elif response.created is not None:
@@ -206,7 +206,7 @@ class Server:
         try:
             body = await arrival.request.content.read()
         except (ConnectionError, web.RequestPayloadError):
-            self._record(arrival, Fields(), answered=None, created=None)
+            self._record(arrival, Fields(), status=None, created=None)
             raise
         return read_fields(arrival.request.headers.get("Content-Type", ""), body)
 
@@ -217,7 +217,7 @@ class Server:
         return self._api.respond(ApiRequest(route, authorization, fields, duplicate))
 
     def _log_and_send(self, arrival: _Arrival, fields: Fields, response: Response) -> web.StreamResponse:
-        self._record(arrival, fields, answered=response.status, created=response.created)
+        self._record(arrival, fields, status=response.status, created=response.created)
         return self._send(arrival, response)
 
     def _send(self, arrival: _Arrival, response: Response) -> web.StreamResponse:
@@ -232,7 +232,7 @@ class Server:
         arrival.connection.send(message)
         return _KEEP_ALIVE if keep_alive else _CLOSE
 
-    def _record(self, arrival: _Arrival, fields: Fields, *, answered: int | None, created: str | None) -> None:
+    def _record(self, arrival: _Arrival, fields: Fields, *, status: int | None, created: str | None) -> None:
         route = arrival.route
         if not self._settings.requests.keep:
             count_request(self._settings.requests, route.operation, route.target_sid)
@@ -250,7 +250,7 @@ class Server:
                 headers={name: headers[name] for name in _LOGGED_HEADERS if name in headers},
                 received_at=arrival.moment,
                 created=created,
-                answered=answered,
+                status=status,
                 fault=None if arrival.fault is None else arrival.fault.kind.value,
                 connection=arrival.connection.number,
             )

@@ -407,7 +407,7 @@ def test_wrong_arguments_are_rejected() -> None:
 async def test_the_guide_answers_a_call(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, certificates: Certificates
 ) -> None:
-    """README's program: it refuses a stream without the token, hears and answers a call, and hangs up."""
+    """README's program: it rejects a stream without the token, hears and answers a call, and hangs up."""
     bot = Bot()
     scope: dict[str, Any] = {"my_agent": lambda: [bot], "TOKEN": "token"}
     guide("SignalWireFrameSerializer", scope)

@@ -88,7 +88,7 @@ async def test_stop_by_the_name_of_an_ended_stream_succeeds(client_for: Any, tmp
 async def test_invalid_stop_does_not_overwrite_a_doubtful_item(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """A resumed run that refuses an item by itself reports, and leaves in the journal, that it may run."""
+    """A resumed run that rejects an item by itself reports, and leaves in the journal, that it may run."""
 
     async def refuses(request: Request, send: Handler) -> Result:
         raise InvalidRequestError("not like that")
@@ -149,7 +149,7 @@ class NoTime:
 
 
 async def test_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
-    """Doubtful items stay doubtful, and are not all sent with a token that is refused."""
+    """Doubtful items stay doubtful, and are not all sent with a token that is rejected."""
     async with SimulatedSpace(conferences=40) as space:
         first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         space.faults.add("reset", on="start", executed=True)

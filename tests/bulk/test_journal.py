@@ -116,7 +116,7 @@ async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> No
 
 
 async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> None:
-    """Each intent is refused from then on; outcomes are written as soon as that works again, and the end raises."""
+    """Each intent is rejected from then on; outcomes are written as soon as that works again, and the end raises."""
     path = tmp_path / "run.db"
     journal = Journal.create(path, RUN, run="r1")
     row = journal.new_row()
@@ -197,7 +197,7 @@ def test_missing_or_foreign_file_is_rejected(tmp_path: Path) -> None:
 
 
 def test_journal_of_a_running_process_is_rejected(tmp_path: Path) -> None:
-    """While one process holds a journal another is refused; a killed one holds nothing."""
+    """While one process holds a journal another is rejected; a killed one holds nothing."""
     path = tmp_path / "run.db"
     code = (
         "import asyncio, sys\n"

@@ -101,7 +101,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
 
 
 async def test_copy_of_a_killed_run_is_complete_or_rejected(client_for: Any, tmp_path: Path) -> None:
-    """A copy that lacks a part of the log is refused; one that is whole is resumed, and doubles nothing."""
+    """A copy that lacks a part of the log is rejected; one that is whole is resumed, and doubles nothing."""
     async with SimulatedSpace(conferences=60, participants=0) as space:
         client = client_for(space)
         original = tmp_path / "run.db"
@@ -188,7 +188,7 @@ def salt_of(journal: Path) -> int:
 async def test_restarted_log_fits_only_the_main_file_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any time a main file is read with the log of that time, and refused without it or with a later one."""
+    """At any time a main file is read with the log of that time, and rejected without it or with a later one."""
     monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     copies: list[tuple[int, int, Path]] = []
@@ -571,7 +571,7 @@ def known_of(path: Path) -> int | None:
 async def test_run_killed_at_any_step_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_each_step: AnotherProgram
 ) -> None:
-    """The journal knows what was sent, whatever another program did to it before; a part of it knows, or is refused."""
+    """The journal knows what was sent, whatever another program did to it before; a part of it does, or is rejected."""
     path = tmp_path / "run" / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
         at_each_step.is_open = True

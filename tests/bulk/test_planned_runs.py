@@ -185,7 +185,7 @@ async def test_stop_started_waits_for_the_end_of_an_outage(
 async def test_stop_started_rejects_a_stream_without_sid_and_name(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """A stream without name whose answer was lost can't be stopped by anyone, and the outcome says so."""
+    """A stream without name whose response was lost can't be stopped by anyone, and the outcome says so."""
     client: StreamsClient = client_for(space)
     space.faults.add("reset", on="start", executed=True, times=1)
     await client.start_streams(on_conferences(space, unnamed=True)[:1], journal=tmp_path / "run.db").report()

@@ -113,7 +113,7 @@ async def test_resume_starts_only_what_was_not_started(
 async def test_resume_resends_a_doubtful_start_under_its_name(
     client_for: Any, tmp_path: Path, duplicate_names: Any
 ) -> None:
-    """A start whose answer was lost is found to run, or is started, under the name that the journal kept."""
+    """A start whose response was lost is found to run, or is started, under the name that the journal kept."""
     async with SimulatedSpace(conferences=6, calls=2, duplicate_names=duplicate_names) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         requests: list[Any] = [*on_conferences(space)]
@@ -166,7 +166,7 @@ async def test_resume_distinguishes_two_names_on_one_target(
 async def test_resume_reports_a_doubtful_unnamed_start_as_unknown(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """An unnamed start whose answer was lost is never sent again, and the report says that it may run."""
+    """An unnamed start whose response was lost is never sent again, and the report says that it may run."""
     space.faults.add("reset", on="start", executed=True, times=1)
     requests = on_conferences(space, unnamed=True)[:3]
     first = await client.start_streams(requests, journal=tmp_path / "run.db").report()
@@ -207,7 +207,7 @@ async def test_resume_that_ends_early_reports_what_the_journal_knows(how: str, c
 async def test_items_of_another_type_are_not_attempted_in_a_run_that_ends_early(
     journal: str | None, client_for: Any, tmp_path: Path
 ) -> None:
-    """Their turn to be refused does not come."""
+    """Their turn to be rejected does not come."""
     path = None if journal is None else tmp_path / journal
     async with SimulatedSpace(conferences=2) as space:
         wrong: StreamsClient = client_for(space, token="wrong")

@@ -104,7 +104,7 @@ async def test_generated_names_follow_from_run_and_target(client_for: Any) -> No
 
 
 async def test_failed_items_end_in_outcomes_and_do_not_raise(client_for: Any) -> None:
-    """Refusals, lost answers and mistakes are outcomes; the report can raise them all together."""
+    """Rejections, lost responses and mistakes are outcomes; the report can raise them all together."""
     async with SimulatedSpace(conferences=4) as space:
         client = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         refused, unknown, unserved, fine = space.conference_sids

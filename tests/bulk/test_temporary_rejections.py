@@ -44,7 +44,7 @@ def client_of(space: RawSpace, **options: Any) -> StreamsClient:
 
 
 def refusing(*answers: bytes, executes: bool = True) -> Answer:
-    """Refuse in turn, carrying out the first request all the same unless told otherwise; then answer as the API."""
+    """Reject in turn, carrying out the first request all the same unless told otherwise; then respond as the API."""
     left = list(answers)
 
     async def answer(space: RawSpace, connection: RawConnection, request: Received) -> bytes:
@@ -94,7 +94,7 @@ async def test_resumed_start_is_already_started_if_it_was_temporarily_rejected_b
     journal = tmp_path / "run.db"
     async with raw_space(refusing(*[refusal] * 1000)) as space, client_of(space) as client:
         [first] = await run_all(client, CONFERENCE, journal=journal)
-        space.answer = as_documented
+        space.respond = as_documented
         [second] = await run_all(client, CONFERENCE, journal=journal, resume=True)
         assert (first.status, second.status) == (BulkStatus.NOT_ATTEMPTED, BulkStatus.ALREADY_STARTED)
         [stopped] = [outcome async for outcome in client.stop_started(journal)]
@@ -107,11 +107,11 @@ async def test_stop_started_stops_a_start_that_was_temporarily_rejected(request_
     journal = tmp_path / "run.db"
     async with raw_space(refusing(*[BUSY] * 1000)) as space, client_of(space) as client:
         [first] = await run_all(client, request_, journal=journal)
-        space.answer = refusing(*[THROTTLED] * 1000, executes=False)
+        space.respond = refusing(*[THROTTLED] * 1000, executes=False)
         [second] = await run_all(client, request_, journal=journal, resume=True)
         assert {first.status, second.status} == {BulkStatus.NOT_ATTEMPTED}
         assert BulkJournal(journal).status().counts == {"not_attempted": 1}
-        space.answer = as_documented
+        space.respond = as_documented
         [stopped] = [outcome async for outcome in client.stop_started(journal)]
         assert stopped.status is BulkStatus.STOPPED
         assert space.requests[-1].path.endswith(f"/Streams/{stopped.item.name}")
@@ -151,7 +151,7 @@ async def test_start_that_got_a_429_is_not_attempted_when_the_run_is_shut_down(r
             [outcome] = [outcome async for outcome in run]
         assert (outcome.status, outcome.attempts) == (BulkStatus.NOT_ATTEMPTED, 1)
         assert str(outcome.error) == "the run ended before this was sent again"
-        space.answer = as_documented
+        space.respond = as_documented
         async with client_of(space) as client:
             [resumed] = await run_all(client, request_, journal=journal, resume=True)
         assert resumed.status is BulkStatus.STARTED

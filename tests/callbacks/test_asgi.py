@@ -149,7 +149,7 @@ async def test_server_may_omit_what_asgi_makes_optional(scope: dict[str, Any], u
         await until(lambda: events)
 
 
-async def test_refusal_of_a_closed_receiver_says_when_to_try_again() -> None:
+async def test_rejection_of_a_closed_receiver_says_when_to_try_again() -> None:
     async def fail(_: CallbackEvent) -> None:
         raise AssertionError
 

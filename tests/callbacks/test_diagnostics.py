@@ -231,7 +231,7 @@ class TestChangedRequest:
         assert explanation.url == URL
 
     def test_wrong_sha256_beside_right_sha1_is_found(self) -> None:
-        """It is still refused."""
+        """It is still rejected."""
         headers = {
             "Content-Type": "application/json",
             SIGNATURE_HEADER: raw_signature(URL, JSON_BODY),

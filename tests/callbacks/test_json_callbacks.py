@@ -132,7 +132,7 @@ async def test_signed_json_callback_reaches_the_handler(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("idle_clock")
 async def test_any_signed_json_object_is_delivered() -> None:
-    """It is never answered 403 for its contents."""
+    """It never gets a 403 for its contents."""
     async with serving() as server:
         for body in (b"{}", b'{"event_type":null}', b'{"params":"x"}', b' {"event_type":"new"}', b'{"a":NaN}'):
             assert await server.post_json(body) == 204

@@ -61,7 +61,7 @@ class Server:
     async def post(
         self, pairs: Sequence[tuple[str, str]] = STARTED, *, signed: str | None = None, query: str = "", **headers: Any
     ) -> int:
-        """Send a callback that is signed for a URL; return the status of the answer."""
+        """Send a callback that is signed for a URL; return the status of the response."""
         signature = form_signature((signed or self.url) + query, pairs)
         told = {SIGNATURE_HEADER: signature, "Content-Type": FORM}
         return await self.send(
@@ -102,7 +102,7 @@ async def serving(*, middlewares: Sequence[Middleware] = (), **options: Any) -> 
             await runner.cleanup()
 
 
-async def test_signed_callback_is_answered_204_and_delivered() -> None:
+async def test_signed_callback_gets_204_and_is_delivered() -> None:
     async with serving() as server:
         assert await server.post() == 204
         event = await server.heard.get()
@@ -247,7 +247,7 @@ async def test_chunked_body_beyond_the_limit_is_rejected() -> None:
 
 
 async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) -> bytes:
-    """Write raw bytes to the server, and return the first line of its answer."""
+    """Write raw bytes to the server, and return the first line of its response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = b"POST /callbacks HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: %s\r\n" % (server.port, FORM.encode())
     for piece in (head, *pieces):
@@ -288,7 +288,7 @@ async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) 
 
 
 async def test_malformed_body_is_rejected(caplog: pytest.LogCaptureFixture) -> None:
-    """It is answered 403, not with a server error."""
+    """It gets a 403, not a server error."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         line = await raw_exchange(server, b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\na=1")
@@ -561,7 +561,7 @@ async def test_response_does_not_wait_for_the_handler() -> None:
 
 
 async def test_large_body_is_hashed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another callback is answered meanwhile; a small body is not worth a thread."""
+    """Another callback gets its response meanwhile; a small body is not worth a thread."""
     started, answered = asyncio.Event(), threading.Event()
     loop, threads = asyncio.get_running_loop(), []
     digest = hmac.digest
@@ -584,7 +584,7 @@ async def test_large_body_is_hashed_beside_the_event_loop(monkeypatch: pytest.Mo
     assert threading.main_thread() not in threads
 
 
-async def test_repeated_and_late_callbacks_are_answered_204() -> None:
+async def test_repeated_and_late_callbacks_get_204() -> None:
     """And the handler does not get them."""
     async with serving() as server:
         for kind in ("error", "error", "started"):
@@ -595,7 +595,7 @@ async def test_repeated_and_late_callbacks_are_answered_204() -> None:
     assert (counts.received, counts.duplicates, counts.late, server.heard.qsize()) == (3, 1, 1, 0)
 
 
-async def test_callback_beyond_max_pending_is_answered_503() -> None:
+async def test_callback_beyond_max_pending_gets_503() -> None:
     """The next attempt is accepted."""
     hold = asyncio.Event()
 

@@ -86,7 +86,7 @@ def attempt(**fields: Any) -> Attempt:
         "name": "audit",
         "number": 1,
         "result": AttemptResult.DONE,
-        "phase": Phase.ANSWERED,
+        "phase": Phase.RESPONDED,
         "sent": "yes",
         "status": 200,
         "code": None,

@@ -169,7 +169,7 @@ async def test_closed_standard_input_is_a_usage_error(offline_shell: Shell, monk
 
 
 async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: SimulatedSpace) -> None:
-    """The second start is answered with a sid that does not run, so the command that stops it has the name."""
+    """The second start gets a sid that does not run, so the command that stops it has the name."""
     again = ("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "audit-1")
     assert (await shell(*again)).code == 0
     ran = await shell(*again, "--may-be-running", "--json")

@@ -77,7 +77,7 @@ async def test_mocked_connection_error_is_retried_and_lasting_500_raises_server_
 
 @pytest.mark.parametrize("answer", [{}, {"sid": "x"}, {"status": "stopped"}])
 async def test_mocks_with_as_little_as_possible(mocked: aioresponses, answer: dict[str, str]) -> None:
-    """A start that is answered with a sid only, and a stop with next to nothing, succeed without ambiguity."""
+    """A start that gets a sid only, and a stop with next to nothing, succeed without ambiguity."""
     mocked.post(PATH, payload={"sid": "x"})
     mocked.post(f"{PATH}/x", payload=answer)
 

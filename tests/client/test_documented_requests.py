@@ -145,7 +145,7 @@ async def test_every_request_is_a_documented_one(space: SimulatedSpace, client: 
     await everything(client, space)
 
     assert {request.operation for request in space.requests} == set(OPERATIONS)
-    assert {request.answered for request in space.requests} == {200}
+    assert {request.status for request in space.requests} == {200}
     for request in space.requests:
         operation = OPERATIONS[request.operation]
         assert request.method == operation.method

@@ -88,7 +88,7 @@ async def test_stop_by_text_of_stream_that_has_ended_is_success(
 
 
 async def test_stop_of_running_stream_is_not_already_ended(space: SimulatedSpace, client: StreamsClient) -> None:
-    """Neither after one attempt nor after one whose answer was lost, since that may have been what ended it."""
+    """Neither after one attempt nor after one whose response was lost, since that may have been what ended it."""
     sid = space.conference_sids[0]
     one, two = [await client.conferences.start_stream(sid, url=URL) for _ in range(2)]
     assert not (await client.conferences.stop_stream(one)).already_ended
@@ -110,7 +110,7 @@ async def test_stop_of_unknown_text_is_error(space: SimulatedSpace, client: Stre
 async def test_stop_that_is_rejected_otherwise_is_error(
     space: SimulatedSpace, client: StreamsClient, fault: dict[str, Any]
 ) -> None:
-    """A proxy's 404, or a refusal of the request, says nothing of the stream, which runs on."""
+    """A proxy's 404, or a rejection of the request, says nothing of the stream, which runs on."""
     stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
     space.faults.add("status", on="stop", **fault)
     with pytest.raises(Exception, match=f"HTTP {fault['status']}"):
@@ -141,7 +141,7 @@ async def test_stop_of_ambiguous_stream_with_sid_of_rejected_second_fails(client
 async def test_bulk_stop_counts_ended_streams_as_stopped(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """``stop_streams`` and ``stop_started`` give the same answer as a single stop."""
+    """``stop_streams`` and ``stop_started`` have the same result as a single stop."""
     sids = space.conference_sids
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in sids]
     streams = [o.stream async for o in client.start_streams(requests, journal=tmp_path / "run.db") if o.stream]
@@ -199,7 +199,7 @@ async def two_streams(
 ) -> AsyncIterator[tuple[StreamsClient, set[str], RawSpace]]:
     """Run a Space on which two streams of one name were started, the second of which runs.
 
-    The first stop by the name is answered with these bytes; later ones that the first stream is already stopped.
+    The first stop by the name gets these bytes; later ones the rejection that the first stream is already stopped.
     """
     alive = {SECOND}
 
@@ -238,9 +238,9 @@ async def test_stop_of_ambiguous_stream_stops_its_sid_unless_response_names_it(
 async def test_response_to_stop_by_name_decides_whether_sid_is_stopped(
     client_for: Any, noun: str, sid: str, name: str | None
 ) -> None:
-    """A conference has one stream of a name; on a call, the answer must name the sid. The name that was asked stays.
+    """A conference has one stream of a name; on a call, the response must name the sid. The name that was asked stays.
 
-    An answer that does not name what was asked may be another request's, so it is asked again, and then by the sid.
+    A response that does not name what was asked may be another request's, so it is asked again, and then by the sid.
     """
     async with two_streams(client_for, http(200, {"sid": sid, "name": name, "status": "stopped"})) as (client, _, raw):
         streams: Any = client.conferences if noun == "conference" else client.calls
@@ -290,7 +290,7 @@ async def test_sid_is_stopped_where_space_finds_no_streams_by_name(client_for: A
 
 
 async def test_stop_by_name_in_form_of_sid(client_for: Any) -> None:
-    """A Space that finds the stream by this name answers with its sid; one that does not has stopped nothing."""
+    """A Space that finds the stream by this name responds with its sid; one that does not has stopped nothing."""
     answers = [http(200, {"sid": FIRST, "name": UNKNOWN_SID.upper()}), http(502), http(404, NOT_FOUND)]
 
     async def answer(raw: RawSpace, _: RawConnection, request: Request) -> bytes:
@@ -337,7 +337,7 @@ async def test_stop_keeps_name_that_response_leaves_out(
     ids=["a page", "in progress", "queued"],
 )
 async def test_stop_with_another_status_in_its_response_fails(client_for: Any, answer: bytes) -> None:
-    """Nor is it one in a run: the stream goes on, and the error says that the answer can't be believed."""
+    """Nor is it one in a run: the stream goes on, and the error says that the response can't be believed."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
         return answer
@@ -355,7 +355,7 @@ async def test_stop_with_another_status_in_its_response_fails(client_for: Any, a
 @pytest.mark.usefixtures("idle_clock")
 @pytest.mark.parametrize(("noun", "requests"), [("conference", 3), ("call", 1)])
 async def test_start_with_status_stopped_in_its_response_is_unknown(client_for: Any, noun: str, requests: int) -> None:
-    """It is the answer to a stop, so whether the stream runs is unknown."""
+    """It is the response to a stop, so whether the stream runs is unknown."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
         document = {"sid": UNKNOWN_SID, request.target_key: request.target, "status": "stopped"}

@@ -40,7 +40,7 @@ async def test_end_is_one_documented_request(space: SimulatedSpace, client: Stre
         await resource(client, noun).start_stream(each, url="wss://rx.example.com/audio")
     ended = await resource(client, noun).end(sid)
     [request] = [one for one in space.requests if one.operation == f"end-{noun}"]
-    assert (request.method, request.fields, request.answered) == ("POST", {"Status": "completed"}, 200)
+    assert (request.method, request.fields, request.status) == ("POST", {"Status": "completed"}, 200)
     assert isinstance(ended, Call if noun == "call" else Conference)
     assert (ended.sid, ended.status, ended.account_sid) == (sid, "completed", space.project)
     assert [stream.target_sid for stream in space.streams.active()] == [other]
@@ -126,7 +126,7 @@ async def answered_with(client_for: Any, *answers: bytes) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("status", ["in-progress", "ringing", "completed", "canceled", "leaving", None])
 async def test_status_of_the_response_is_returned_as_it_is(client_for: Any, status: str | None) -> None:
-    """The Space may answer before the call has ended."""
+    """The Space may respond before the call has ended."""
     ended, requests = await answered_with(client_for, http(200, {"sid": "leg", "status": status}))
     assert (ended.sid, ended.status, requests) == ("leg", status, 1)
 

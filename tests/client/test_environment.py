@@ -22,7 +22,7 @@ def environment_of(space: SimulatedSpace) -> dict[str, str]:
 )
 @pytest.mark.parametrize("empty", [False, True], ids=["not set", "empty"])
 def test_missing_environment_variables_are_all_named(missing: tuple[str, ...], empty: bool) -> None:
-    """The refusal names each variable that is not set, or is empty, and none that is."""
+    """The rejection names each variable that is not set, or is empty, and none that is."""
     environment = {name: "example" for name in NAMES if name not in missing}
     if empty:
         environment |= dict.fromkeys(missing, "")
@@ -40,7 +40,7 @@ def test_option_set_by_environment_is_rejected(name: str) -> None:
 
 
 async def test_client_from_environment_takes_options(space: SimulatedSpace) -> None:
-    """Everything else that a client takes is passed on, and what it does not take is refused as by any function."""
+    """Everything else that a client takes is passed on, and what it does not take is rejected as by any function."""
     async with aiohttp.ClientSession() as session:
         async with StreamsClient.from_env(environment_of(space), session=session, connections=1) as client:
             await client.conferences.get(space.conference_sids[0])

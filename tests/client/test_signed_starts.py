@@ -254,7 +254,7 @@ async def test_journal_keeps_no_token_and_asks_for_them(
 
 
 async def test_run_of_1000_that_waits_past_the_ttl_is_admitted_whole(client_for: Any, tmp_path: Path) -> None:
-    """It waits as a plan, and once more in the middle, while the Space refuses all requests for longer than the ttl."""
+    """It waits as a plan, and once more in the middle, while the Space rejects all requests for longer than the ttl."""
     fake = Clock.fake()
 
     async def sleep(seconds: float) -> None:

@@ -25,7 +25,7 @@ ONCE = RetryPolicy(max_attempts=1, max_resends=0)
 async def lost_start(
     client: StreamsClient, space: SimulatedSpace, noun: str = "conference"
 ) -> StreamOutcomeUnknownError:
-    """Start a stream whose answer is lost."""
+    """Start a stream whose response is lost."""
     space.faults.add("reset", on="start", executed=True, times=1)
     streams: Any = client.conferences if noun == "conference" else client.calls
     with pytest.raises(StreamOutcomeUnknownError) as caught:
@@ -50,7 +50,7 @@ BOTH = pytest.mark.parametrize("start_again", [by_argument, by_error])
 async def test_start_again_of_running_stream_is_ambiguous_and_stopped_by_name(
     client_for: Any, start_again: Callable[..., Any], duplicate_names: Any
 ) -> None:
-    """However the Space refuses the second stream, the first one is what is stopped."""
+    """However the Space rejects the second stream, the first one is what is stopped."""
     async with SimulatedSpace(conferences=1, duplicate_names=duplicate_names) as space:
         client: StreamsClient = client_for(space, retry=ONCE)
         error = await lost_start(client, space)
@@ -69,7 +69,7 @@ async def test_start_again_of_running_stream_is_ambiguous_and_stopped_by_name(
 async def test_start_again_of_stream_that_does_not_run_starts_it(
     client_for: Any, start_again: Callable[..., Any]
 ) -> None:
-    """An ordinary answer proves nothing, so the result is ambiguous here as well."""
+    """An ordinary response proves nothing, so the result is ambiguous here as well."""
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=ONCE)
         space.faults.add("reset", on="start", times=1)
@@ -143,7 +143,7 @@ async def test_start_again_that_fails_stays_unknown(client_for: Any, fault: dict
 
 
 async def test_may_be_running_needs_name(space: SimulatedSpace, client: StreamsClient) -> None:
-    """Without a name there is nothing that a second start could be refused by."""
+    """Without a name there is nothing that a second start could be rejected by."""
     sid = space.conference_sids[0]
     untyped: Any = client.conferences.start_stream
     with pytest.raises(InvalidRequestError, match="the name that the stream may be running under"):

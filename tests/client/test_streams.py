@@ -93,7 +93,7 @@ async def test_stopping_by_sid_or_by_name(space: SimulatedSpace, client: Streams
 
 
 async def test_ambiguous_stream_is_stopped_by_its_name(space: SimulatedSpace, client: StreamsClient) -> None:
-    """Where the sid may be that of the refused second stream, the name stops the one that runs."""
+    """Where the sid may be that of the rejected second stream, the name stops the one that runs."""
     sid = space.conference_sids[0]
     space.faults.add("reset", executed=True, times=1)
     stream = await client.conferences.start_stream(sid, url=URL)
@@ -142,7 +142,7 @@ async def test_ambiguous_stream_that_is_not_there(space: SimulatedSpace, client:
 
 
 async def test_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedSpace, client: StreamsClient) -> None:
-    """When a stop's answer was lost and the next one finds it stopped, it is stopped."""
+    """When a stop's response was lost and the next one finds it stopped, it is stopped."""
     sid = space.conference_sids[0]
     stream = await client.conferences.start_stream(sid, url=URL)
     space.faults.add("reset", on="stop", executed=True, times=2)
@@ -156,7 +156,7 @@ async def test_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedSpa
 
 
 async def test_streams_are_not_mixed_up(space: SimulatedSpace, client: StreamsClient) -> None:
-    """A stream of something else is refused before anything is sent."""
+    """A stream of something else is rejected before anything is sent."""
     first, second = space.conference_sids[:2]
     stream = await client.conferences.start_stream(first, url=URL)
     of_call = await client.calls.start_stream(space.call_sids[0], url=URL)
@@ -170,7 +170,7 @@ async def test_streams_are_not_mixed_up(space: SimulatedSpace, client: StreamsCl
 
 
 async def test_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace, client: StreamsClient) -> None:
-    """A stream of which neither sid nor name is known is refused before anything is sent."""
+    """A stream of which neither sid nor name is known is rejected before anything is sent."""
     with pytest.raises(InvalidRequestError, match="neither sid nor name"):
         await client.conferences.stop_stream("room", ConferenceStream(conference_sid="room"))
     with pytest.raises(InvalidRequestError, match="neither sid nor name"):
@@ -182,7 +182,7 @@ async def test_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace, 
 async def test_stop_whose_responses_cannot_be_read_is_a_success(
     space: SimulatedSpace, client: StreamsClient, by: str
 ) -> None:
-    """A stop that is accepted each time has worked, though no answer to it ever names the stream."""
+    """A stop that is accepted each time has worked, though no response to it ever names the stream."""
     sid = space.conference_sids[0]
     stream = await client.conferences.start_stream(sid, url=URL, name="mine")
     space.faults.add("status", on="stop", status=204, body="empty")
@@ -210,7 +210,7 @@ async def test_unknown_outcome_reports_its_cause(space: SimulatedSpace, client: 
     space.faults.add("status", status=400, body="api", code=21402)
     with pytest.raises(StreamOutcomeUnknownError) as then_refused:
         await client.conferences.start_stream(sid, url=URL, name="mine")
-    assert (then_refused.value.phase, then_refused.value.attempts) == (Phase.ANSWERED, 2)
+    assert (then_refused.value.phase, then_refused.value.attempts) == (Phase.RESPONDED, 2)
     assert "(last attempt: HTTP 400 [code 21402]: " in str(then_refused.value)
 
 
@@ -253,7 +253,7 @@ async def test_invalid_arguments_send_nothing(
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), True, "5"])
 async def test_invalid_deadline_sends_nothing(space: SimulatedSpace, client: StreamsClient, deadline: Any) -> None:
-    """A deadline that is no time is refused on starts, on stops and on a start again."""
+    """A deadline that is no time is rejected on starts, on stops and on a start again."""
     sid = space.conference_sids[0]
     with pytest.raises(InvalidRequestError, match="deadline"):
         await client.conferences.start_stream(sid, url=URL, deadline=deadline)
@@ -364,7 +364,7 @@ async def test_closed_client_in_between_attempts(space: SimulatedSpace, client_f
 
 @pytest.mark.parametrize("fault", ["503-api", "throttle"])
 async def test_start_that_runs_despite_a_rejection_is_already_started(client_for: Any, fault: str) -> None:
-    """A gateway may refuse what the API behind it has carried out; the generated name then proves it."""
+    """A gateway may reject what the API behind it has carried out; the generated name then proves it."""
     async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
         space.faults.add(fault, on="start", executed=True, times=1)
         stream = await client_for(space).conferences.start_stream(space.conference_sids[0], url=URL)

@@ -231,7 +231,7 @@ async def silenced(
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[FleetWorker, "asyncio.Task[None]"]]:
-    """A worker with three starts in flight, whose Redis accepts commands and no longer answers."""
+    """A worker with three starts in flight, whose Redis accepts commands and no longer replies."""
     monkeypatch.setattr("signalwire_streams.fleet._worker._CANCEL_AFTER", 0.3)
     monkeypatch.setattr("signalwire_streams.fleet._worker._CLOSE_TIMEOUT", 0.3)
     space.faults.add("hang", on="start", executed=True)

@@ -61,7 +61,7 @@ def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
     ],
 )
 def test_mark_identifies_stream_that_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
-    """A refusal for now may have started the stream, but under the caller's own name another one may be running."""
+    """A rejection for now may have started the stream, but under the caller's own name another one may be running."""
     if isinstance(stream, str):
         stream = {} if name.startswith("sws-") else None
     expected = None if stream is None else ConferenceStream(conference_sid="c", name=name, **stream)
@@ -114,7 +114,7 @@ class Attempt:
     """What a worker's attempt ended in; an error of None stands for a stream.
 
     Attributes:
-        rejections: how the Space refused it for now before that.
+        rejections: how the Space rejected it for now before that.
         requeued: whether the worker leaves its items to others.
         sent: False if the item is settled without being claimed.
     """

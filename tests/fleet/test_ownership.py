@@ -157,7 +157,7 @@ async def test_replaced_owner_does_not_release_mark_of_successor(space: Simulate
 
 
 async def test_repeated_script_call_counts_once(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A mark or outcome that is written again because its answer was lost changes no count and adds no outcome."""
+    """A mark or outcome that is written again because its reply was lost changes no count and adds no outcome."""
     run, ledger = await _ledger_of(space, fleet)
     for repetition in range(2):
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
@@ -282,7 +282,7 @@ class TestRenewal:
         assert redis.granted == 1 + len(asked)
 
     async def test_lease_without_renewal_is_lost_before_it_expires(self, idle_clock: Clock) -> None:
-        """A worker without answers cancels its starts while the lease still lasts, and not much earlier."""
+        """A worker without replies cancels its starts while the lease still lasts, and not much earlier."""
         redis, cut_at = Redis(), list[float]()
         leases = Leases(Connection(redis, 600.0), duration=LEASE, heartbeat=no_heartbeat)
         began = idle_clock.now()

@@ -60,7 +60,7 @@ def test_planned_items_survive_serialization() -> None:
     [
         None,
         TransportError("lost", sent="no", attempts=3, phase=Phase.CONNECTING),
-        StreamOutcomeUnknownError("may run", sent="maybe", target="c", name="n", phase=Phase.ANSWERED, accepted=True),
+        StreamOutcomeUnknownError("may run", sent="maybe", target="c", name="n", phase=Phase.RESPONDED, accepted=True),
         RateLimitedError("busy", status=429, code=20429, errors=("one", "two"), retry_after=1.5),
         ApiError("odd", status=418, request_id="r"),
     ],
@@ -102,7 +102,7 @@ def test_unknown_error_class_is_read_as_streams_error() -> None:
 
 @define(eq=False)
 class Broken:
-    """A Redis that raises these failures one after the other, and then answers."""
+    """A Redis that raises these failures one after the other, and then replies."""
 
     failures: list[Exception]
     asked: int = field(init=False, default=0)
@@ -163,7 +163,7 @@ async def test_connection_raises_on_timeout_or_denied_access(failure: Exception,
 
 
 async def test_script_calls_of_one_run_are_one_command() -> None:
-    """Each call gets its own answer, whatever the order."""
+    """Each call gets its own reply, whatever the order."""
     sent: list[tuple[object, ...]] = []
 
     class Redis:

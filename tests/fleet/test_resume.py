@@ -45,7 +45,7 @@ async def test_resume_starts_what_is_left_once(
     run = await fleet.resume(nightly)
     assert run == "nightly-r2"
     assert (await fleet.status(run)).counts == {"pending": 6}
-    assert await fleet.resume(nightly) == run  # as after one whose answer was lost
+    assert await fleet.resume(nightly) == run  # as after one whose response was lost
 
     workers()
     outcomes = await all_results(fleet, run)

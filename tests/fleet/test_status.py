@@ -149,7 +149,7 @@ async def test_long_run_has_one_outcome_per_item(fleet: Fleet) -> None:
 
 @define(eq=False)
 class Away:
-    """A Redis whose first answers fail."""
+    """A Redis whose first replies fail."""
 
     now: Any
     failures: int

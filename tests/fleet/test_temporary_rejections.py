@@ -24,7 +24,7 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 
 
 def refuse_and_execute(space: SimulatedSpace, status: int = 503, retry_after: float = 40) -> None:
-    """Answer the next three starts with a refusal, and carry them out."""
+    """Answer the next three starts with a rejection, and carry them out."""
     space.faults.add("status", on="start", executed=True, times=3, status=status, body="api", retry_after=retry_after)
 
 

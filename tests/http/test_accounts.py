@@ -143,16 +143,16 @@ URL_REFUSALS = {
 
 
 @pytest.mark.parametrize(("url", "advice"), URL_REFUSALS.values(), ids=URL_REFUSALS)
-def test_invalid_base_url_is_refused(url: str, advice: str) -> None:
-    """A base URL with more or less than an address is refused with what to write, and secrets are not repeated."""
+def test_invalid_base_url_is_rejected(url: str, advice: str) -> None:
+    """A base URL with more or less than an address is rejected with what to write, and secrets are not repeated."""
     assert advice in refusal(base_url=url)
 
 
 @pytest.mark.parametrize(
     "space", ["my space", "ada:hush@example", "a?b", "a#b", "example\n", "::1", "example/", "exam/ple", "exämple", "/"]
 )
-def test_invalid_space_is_refused(space: str) -> None:
-    """A Space that is neither name nor host is refused."""
+def test_invalid_space_is_rejected(space: str) -> None:
+    """A Space that is neither name nor host is rejected."""
     assert refusal(space=space)
 
 
@@ -179,8 +179,8 @@ def test_invalid_space_is_refused(space: str) -> None:
     ],
     ids=str,
 )
-def test_missing_or_invalid_setting_is_refused(settings: dict[str, Any], words: str) -> None:
-    """Each missing or impossible setting is refused by its name; a token is never repeated."""
+def test_missing_or_invalid_setting_is_rejected(settings: dict[str, Any], words: str) -> None:
+    """Each missing or impossible setting is rejected by its name; a token is never repeated."""
     assert words in refusal(**settings)
 
 
@@ -284,7 +284,7 @@ def test_next_page_behind_a_prefix_gets_the_prefix(uri: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("uri", "words"), NOT_FOLLOWED.items(), ids=NOT_FOLLOWED)
-def test_next_page_on_another_origin_or_without_path_is_refused(uri: str, words: str) -> None:
+def test_next_page_on_another_origin_or_without_path_is_rejected(uri: str, words: str) -> None:
     """The token goes to no other host, scheme or port than the caller's own, and the error quotes the address."""
     with pytest.raises(MalformedResponseError) as caught:
         account(space="example").same_host_path(uri)
@@ -320,8 +320,8 @@ def test_next_page_origin_matches_any_notation_of_base_url(base_url: str) -> Non
 
 
 @pytest.mark.parametrize("uri", ["/api/a b", "/api/\r\nX-Evil: 1", "/api/ø", "/api/\t", "/api/\x00", "/api/\u2028"])
-def test_next_page_with_unsafe_characters_is_refused(uri: str) -> None:
-    """An address with blanks, or beyond ASCII, is not mended but refused."""
+def test_next_page_with_unsafe_characters_is_rejected(uri: str) -> None:
+    """An address with blanks, or beyond ASCII, is not mended but rejected."""
     with pytest.raises(MalformedResponseError, match="contains whitespace or non-ASCII characters") as caught:
         account(space="example").same_host_path(uri)
     assert str(caught.value).isprintable()
@@ -329,7 +329,7 @@ def test_next_page_with_unsafe_characters_is_refused(uri: str) -> None:
 
 @given(st.text())
 def test_any_next_page_stays_on_host(uri: str) -> None:
-    """Any text is a visible ASCII path below the origin, or refused."""
+    """Any text is a visible ASCII path below the origin, or rejected."""
     try:
         path = account(space="example").same_host_path(uri)
     except MalformedResponseError:

@@ -156,7 +156,7 @@ def test_duplicate_name_rejection_is_recognized_by_its_words(sentence: str, *, s
     ],
 )
 def test_already_stopped_rejection_is_recognized_by_its_words(sentence: str, *, says: bool) -> None:
-    """A refusal to stop what is stopped already is recognised by its words."""
+    """A rejection to stop what is stopped already is recognised by its words."""
     assert Problem(sentences=(sentence,)).says_already_stopped is says
 
 

@@ -153,8 +153,8 @@ def test_valid_page_size_is_sent(size: int | None) -> None:
         *((size, "from 1 to 1000") for size in (1001, 10**9)),
     ],
 )
-def test_invalid_page_size_is_refused(size: Any, words: str) -> None:
-    """Any other page size is refused before anything is sent."""
+def test_invalid_page_size_is_rejected(size: Any, words: str) -> None:
+    """Any other page size is rejected before anything is sent."""
     with pytest.raises(InvalidRequestError, match=f"^page_size must be {words}, not {size!r}$"):
         requests.read_list(ACCOUNT, TargetKind.CALL, filters={}, page_size=size)
 
@@ -170,7 +170,7 @@ def test_next_page_request_keeps_required_key() -> None:
 def test_copied_request_has_its_own_state() -> None:
     """The copy is the same request with a state of its own."""
     exchange = requests.read(ACCOUNT, TargetKind.CALL, "c")
-    exchange.state.phase, exchange.state.sent = Phase.ANSWERED, "yes"
+    exchange.state.phase, exchange.state.sent = Phase.RESPONDED, "yes"
     twin = requests.page_at(exchange, exchange.path)
     assert twin is not exchange
     assert (twin.path, twin.operation, twin.redact) == (exchange.path, exchange.operation, exchange.redact)
@@ -185,10 +185,10 @@ def test_copied_request_has_its_own_state() -> None:
         ([Phase.CONNECTING], ["no"], "no"),
         ([Phase.WRITING], ["maybe"], "maybe"),
         ([Phase.WAITING], ["maybe"], "maybe"),
-        ([Phase.ANSWERED], ["yes"], "yes"),
+        ([Phase.RESPONDED], ["yes"], "yes"),
         ([Phase.WAITING, Phase.CONNECTING], ["maybe", "no"], "maybe"),
-        ([Phase.ANSWERED, Phase.QUEUED, Phase.WAITING], ["yes", "no", "maybe"], "yes"),
-        ([Phase.CONNECTING, Phase.WAITING, Phase.ANSWERED], ["no", "maybe", "yes"], "yes"),
+        ([Phase.RESPONDED, Phase.QUEUED, Phase.WAITING], ["yes", "no", "maybe"], "yes"),
+        ([Phase.CONNECTING, Phase.WAITING, Phase.RESPONDED], ["no", "maybe", "yes"], "yes"),
         ([Phase.CONNECTING, Phase.QUEUED], ["no", "no"], "no"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",

@@ -76,12 +76,12 @@ def read() -> Request:
 def answered(
     exchange: Request, status: int, body: object = b"", /, headers: dict[str, str] | None = None, **more: Any
 ) -> StreamsError:
-    """Build the error of a call whose last attempt was answered so."""
+    """Build the error of a call whose last attempt had this response."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = read_response(status, CIMultiDict(headers or {}), content, complete=True)
     known: dict[str, Any] = {
         "attempt_result": classify(exchange, reply),
-        "phase": Phase.ANSWERED,
+        "phase": Phase.RESPONDED,
         "response": reply,
         "decision": RetryDecision.FAIL,
         "sent": "yes",
@@ -90,7 +90,7 @@ def answered(
 
 
 def unanswered(exchange: Request, event: AttemptResult, **more: Any) -> StreamsError:
-    """Build the error of a call whose last attempt was not answered."""
+    """Build the error of a call whose last attempt had no response."""
     known: dict[str, Any] = {"phase": Phase.WAITING, "decision": RetryDecision.FAIL, "sent": "maybe"}
     return to_exception(exchange, Result(attempt_result=event, **(known | more)))
 
@@ -259,7 +259,7 @@ def test_error_message_is_one_line_with_call_reason_and_evidence(error: StreamsE
 
 
 def test_garbage_instead_of_http_is_malformed() -> None:
-    """An answer that is not HTTP has no status, and its control characters are not shown."""
+    """A response that is not HTTP has no status, and its control characters are not shown."""
     error = unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine: \x16\x03")
     assert isinstance(error, MalformedResponseError)
     assert error.status is None
@@ -415,7 +415,7 @@ def test_unknown_outcome_carries_target_and_name() -> None:
     accepted = UNKNOWN["accepted"][0]
     assert isinstance(accepted, StreamOutcomeUnknownError)
     assert (accepted.target, accepted.name, accepted.status, accepted.accepted) == ("call", None, 200, True)
-    assert accepted.phase is Phase.ANSWERED
+    assert accepted.phase is Phase.RESPONDED
 
 
 def test_named_start_accepted_without_sid_can_be_unknown() -> None:
@@ -451,7 +451,7 @@ def told(error: StreamsError) -> str:
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 def test_secret_repeated_by_space_is_redacted(secret: str, spell: Any) -> None:
-    """Neither message nor attribute of any error repeats a secret, wherever the answer has it."""
+    """Neither message nor attribute of any error repeats a secret, wherever the response has it."""
     echo = spell(secret)
     document = {
         "code": 1,
@@ -502,7 +502,7 @@ def test_any_response_yields_one_line_message(
     json_body: bool,
     decision: RetryDecision,
 ) -> None:
-    """No answer can break the line of an error, nor make it endless."""
+    """No response can break the line of an error, nor make it endless."""
     body: object = (
         {"message": message, "errors": [message], "more_info": message}
         if json_body

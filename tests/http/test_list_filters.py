@@ -43,8 +43,8 @@ def test_moment_filter_is_formatted_as_rfc_2822(value: datetime | str | None, te
     assert moment(value, "start_time") == text
 
 
-def test_moment_without_time_zone_is_refused() -> None:
-    """A moment that could be any of two dozen is refused by the name of its filter."""
+def test_moment_without_time_zone_is_rejected() -> None:
+    """A moment that could be any of two dozen is rejected by the name of its filter."""
     naive = datetime(2018, 9, 19, 20)  # noqa: DTZ001
     with pytest.raises(InvalidRequestError, match=r"^start_time has no time zone: write it as datetime\("):
         moment(naive, "start_time")
@@ -53,14 +53,14 @@ def test_moment_without_time_zone_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [date(2018, 9, 19), 1_537_387_201, b"Wed, 19 Sep 2018"], ids=repr)
-def test_moment_of_wrong_type_is_refused(value: Any) -> None:
-    """A day, a number or bytes are no moment, and the refusal names their type."""
+def test_moment_of_wrong_type_is_rejected(value: Any) -> None:
+    """A day, a number or bytes are no moment, and the rejection names their type."""
     with pytest.raises(InvalidRequestError, match=rf"^start_time is a {type(value).__name__}: write it as datetime\("):
         moment(value, "start_time")
 
 
-def test_half_a_surrogate_pair_is_refused() -> None:
-    """Text that no encoding can carry is refused as the caller's mistake, and not repeated."""
+def test_half_a_surrogate_pair_is_rejected() -> None:
+    """Text that no encoding can carry is rejected as the caller's mistake, and not repeated."""
     with pytest.raises(InvalidRequestError, match="a lone surrogate") as caught:
         query({"FriendlyName": "\ud83d"})
     assert str(caught.value).isprintable()

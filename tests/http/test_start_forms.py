@@ -126,8 +126,8 @@ def test_ninety_nine_parameters_are_numbered_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"a": "\ud83d"}, {"\udc80": "x"}, {"a": "x", "b": "y\udfff"}])
-def test_half_a_surrogate_pair_is_refused(parameters: dict[str, str]) -> None:
-    """Text that no encoding can carry is refused as the caller's mistake, and not repeated."""
+def test_half_a_surrogate_pair_is_rejected(parameters: dict[str, str]) -> None:
+    """Text that no encoding can carry is rejected as the caller's mistake, and not repeated."""
     with pytest.raises(InvalidRequestError, match="a lone surrogate") as caught:
         start_form(StartCallStream(call_sid="c", url=URL, parameters=parameters))
     assert str(caught.value).isprintable()

@@ -4,7 +4,7 @@ from signalwire_streams.bulk._runner import MAX_CONCURRENCY, MIN_CONCURRENCY, Ad
 
 
 def test_limit_grows_while_latency_stays_low() -> None:
-    """Fast answers raise the number by one for each round, up to the most."""
+    """Fast responses raise the number by one for each round, up to the most."""
     adaptive = AdaptiveConcurrency(limit=10.0)
     for _ in range(10):
         adaptive.record(0.05, overloaded=False)
@@ -16,7 +16,7 @@ def test_limit_grows_while_latency_stays_low() -> None:
 
 
 def test_limit_shrinks_once_for_requests_in_flight_together() -> None:
-    """A refusal for lack of capacity cuts three tenths, once for each round, and never below the least."""
+    """A rejection for lack of capacity cuts three tenths, once for each round, and never below the least."""
     adaptive = AdaptiveConcurrency(limit=100.0)
     for _ in range(50):
         adaptive.record(0.05, overloaded=True)
@@ -28,7 +28,7 @@ def test_limit_shrinks_once_for_requests_in_flight_together() -> None:
 
 
 def test_limit_shrinks_when_latency_rises() -> None:
-    """Answers that take more than twice as long as the fastest lately are taken as a sign to do less."""
+    """Responses that take more than twice as long as the fastest lately are taken as a sign to do less."""
     adaptive = AdaptiveConcurrency(limit=100.0)
     for _ in range(100):
         adaptive.record(0.05, overloaded=False)
@@ -53,7 +53,7 @@ def test_fixed_concurrency_ignores_what_is_recorded() -> None:
     assert fixed.limit == 12
 
 
-def test_limit_starts_at_32_and_shrinks_at_the_first_refusal() -> None:
+def test_limit_starts_at_32_and_shrinks_at_the_first_rejection() -> None:
     """A client that is new is not slow, and is not careless either."""
     adaptive = AdaptiveConcurrency()
     assert (adaptive.limit, MIN_CONCURRENCY, MAX_CONCURRENCY) == (32.0, 8, 256)
@@ -62,7 +62,7 @@ def test_limit_starts_at_32_and_shrinks_at_the_first_refusal() -> None:
 
 
 def test_responses_in_flight_at_a_cut_do_not_cut_again() -> None:
-    """Responses to requests in flight at the cut are ignored; the next refusal counts again."""
+    """Responses to requests in flight at the cut are ignored; the next rejection counts again."""
     adaptive = AdaptiveConcurrency(limit=100.0)
     adaptive.record(0.05, overloaded=True)
     for _ in range(69):

@@ -130,10 +130,10 @@ def test_start_that_certainly_was_not_carried_out_fails(kind: Operation, before:
 )
 @pytest.mark.parametrize("event", AMBIGUOUS)
 @pytest.mark.parametrize("kind", SAFE)
-def test_duplicate_refusal_after_an_ambiguous_attempt_is_already_started(
+def test_duplicate_rejection_after_an_ambiguous_attempt_is_already_started(
     kind: Operation, event: AttemptResult, between: list[AttemptResult]
 ) -> None:
-    """A start that is refused as its own duplicate has been carried out."""
+    """A start that is rejected as its own duplicate has been carried out."""
     retrying = call(kind)
     for at, happened in enumerate([event, *between]):
         assert not retrying.decide(happened, float(at)).is_final
@@ -174,7 +174,7 @@ def test_stop_that_is_accepted_each_time_succeeds() -> None:
 
 
 def test_read_that_is_accepted_each_time_fails() -> None:
-    """A read is there for its answer."""
+    """A read is there for its response."""
     retrying = call(Operation.READ)
     actions = [retrying.decide(AttemptResult.ACCEPTED, 0.0).action for _ in range(3)]
     assert actions == [RetryDecision.RETRY, RetryDecision.RETRY, RetryDecision.FAIL]
@@ -202,7 +202,7 @@ def test_start_that_could_be_duplicated_is_not_resent(kind: Operation, event: At
 
 @pytest.mark.parametrize("kind", SAFE)
 def test_resent_start_that_is_accepted_succeeds_without_sid(kind: Operation) -> None:
-    """An accepted start whose answer can't be read is held by its name, and not sent again."""
+    """An accepted start whose response can't be read is held by its name, and not sent again."""
     retrying = call(kind)
     retrying.decide(AttemptResult.NO_RESPONSE, 0.0)
     assert retrying.decide(AttemptResult.ACCEPTED, 1.0) == Decision(RetryDecision.SUCCEED_WITHOUT_SID)
@@ -227,7 +227,7 @@ REJECTED_FOR_NOW = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptRes
 
 @pytest.mark.parametrize("event", REJECTED_FOR_NOW)
 @pytest.mark.parametrize("kind", SAFE)
-def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Operation, event: AttemptResult) -> None:
+def test_duplicate_of_generated_name_after_rejection_is_own_stream(kind: Operation, event: AttemptResult) -> None:
     """No other start has a generated name, so an earlier attempt made the stream, whatever its response was."""
     policy = RetryPolicy(resend_call_starts=True)
     retrying = RetryState(policy, kind, RetryBudget(), lambda: 0.0, 1e9, has_unique_name=True)
@@ -236,7 +236,7 @@ def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Operation
 
 
 @pytest.mark.parametrize("event", REJECTED_FOR_NOW)
-def test_duplicate_of_chosen_name_after_refusal_is_rejected(event: AttemptResult) -> None:
+def test_duplicate_of_chosen_name_after_rejection_is_rejected(event: AttemptResult) -> None:
     """A name that the caller chose may be that of another stream."""
     retrying = call(Operation.CONFERENCE_START)
     retrying.decide(event, 0.0)
@@ -256,7 +256,7 @@ def test_duplicate_of_generated_name_that_was_never_sent_is_rejected(event: Atte
 @pytest.mark.parametrize("before", [*AMBIGUOUS, *REJECTED_FOR_NOW])
 @pytest.mark.parametrize("kind", SAFE)
 def test_unreadable_rejection_of_a_start_that_may_run_is_no_proof(kind: Operation, before: AttemptResult) -> None:
-    """It may be the refusal of a duplicate, so the start is sent again, and ends as unknown or as started."""
+    """It may be the rejection of a duplicate, so the start is sent again, and ends as unknown or as started."""
     policy = RetryPolicy(resend_call_starts=True, max_attempts=5)
     for is_switched_on in (True, False) if kind is Operation.CALL_START else (True,):
         retrying = RetryState(
@@ -297,7 +297,7 @@ def test_unreadable_rejection_of_what_was_not_carried_out_is_final(
 
 @pytest.mark.parametrize("before", AMBIGUOUS)
 def test_unreadable_rejection_of_a_repeated_stop_is_retried(before: AttemptResult) -> None:
-    """It may say that the stream has ended; a readable answer is what proves it."""
+    """It may say that the stream has ended; a readable response is what proves it."""
     retrying = call(Operation.STOP_RETURNED)
     retrying.decide(before, 0.0)
     assert retrying.decide(AttemptResult.UNREADABLE_REJECTION, 1.0).action is RetryDecision.RETRY

@@ -175,7 +175,7 @@ def test_failed_probe_opens_the_breaker_again(event: AttemptResult) -> None:
 
 
 @pytest.mark.parametrize("event", [*SERVED, *PUT_OFF])
-def test_answered_probe_closes_the_breaker(event: AttemptResult) -> None:
+def test_probe_with_a_response_closes_the_breaker(event: AttemptResult) -> None:
     breaker = opened()
     probe = breaker.allow(105.0)
     breaker.record(probe, event, 105.5)

@@ -234,7 +234,7 @@ async def test_anonymous_response_to_a_single_attempt_is_not_blamed_on_an_earlie
     assert level == "WARNING"
     why = "an earlier attempt may have started it"
     if "may_be_running" not in fields:
-        why = "the response does not say what it is about"
+        why = "the response does not identify its request"
     assert text.endswith(f": started, ambiguous because {why}: {words}")
 
 

@@ -46,7 +46,7 @@ async def test_on_attempt_is_called_with_every_attempt(space: SimulatedSpace, cl
         RetryDecision.RESEND,
         RetryDecision.SUCCEED,
     ]
-    assert [attempt.phase for attempt in attempts] == [Phase.ANSWERED, Phase.WAITING, Phase.ANSWERED]
+    assert [attempt.phase for attempt in attempts] == [Phase.RESPONDED, Phase.WAITING, Phase.RESPONDED]
     assert [attempt.sent for attempt in attempts] == ["yes", "maybe", "yes"]
     assert [attempt.status for attempt in attempts] == [503, None, 200]
     assert attempts[0].code is not None
@@ -180,7 +180,7 @@ async def test_unknown_start_stays_unknown_when_the_breaker_opens(space: Simulat
 
 
 async def test_start_whose_retry_can_not_connect_is_unknown(space: SimulatedSpace, client_for: Any) -> None:
-    """A refusal of the second attempt does not prove that the first did nothing."""
+    """A rejection of the second attempt does not prove that the first did nothing."""
     client: StreamsClient = client_for(space)
     space.faults.add("reset", executed=True, times=1)
     space.faults.add("status", status=404, body="api", code=20404, times=1)

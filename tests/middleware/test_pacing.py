@@ -339,7 +339,7 @@ async def test_token_held_too_long_before_sending_is_acquired_again(seconds: flo
         watch.time += seconds
 
     async def send(_: Request) -> Result:
-        return Result(attempt_result=AttemptResult.DONE, phase=Phase.ANSWERED)
+        return Result(attempt_result=AttemptResult.DONE, phase=Phase.RESPONDED)
 
     progress = CallState(before_sending=prepare)
     for _ in range(2):
@@ -378,8 +378,8 @@ class Refusing(LocalRateLimiter):
 
 
 @pytest.mark.parametrize(("grants", "prepared"), [(0, 0), (1, 1)])
-async def test_request_that_the_rate_limiter_refuses_is_not_sent(grants: int, prepared: int) -> None:
-    """A request that is refused at first is not prepared; one that is refused after a slow preparation is not sent."""
+async def test_request_that_the_rate_limiter_rejects_is_not_sent(grants: int, prepared: int) -> None:
+    """One that is rejected at first is not prepared; one that is rejected after a slow preparation is not sent."""
     watch = Stopwatch()
     limiter = Refusing(TokenBucket(RateLimit()), watch.clock())
     limiter.grants = grants
@@ -404,7 +404,7 @@ async def test_request_that_the_rate_limiter_refuses_is_not_sent(grants: int, pr
     assert len(done) == prepared
 
 
-async def test_journaled_start_that_the_rate_limiter_refuses_is_not_recorded(
+async def test_journaled_start_that_the_rate_limiter_rejects_is_not_recorded(
     space: SimulatedSpace, client_for: Any, tmp_path: Path
 ) -> None:
     """It is not sent, and the journal does not say that it may have been."""

@@ -71,7 +71,7 @@ REFUSED: list[tuple[type[Any], str, list[Any]]] = [
 def test_invalid_number_is_rejected_by_the_name_of_its_field(
     policy: type[Any], field: str, values: list[object]
 ) -> None:
-    """A nonsense number is refused by the name of its field, in a new policy as in a changed one."""
+    """A nonsense number is rejected by the name of its field, in a new policy as in a changed one."""
     for value in values:
         with pytest.raises(InvalidRequestError, match=f"^{field} must be ") as caught:
             policy(**{field: value})

@@ -113,7 +113,7 @@ async def test_cancelled_wait_gives_its_grant_back_but_not_an_error(refused: boo
     assert given_back == ([] if refused else [5.0])
 
 
-async def test_refused_queue_ends_each_wait_with_an_error_of_its_own() -> None:
+async def test_rejected_queue_ends_each_wait_with_an_error_of_its_own() -> None:
     queue = PriorityQueue(unexpected)
     waits = [asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60)) for _ in range(2)]
     await asyncio.sleep(0)

@@ -234,7 +234,7 @@ def test_429_without_retry_after_pauses_longer_each_time() -> None:
 
 
 def test_shorter_retry_after_does_not_shorten_the_pause() -> None:
-    """A later refusal with a shorter wait does not shorten an earlier one."""
+    """A later rejection with a shorter wait does not shorten an earlier one."""
     bucket = TokenBucket(RateLimit())
     bucket.on_throttled(100.0, 99.0, 9.0)
     bucket.on_throttled(101.0, 99.0, 1.0)
@@ -279,7 +279,7 @@ def rate_at(bucket: TokenBucket, now: float) -> float:
 
 
 def test_rate_recovers_by_cubic() -> None:
-    """After a cut the rate grows back, fast, then flat where it was refused, up to the ceiling and not beyond."""
+    """After a cut the rate grows back, fast, then flat where it was rejected, up to the ceiling and not beyond."""
     bucket = TokenBucket(RateLimit())
     full = bucket.rate
     bucket.on_throttled(100.0, 99.0, 0.0)
@@ -294,7 +294,7 @@ def test_rate_recovers_by_cubic() -> None:
 
 
 def test_rate_grows_beyond_the_one_before_the_last_429() -> None:
-    """After two cuts the rate first returns to where it was refused, and then grows on to the ceiling."""
+    """After two cuts the rate first returns to where it was rejected, and then grows on to the ceiling."""
     bucket = TokenBucket(RateLimit())
     full = bucket.rate
     bucket.on_throttled(100.0, 99.0, 0.0)

@@ -250,8 +250,8 @@ def test_retry_spends_its_cost(event: AttemptResult, cost: int) -> None:
     assert retrying.budget.tokens == 500
 
 
-def test_refused_call_spends_and_earns_nothing() -> None:
-    """A refusal is neither a success nor a retry."""
+def test_rejected_call_spends_and_earns_nothing() -> None:
+    """A rejection is neither a success nor a retry."""
     retrying = call(tokens=100)
     retrying.decide(AttemptResult.REJECTED, START)
     assert retrying.budget.tokens == 100

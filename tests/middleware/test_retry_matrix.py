@@ -118,7 +118,7 @@ def test_decision_after_the_first_attempt_follows_the_matrix(
 
 @pytest.mark.parametrize("kind", [Operation.CONFERENCE_START, Operation.CALL_START, Operation.UNNAMED_START])
 def test_duplicate_name_is_already_started_only_after_an_ambiguous_attempt(kind: Operation) -> None:
-    """A name that was taken before the call began is refused."""
+    """A name that was taken before the call began is rejected."""
     assert first_decision(kind, AttemptResult.DUPLICATE_NAME).action is RetryDecision.FAIL
 
 
@@ -144,15 +144,15 @@ REJECTED_STOPS = [
 
 
 @pytest.mark.parametrize(("event", "kind", "first", "after_attempt"), REJECTED_STOPS)
-def test_refused_stop_is_success_where_it_proves_that_stream_ended(
+def test_rejected_stop_is_success_where_it_proves_that_stream_ended(
     event: AttemptResult, kind: Operation, first: RetryDecision, after_attempt: RetryDecision
 ) -> None:
-    """A refusal proves the end of the stream that was meant, of any stream of that name, or of none."""
+    """A rejection proves the end of the stream that was meant, of any stream of that name, or of none."""
     assert first_decision(kind, event).action is first
     assert rule_for(kind, event, ambiguous_before=True) is after_attempt
 
 
-def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:
+def test_rejected_stops_are_listed_for_each_kind_of_stop() -> None:
     """No combination is left out."""
     stops = [kind for kind in Operation if kind.is_stop]
     assert {(event, kind) for event, kind, _, _ in REJECTED_STOPS} == {

@@ -34,9 +34,9 @@ NEVER, ALWAYS, MAYBE = frozenset({False}), frozenset({True}), frozenset({False, 
 
 @frozen
 class Answer:
-    """One answer, whether the Space carried the request out that is answered so, and what it proves.
+    """One response, whether the Space carried the request out that gets this response, and what it proves.
 
-    ``promises_refusal``: the Space says that it did not carry it out, but a gateway may say so of one that it did.
+    ``promises_rejection``: the Space says that it did not carry it out, but a gateway may say so of one that it did.
     ``is_anonymous``: it may be another request's.
     """
 
@@ -48,7 +48,7 @@ class Answer:
     headers: dict[str, str] = field(factory=dict)
     complete: bool = True
     result: AttemptResult | None = None
-    promises_refusal: bool = False
+    promises_rejection: bool = False
     is_anonymous: bool = False
     needs: Callable[[bool], bool] | None = None
 
@@ -67,14 +67,14 @@ COMMON = [
     Answer("200 cut", ALWAYS, 200, body=b'{"si', complete=False),
     Answer("302", NEVER, 302),
     Answer("401", NEVER, 401, api_error(20003, 401)),
-    Answer("408", MAYBE, 408, promises_refusal=True),
+    Answer("408", MAYBE, 408, promises_rejection=True),
     Answer("409", NEVER, 409, api_error(20409, 409)),
     Answer("422 cut", NEVER, 422, body=json.dumps(DUPLICATE).encode()[:-3], complete=False),
     Answer("404 HTML", NEVER, 404, body=b"<html>"),
-    Answer("429", MAYBE, 429, api_error(20429, 429), promises_refusal=True),
+    Answer("429", MAYBE, 429, api_error(20429, 429), promises_rejection=True),
     Answer("500", MAYBE, 500),
     Answer("503", MAYBE, 503),
-    Answer("503 with Retry-After", MAYBE, 503, headers={"Retry-After": "0"}, promises_refusal=True),
+    Answer("503 with Retry-After", MAYBE, 503, headers={"Retry-After": "0"}, promises_rejection=True),
     Answer("reset before", NEVER, result=AttemptResult.NOT_SENT),
     Answer("stale", NEVER, result=AttemptResult.STALE_CONNECTION),
     Answer("reset after", MAYBE, result=AttemptResult.NO_RESPONSE),
@@ -153,7 +153,7 @@ def result_of(operation: str, answer: str) -> AttemptResult:
 
 @frozen
 class Call:
-    """How a call went: its answers, each carried out or not, its decisions, and the streams that run after it."""
+    """How a call went: its responses, each carried out or not, its decisions, and the streams that run after it."""
 
     answers: tuple[tuple[Answer, bool], ...] = ()
     decisions: tuple[RetryDecision, ...] = ()
@@ -170,7 +170,7 @@ class Call:
 
     @property
     def promise_was_broken(self) -> bool:
-        return any(answer.promises_refusal and executed for answer, executed in self.answers)
+        return any(answer.promises_rejection and executed for answer, executed in self.answers)
 
     def __str__(self) -> str:
         steps = zip(self.answers, self.decisions, strict=True)
@@ -188,7 +188,7 @@ ENDS = {
 
 
 def replay(operation: str, answers: tuple[tuple[Answer, bool], ...], *, attempts: int) -> Call:
-    """Make the call whose attempts are answered so."""
+    """Make the call whose attempts have these responses."""
     request = (STARTS | STOPS)[operation]
     policy = RetryPolicy(max_attempts=attempts)
     retry = RetryState(
@@ -207,16 +207,16 @@ def replay(operation: str, answers: tuple[tuple[Answer, bool], ...], *, attempts
         if executed and request.operation.is_stop:
             running = 0
         elif executed and not (running and request.operation is Operation.CONFERENCE_START):
-            running += 1  # a conference refuses a second stream of a name, here by a callback
+            running += 1  # a conference rejects a second stream of a name, here by a callback
     return Call(answers, tuple(decisions), running, ambiguous)
 
 
 def all_calls(operation: str, *, taken: bool = False, attempts: int = 3) -> Iterator[Call]:
-    """Make all calls of up to three answers, and those that go on after them."""
+    """Make all calls of up to three responses, and those that go on after them."""
     is_stop = operation in STOPS
-    # One answer for all that mean the same.
+    # One response for all that mean the same.
     answers = {
-        (result_of(operation, one.name), one.executed, one.promises_refusal, one.is_anonymous, one.needs): one
+        (result_of(operation, one.name), one.executed, one.promises_rejection, one.is_anonymous, one.needs): one
         for one in (TO_STOPS if is_stop else TO_STARTS)
     }
     going = [Call(running=int(is_stop))]
@@ -233,7 +233,7 @@ def all_calls(operation: str, *, taken: bool = False, attempts: int = 3) -> Iter
 
 
 def check_start(call: Call) -> None:
-    """Check what a start tells, where the Space's promise that it refused one was kept."""
+    """Check what a start tells, where the Space's promise that it rejected one was kept."""
     end = call.decisions[-1]
     if end is RetryDecision.FAIL:
         assert not call.running, call
@@ -245,7 +245,7 @@ def check_start(call: Call) -> None:
 
 @pytest.mark.parametrize("operation", STARTS)
 def test_start_tells_nothing_that_is_not_true(operation: str) -> None:
-    """None is doubled, none that runs is told as refused, and none that does not run as started."""
+    """None is doubled, none that runs is told as rejected, and none that does not run as started."""
     calls = [call for call in all_calls(operation) if not call.promise_was_broken]
     assert len(calls) > 20
     for call in calls:
@@ -255,7 +255,7 @@ def test_start_tells_nothing_that_is_not_true(operation: str) -> None:
             assert (call.running, sum(executed for _, executed in call.answers)) == (1, 1)
 
 
-def test_start_under_a_name_that_is_taken_is_never_told_as_refused_if_it_runs() -> None:
+def test_start_under_a_taken_name_is_never_reported_as_rejected_if_it_runs() -> None:
     """Another stream of a name that the caller chose may run, and is what "already started" may be about."""
     calls = [call for call in all_calls("own name", taken=True) if not call.promise_was_broken]
     assert len(calls) > 20
@@ -264,14 +264,14 @@ def test_start_under_a_name_that_is_taken_is_never_told_as_refused_if_it_runs() 
 
 
 BELIEVED = {"302", "401", "404", "409", "422"}
-"""Refusals that are no rejections of a duplicate, so they say that no earlier attempt was carried out either."""
+"""Rejections that are no rejections of a duplicate, so they say that no earlier attempt was carried out either."""
 
 
 @pytest.mark.parametrize("operation", ["generated name", "call"])
-def test_broken_promise_is_noticed_by_any_answer_that_may_refuse_a_duplicate(operation: str) -> None:
+def test_any_response_that_may_reject_a_duplicate_shows_that_a_temporary_rejection_was_wrong(operation: str) -> None:
     """A duplicate shows that a 503, 408 or 429 was carried out, and what can't be read may be one.
 
-    No other start has this name. A readable refusal for another reason, or no better answer, is believed.
+    No other start has this name. A readable rejection for another reason, or no better response, is believed.
     """
     calls = [call for call in all_calls(operation) if call.promise_was_broken and call.is_over]
     assert len(calls) > 50
@@ -287,7 +287,7 @@ def test_broken_promise_is_noticed_by_any_answer_that_may_refuse_a_duplicate(ope
 
 @pytest.mark.parametrize("operation", STOPS)
 def test_stop_tells_nothing_that_is_not_true(operation: str) -> None:
-    """What is told as stopped does not run, except after an answer that names nothing and may be another request's."""
+    """What is told as stopped does not run, except after a response that names nothing and may be another request's."""
     calls = list(all_calls(operation))
     assert len(calls) > 50
     stopped = {RetryDecision.SUCCEED, RetryDecision.ALREADY_STOPPED}
@@ -300,7 +300,7 @@ def test_stop_tells_nothing_that_is_not_true(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", [*STARTS, *STOPS])
 def test_call_ends_within_its_attempts(operation: str) -> None:
-    """With two attempts, no call goes on after three answers unless one of them was not sent or was throttled."""
+    """With two attempts, no call goes on after three responses unless one of them was not sent or was throttled."""
     for call in all_calls(operation, attempts=2):
         if len(call.answers) == 3 and not call.is_over:
             free = {AttemptResult.NOT_SENT, AttemptResult.STALE_CONNECTION, AttemptResult.THROTTLED}

@@ -21,7 +21,7 @@ from signalwire_streams.models._validation import (
 @example("\u2025")
 @example("\uff0f")
 def test_any_text_is_one_path_segment_or_rejected(text: str) -> None:
-    """A sid that passes comes back from a URL's path as exactly one segment; any other is refused."""
+    """A sid that passes comes back from a URL's path as exactly one segment; any other is rejected."""
     try:
         handle = check_path_segment(text, "sid")
     except InvalidRequestError as error:
@@ -51,7 +51,7 @@ def test_deadline_above_zero_is_accepted(seconds: float | None) -> None:
     ids=lambda seconds: repr(seconds)[:10],
 )
 def test_invalid_deadline_is_rejected(seconds: object) -> None:
-    """A deadline that is no number above 0, or longer than a year, is refused and not repeated."""
+    """A deadline that is no number above 0, or longer than a year, is rejected and not repeated."""
     with pytest.raises(
         InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year$"
     ):
@@ -66,7 +66,7 @@ def test_sufficient_count_is_accepted(count: int, least: int) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "3", True, None, float("nan")])
 def test_invalid_count_is_rejected(count: object) -> None:
-    """A count that is too small or no whole number is refused by the name of its argument."""
+    """A count that is too small or no whole number is rejected by the name of its argument."""
     with pytest.raises(InvalidRequestError, match=r"^concurrency must be a whole number of 1 or more, not "):
         check_count(count, "concurrency")
 

@@ -44,7 +44,7 @@ def test_fast_value_equals_the_usual_one(change: Callable[[ConferenceStream], Co
     [
         CREATED,
         fast_constructor(CallStream)(call_sid="call"),
-        fast_constructor(Result)(attempt_result=AttemptResult.DONE, phase=Phase.ANSWERED),
+        fast_constructor(Result)(attempt_result=AttemptResult.DONE, phase=Phase.RESPONDED),
     ],
     ids=lambda value: type(value).__name__,
 )

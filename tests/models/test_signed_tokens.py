@@ -152,7 +152,7 @@ def test_wrong_claims_of_a_function_are_one_sentence(claims: Callable[[Any], Any
     assert "hush" not in shown(caught.value)
 
 
-def test_token_that_fits_in_no_header_is_refused() -> None:
+def test_token_that_fits_in_no_header_is_rejected() -> None:
     tokens = SignedTokens(KEY, claims={"a": "x" * 2000})
     assert 3900 < len(minted(tokens, evolve(REQUEST, name="n" * 780))) < 4096
     long = evolve(REQUEST, name="n" * 2000)
@@ -296,7 +296,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("token", "kind"), [(b"hush", "bytes"), (7, "int"), ([], "list")])
-def test_token_of_another_type_is_refused(token: Any, kind: str) -> None:
+def test_token_of_another_type_is_rejected(token: Any, kind: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"must be a str or SignedTokens, not {kind}"):
         StartCallStream(call_sid="c", url=URL, authorization_bearer_token=token)
 

@@ -27,14 +27,14 @@ def start(kind: str, /, **settings: Any) -> StartConferenceStream | StartCallStr
 
 
 def refused_alike(**settings: Any) -> str:
-    """Return the message with which a start is refused, the same on a conference and on a call."""
+    """Return the message with which a start is rejected, the same on a conference and on a call."""
     messages = {refusal(kind, **settings) for kind in KINDS}
     assert len(messages) == 1
     return messages.pop()
 
 
 def refusal(kind: str, /, **settings: Any) -> str:
-    """Return the message of a refused start; it is one line and a ValueError too."""
+    """Return the message of a rejected start; it is one line and a ValueError too."""
     with pytest.raises(InvalidRequestError) as caught:
         start(kind, **settings)
     error = caught.value
@@ -85,7 +85,7 @@ URL_REFUSALS = {
 
 @pytest.mark.parametrize(("url", "advice"), URL_REFUSALS.values(), ids=URL_REFUSALS)
 def test_invalid_stream_url_is_rejected(url: object, advice: str) -> None:
-    """A url other than a bare wss address is refused with what to write instead."""
+    """A url other than a bare wss address is rejected with what to write instead."""
     message = refused_alike(url=url)
     assert message.startswith("url ")
     assert advice in message
@@ -142,7 +142,7 @@ HANDLE_REFUSALS = {
 @both_kinds
 @pytest.mark.parametrize("handle", HANDLE_REFUSALS.values(), ids=HANDLE_REFUSALS)
 def test_invalid_sid_is_rejected(kind: str, handle: object) -> None:
-    """A sid that could lead elsewhere than to its own path is refused by the name of its argument."""
+    """A sid that could lead elsewhere than to its own path is rejected by the name of its argument."""
     _, target = KINDS[kind]
     message = refusal(kind, **{target: handle})
     assert message.startswith(target)
@@ -191,7 +191,7 @@ WORD_REFUSALS = {
 
 @pytest.mark.parametrize(("field", "word", "choices"), WORD_REFUSALS.values(), ids=WORD_REFUSALS)
 def test_unknown_track_or_method_is_rejected_with_choices(field: str, word: object, choices: str) -> None:
-    """A word that the API does not list is refused, and the listed ones are named."""
+    """A word that the API does not list is rejected, and the listed ones are named."""
     message = refused_alike(**{field: word})
     assert message.startswith(f"{field} {word!r} is unknown")
     assert choices in message
@@ -199,7 +199,7 @@ def test_unknown_track_or_method_is_rejected_with_choices(field: str, word: obje
 
 @pytest.mark.parametrize("codec", ["OPUS", "pcmu", "L16@8000", ""])
 def test_unknown_codec_is_rejected_with_the_known_ones(codec: str) -> None:
-    """A codec that the API does not list is refused, and the listed ones are named."""
+    """A codec that the API does not list is rejected, and the listed ones are named."""
     assert "'PCMU', 'PCMA', 'L16', 'L16@16000h', 'L16@24000h'" in refusal("conference", codec=codec)
 
 
@@ -238,7 +238,7 @@ def test_call_has_neither_codec_nor_realtime(field: str, value: object) -> None:
     ("kind", "switch"), [("conference", "realtime"), ("conference", "unnamed"), ("call", "unnamed")]
 )
 def test_flag_must_be_bool(kind: str, switch: str, value: object) -> None:
-    """A word or number in place of True or False is refused."""
+    """A word or number in place of True or False is rejected."""
     assert refusal(kind, **{switch: value}) == f"{switch} must be True or False, not {value!r}"
 
 
@@ -274,7 +274,7 @@ def test_callback_that_is_not_a_web_address_is_rejected(url: str) -> None:
 
 @pytest.mark.parametrize(("value", "words"), [("", "is empty: write the https://"), (7, "must be a str, not int")])
 def test_callback_that_is_not_a_string_is_rejected(value: object, words: str) -> None:
-    """An empty callback, or one of another type, is refused."""
+    """An empty callback, or one of another type, is rejected."""
     assert words in refused_alike(status_callback=value)
 
 
@@ -341,7 +341,7 @@ TOKEN_REFUSALS = {
 
 @pytest.mark.parametrize("token", TOKEN_REFUSALS.values(), ids=TOKEN_REFUSALS)
 def test_bearer_token_that_no_header_can_carry_is_rejected(token: object) -> None:
-    """A bearer token is visible ASCII; the refusal does not repeat it."""
+    """A bearer token is visible ASCII; the rejection does not repeat it."""
     message = refused_alike(authorization_bearer_token=token)
     assert message.startswith("authorization_bearer_token ")
     assert "s3cr" not in message
@@ -377,7 +377,7 @@ SECRET_KEEPING: Mapping[str, Mapping[str, Any]] = {
 
 @pytest.mark.parametrize("settings", SECRET_KEEPING.values(), ids=SECRET_KEEPING)
 def test_rejection_repeats_no_secret(settings: Mapping[str, Any]) -> None:
-    """No refusal repeats a query, a password, a token or a parameter's value."""
+    """No rejection repeats a query, a password, a token or a parameter's value."""
     assert "hush" not in refused_alike(**settings)
 
 

@@ -214,7 +214,7 @@ async def test_marks_are_events(talking: Any) -> None:
             return
 
 
-async def test_simulator_refuses_invalid_keys(trust: ssl.SSLContext) -> None:
+async def test_simulator_rejects_invalid_keys(trust: ssl.SSLContext) -> None:
     space = SimulatedSpace(conferences=1)
     for wrong in ("", "E", "1 2"):
         with pytest.raises(ValueError, match="are not DTMF digits: use 0 to 9"):

@@ -153,7 +153,7 @@ async def raise_mishap(token: str) -> bool:
         (raise_mishap, 500, "the token check raised Mishap"),
     ],
 )
-async def test_token_check_that_ends_without_an_answer_refuses_the_stream(
+async def test_token_check_that_ends_without_a_result_rejects_the_stream(
     serve: Any, heard: Heard, check: Any, status: int, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged, and the next stream is served."""
@@ -168,7 +168,7 @@ async def test_token_check_that_ends_without_an_answer_refuses_the_stream(
 
 
 async def test_connection_that_was_lost_before_the_upgrade() -> None:
-    """Nothing is left to close, and a message is refused at once; a task that was cancelled is forgotten."""
+    """Nothing is left to close, and a message is rejected at once; a task that was cancelled is forgotten."""
     unused = AudioSocket(None, max_msg_size=1, buffer=memoryview(bytearray(1)))
     reset(unused.transport)
     assert unused._sends_at_once(1)

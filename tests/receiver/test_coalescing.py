@@ -101,7 +101,7 @@ def test_socket_without_the_option_is_read_at_once(error: type[Exception]) -> No
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan"), "0.1", True, [0.1]], ids=repr)
-def test_wrong_value_is_refused(wrong: Any) -> None:
+def test_wrong_value_is_rejected(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"^coalesce must be a number of seconds from 0 to 1, not "):
         MediaReceiver(coalesce=wrong)
 

@@ -440,7 +440,7 @@ async def test_error_of_a_token_check_is_logged(
 async def test_token_check_that_does_not_end(
     serve: Any, connect: Any, heard: Heard, refuses: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has as long as a stream to start; then the stream is refused."""
+    """It has as long as a stream to start; then the stream is rejected."""
     end = asyncio.Event()
 
     async def check(token: str) -> bool:
@@ -613,7 +613,7 @@ async def test_streams_are_taken_on_several_addresses(
 
 @pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports can't be shared here")
 async def test_servers_share_a_port_if_all_of_them_allow_it(heard: Heard, serve: Any, dial: Any) -> None:
-    """One that does not is refused."""
+    """One that does not is rejected."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None), reuse_port=True)
     port = int(url.rsplit(":", 1)[1].strip("/"))
     assert await serve(MediaReceiver(heard, bearer_tokens=None), port=port, reuse_port=True) == url

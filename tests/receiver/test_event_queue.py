@@ -65,7 +65,7 @@ async def test_unknown_events_are_dropped_like_audio() -> None:
 
 
 async def test_keys_and_marks_are_bounded_in_number() -> None:
-    """They are not dropped; one too many is refused."""
+    """They are not dropped; one too many is rejected."""
     queue = Queue(2)
     queue.add(DtmfEvent(digit="1"), MarkEvent(name="a"))
     assert not queue.keep(DtmfEvent(digit="2"))
@@ -133,7 +133,7 @@ async def test_waiting_consumer_is_woken_by_events_and_by_the_end() -> None:
     assert queue.dropped == []
 
 
-async def test_second_consumer_is_refused() -> None:
+async def test_second_consumer_is_rejected() -> None:
     """Two loops over one stream would each get half of it."""
     queue = Queue(1)
     waiting = asyncio.ensure_future(anext(queue))

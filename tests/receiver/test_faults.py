@@ -214,10 +214,10 @@ async def test_open_waits_for_slow_handshake(
     assert await joined(receiver, client, conference, url) == FRAMES
 
 
-async def test_open_yields_session_before_start_is_answered(
+async def test_open_yields_session_before_the_response_to_the_start(
     space: SimulatedSpace, client: StreamsClient, receiver: MediaReceiver, url: str, conference: str
 ) -> None:
-    """The session is there before the start was answered."""
+    """The session is there before the start had a response."""
     space.faults.add("socket-first")
     assert await joined(receiver, client, conference, url) == FRAMES
     assert [request.fault for request in space.requests if request.created] == ["socket-first"]
@@ -315,10 +315,10 @@ async def test_late_started_callback_is_not_handled(
     assert told.kinds == [StreamStopped]
 
 
-async def test_callback_with_bad_signature_is_refused(
+async def test_callback_with_bad_signature_is_rejected(
     space: SimulatedSpace, client: StreamsClient, url: str, conference: str, heard: Heard, listening: Any, told: Told
 ) -> None:
-    """It is refused as often as it is tried, and never handed on."""
+    """It is rejected as often as it is tried, and never handed on."""
     callbacks, address = listening
     space.faults.add("callback-bad-signature", on="stream-started")
     await a_stream_with_callbacks(client, conference, url, heard, address)

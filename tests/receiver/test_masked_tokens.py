@@ -66,7 +66,7 @@ class Broken(list[str]):
         {"bearer_tokens": Broken([SECRET])},
     ],
 )
-def test_refused_setting_shows_no_token(settings: dict[str, Any]) -> None:
+def test_rejected_setting_shows_no_token(settings: dict[str, Any]) -> None:
     with pytest.raises((InvalidRequestError, LookupError)) as caught:
         MediaReceiver(**({"handler": handler, "bearer_tokens": SECRET} | settings))  # type: ignore[arg-type]
     shown = locals_of(caught.value)

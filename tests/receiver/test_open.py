@@ -97,7 +97,7 @@ async def test_concurrent_opens_receive_their_own_audio(
     assert space.streams.active() == []
 
 
-async def test_open_raises_refused_start_as_cause(
+async def test_open_raises_rejected_start_as_cause(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """The REST leg's own error is the cause, and nothing is stopped, since nothing runs."""
@@ -179,7 +179,7 @@ async def test_callback_of_the_name_explains_missing_socket(client_for: Any, rec
 
 
 async def test_open_with_duplicate_name_fails(client_for: Any, receiver: MediaReceiver) -> None:
-    """When an attempt is repeated, the Space refuses the second stream; that says nothing against the first one."""
+    """When an attempt is repeated, the Space rejects the second stream; that says nothing against the first one."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
         silent.faults.add("reset", on="start", executed=True, times=1)
@@ -199,10 +199,10 @@ async def test_open_with_duplicate_name_fails(client_for: Any, receiver: MediaRe
         assert silent.streams.active() == []
 
 
-async def test_socket_confirms_start_whose_answer_was_lost(
+async def test_socket_confirms_start_whose_response_was_lost(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """When the POST's answer is lost, the socket proves that the stream runs, and it is stopped by name."""
+    """When the POST's response is lost, the socket proves that the stream runs, and it is stopped by name."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("reset", on="start", executed=True)
     client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -211,7 +211,7 @@ async def test_socket_confirms_start_whose_answer_was_lost(
     assert endless.streams.active() == []
 
 
-async def test_open_fails_without_answer_and_socket(client_for: Any, receiver: MediaReceiver) -> None:
+async def test_open_fails_without_response_and_socket(client_for: Any, receiver: MediaReceiver) -> None:
     """The outcome is unknown, so the stream is stopped by name in case it runs."""
     async with SimulatedSpace(conferences=1) as silent:
         silent.faults.add("reset", on="start", executed=True)
@@ -225,10 +225,10 @@ async def test_open_fails_without_answer_and_socket(client_for: Any, receiver: M
         assert silent.streams.active() == []
 
 
-async def test_open_does_not_wait_for_the_answer(
+async def test_open_does_not_wait_for_the_response(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """The block begins with the socket, however long the answer takes."""
+    """The block begins with the socket, however long the response takes."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("hang", on="start", executed=True, times=1)
     client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0, deadline=0.4))
@@ -252,10 +252,10 @@ async def test_cancelled_open_stops_the_stream(client_for: Any, receiver: MediaR
         await until(lambda: not silent.streams.active())
 
 
-async def test_open_refuses_name_that_is_open_on_the_target(
+async def test_open_rejects_name_that_is_open_on_the_target(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """The second one is refused here: were it sent, its end would stop the first one by their common name."""
+    """The second one is rejected here: were it sent, its end would stop the first one by their common name."""
     url = await serve(receiver, ssl_context=certificate)
     streams, sid = client_for(endless).conferences, endless.conference_sids[0]
     async with receiver.open(streams, sid, url=url, name="mine") as session:
@@ -354,7 +354,7 @@ async def test_failure_callback_after_the_upgrade_fails_open(
     assert "failed" not in caplog.text
 
 
-async def test_closed_receiver_refuses_open(endless: SimulatedSpace, client_for: Any) -> None:
+async def test_closed_receiver_rejects_open(endless: SimulatedSpace, client_for: Any) -> None:
     """Nothing is sent, and it serves no more either."""
     receiver = MediaReceiver()
     await receiver.aclose()
@@ -491,7 +491,7 @@ async def test_failed_stop_of_a_block_that_was_cancelled_during_it_is_logged(
     assert len(caplog.records) == 1
 
 
-async def test_open_refuses_fields_of_its_own(endless: SimulatedSpace, client_for: Any) -> None:
+async def test_open_rejects_fields_of_its_own(endless: SimulatedSpace, client_for: Any) -> None:
     """Nothing is sent, and nothing is waited for."""
     receiver, streams, [sid, *_] = MediaReceiver(), client_for(endless).conferences, endless.conference_sids
     untyped: Any = receiver.open
@@ -509,7 +509,7 @@ async def test_open_refuses_fields_of_its_own(endless: SimulatedSpace, client_fo
     assert len(endless.requests) == 0
 
 
-async def test_stop_does_not_wait_for_hanging_answer(
+async def test_stop_does_not_wait_for_the_response_of_a_start_that_hangs(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """The stream is stopped by the sid of its socket while the start request is pending."""
@@ -532,7 +532,7 @@ async def test_stop_does_not_wait_for_hanging_answer(
     assert endless.requests.count("stop-conference-stream") == 2
 
 
-async def test_answer_after_the_stop_is_stopped_if_it_is_another_stream(
+async def test_stream_of_a_response_after_the_stop_is_stopped_if_it_is_another_one(
     trust: ssl.SSLContext, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """If it names the stream that was stopped, nothing more is stopped."""
@@ -591,7 +591,7 @@ async def test_error_of_the_block_takes_precedence_over_failed_stop(
 @pytest.mark.parametrize(
     ("retry_after", "pause", "refusals"), [(None, 0.05, 2), (0.01, 0.05, 2), (7.0, 7.0, 2), (7.0, 7.0, 100)]
 )
-async def test_stop_is_retried_for_a_minute_while_the_space_refuses_it(
+async def test_stop_is_retried_for_a_minute_while_the_space_rejects_it(
     receiver: MediaReceiver, idle_clock: Clock, retry_after: float | None, pause: float, refusals: int
 ) -> None:
     """After that the error says that the stream may be running."""
@@ -706,10 +706,10 @@ async def test_second_stream_is_stopped_after_the_first_has_ended(
     assert len(stopped) == 1
 
 
-async def test_socket_that_ended_makes_refused_stop_a_success(
+async def test_socket_that_ended_makes_rejected_stop_a_success(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """While the start has no answer, the sid is known from the socket, and so is that the stream has ended."""
+    """While the start has no response, the sid is known from the socket, and so is that the stream has ended."""
     url = await serve(receiver, ssl_context=certificate)
     sid = endless.conference_sids[0]
     endless.faults.add("hang", on="start", executed=True)

@@ -86,10 +86,10 @@ async def test_open_many_starts_receives_and_stops_all_streams(
     assert heard.sessions == []
 
 
-async def test_open_many_survives_lost_answers_without_duplicates(
+async def test_open_many_survives_lost_responses_without_duplicates(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """Lost answers to starts and stops double nothing and leave nothing, and requests may come one by one."""
+    """Lost responses to starts and stops double nothing and leave nothing, and requests may come one by one."""
     space.faults.add("reset", on="start", executed=True, every_nth=2, per_target=1)
     space.faults.add("reset", on="stop", executed=True, every_nth=2, per_target=1)
     space.faults.add("503-api", on="stop", every_nth=3, per_target=1)
@@ -324,7 +324,7 @@ async def test_stop_run_that_ends_early_fails_the_remaining_stops(
     }
 
 
-async def test_call_with_lost_answer_is_stopped_by_name(
+async def test_call_with_lost_response_is_stopped_by_name(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     """The response to its start was lost, and no socket connected."""
@@ -364,10 +364,10 @@ async def test_endless_run_forgets_ended_streams(
     assert len(space.streams) == 3
 
 
-async def test_stream_that_ends_before_its_answer_is_not_stopped(
+async def test_stream_that_ends_before_its_response_is_not_stopped(
     trust: ssl.SSLContext, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """The socket proves that it ended; the answer is awaited, and nothing is stopped."""
+    """The socket proves that it ended; the response is awaited, and nothing is stopped."""
     answer = asyncio.Event()
 
     async def held(seconds: float) -> None:
@@ -418,7 +418,7 @@ class Run:
         pass
 
 
-async def test_start_run_that_breaks_off_stops_unanswered_streams_by_name(receiver: MediaReceiver) -> None:
+async def test_start_run_that_breaks_off_stops_streams_without_response_by_name(receiver: MediaReceiver) -> None:
     """What was taken from the requests may run for all that is known, so it is stopped by its name."""
 
     class Client(Ending):

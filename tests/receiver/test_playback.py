@@ -54,7 +54,7 @@ async def test_play_sends_audio_in_real_time() -> None:
     assert len(line.waits) == 5
 
 
-async def test_play_refuses_unknown_encoding() -> None:
+async def test_play_rejects_unknown_encoding() -> None:
     """Its duration is unknown, so it can't be sent in real time."""
     line = Line()
     playback = Playback(line, "sid", AudioFormat("audio/x-new"), True)
@@ -292,7 +292,7 @@ async def test_send_dtmf_sends_each_key() -> None:
         lambda playback: playback.send_dtmf("1"),
     ],
 )
-async def test_one_way_stream_refuses_to_send(send: Callable[[Playback], Any]) -> None:
+async def test_one_way_stream_rejects_to_send(send: Callable[[Playback], Any]) -> None:
     """The error has the reason; the Space would just ignore the message."""
     line = Line()
     with pytest.raises(InvalidRequestError, match="one-way"):
@@ -365,7 +365,7 @@ async def test_mark_cancelled_while_sending_keeps_its_place() -> None:
         ("\u20ac" * 150, "would exceed frame_limit: shorten it"),
     ],
 )
-async def test_mark_that_could_not_come_back_is_refused(name: Any, match: str) -> None:
+async def test_mark_that_could_not_come_back_is_rejected(name: Any, match: str) -> None:
     """Nothing is sent, not even the rest of the audio."""
     line = Line()
     playback = Playback(line, "sid", AudioFormat("audio/x-mulaw"), True, sleep=line.sleep, max_message=1000)
@@ -410,7 +410,7 @@ async def test_thousand_marks_that_nothing_waits_for_are_remembered() -> None:
 
 
 @pytest.mark.parametrize("digits", ["", "1w", "\uff11", "a", None, 5, b"1", ["1"]])
-async def test_dtmf_that_is_no_key_is_refused(digits: Any) -> None:
+async def test_dtmf_that_is_no_key_is_rejected(digits: Any) -> None:
     line = Line()
     with pytest.raises(InvalidRequestError, match="are not DTMF digits: use 0 to 9"):
         await line.playback().send_dtmf(digits)

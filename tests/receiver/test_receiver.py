@@ -120,7 +120,7 @@ async def test_token_check_function_decides(heard: Heard, serve: Any, dial: Any)
 
 
 @pytest.mark.parametrize("tokens", ["", [""], [7], ["right", None]])
-async def test_empty_tokens_are_refused(heard: Heard, tokens: Any) -> None:
+async def test_empty_tokens_are_rejected(heard: Heard, tokens: Any) -> None:
     with pytest.raises(InvalidRequestError, match="a bearer token is empty or not a str"):
         MediaReceiver(heard, bearer_tokens=tokens)
 
@@ -306,7 +306,7 @@ async def test_returning_handler_closes_stream(serve: Any, dial: Any) -> None:
 
 
 async def test_aclose_lets_streams_finish(heard: Heard, serve: Any, dial: Any) -> None:
-    """New streams are refused, open ones may continue until the deadline."""
+    """New streams are rejected, open ones may continue until the deadline."""
     receiver = MediaReceiver(heard, bearer_tokens=None)
     url = await serve(receiver)
     peer = await dial(url)
@@ -350,7 +350,7 @@ async def test_aclose_ends_streams_at_the_deadline(
     assert sessions[0].end_reason is EndReason.SHUTDOWN
 
 
-async def test_receiver_without_handler_refuses_sockets(serve: Any, dial: Any) -> None:
+async def test_receiver_without_handler_rejects_sockets(serve: Any, dial: Any) -> None:
     """It only receives the streams that it opens."""
     url = await serve(MediaReceiver())
     for token in (None, "any"):
@@ -359,7 +359,7 @@ async def test_receiver_without_handler_refuses_sockets(serve: Any, dial: Any) -
 
 
 async def test_handler_and_tokens_must_fit(heard: Heard) -> None:
-    """A handler without tokens, or tokens without a handler, are refused."""
+    """A handler without tokens, or tokens without a handler, are rejected."""
     nobodies: list[Any] = [(), [], set()]
     for nobody in nobodies:
         with pytest.raises(InvalidRequestError, match="a handler needs bearer_tokens"):
@@ -448,8 +448,8 @@ async def test_invalid_first_websocket_frame_is_logged_once(
         ({"bearer_tokens": "\u00e9"}, "a bearer token contains whitespace or non-ASCII characters"),
     ],
 )
-def test_invalid_settings_are_refused(settings: dict[str, Any], match: str) -> None:
-    """They are refused when the receiver is created, not when the first stream arrives."""
+def test_invalid_settings_are_rejected(settings: dict[str, Any], match: str) -> None:
+    """They are rejected when the receiver is created, not when the first stream arrives."""
 
     async def handler(session: StreamSession) -> None:
         raise AssertionError

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 async def swallow(end: asyncio.Event) -> None:
-    """Refuse each cancellation."""
+    """Ignore each cancellation."""
     while not end.is_set():
         try:
             await end.wait()
@@ -39,7 +39,7 @@ async def stay_in_finally(end: asyncio.Event) -> None:
 
 
 async def fail_at_last(end: asyncio.Event) -> None:
-    """Refuse each cancellation, and raise in the end."""
+    """Ignore each cancellation, and raise in the end."""
     await swallow(end)
     raise LookupError("no such tenant")
 
@@ -56,7 +56,7 @@ STUBBORN = [swallow, stay_in_finally, fail_at_last]
 
 
 @pytest.mark.parametrize("conduct", STUBBORN)
-async def test_serve_ends_in_time_with_handlers_that_refuse_to_be_cancelled(
+async def test_serve_ends_in_time_with_handlers_that_ignore_their_cancellation(
     conduct: Callable[[asyncio.Event], Awaitable[None]], dial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are named in one line, the sockets are closed, and nothing is said of them later."""
@@ -96,7 +96,7 @@ async def test_serve_ends_in_time_with_handlers_that_refuse_to_be_cancelled(
     assert len(later) == (7 if conduct is fail_at_last else 0)
 
 
-async def test_handler_that_answers_a_cancellation_with_an_error(dial: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_handler_that_raises_another_error_when_cancelled(dial: Any, caplog: pytest.LogCaptureFixture) -> None:
     """That is logged as any other error of a handler."""
     begun = asyncio.Event()
 
@@ -273,7 +273,7 @@ async def test_client_that_connects_while_the_server_closes(turns: int, caplog: 
 
 
 @pytest.mark.parametrize("wrong", [-1, float("nan"), None, "5", True])
-async def test_deadline_that_is_no_time_is_refused(wrong: Any, heard: Heard, serve: Any, dial: Any) -> None:
+async def test_deadline_that_is_no_time_is_rejected(wrong: Any, heard: Heard, serve: Any, dial: Any) -> None:
     """The receiver goes on."""
     receiver = MediaReceiver(heard, bearer_tokens=None)
     url = await serve(receiver)

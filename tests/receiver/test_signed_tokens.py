@@ -197,7 +197,7 @@ async def test_token_is_spent_when_its_stream_starts(heard: Heard, serve: Any, d
     assert len(heard.sessions) == 1
 
 
-async def test_token_that_expires_between_upgrade_and_start_is_refused(heard: Heard, serve: Any, dial: Any) -> None:
+async def test_token_that_expires_between_upgrade_and_start_is_rejected(heard: Heard, serve: Any, dial: Any) -> None:
     """Else two sockets that were upgraded in time could both use it."""
     wall = Wall()
     tokens = SignedTokens(KEY, ttl=60, clock=wall.clock)

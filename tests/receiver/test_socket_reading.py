@@ -98,7 +98,7 @@ async def test_iterator_continues_after_a_cancelled_wait(serve: Any, dial: Any, 
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_ping_is_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
+async def test_ping_gets_a_pong(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
     """Even before the start event; an unsolicited pong is no frame."""
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None)))
     if begun:
@@ -121,7 +121,7 @@ async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: H
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
-async def test_silent_peer_has_half_a_heartbeat_to_answer_its_ping(
+async def test_silent_peer_has_half_a_heartbeat_to_send_its_pong(
     serve: Any, deaf: Any, heard: Heard, idle_clock: Clock
 ) -> None:
     """Both are checked four times in each heartbeat, and the pong is allowed one more check."""
@@ -135,7 +135,7 @@ async def test_silent_peer_has_half_a_heartbeat_to_answer_its_ping(
     assert idle_clock.now() - pinged == pytest.approx(5.0 + 2.5, abs=0.1)
 
 
-async def test_silent_peer_that_answers_pings_is_kept(serve: Any, deaf: Any, dial: Any, heard: Heard) -> None:
+async def test_silent_peer_that_sends_pongs_is_kept(serve: Any, deaf: Any, dial: Any, heard: Heard) -> None:
     """Each silence is asked about anew, on each of the sockets."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.05))
     peer, other = await deaf(url), await dial(url)
@@ -177,7 +177,7 @@ async def test_peer_that_stops_reading_does_not_block_its_stream(serve: Any, dea
     assert told
 
 
-async def test_close_frame_that_is_not_answered_is_given_up_after_two_seconds(
+async def test_close_frame_without_reply_is_given_up_after_two_seconds(
     serve: Any, deaf: Any, idle_clock: Clock
 ) -> None:
     ended: list[float] = []
@@ -215,7 +215,7 @@ async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, i
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_ping_that_cannot_be_answered_is_no_failure(
+async def test_ping_whose_pong_cannot_be_sent_is_no_failure(
     serve: Any, deaf: Any, heard: Heard, caplog: pytest.LogCaptureFixture, begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer that asks and is gone before the answer has broken the connection, and no more."""

@@ -295,7 +295,7 @@ async def test_later_tap_repeats_nothing(source: str) -> None:
     assert await chunks(open_one()) == [14]
 
 
-async def test_refused_pcm_takes_nothing() -> None:
+async def test_rejected_pcm_consumes_no_events() -> None:
     stream = Stream()
     stream.burst(0, 3, "inbound")
     with pytest.raises(InvalidRequestError):
@@ -475,7 +475,7 @@ async def test_recorder_fed_by_tap_records_whole_stream(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_wrong_argument_is_refused(wrong: dict[str, Any], told: str) -> None:
+async def test_wrong_argument_is_rejected(wrong: dict[str, Any], told: str) -> None:
     session = Stream().session
     with pytest.raises(InvalidRequestError, match=told):
         session.pcm(**wrong)
@@ -486,14 +486,14 @@ async def test_wrong_argument_is_refused(wrong: dict[str, Any], told: str) -> No
 
 
 @pytest.mark.parametrize("wrong", [0, 100_001, 1.0, True, "5"])
-async def test_wrong_max_frames_is_refused(wrong: Any) -> None:
+async def test_wrong_max_frames_is_rejected(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="max_frames must be a whole number from 1 to 100000"):
         Stream().session.tap(max_frames=wrong)
 
 
 @pytest.mark.parametrize(("rate", "least"), [(1, 1000), (40, 25), (49, 21)])
 @pytest.mark.parametrize("late", ["keep", "drop"])
-async def test_stream_with_less_than_a_sample_in_each_frame_is_refused(rate: int, least: int, late: Any) -> None:
+async def test_stream_with_less_than_a_sample_in_each_frame_is_rejected(rate: int, least: int, late: Any) -> None:
     session = Stream(AudioFormat("audio/x-mulaw", rate)).session
     told = rf"the stream has {rate} samples? per second.*write a frame_ms of at least {least}"
     with pytest.raises(InvalidRequestError, match=told):
@@ -512,7 +512,7 @@ async def test_whole_numbers_of_any_type_are_taken() -> None:
     assert tap.dropped == 1
 
 
-async def test_audio_that_has_no_pcm_is_refused() -> None:
+async def test_audio_that_has_no_pcm_is_rejected() -> None:
     with pytest.raises(UnknownEncodingError):
         Stream(AudioFormat("audio/opus")).session.pcm()
     with pytest.raises(InvalidRequestError, match="2 channels in each track, and pcm takes one"):

@@ -214,7 +214,7 @@ async def test_invalid_frame_closes_the_socket(
 @pytest.mark.parametrize(
     ("code", "reason"), [(1000, EndReason.CLOSED), (1001, EndReason.CLOSED), (4000, EndReason.CLOSED)]
 )
-async def test_close_frame_is_answered(connect: Connect, heard: Heard, code: int, reason: EndReason) -> None:
+async def test_close_frame_gets_a_close_frame(connect: Connect, heard: Heard, code: int, reason: EndReason) -> None:
     peer = await connect()
     await peer.send(text(START) + text(media(1)) + close(code))
     assert await peer.close_code() == 1000

@@ -145,7 +145,7 @@ def test_use_in_another_event_loop_raises(redis: RedisServer) -> None:
 async def test_use_after_fork_raises(
     redis: RedisServer, limiter_for: LimiterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes on one connection would read each other's answers."""
+    """Two processes on one connection would read each other's replies."""
     limiter = limiter_for(redis)
     await limiter.acquire(Priority.BULK, 10)
 

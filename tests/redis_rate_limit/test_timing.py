@@ -26,7 +26,7 @@ class Bucket:
     """The Redis of one Space, as a token bucket on the test's clock."""
 
     now: Callable[[], float]
-    delay: float = 0.001  # seconds that an answer takes
+    delay: float = 0.001  # seconds that a reply takes
     is_away: bool = False
     state: State | None = None
     tokens: float = 0.0

@@ -98,9 +98,9 @@ class Clock:
         return self.now
 
 
-def assert_logged(peer: Peer, fault: str, answered: int | None, *, executed: bool) -> None:
+def assert_logged(peer: Peer, fault: str, status: int | None, *, executed: bool) -> None:
     """Assert what the Space logged of its only request."""
     [request] = peer.space.requests
-    assert (request.fault, request.answered) == (fault, answered)
+    assert (request.fault, request.status) == (fault, status)
     assert [request.created] == [stream.sid for stream in peer.space.streams] if executed else not request.created
     assert len(peer.space.streams) == executed

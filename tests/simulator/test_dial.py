@@ -441,8 +441,8 @@ UPGRADED = (
             None,
             "accepted the upgrade with a response that is no WebSocket handshake: Invalid challenge response",
         ),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", None, "did not answer the upgrade with HTTP"),
-        (b"", None, "did not answer the upgrade with HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", None, "did not respond to the upgrade with HTTP"),
+        (b"", None, "did not respond to the upgrade with HTTP"),
         (None, None, "did not accept the upgrade within 5 s"),
     ],
 )

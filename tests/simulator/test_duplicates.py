@@ -4,7 +4,7 @@ from .peer import Peer, simulated
 from .shapes import CALL_STREAM, CONFERENCE_STREAM, ERROR, ERROR_LIST, mismatches
 
 
-async def test_second_start_of_a_name_is_answered_but_does_not_run() -> None:
+async def test_second_start_of_a_name_gets_200_but_does_not_run() -> None:
     """As documented: only a status callback reports "Duplicated stream name"."""
     async with simulated() as peer:
         first, second = await peer.start(Name="n"), await peer.start(Name="n")

@@ -29,7 +29,7 @@ async def test_request_over_the_limit_is_rejected_until_the_window_has_moved() -
         assert (await peer.start()).status == 200
         assert (await peer.start()).status == 429
         assert len(peer.space.streams) == 4
-        assert [request.answered for request in peer.space.requests] == [200, 200, 200, 429, 200, 429]
+        assert [request.status for request in peer.space.requests] == [200, 200, 200, 429, 200, 429]
 
 
 async def test_reads_are_not_limited() -> None:
@@ -71,7 +71,7 @@ async def test_advertised_limit_can_differ_from_the_limit() -> None:
     limit=st.integers(min_value=0, max_value=6),
 )
 def test_no_window_ever_holds_more_than_the_limit(gaps: list[int], limit: int) -> None:
-    """And no request within the limit is refused."""
+    """And no request within the limit is rejected."""
     window = SpaceLimit(SimulatedSpace(rate_limit=limit, window=10.0))
     now, admitted = 0.0, list[float]()
     for gap in gaps:

@@ -28,7 +28,7 @@ async def peer() -> AsyncIterator[Peer]:
 
 
 async def test_admin_paths_show_names_and_no_secrets(peer: Peer) -> None:
-    """Neither for streams nor for requests, also refused ones."""
+    """Neither for streams nor for requests, also rejected ones."""
     await peer.start(**FIELDS)
     await peer.start(bearertoken="bearer-of-audio", **FIELDS)
     bare = {"Authorization": ""}

@@ -26,7 +26,7 @@ async def test_logged_request_has_all_but_secrets() -> None:
         assert start.fields["AuthorizationBearerToken"] == "bearer-of-audio"
         assert "bearer-of-audio" not in repr(start)
         assert set(start.headers) == {"User-Agent", "Content-Type"}
-        assert (start.answered, start.created, start.fault) == (200, reply.json["sid"], None)
+        assert (start.status, start.created, start.fault) == (200, reply.json["sid"], None)
         assert (start.received_at, start.connection) == (50.0, 1)
         assert (stop.operation, stop.stream_sid, stop.created) == ("stop-conference-stream", "a b", None)
         assert stop.path.endswith("/a%20b")
@@ -74,7 +74,7 @@ async def test_request_with_incomplete_body_is_logged() -> None:
         await writer.wait_closed()
         await peer.space.requests.wait_for()
         [request] = peer.space.requests
-        assert (request.answered, request.fields, request.created) == (None, {}, None)
+        assert (request.status, request.fields, request.created) == (None, {}, None)
 
 
 async def test_wait_for_returns_when_the_requests_have_arrived() -> None:
@@ -122,7 +122,7 @@ async def test_log_that_keeps_nothing_still_counts() -> None:
 
 
 async def test_max_in_window_counts_every_post() -> None:
-    """Also those that were refused or replaced by a fault, but no reads."""
+    """Also those that were rejected or replaced by a fault, but no reads."""
     clock = Clock()
     async with simulated(monotonic=clock, rate_limit=3) as peer:
         peer.space.faults.add("500", times=1)

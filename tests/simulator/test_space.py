@@ -239,7 +239,7 @@ async def test_admin_paths_show_the_state_of_the_space() -> None:
         reply = await peer.send("GET", "/_space/requests", headers=bare)
         assert reply.json["counts"] == {"start-conference-stream": 2}
         assert reply.json["busiest_window"] == 2
-        assert reply.json["requests"][1]["answered"] == 429
+        assert reply.json["requests"][1]["status"] == 429
         assert reply.json["requests"][0]["fields"]["Name"] == "n"
         assert peer.authorization().encode() not in reply.body
         assert (await peer.send("GET", "/_space", headers=bare)).json == {
@@ -256,7 +256,7 @@ async def test_admin_paths_show_the_state_of_the_space() -> None:
         assert peer.space.requests.count() == 2
 
 
-async def test_bytes_that_are_not_http_are_answered_with_400(caplog: pytest.LogCaptureFixture) -> None:
+async def test_bytes_that_are_not_http_get_400(caplog: pytest.LogCaptureFixture) -> None:
     async with simulated() as peer:
         reader, writer = await asyncio.open_connection("127.0.0.1", peer.space.port)
         writer.write(b"nonsense\r\n\r\n")

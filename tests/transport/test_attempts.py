@@ -30,7 +30,7 @@ def client(space: SimulatedSpace, client_for: Any, idle_clock: Clock, attempts: 
 async def test_queue_time_is_separate_from_duration(
     space: SimulatedSpace, client: StreamsClient, attempts: list[Attempt]
 ) -> None:
-    """Of two starts at once the second one waits for the rate limit; both then wait for their answers."""
+    """Of two starts at once the second one waits for the rate limit; both then wait for their responses."""
     space.faults.add("latency", on="start", seconds=2.0)
     await asyncio.gather(
         *(client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids[:2]),

@@ -88,7 +88,7 @@ async def test_accepted_start_succeeds_whatever_its_body(head: str, body: bytes,
 async def test_read_timeout_applies_to_each_piece_of_body(
     head: str, body: bytes, client_for: Any, space: SimulatedSpace, idle_clock: Clock
 ) -> None:
-    """Neither shorter nor longer, and from when the answer began."""
+    """Neither shorter nor longer, and from when the response began."""
     async with answering(200, head, body, after=2) as address:
         client = client_for(space, base_url=address, timeouts=Timeouts(read=3, attempt=30))
         began = idle_clock.now()
@@ -124,8 +124,8 @@ async def test_read_with_broken_body_is_retried(client_of: Any) -> None:
 
 
 @each_bad_body
-async def test_refusal_is_error_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
-    """A refusal whose body can't be read is final by its status alone."""
+async def test_rejection_is_error_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
+    """A rejection whose body can't be read is final by its status alone."""
     async with answering(422, head, body) as address:
         error = await error_of_a_start(client_of(address))
 
@@ -133,8 +133,8 @@ async def test_refusal_is_error_whatever_its_body(head: str, body: bytes, client
     assert (error.code, error.errors, error.attempts) == (None, (), 1)
 
 
-async def test_refusal_body_is_read_up_to_limit(client_of: Any) -> None:
-    """Of a refusal no more than 64 KiB are read, and what was cut off there is not believed."""
+async def test_rejection_body_is_read_up_to_limit(client_of: Any) -> None:
+    """Of a rejection no more than 64 KiB are read, and what was cut off there is not believed."""
     async with answering(422, f"Content-Length: {len(REFUSAL)}\r\n", REFUSAL) as address:
         error = await error_of_a_start(client_of(address))
 

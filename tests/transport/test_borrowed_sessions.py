@@ -112,7 +112,7 @@ async def test_trace_hook_that_raises_before_the_request_is_written(
 
 @pytest.mark.parametrize("kind", KINDS)
 @each_error
-async def test_trace_hook_that_raises_after_the_answer(
+async def test_trace_hook_that_raises_after_the_response(
     kind: str, error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
     """A start may run, so its outcome is unknown, with the hook's error as the cause; nothing is sent again."""
@@ -257,7 +257,7 @@ async def raise_os_error(error: BaseException) -> None:
     "hook",
     [raise_plainly, raise_from, raise_without_context, raise_after_another, raise_in_a_circle, raise_os_error],
 )
-async def test_traceback_of_hook_error_shows_no_bytes_of_answer(
+async def test_traceback_of_hook_error_shows_no_bytes_of_response(
     hook: Callable[[BaseException], Awaitable[None]], space: SimulatedSpace, client_for: Any
 ) -> None:
     """The text of aiohttp's error repeats the head that it could not parse, so that error is no part of the chain."""

@@ -54,7 +54,7 @@ async def start_and_stop(client: StreamsClient, sid: str) -> None:
 
 @asynccontextmanager
 async def refusing() -> AsyncIterator[tuple[str, list[bytes]]]:
-    """Refuse each request; yield the server's address, and the heads that it has received."""
+    """Reject each request; yield the server's address, and the heads that it has received."""
     heads: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -107,8 +107,8 @@ async def test_borrowed_session_that_is_closed(space: SimulatedSpace, client_for
         await client.conferences.get(space.conference_sids[0])
 
 
-async def test_unfit_sessions_are_refused() -> None:
-    """A session with credentials of its own, or something that is no session, is refused with a reason."""
+async def test_unfit_sessions_are_rejected() -> None:
+    """A session with credentials of its own, or something that is no session, is rejected with a reason."""
     with pytest.warns(DeprecationWarning, match="auth"):
         session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("a", "b"))
     async with session:
@@ -121,7 +121,7 @@ async def test_unfit_sessions_are_refused() -> None:
 @pytest.mark.parametrize(
     "header", ["Content-Length: 5", "transfer-encoding: chunked", "Content-Encoding: gzip", "Expect: 100-continue"]
 )
-async def test_sessions_whose_default_headers_describe_a_body_are_refused(header: str) -> None:
+async def test_sessions_whose_default_headers_describe_a_body_are_rejected(header: str) -> None:
     """A Content-Length of the session would cut every start's form off; the sentence names the header."""
     name, _, value = header.partition(": ")
     async with aiohttp.ClientSession(headers={name: value}) as session:
@@ -161,8 +161,8 @@ async def test_small_pool_is_not_overrun(space: SimulatedSpace, client_for: Any)
 
 
 @pytest.mark.parametrize("body", ["api", "html"])
-async def test_refused_attempt_gives_its_connection_back(space: SimulatedSpace, client_for: Any, body: str) -> None:
-    """With a pool of one, an answer that is not wanted does not block the retry."""
+async def test_rejected_attempt_gives_its_connection_back(space: SimulatedSpace, client_for: Any, body: str) -> None:
+    """With a pool of one, a response that is not wanted does not block the retry."""
     client = client_for(space, connections=1)
     space.faults.add("status", status=503, body=body, retry_after=0, times=2, headers={"X-Padding": "x" * 4000})
     await client.conferences.start_stream(space.conference_sids[0], url=URL)
@@ -361,4 +361,4 @@ async def test_client_credentials_win_over_netrc(
         assert (await client.conferences.get(sid)).sid == sid
         await client.conferences.stop_stream(sid, stream)
 
-    assert [request.answered for request in space.requests] == [200, 200, 200]
+    assert [request.status for request in space.requests] == [200, 200, 200]

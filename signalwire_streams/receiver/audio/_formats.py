@@ -47,15 +47,15 @@ class RecordingFullError(RecordingError):
 
 
 _SIGN = 0x80
-_MULAW_MASKS, _ALAW_MASKS = (0xFF, 0x7F), (0xD5, 0x55)  # bits that are inverted in the code of a positive, a negative
-_MULAW_SCALE, _ALAW_SCALE = 2, 3  # bits that are left of 16
+_MULAW_MASKS, _ALAW_MASKS = (0xFF, 0x7F), (0xD5, 0x55)  # bits inverted in codes of positive and negative samples
+_MULAW_SCALE, _ALAW_SCALE = 2, 3  # low bits of a 16-bit sample that are dropped
 _MULAW_BIAS = 33
 _STEPS = [divmod(code, 16) for code in range(128)]  # the segment of each code, and its step within it
 _MULAW_MAGNITUDES = [(((2 * step + _MULAW_BIAS) << segment) - _MULAW_BIAS) << _MULAW_SCALE for segment, step in _STEPS]
 _ALAW_MAGNITUDES = [
     (2 * step + 1 if segment == 0 else (2 * step + 33) << (segment - 1)) << _ALAW_SCALE for segment, step in _STEPS
 ]
-# The least magnitude of each code, of 14 and of 13 bits.
+# The lowest magnitude of each code, in 14 and in 13 bits.
 _MULAW_THRESHOLDS = [max(0, ((step + 16) << (segment + 1)) - _MULAW_BIAS) for segment, step in _STEPS]
 _ALAW_THRESHOLDS = [2 * step if segment == 0 else (step + 16) << segment for segment, step in _STEPS]
 
@@ -262,9 +262,9 @@ class AudioFormat:
 
         Args:
             start: the event; or, if you have only its parts, ``mediaFormat.encoding``.
-            sample_rate: ``mediaFormat.sampleRate``; part of the event, if there is one.
-            channels: ``mediaFormat.channels``; the same.
-            byte_order: of L16, which the event does not have.
+            sample_rate: ``mediaFormat.sampleRate``; only if ``start`` is not an event.
+            channels: ``mediaFormat.channels``; likewise.
+            byte_order: byte order of L16; the event does not state it.
         """
         if isinstance(start, StartEvent):
             media = start.media_format

@@ -1,7 +1,7 @@
-"""PCM frames of equal length from the media events of a stream. Pure: a mixer is told the time, and asked for frames.
+"""PCM frames of equal length from the media events of a stream. Pure: the caller passes the time.
 
 `KeepMixer` and `DropMixer` differ in what happens to audio that arrives after its time. In both, positions are those of
-the tracks' timelines, so that the tracks stay in line.
+the tracks' timelines, so that the tracks stay aligned.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ _JITTER = 0.01  # seconds that a long frame may be late, at least
 
 
 class Mixer(ABC):
-    """What both mixers share: tracks, mixing, the rate, and the cut into frames.
+    """The common part of both mixers: tracks, mixing, the rate, and the cut into frames.
 
     Its times are seconds of one clock, whose time is *now* when it is created; *announced* are the tracks that the
     start event names. A *chunk* is the audio of one frame at the stream's own rate.
@@ -79,7 +79,7 @@ class Mixer(ABC):
         """Return the frames that are due, and set `next_at`."""
 
     def finish(self) -> None:
-        """Nothing more is added."""
+        """Called when no more audio will be added."""
         self.is_finished = True
 
     @property
@@ -186,8 +186,8 @@ class KeepMixer(Mixer):
     - A chunk goes out when no track can change it any more, or ``delay_ms`` after it could have been complete, if
       something else has arrived by then: else it is a stall, after which the rest follows.
     - If nothing has gone out for a while, silence does, in real time.
-    - That silence is a debt, and so is the time for which late audio moves the cursor back: as many samples of silence
-      are left out later, but for a frame now and then so that the consumer does not wait.
+    - That silence is owed, and so is the time by which late audio moves the cursor back: as many samples of silence are
+      skipped later, except for an occasional frame so that the consumer does not wait.
     """
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:
@@ -300,7 +300,7 @@ class KeepMixer(Mixer):
 
 
 class _Transit:
-    """The least delay of a track's frames: arrival less the end of its place, in seconds, of the last one to two s."""
+    """The shortest delay of a track's frames (arrival minus the end of its place) in the last one to two seconds."""
 
     def __init__(self, transit: float, at: float) -> None:
         self.least = self._least_of_span = transit
@@ -323,8 +323,8 @@ class DropMixer(Mixer):
     """Follows the clock, and drops audio that is late.
 
     A chunk goes out at the time of its end on the timeline, plus the least delay of all tracks, plus ``delay_ms``. The
-    number of chunks follows the clock all the same: silence goes out if there are too few, and a chunk that would go
-    out a whole frame too late is dropped. A track whose frames are all late, compared with the other one, is shifted.
+    number of chunks always follows the clock: silence goes out if there are too few, and a chunk that is a whole frame
+    late is dropped. A track whose frames are all late, compared with the other one, is shifted.
     """
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:

@@ -54,7 +54,7 @@ def _delay_ms(value: int) -> int:
 
 @define(frozen=True, kw_only=True)
 class PcmOptions:
-    """What is asked of a mixer; all of it is checked when it is created."""
+    """Options of a mixer, checked when they are created."""
 
     audio_format: AudioFormat
     rate: int = field(converter=_rate)

@@ -2,8 +2,8 @@
 
 soxr's own streaming mode works in blocks: from 8 to 16 kHz it holds back 12 to 115 ms, and then releases them at once.
 So each piece is resampled as a whole here, with the audio around it as context, and only its middle is used. That
-holds back 10 ms, always. As resampling is linear, soxr does it once for the usual rates: a block of 5 ms is multiplied
-by what became of each of its samples, which takes a tenth of the time.
+holds back 10 ms, always. Since resampling is linear, the usual rates need soxr only once, to make a matrix: multiplying
+each block of 5 ms by it takes a tenth of the time.
 """
 
 from functools import cache
@@ -53,7 +53,7 @@ class Resampler:
 
         Args:
             pcm: the next audio, of any length; a sample may be divided between two calls.
-            last: this audio is the end. What was held back is returned as well, and the next call starts anew.
+            last: True for the last audio: what was held back is returned too, and the next call starts over.
         """
         if self._partial:
             pcm = self._partial + pcm

@@ -423,7 +423,7 @@ class TrackTimeline:
                 self.corrections.append(Correction(doubt.frame, doubt.position))
 
     def _take_back_lead(self, doubt: _Doubt) -> bool:
-        """Move the first frame, and the doubtful ones after it, before the second one; return whether they moved."""
+        """Move the first frame and the doubtful ones to end where the second begins; return whether they moved."""
         lead = self._lead
         if lead is None or self._holes != [(0, lead.position)]:
             return False
@@ -446,7 +446,7 @@ class TrackTimeline:
         return True
 
     def _restart_at(self, stamp: int, position: int) -> None:
-        """Count timestamps anew, so that this one belongs to a position, or beside another track further on."""
+        """Restart the count so that this timestamp belongs at a position, or further on where another track has it."""
         agreed = self._agreed(stamp, position)
         self._shift = stamp - position if agreed is None else agreed
 

@@ -1,8 +1,8 @@
 """A growing WAV file: audio may be written at any sample of any channel, and the rest is silence.
 
-The last few seconds of the recording are in memory, where tracks that are about equally far meet. What lies before is
-on disk, and is read and written again for a track that is further behind. So the memory does not depend on the
-distance between the tracks.
+The last few seconds of the recording are in memory, which is enough for tracks that advance together. Earlier audio is
+on disk, and is read and rewritten for a track that lags further behind. So the memory does not depend on the distance
+between the tracks.
 
 After every two seconds of audio, the new audio is written to disk, and then the sizes in the header. So the file of a
 process that is killed is valid and lacks only the last seconds.

@@ -92,13 +92,13 @@ def test_invalid_rate_and_channels_get_defaults(told: tuple[Any, ...], rate: int
 
 
 @pytest.mark.parametrize("wrong", [{"sample_rate": True}, {"channels": True}, {"sample_rate": "8000"}])
-def test_number_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+def test_number_of_another_type_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="must be a whole number from 1 to"):
         AudioFormat("audio/x-mulaw", **wrong)
 
 
 @pytest.mark.parametrize("wrong", [b"audio/x-mulaw", None, 5])
-def test_encoding_that_is_no_text_is_refused(wrong: Any) -> None:
+def test_encoding_that_is_no_text_is_rejected(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match=f"as in 'audio/x-mulaw', not {type(wrong).__name__}"):
         AudioFormat(wrong)
 
@@ -133,7 +133,7 @@ def test_any_start_event_creates_a_format(encoding: str | None, rate: int | None
         ({"byte_order": None}, "byte_order"),
     ],
 )
-def test_invalid_argument_is_refused(wrong: dict[str, Any], name: str) -> None:
+def test_invalid_argument_is_rejected(wrong: dict[str, Any], name: str) -> None:
     """A format that somebody writes must be right."""
     with pytest.raises(InvalidRequestError, match=rf"^{name} (must be|.* is unknown)"):
         AudioFormat("audio/x-L16", **wrong)

@@ -119,7 +119,7 @@ def test_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("wrong", [(0, 8000), (8000, 8000.0), (8000, 8000, 17), (8000, "16000")])
-def test_invalid_argument_is_refused(wrong: Any) -> None:
+def test_invalid_argument_is_rejected(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be a whole number from 1 to"):
         Resampler(*wrong)
 

@@ -459,7 +459,7 @@ def test_track_without_frames_confirms_nothing() -> None:
         ({"tolerance": 1001}, "tolerance"),
     ],
 )
-def test_invalid_argument_is_refused(wrong: dict[str, Any], name: str) -> None:
+def test_invalid_argument_is_rejected(wrong: dict[str, Any], name: str) -> None:
     """A timeline that can't work is not made."""
     with pytest.raises(InvalidRequestError, match=f"^{name} must be"):
         TrackTimeline(MULAW, **wrong)

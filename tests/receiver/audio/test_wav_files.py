@@ -260,7 +260,7 @@ def test_full_disk_ends_the_file(tmp_path: Path, use: Callable[[WavFile], None])
         assert reader.readframes(40_000) == b"ab" * 40_000
 
 
-def test_closed_file_refuses_audio(tmp_path: Path) -> None:
+def test_closed_file_rejects_audio(tmp_path: Path) -> None:
     file = WavFile.create(tmp_path / "a.wav", PCM)
     file.close()
 

@@ -251,13 +251,13 @@ def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
         ({"max_bytes": 0}, "max_bytes must be"),
     ],
 )
-def test_invalid_argument_is_refused(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_argument_is_rejected(wrong: dict[str, Any], told: str) -> None:
     """Before any file is made."""
     with pytest.raises(InvalidRequestError, match=told):
         WavRecorder(**{"path": "call.wav", "format": MULAW, **wrong})
 
 
-def test_event_without_audio_is_refused(tmp_path: Path) -> None:
+def test_event_without_audio_is_rejected(tmp_path: Path) -> None:
     """Also one that names a track."""
     event: Any = DtmfEvent(digit="5", track="inbound")
     with (
@@ -279,7 +279,7 @@ def test_event_without_audio_is_refused(tmp_path: Path) -> None:
         (("inbound", b"abc", 1.0, 0), "chunk of type float"),
     ],
 )
-def test_event_of_wrong_types_is_refused(tmp_path: Path, wrong: Any, told: str) -> None:
+def test_event_of_wrong_types_is_rejected(tmp_path: Path, wrong: Any, told: str) -> None:
     """Before it changes anything."""
     with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
         recorder.write(MediaEvent("inbound", b"1" * 160, 1, 0))

@@ -154,7 +154,7 @@ each_example = pytest.mark.parametrize(("model", "document"), EXAMPLES.values(),
 
 @each_example
 def test_documented_example_is_structured(model: type[Any], document: dict[str, Any]) -> None:
-    """Each key of a documented answer is found again under its name, to the letter, and nothing is extra."""
+    """Each key of a documented response is found again under its name, to the letter, and nothing is extra."""
     item = read_any(model, document)
     said = {
         WIRE_NAMES.get(attribute.name, attribute.name): getattr(item, attribute.name)
@@ -224,7 +224,7 @@ def test_unknown_status_stays_text(model: type[Any], document: dict[str, Any]) -
     assert type(status) is str
 
 
-def test_unknown_direction_and_answerer_stay_text() -> None:
+def test_unknown_direction_and_answered_by_stay_text() -> None:
     """An unknown direction, or something unknown that answered, stays the word as it came."""
     call = read_item({**CALL_ANSWER, "direction": "outbound-dial", "answered_by": "fax"}, Call)
     assert (call.direction, call.answered_by) == ("outbound-dial", "fax")
@@ -294,7 +294,7 @@ def test_flag_in_response_is_true_false_or_none(value: object, *, flag: bool | N
 def test_requested_values_take_precedence_over_response(
     model: type[Any], document: dict[str, Any], asked: dict[str, object]
 ) -> None:
-    """A stream belongs to the conference or call that it was started on, whatever the answer says."""
+    """A stream belongs to the conference or call that it was started on, whatever the response says."""
     key = next(iter(asked))
     assert getattr(read_stream({**document, key: "another"}, model, asked), key) == asked[key]
     assert getattr(read_stream({**document, key: None}, model, asked), key) == asked[key]
@@ -307,7 +307,7 @@ def test_requested_values_take_precedence_over_response(
     ids=["conference", "call"],
 )
 def test_stream_is_structured_without_response(model: type[Any], asked: dict[str, object], nothing: object) -> None:
-    """Where the answer says nothing, the stream is what was asked for."""
+    """Where the response says nothing, the stream is what was asked for."""
     assert read_stream(nothing, model, asked) == model(**asked)
 
 
@@ -318,7 +318,7 @@ def test_stream_is_structured_without_response(model: type[Any], asked: dict[str
 )
 @pytest.mark.parametrize(("model", "key"), [(Conference, "sid"), (Participant, "call_sid"), (Call, "sid")])
 def test_item_without_id_is_malformed(model: type[Any], key: str, wrong: object) -> None:
-    """A conference, call or participant without an id is no answer of the API."""
+    """A conference, call or participant without an id is no response of the API."""
     with pytest.raises(MalformedResponseError) as caught:
         read_item(wrong, model)
     assert str(caught.value) == f"the Space returned a {model.__name__.lower()} without {key}"
@@ -367,7 +367,7 @@ def test_page_may_be_empty() -> None:
     ids=repr,
 )
 def test_page_without_its_list_is_malformed(document: object) -> None:
-    """A page that has no list of what was asked for is no answer of the API."""
+    """A page that has no list of what was asked for is no response of the API."""
     with pytest.raises(MalformedResponseError, match=r"^the Space returned a page without a list of calls$") as caught:
         read_page(document, Call, "calls")
     assert caught.value.sent == "yes"
@@ -403,5 +403,5 @@ def test_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
     ids=repr,
 )
 def test_required_key_decides_whether_response_is_readable(document: object, key: str, *, found: bool) -> None:
-    """An answer is readable when it has the id or the list that it is read for."""
+    """A response is readable when it has the id or the list that it is read for."""
     assert has_key(document, key) is found

@@ -63,7 +63,7 @@ UNASKED: dict[str, bytes] = {
     "a line's end": b"\r\n",
     "more of a body": b'{"sid": "x"}',
 }
-# The true answer's status line ends up in the header or in the reason.
+# The true response's status line ends up in the header or in the reason.
 PARTS_OF_HEADS = (
     b"HTTP/1.1 404 Not Found\r\nX-Rest: ",
     b"HTTP/1.1 404 Not Fou",
@@ -114,8 +114,10 @@ async def turns(count: int = 6) -> None:
 @each_unasked
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
 @pytest.mark.parametrize("was_read", [False, True], ids=["in the kernel", "read by the loop"])
-async def test_unasked_answer_on_an_idle_connection(unasked: bytes, kind: str, was_read: bool, make: Make) -> None:
-    """The next request goes out once, on another connection or before its own answer, and gets that."""
+async def test_unsolicited_response_on_an_idle_connection(
+    unasked: bytes, kind: str, was_read: bool, make: Make
+) -> None:
+    """The next request goes out once, on another connection or before its own response, and gets that."""
     async with raw_space() as raw:
         client = make(raw)
         await perform(client, "named", "warm")
@@ -128,8 +130,8 @@ async def test_unasked_answer_on_an_idle_connection(unasked: bytes, kind: str, w
 
 
 @each_unasked
-async def test_starts_after_an_unasked_answer_stay_in_step(unasked: bytes, make: Make) -> None:
-    """No later answer on that connection is its predecessor's."""
+async def test_starts_after_an_unsolicited_response_get_their_own(unasked: bytes, make: Make) -> None:
+    """No later response on that connection is its predecessor's."""
     async with raw_space() as raw:
         client = make(raw, connections=1)
         await perform(client, "named", "warm")
@@ -225,7 +227,7 @@ async def test_unsolicited_data_over_tls_is_rejected_but_session_tickets_are_not
 
 
 @pytest.mark.parametrize("hook", ["on_connection_create_end", "on_request_headers_sent"])
-async def test_session_tickets_are_no_answers(hook: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_session_tickets_are_no_responses(hook: str, space: SimulatedSpace, client_for: Any) -> None:
     """No fresh TLS connection is refused for the ticket that follows the handshake, in whichever turn it arrives."""
     attempts: list[Attempt] = []
     trace = aiohttp.TraceConfig()
@@ -251,10 +253,10 @@ async def test_session_tickets_are_no_answers(hook: str, space: SimulatedSpace, 
 @pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), http(200, {"sid": VICTIM})])
 @pytest.mark.parametrize("hook", ["on_request_headers_sent", "on_request_chunk_sent"])
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
-async def test_answer_that_comes_while_a_trace_hook_holds_the_request(
+async def test_response_that_arrives_while_a_trace_hook_holds_the_request(
     unasked: bytes, hook: str, kind: str, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """A trace hook may wait just before the request is written; what arrives meanwhile is not its answer."""
+    """A trace hook may wait just before the request is written; what arrives meanwhile is not its response."""
     trace = aiohttp.TraceConfig()
     pushed: list[bool] = []
 
@@ -285,7 +287,7 @@ async def start(
     """Start a stream, check that what is returned runs, and return the error."""
     try:
         stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=unnamed)
-    except (StreamOutcomeUnknownError, TransportError) as error:  # a refusal would be false
+    except (StreamOutcomeUnknownError, TransportError) as error:  # a rejection would be false
         return error
     assert stream.sid in {None, *raw.sids_of(ROOM)}
     return None
@@ -297,7 +299,7 @@ async def start(
 async def test_server_that_sends_a_part_of_a_head_first_over_tls(
     part: bytes, unnamed: bool, version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """No start is refused that runs, and none is sent twice without a name, whenever the part is read."""
+    """No start is rejected that runs, and none is sent twice without a name, whenever the part is read."""
 
     async def speak(connection: RawConnection) -> None:
         connection.writer.write(part)
@@ -374,7 +376,7 @@ async def test_connection_that_ends_while_a_trace_hook_holds_the_request(
 
 
 def answering_first_with(unasked: bytes, *, times: int = 1) -> Any:
-    """Send this as the answer to a request in flight, and its true answer after it."""
+    """Send this as the response to a request in flight, and its true response after it."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
         true = await as_documented(space, connection, request)
@@ -414,7 +416,7 @@ ABOUT: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize(("other", "kind"), [(other, kind) for other, kinds in ABOUT.items() for kind in kinds])
-async def test_answer_in_flight_that_names_something_else(other: str, kind: str, make: Make) -> None:
+async def test_response_in_flight_that_names_something_else(other: str, kind: str, make: Make) -> None:
     """It is no success, the connection is closed, and the sid that it has is not returned."""
     attempts: list[Attempt] = []
     async with raw_space(answering_first_with(http(200, OTHERS[other]))) as raw:
@@ -436,7 +438,7 @@ async def test_answer_in_flight_that_names_something_else(other: str, kind: str,
         assert len(raw.requests) == (1 if kind in {"unnamed", "call"} else 2)
 
 
-async def test_reads_that_are_answered_about_something_else(make: Make) -> None:
+async def test_reads_with_a_response_about_something_else(make: Make) -> None:
     """A conference, a call or a participant of another conference is not returned."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -455,7 +457,7 @@ async def test_reads_that_are_answered_about_something_else(make: Make) -> None:
         assert len(raw.connections) == 9
 
 
-async def test_stop_that_is_answered_about_another_stream(make: Make) -> None:
+async def test_stop_with_a_response_about_another_stream(make: Make) -> None:
     """A sid must come back as it was asked for; a name as well, or the sid that it was."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -521,8 +523,8 @@ def with_a_small_buffer(address: Any) -> socket.socket:
     return client
 
 
-async def test_early_answer_to_a_large_request(space: SimulatedSpace, client_for: Any) -> None:
-    """An answer that comes before all of the request is written is not believed: the request is cut off."""
+async def test_early_response_to_a_large_request(space: SimulatedSpace, client_for: Any) -> None:
+    """A response that comes before all of the request is written is not believed: the request is cut off."""
 
     async def refuse(connection: RawConnection) -> None:
         await connection.reader.readuntil(b"\r\n\r\n")
@@ -547,7 +549,7 @@ async def test_early_answer_to_a_large_request(space: SimulatedSpace, client_for
 @pytest.mark.parametrize("size", [1, 3, 6], ids=lambda size: f"{size * 9} KB")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("status", [200, 404])
-async def test_answer_before_buffered_request_has_left_is_refused(
+async def test_response_before_buffered_request_has_left_is_rejected(
     size: int, *, tls: bool, status: int, space: SimulatedSpace, client_for: Any
 ) -> None:
     """A request that fits into one write waits in the process while the kernel takes none of it."""
@@ -575,16 +577,16 @@ async def test_answer_before_buffered_request_has_left_is_refused(
             await turns()
 
 
-async def test_answer_read_in_the_turn_in_which_the_request_leaves_is_refused(
+async def test_response_read_in_the_turn_in_which_the_request_leaves_is_rejected(
     space: SimulatedSpace, client_for: Any
 ) -> None:
-    """While the loop was busy, an early answer came and the kernel took up what was left of the request."""
+    """While the loop was busy, an early response came and the kernel took up what was left of the request."""
 
     async def refuse(connection: RawConnection) -> None:
         reading: Any = connection.writer.transport
         reading.pause_reading()
         await may_answer.wait()
-        # All within one turn of the loop: its next one finds the answer, and room for the rest of the request.
+        # All within one turn of the loop: its next one finds the response, and room for the rest of the request.
         connection.push(http(404, API_ERROR))
         with contextlib.suppress(BlockingIOError):
             while reading._sock.recv(1 << 20):
@@ -612,10 +614,10 @@ async def test_answer_read_in_the_turn_in_which_the_request_leaves_is_refused(
 @pytest.mark.parametrize("early", [1, 3, 5, 30, -1])
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "behind an answer"])
-async def test_tls_record_begun_before_request_is_no_answer(
+async def test_tls_record_begun_before_request_is_no_response(
     early: int, kind: str, version: ssl.TLSVersion, *, together: bool, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """A part of a record leaves no trace in the connection, and its rest comes when an answer is due."""
+    """A part of a record leaves no trace in the connection, and its rest comes when a response is due."""
     rest = b""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -647,7 +649,7 @@ async def test_tls_record_begun_before_request_is_no_answer(
                 error = raised
 
             assert (error is not None) == (kind == "unnamed")
-            # A named start is sent again and refused as a duplicate of itself, so its sid stays unknown.
+            # A named start is sent again and rejected as a duplicate of itself, so its sid stays unknown.
             assert sid == (ROOM if kind == "read" else None)
 
 
@@ -702,7 +704,7 @@ async def test_tls_server_that_closes_after_each_response(
 
 
 @pytest.mark.parametrize("head", ["Status: HTTP/1.1 200 OK", "X-Upstream:HTTP/1.1 200", "X-Via: a; HTTP/1.0 200 b"])
-async def test_header_that_quotes_a_status_line_loses_no_answer(head: str, make: Make) -> None:
+async def test_header_that_quotes_a_status_line_loses_no_response(head: str, make: Make) -> None:
     """A gateway may write the status line of a server behind it into a header of its own."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -734,7 +736,7 @@ async def test_large_request_is_written_in_pieces(space: SimulatedSpace, client_
 @pytest.mark.parametrize("name", ["200", "202", "404", "408", "500", "503", "garbage", "part of a head"])
 @pytest.mark.parametrize("later", [0, 2], ids=["together", "later"])
 @pytest.mark.parametrize("journaled", [False, True], ids=["in memory", "journaled"])
-async def test_run_with_one_unasked_answer_reports_each_start_as_it_is(
+async def test_run_with_one_unsolicited_response_reports_each_start_as_it_is(
     name: str, later: int, *, journaled: bool, make: Make, tmp_path: Path
 ) -> None:
     """None gets another's sid, none that is started does not run, none that is rejected runs."""

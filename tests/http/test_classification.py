@@ -138,7 +138,7 @@ def test_broken_body_that_is_not_of_the_api_confirms_nothing(kind: Operation, co
 
 @pytest.mark.parametrize("kind", Operation)
 def test_lost_body_of_a_2xx_is_accepted(kind: Operation) -> None:
-    """An answer without a body, or the beginning of an object, is the API's."""
+    """A response without a body, or the beginning of an object, is the API's."""
     for status, body in ((204, b""), (202, b""), (200, b" \r\n"), (200, b"{}")):
         assert classify(asking(kind), reply(status, body=body)) is AttemptResult.ACCEPTED
     assert classify(asking(kind), reply(200, body=b"", Content_Type="text/html")) is AttemptResult.ACCEPTED
@@ -149,7 +149,7 @@ def test_lost_body_of_a_2xx_is_accepted(kind: Operation) -> None:
 
 @pytest.mark.parametrize("kind", Operation)
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 422])
-def test_refusal_without_readable_api_error_is_unreadable(kind: Operation, status: int) -> None:
+def test_rejection_without_readable_api_error_is_unreadable(kind: Operation, status: int) -> None:
     """It is one result whether the body broke off, is too long, or is not the API's."""
     error = json.dumps({"errors": ["Duplicated stream name"]}).encode()
     for body in (b"", error[:-2], error):
@@ -213,7 +213,7 @@ def test_platform_error_code_takes_precedence_over_status(status: int, code: obj
     ],
 )
 def test_503_with_retry_after_is_unavailable(kind: Operation, headers: dict[str, str], event: AttemptResult) -> None:
-    """Without the API's error body, only a readable Retry-After shows that a 503 was a refusal."""
+    """Without the API's error body, only a readable Retry-After shows that a 503 was a rejection."""
     assert classify(asking(kind), reply(503, body=b"<html>", **headers)) is event
     assert classify(asking(kind), reply(500, body=b"<html>", **headers)) is AttemptResult.SERVER_FAULT
 
@@ -229,14 +229,14 @@ def test_503_with_retry_after_is_unavailable(kind: Operation, headers: dict[str,
     ],
     ids=["sentences", "message", "objects"],
 )
-def test_start_refused_for_its_name_is_duplicate(kind: Operation, status: int, document: object) -> None:
+def test_start_rejected_for_its_name_is_duplicate(kind: Operation, status: int, document: object) -> None:
     """The wording distinguishes a duplicate name from other rejections."""
     assert classify(asking(kind), reply(status, document)) is AttemptResult.DUPLICATE_NAME
 
 
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP])
 def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None:
-    """The same words about anything but a start are a plain refusal."""
+    """The same words about anything but a start are a plain rejection."""
     assert classify(asking(kind), reply(422, {"errors": ["Duplicated stream name"]})) is AttemptResult.REJECTED
 
 
@@ -272,7 +272,7 @@ def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None
         (422, {"errors": ["Status is invalid"]}, AttemptResult.REJECTED),
     ],
 )
-def test_refused_stop_is_classified_by_code_and_wording(status: int, document: object, event: AttemptResult) -> None:
+def test_rejected_stop_is_classified_by_code_and_wording(status: int, document: object, event: AttemptResult) -> None:
     """The API's code or wording says that there is nothing left to stop; a bare 404 may be a proxy's."""
     for kind in Operation:
         if kind.is_stop:
@@ -281,7 +281,7 @@ def test_refused_stop_is_classified_by_code_and_wording(status: int, document: o
 
 @pytest.mark.parametrize("kind", [Operation.READ, *STARTS])
 def test_ended_wording_on_read_or_start_is_rejection(kind: Operation) -> None:
-    """A read or a start that is refused in the same words is a plain rejection."""
+    """A read or a start that is rejected in the same words is a plain rejection."""
     not_found = {"code": 20404, "message": "Not found", "more_info": "", "status": 404}
     assert classify(asking(kind), reply(404, not_found)) is AttemptResult.REJECTED
     assert classify(asking(kind), reply(400, {"errors": ["already stopped"]})) is AttemptResult.REJECTED
@@ -354,7 +354,7 @@ def test_body_in_any_unicode_encoding_is_decoded() -> None:
 
 
 def test_success_without_error_keys_has_no_problem() -> None:
-    """An answer of success is not searched for errors, unless it carries an error's code."""
+    """A response of success is not searched for errors, unless it carries an error's code."""
     assert reply(200, {"sid": "stream", "message": "fine"}).problem is None
     assert reply(200, API_ERROR).problem is not None
     assert reply(300, API_ERROR).problem is not None

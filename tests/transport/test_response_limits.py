@@ -160,7 +160,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
-async def test_no_byte_of_an_unreadable_answer_is_repeated(
+async def test_no_byte_of_an_unreadable_response_is_repeated(
     answer: bytes, space: SimulatedSpace, client_for: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """Neither in the error and what it carries, nor in a log, nor in a run's journal."""
@@ -204,7 +204,7 @@ def packed(size: int) -> bytes:
 async def test_body_that_unpacks_to_a_large_one(
     encoding: str, read_bufsize: int, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """No more of it is unpacked than a start may answer; the start was accepted, and is known by its name."""
+    """No more of it is unpacked than a response to a start may have; the start was accepted, and known by its name."""
     body = packed(15 * MIB) if encoding == "gzip" else zlib.compress(b" " * 15 * MIB)
     async with (
         raw_space(always(http(200, body=body, head=f"Content-Encoding: {encoding}\r\n"))) as raw,
@@ -223,7 +223,9 @@ async def test_body_that_unpacks_to_a_large_one(
 
 
 @pytest.mark.parametrize(("padding", "sid"), [(60_000, SID), (70_000, None)])
-async def test_start_may_answer_64_kib(padding: int, sid: str | None, space: SimulatedSpace, client_for: Any) -> None:
+async def test_response_to_a_start_may_have_64_kib(
+    padding: int, sid: str | None, space: SimulatedSpace, client_for: Any
+) -> None:
     body = gzip.compress(json.dumps({"sid": SID, "padding": "x" * padding}).encode())
     async with raw_space(always(http(200, body=body, head="Content-Encoding: gzip\r\n"))) as raw:
         stream = await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL)
@@ -250,7 +252,7 @@ async def test_page_may_have_4_mib(
         assert caught.value.attempts == 3
 
 
-async def test_large_answers_of_a_client_have_a_common_bound(space: SimulatedSpace, client_for: Any) -> None:
+async def test_large_responses_of_a_client_have_a_common_bound(space: SimulatedSpace, client_for: Any) -> None:
     """Of many large pages that arrive at once only a few are in memory; the others wait, and none is lost."""
     pages, size = 20, 3 * MIB
     body = json.dumps({"conferences": [{"sid": "room"}], "padding": "x" * size}).encode()
@@ -314,7 +316,7 @@ async def test_rejection_with_many_errors_keeps_first_ones_and_redacts_them(
 
 
 async def test_unknown_start_names_the_reason(space: SimulatedSpace, client_for: Any) -> None:
-    """The words are ours, and say what was wrong with the answer."""
+    """The words are ours, and say what was wrong with the response."""
     async with raw_space(always(UNREADABLE["one header too long"])) as raw:
         with pytest.raises(StreamOutcomeUnknownError, match="not valid HTTP, or its head is too long") as caught:
             await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL, unnamed=True)

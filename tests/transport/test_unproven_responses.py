@@ -74,7 +74,7 @@ each_unreadable = pytest.mark.parametrize("refusal", UNREADABLE.values(), ids=UN
 
 
 class Script:
-    """Answers in turn with these bytes, carrying out the first so many requests, and then as the API does."""
+    """Responds in turn with these bytes, carrying out the first so many requests, and then as the API does."""
 
     def __init__(self, *answers: bytes, executed: int = 0) -> None:
         self.answers: Sequence[bytes] = answers
@@ -163,7 +163,7 @@ async def test_stop_whose_2xx_are_never_of_the_api_is_no_success(answer: bytes, 
 
 @each_unreadable
 async def test_unreadable_rejection_of_a_start_that_was_carried_out_is_already_started(refusal: bytes) -> None:
-    """A 503 carried the start out, and a refusal that can't be read may be that of a duplicate."""
+    """A 503 carried the start out, and a rejection that can't be read may be that of a duplicate."""
     async with raw_space(Script(BUSY, refusal, executed=1)) as space, client_of(space) as client:
         stream = await client.conferences.start_stream(ROOM, url=URL)
         assert (stream.already_started, stream.ambiguous) == (True, True)
@@ -199,7 +199,7 @@ async def test_unreadable_rejection_after_a_reset_is_sent_again(refusal: bytes) 
 @each_unreadable
 @pytest.mark.parametrize("before", [0, 1])
 async def test_unreadable_rejection_of_a_start_that_was_not_carried_out_is_final(refusal: bytes, before: int) -> None:
-    """At the first attempt, and under a name of the caller's after a refusal for now."""
+    """At the first attempt, and under a name of the caller's after a rejection for now."""
     async with raw_space(Script(*[BUSY] * before, *[refusal] * 9)) as space, client_of(space) as client:
         with pytest.raises((UnprocessableError, NotFoundError, Exception), match=r"HTTP 4\d\d") as caught:
             await client.conferences.start_stream(ROOM, url=URL, name="mine")
@@ -210,7 +210,7 @@ async def test_unreadable_rejection_of_a_start_that_was_not_carried_out_is_final
 @each_unreadable
 @pytest.mark.parametrize("kind", ["conference", "call"])
 async def test_unreadable_rejection_of_a_resumed_start_is_unknown(refusal: bytes, kind: str, tmp_path: Path) -> None:
-    """An earlier part of the run was refused for now, and the stream may have been started then."""
+    """An earlier part of the run was rejected for now, and the stream may have been started then."""
     journal = tmp_path / "run.db"
     item: Any = StartConferenceStream(conference_sid=ROOM, url=URL)
     if kind == "call":
@@ -222,9 +222,9 @@ async def test_unreadable_rejection_of_a_resumed_start_is_unknown(refusal: bytes
 
     async with raw_space(Script(*[BUSY] * 1000, executed=1)) as space, client_of(space) as client:
         assert (await run(resume=False)).status is BulkStatus.NOT_ATTEMPTED
-        space.answer = Script(*[refusal] * 1000)
+        space.respond = Script(*[refusal] * 1000)
         assert (await run(resume=True)).status is BulkStatus.UNKNOWN
-        space.answer = as_documented
+        space.respond = as_documented
         last = BulkStatus.ALREADY_STARTED if kind == "conference" else BulkStatus.UNKNOWN
         assert (await run(resume=True)).status is last
         assert len(space.sids_of(item.target)) == 1
@@ -233,7 +233,7 @@ async def test_unreadable_rejection_of_a_resumed_start_is_unknown(refusal: bytes
 @each_unreadable
 @pytest.mark.parametrize("handle", [VICTIM, NAME])
 async def test_unreadable_rejection_of_a_repeated_stop_is_asked_again(refusal: bytes, handle: str) -> None:
-    """The lost attempt stopped the stream; only a readable answer says so, and at the first attempt it is final."""
+    """The lost attempt stopped the stream; only a readable response says so, and at the first attempt it is final."""
     async with (
         raw_space(Script(cut(500, b""), refusal, ALREADY_STOPPED)) as space,
         client_of(space) as client,
@@ -248,10 +248,10 @@ async def test_unreadable_rejection_of_a_repeated_stop_is_asked_again(refusal: b
 
 @pytest.mark.parametrize("document", [{"sid": VICTIM}, {"sid": VICTIM, "status": "stopped", "name": None}])
 @pytest.mark.parametrize("then", [None, ALREADY_STOPPED], ids=["documented", "already stopped"])
-async def test_stop_by_name_whose_answer_names_nothing_is_asked_again(
+async def test_stop_by_name_whose_response_names_nothing_is_sent_again(
     document: dict[str, Any], then: bytes | None
 ) -> None:
-    """It may be another request's answer, and its sid another stream's."""
+    """It may be another request's response, and its sid another stream's."""
     answers = [http(200, document), *([then] if then else [])]
     async with raw_space(Script(*answers)) as space, client_of(space) as client:
         stopped = await client.conferences.stop_stream(ROOM, NAME)
@@ -264,10 +264,10 @@ async def test_stop_by_name_whose_answer_names_nothing_is_asked_again(
 @pytest.mark.parametrize("accepted", [http(200, {"sid": VICTIM}), http(200, {}), http(204)])
 @pytest.mark.parametrize("denial", [NOT_FOUND, http(422, {"errors": ["Status is invalid"]})], ids=["404", "422"])
 @pytest.mark.parametrize("handle", [NAME, ConferenceStream(conference_sid=ROOM, name=NAME)], ids=["text", "object"])
-async def test_stop_that_the_space_denies_after_an_answer_that_names_nothing_fails(
+async def test_stop_that_the_space_rejects_after_a_response_that_names_nothing_fails(
     accepted: bytes, denial: bytes, handle: Any
 ) -> None:
-    """The name may be misspelled, and the first answer another request's; a bulk run does not know."""
+    """The name may be misspelled, and the first response another request's; a bulk run does not know."""
     async with raw_space(Script(accepted, denial, accepted, denial)) as space, client_of(space) as client:
         with pytest.raises((NotFoundError, UnprocessableError)):
             await client.conferences.stop_stream(ROOM, handle)
@@ -277,7 +277,7 @@ async def test_stop_that_the_space_denies_after_an_answer_that_names_nothing_fai
             assert (report.counts, len(space.requests)) == ({BulkStatus.UNKNOWN: 1}, 4)
 
 
-async def test_stop_by_name_whose_answers_all_name_nothing_is_success() -> None:
+async def test_stop_by_name_whose_responses_all_name_nothing_is_success() -> None:
     """As if they had no body: the Space leaves these keys out, and has received the stop three times."""
     async with raw_space(Script(*[http(200, {"sid": VICTIM})] * 9)) as space, client_of(space) as client:
         stopped = await client.conferences.stop_stream(ROOM, NAME)
@@ -288,7 +288,7 @@ async def test_stop_by_name_whose_answers_all_name_nothing_is_success() -> None:
 @pytest.mark.parametrize(
     "document", [{"sid": VICTIM, "conference_sid": ROOM}, {"sid": VICTIM, "name": NAME.upper()}, {"sid": NAME}]
 )
-async def test_stop_by_name_whose_answer_names_the_stream_is_not_repeated(document: dict[str, Any]) -> None:
+async def test_stop_by_name_whose_response_names_the_stream_is_not_repeated(document: dict[str, Any]) -> None:
     async with raw_space(Script(http(200, document))) as space, client_of(space) as client:
         stopped = await client.conferences.stop_stream(ROOM, NAME)
         assert (stopped.sid, len(space.requests)) == (document["sid"], 1)

@@ -67,7 +67,7 @@ def check_page(document: Any) -> None:
 
 @given(document=_DOCUMENTS)
 def test_any_json_is_parsed_without_exception(document: Any) -> None:
-    """Any JSON is a stream, an item, a page and a problem, or refused as malformed."""
+    """Any JSON is a stream, an item, a page and a problem, or rejected as malformed."""
     check_stream(document, ConferenceStream, {"conference_sid": "c"})
     check_stream(document, CallStream, {"call_sid": "c"})
     for model in (Conference, Participant, Call):
