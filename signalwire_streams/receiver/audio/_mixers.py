@@ -304,15 +304,23 @@ class _Transit:
 
     def __init__(self, transit: float, at: float) -> None:
         self.least = self._least_of_span = transit
-        self._ends = at + _SPAN
+        self._ends = at + _RECENT
+        self._before = at
+        self.is_known = False  # the first frames may all come from one stall
 
     def record(self, transit: float, at: float) -> bool:
         """Record the delay of a frame. Return whether the least one has changed."""
         before = self.least
+        if at >= self._before + _RECENT:  # a stall, which is no reason to forget anything
+            self._ends += at - self._before
+        self._before = at
         if at >= self._ends:
             self.least = min(self._least_of_span, transit)
             self._least_of_span = transit
             self._ends = at + _SPAN
+            if not self.is_known:
+                self.is_known = True
+                return True
         elif transit < self._least_of_span:
             self._least_of_span = transit
             self.least = min(before, transit)
@@ -362,7 +370,7 @@ class DropMixer(Mixer):
         self._least = min(its.least for its in self._transits.values())
         for track, its in self._transits.items():
             late = its.least - self._least
-            track.shift = round(late * self._rate) if late > self._hold else 0
+            track.shift = round(late * self._rate) if late > self._hold and its.is_known else 0
 
     def frames(self, now: float) -> list[PcmFrame]:
         frames: list[PcmFrame] = []
