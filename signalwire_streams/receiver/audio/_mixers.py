@@ -37,7 +37,8 @@ class Mixer(ABC):
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:
         self.is_finished = False
-        self.next_at = now  # when to ask for frames again, if nothing is added before
+        self.next_at = now  # when to ask for frames again
+        self.has_changed = True  # whether frames may be due before that, because of what was added
         self._opened_at = now
         self._delay = options.delay_ms / _MILLISECONDS
         self._seconds = options.frame_ms / _MILLISECONDS
@@ -367,6 +368,7 @@ class DropMixer(Mixer):
 
     def _align(self) -> None:
         """Shift the tracks that are late compared with the other one."""
+        self.has_changed = True
         self._least = min(its.least for its in self._transits.values())
         for track, its in self._transits.items():
             late = its.least - self._least
@@ -374,6 +376,7 @@ class DropMixer(Mixer):
 
     def frames(self, now: float) -> list[PcmFrame]:
         frames: list[PcmFrame] = []
+        self.has_changed = False
         while True:
             if self.is_finished and self._horizon() <= self._cursor:
                 return frames + self._rest() + self._report(now)
