@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import SignedTokens
-from signalwire_streams._cli.listen_recording import FLOOR, RecordingOptions, StreamState
+from signalwire_streams._cli.listen_recording import RecordingOptions, StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
     ProcessLost,
@@ -43,6 +43,7 @@ from signalwire_streams._cli.output import FAILED, Failure, bare_table, clean, w
 from signalwire_streams._cli.progress import Display, format_duration, live_display, repeating
 from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
+from signalwire_streams.receiver.audio._levels import FLOOR
 from signalwire_streams.simulator import Certificates
 
 _CA_FILE = "authority.pem"

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from enum import StrEnum
 from secrets import token_hex
+from time import monotonic
 
 from signalwire_streams.receiver._auth import TokenClaims
 from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
@@ -81,6 +82,7 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
+        self._started_at = monotonic()
         self._closes_on_overflow = limits.overflow is Overflow.CLOSE
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
@@ -125,6 +127,10 @@ class StreamSession:
                     feed.put(event)
             self._is_handed_over = True
         return Tap(self.start, self.audio_format, self._listeners, feed)
+
+    def _overhear(self, *, max_frames: int) -> Tap:
+        """Open a tap from the next event on that takes nothing from a loop that begins later, as a `Monitor` does."""
+        return Tap(self.start, self.audio_format, self._listeners, EventFeed(max_frames, is_passive=True))
 
     def pcm(
         self,
@@ -178,7 +184,7 @@ class StreamSession:
     @property
     def _is_only_tapped(self) -> bool:
         """Whether there are taps, and nothing iterates over the session."""
-        return bool(self._listeners.feeds) and not self._has_loop
+        return self._listeners.are_tapped and not self._has_loop
 
     async def wait_closed(self) -> None:
         """Wait until the stream has ended."""
@@ -200,7 +206,7 @@ class StreamSession:
             if self._is_handed_over:
                 self._is_handed_over = False
                 self._queue.remove_media()
-            if feeds and not self._has_loop:
+            if feeds and not self._has_loop and self._listeners.are_tapped:
                 return True
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
