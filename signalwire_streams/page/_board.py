@@ -8,14 +8,14 @@ reads too slowly skips messages and gets the whole board instead.
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import count
 from time import monotonic
 from typing import Any
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
 from signalwire_streams.bulk._advice import advice
-from signalwire_streams.receiver import StreamSession
+from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver._taps import Monitor
 from signalwire_streams.receiver.audio._levels import FLOOR, LevelMeter
 
@@ -125,6 +125,11 @@ class StreamRow:
         self.events.append((self.age, text))
         self.event_count += 1
 
+    @property
+    def is_playable(self) -> bool:
+        audio = self.session.audio_format
+        return audio.is_supported and audio.channels == 1 and self.session.end_reason is None
+
     def row(self) -> Mapping[str, Any]:
         return self.facts | {"age": self.age, "levels": self.levels}
 
@@ -138,7 +143,7 @@ class StreamRow:
         return {
             "id": self.id,
             "format": _shown(f"{audio.encoding} at {audio.sample_rate:,} Hz"),
-            "playable": audio.is_supported and audio.channels == 1 and session.end_reason is None,
+            "playable": self.is_playable,
             "malformed": session.statistics.malformed,
             "tracks": tracks,
             "events": list(self.events),
@@ -212,11 +217,11 @@ class RunRow:
 class Board:
     """The rows, and the messages of the last ticks."""
 
-    def __init__(self, find_sessions: Callable[[], Iterable[StreamSession]], max_rows: int) -> None:
+    def __init__(self, receivers: Iterable[MediaReceiver], max_rows: int) -> None:
         self.tick = 0
         self.streams: dict[int, StreamRow] = {}
         self.runs: list[RunRow] = []
-        self._find_sessions, self._max_rows = find_sessions, max_rows
+        self._receivers, self._max_rows = tuple(receivers), max_rows
         self._rows: dict[StreamSession, StreamRow] = {}
         self._hidden = 0
         self._messages: deque[tuple[int, str]] = deque(maxlen=_KEPT_MESSAGES)
@@ -249,7 +254,7 @@ class Board:
             await self._changed.wait()
 
     def since(self, tick: int) -> Sequence[str]:
-        """Return what a page has to get that has everything up to this tick; the whole board if that is too long ago."""
+        """Return what a page lacks that has everything up to this tick; the whole board if that is too long ago."""
         if tick and (not self._messages or self._messages[0][0] <= tick + 1):
             return [text for number, text in self._messages if number > tick]
         return [
@@ -259,6 +264,7 @@ class Board:
                     "rows": [row.row() for row in self.streams.values() if row.facts],
                     "runs": [run.facts for run in self.runs if run.facts],
                     "hidden": self._hidden,
+                    "receives": bool(self._receivers),
                 }
             )
         ]
@@ -290,7 +296,7 @@ class Board:
 
     def _find_rows(self, now: float) -> list[int]:
         """Add the rows of new streams, and remove those of streams that ended a while ago."""
-        found = set(self._find_sessions())
+        found = set[StreamSession]().union(*(receiver.sessions for receiver in self._receivers))
         over = [row for row in self._rows.values() if row.ended_at is not None and now - row.ended_at > _KEPT_ENDED]
         for row in over:
             row.close()

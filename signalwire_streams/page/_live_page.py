@@ -17,7 +17,7 @@ from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RefusedError, is_loopback, set_cookie
 from signalwire_streams.page._board import Board, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
-from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
 
 _LOG = logging.getLogger("signalwire_streams.page")
@@ -88,14 +88,14 @@ class LivePage:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
-        self._receivers = tuple(receivers)
-        for receiver in self._receivers:
+        receivers = tuple(receivers)
+        for receiver in receivers:
             if not isinstance(receiver, MediaReceiver):
                 raise InvalidRequestError(f"receivers has a {kind_of(receiver)}: pass MediaReceivers, as [receiver]")
         self._pages = Sockets(check_count(max_pages, "max_pages"), "Too many pages are open: close one.")
         self._listeners = Sockets(check_count(max_listeners, "max_listeners"), "Too many listen: try again later.")
         self._access = Access(authorize, allowed_hosts)
-        self._board = Board(self._find_sessions, _MAX_ROWS)
+        self._board = Board(receivers, _MAX_ROWS)
         for run in runs:
             self.add_run(run)
         self._files = _read_files()
@@ -163,10 +163,6 @@ class LivePage:
             await self._close()
             await server.close()
 
-    def _find_sessions(self) -> Iterable[StreamSession]:
-        for receiver in self._receivers:
-            yield from receiver.sessions
-
     async def _close(self, _: object = None) -> None:
         await asyncio.gather(self._pages.close(), self._listeners.close())
 
@@ -203,8 +199,8 @@ class LivePage:
             return await self._pages.serve(request, lambda socket: PageSocket(self._board, request, socket).run())
         stream = request.query.get("stream", "")
         row = self._board.streams.get(int(stream)) if stream.isdecimal() and len(stream) < _MAX_DIGITS else None
-        if row is None:
-            return _text(404, "There is no such stream.")
+        if row is None or not row.is_playable:
+            return _text(404, "There is no such stream, or it can't be played.")
         return await self._listeners.serve(request, lambda socket: play(row, request, socket))
 
 

@@ -53,7 +53,8 @@ def _magnitude(audio_format: AudioFormat, audio: bytes) -> int:
         ranks, magnitudes = _codes(audio_format.encoding)
         return magnitudes[max(audio.translate(ranks))]
     pcm = _samples(audio_format, audio)
-    return max(max(pcm), -min(pcm))
+    highest, lowest = max(pcm), min(pcm)
+    return max(highest, -lowest)
 
 
 @cache
