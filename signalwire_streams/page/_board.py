@@ -10,7 +10,6 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import count
-from time import monotonic
 from typing import Any
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
@@ -49,11 +48,11 @@ class StreamRow:
         self.session = session
         self.levels = [0, 0]  # of the inbound and the outbound track, from 0 to 60
         self.wave: deque[int] = deque(maxlen=2 * _WAVE)
-        self.events: deque[tuple[float, str]] = deque(maxlen=_MAX_EVENTS)
-        self.event_count = 0
+        self.events: deque[tuple[float, str]] = deque([(0.0, "started")], maxlen=_MAX_EVENTS)
         self.watchers = 0  # pages that opened it
         self.facts: dict[str, Any] = {}
         self.ended_at: float | None = None
+        self._clock = asyncio.get_running_loop().time
         self._monitor = Monitor(_MAX_WAITING)
         self._meters = [LevelMeter(session.audio_format) for _ in self.levels]
         self._audio_at = self._lost = 0.0
@@ -65,7 +64,7 @@ class StreamRow:
 
     @property
     def age(self) -> float:
-        return round(monotonic() - self.session._started_at, 1)
+        return round(self._clock() - self.session._started_at, 1)
 
     def measure(self, now: float) -> bool:
         """Bring the levels up to date; return whether they changed.
@@ -94,8 +93,8 @@ class StreamRow:
         state = self._find_state(frames, now)
         if lost > self._lost:
             self._note(f"{lost - self._lost:,.0f} frames lost")
-        if state != self._state:
-            self._note(state)
+        if self._state and state != self._state:
+            self._note("audio arrives" if state == "live" else state)
         self._lost, self._state = lost, state
         start, claims = session.start, session.claims
         target = claims.target if claims is not None else start.conference_sid or start.call_sid
@@ -123,7 +122,6 @@ class StreamRow:
 
     def _note(self, text: str) -> None:
         self.events.append((self.age, text))
-        self.event_count += 1
 
     @property
     def is_playable(self) -> bool:
@@ -270,8 +268,9 @@ class Board:
         ]
 
     async def _draw(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self._update(monotonic())
+            await self._update(loop.time())
             await asyncio.sleep(TICK)
 
     async def _update(self, now: float) -> None:

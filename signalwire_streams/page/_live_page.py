@@ -101,7 +101,7 @@ class LivePage:
         self._files = _read_files()
         self.opened = asyncio.Event()
         self.application = web.Application()
-        self.application.router.add_get("/{name}", self._handle)
+        self.application.router.add_get("/{name:[^/]*}", self._handle)
         self.application.on_shutdown.append(self._close)
 
     def add_run(

@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator
 from enum import StrEnum
 from secrets import token_hex
-from time import monotonic
 
 from signalwire_streams.receiver._auth import TokenClaims
 from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
@@ -82,7 +81,7 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
-        self._started_at = monotonic()
+        self._started_at = asyncio.get_running_loop().time()
         self._closes_on_overflow = limits.overflow is Overflow.CLOSE
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()

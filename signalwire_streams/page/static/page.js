@@ -203,7 +203,7 @@ function drawRow(row) {
   meters.forEach((meter, side) => {
     if (meter.level !== levels[side]) {
       meter.level = levels[side];
-      meter.style.transform = `scaleX(${1 - levels[side] / 60})`;
+      meter.style.clipPath = `inset(0 ${100 - levels[side] / 0.6}% 0 0)`;
     }
   });
   if (row.drawn === facts) return;
