@@ -134,7 +134,8 @@ def set_cookie(response: web.Response, request: web.BaseRequest, value: str) -> 
 
 def _cookie_name(request: web.BaseRequest) -> str:
     """Return a name for each port: browsers send a host's cookies to all of its ports."""
-    return f"{_COOKIE}-{request.url.port}"
+    port = request.host.rpartition(":")[2]
+    return f"{_COOKIE}-{port}" if port.isascii() and port.isdecimal() else _COOKIE
 
 
 def _name(host: str) -> str:

@@ -168,7 +168,7 @@ class RunRow:
 
     def refresh(self, now: float) -> bool:
         report = self._run.snapshot
-        if self._last is not None and self._run._seconds is None:
+        if self._last is not None and not self.facts["ended"]:
             since, attempts = self._last
             self._rates.append(round((report.attempts - attempts) / max(now - since, TICK), 1))
         self._last = now, report.attempts

@@ -110,6 +110,7 @@ class Browser:
     def __init__(self, session: aiohttp.ClientSession, link: str) -> None:
         self.session, self.link, self.address = session, link, URL(link).with_query(None)
         self.origin = str(self.address.origin())
+        self.sockets: list[aiohttp.ClientWebSocketResponse] = []
 
     async def get(self, path: str = "", **options: Any) -> aiohttp.ClientResponse:
         response = await self.session.get(self.address.join(URL(path)), **options)
@@ -123,7 +124,15 @@ class Browser:
         return response
 
     async def socket(self, path: str = "socket", **headers: str) -> aiohttp.ClientWebSocketResponse:
-        return await self.session.ws_connect(self.address.join(URL(path)), headers={"Origin": self.origin} | headers)
+        headers = {"Origin": self.origin} | headers
+        self.sockets.append(await self.session.ws_connect(self.address.join(URL(path)), headers=headers))
+        return self.sockets[-1]
+
+    async def upgrade(self, path: str, **headers: str) -> int:
+        """Return the status of an upgrade that is rejected."""
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        return (await self.get(path, headers={"Origin": self.origin, **upgrade, **key, **headers})).status
 
     async def view(self) -> View:
         return View(await self.socket())
@@ -167,9 +176,11 @@ async def call(receiver: MediaReceiver, stack: AsyncExitStack) -> Call:
     """Connect as the Space does, and start a stream."""
     url = await stack.enter_async_context(receiver.serve())
     session = await stack.enter_async_context(aiohttp.ClientSession())
+    callers: list[Caller] = []  # a socket is closed when no reference to it remains
 
     async def begin(sid: str = "s-1", **start: Any) -> Caller:
         caller = Caller(await session.ws_connect(url))
+        callers.append(caller)
         await caller.begin(sid, **start)
         return caller
 
