@@ -167,7 +167,7 @@ class RunRow:
         self.facts: dict[str, Any] = {}
 
     def refresh(self, now: float) -> bool:
-        report = self._run.snapshot
+        report, has_ended = self._run.snapshot, self._run._seconds is not None
         if self._last is not None and not self.facts["ended"]:
             since, attempts = self._last
             self._rates.append(round((report.attempts - attempts) / max(now - since, TICK), 1))
@@ -181,8 +181,8 @@ class RunRow:
             "attempts": report.attempts,
             "retries": report.attempts - self._run._builder._latencies.total(),
             "seconds": round(report.seconds, 1),
-            "left": self._seconds_left(report),
-            "ended": self._run._seconds is not None,
+            "left": None if has_ended else self._seconds_left(report),
+            "ended": has_ended,
             "limit": self._limit,
             "rates": list(self._rates),
             "errors": list(self._errors(report)),

@@ -108,7 +108,7 @@ class PageSocket:
             number = json.loads(text)["open"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return False
-        self._show(self._board.streams.get(number) if isinstance(number, int) else None)
+        self._show(self._board.streams.get(number) if type(number) is int else None)
         return True
 
     def _show(self, row: StreamRow | None) -> None:

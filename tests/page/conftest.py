@@ -128,7 +128,7 @@ class Browser:
         self.sockets.append(await self.session.ws_connect(self.address.join(URL(path)), headers=headers))
         return self.sockets[-1]
 
-    async def upgrade(self, path: str, **headers: str) -> int:
+    async def upgrade(self, path: str = "socket", **headers: str) -> int:
         """Return the status of an upgrade that is rejected."""
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}

@@ -291,6 +291,23 @@ async def test_browser_that_stops_reading_is_dropped(
     await until(lambda: handler.events == 60)
 
 
+async def test_page_closes_although_a_browser_reads_nothing(
+    receiver: MediaReceiver, browse: Browse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = _board._encode
+    monkeypatch.setattr(_board, "_encode", lambda message: encode(message) + " " * 4_000_000)
+    page = LivePage(receivers=[receiver])
+    with no_task_left():
+        async with page.serve() as link:
+            browser = await browse(link)
+            await browser.enter()
+            deaf = await browser.socket()
+            deaf._response.connection.transport.pause_reading()  # type: ignore[union-attr]
+            await until(lambda: page._board.tick > 5)
+        assert not page._pages
+        await browser.session.close()
+
+
 async def test_slow_browser_gets_the_whole_board_instead_of_what_it_missed(
     browser: Browser, call: Call, page: LivePage
 ) -> None:
