@@ -38,7 +38,15 @@ from signalwire_streams._cli.output import (
     write_note,
     write_report,
 )
-from signalwire_streams._cli.progress import Meter, Progress, format_duration, seconds_left, show_progress
+from signalwire_streams._cli.progress import (
+    Meter,
+    Progress,
+    format_duration,
+    live_page,
+    page_option,
+    seconds_left,
+    show_progress,
+)
 from signalwire_streams._signals import on_signals
 from signalwire_streams.bulk._advice import advice
 
@@ -70,6 +78,7 @@ class RunOptions:
     concurrency: int | None = None
     rate: float | None = None
     resend_call_starts: bool = False
+    page: int | None = None
     meter: Meter = field(init=False, factory=Meter)
 
     def client_options(self) -> dict[str, Any]:
@@ -88,7 +97,7 @@ _RESEND = click.option(
 )
 
 
-def run_options(*, resend: bool, concurrency: int | None = None, rate_of: str = "") -> Decorator:
+def run_options(*, resend: bool, page: bool = False, concurrency: int | None = None, rate_of: str = "") -> Decorator:
     """Add the options of a run, and pass them to the command as its `RunOptions`; *rate_of* says whose rate it is."""
     return passing(
         "options",
@@ -107,6 +116,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, rate_of: str = 
             help=f"Maximum requests per second{rate_of}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
         *([_RESEND] if resend else []),
+        *([page_option] if page else []),
     )
 
 
@@ -145,7 +155,12 @@ class BulkRunner:
 
     async def execute(self) -> None:
         with on_signals(self._interrupt):
-            async with show_progress(self._progress, as_json=self._as_json) as self._show:
+            async with (
+                live_page(self._options.page) as page,
+                show_progress(self._progress, as_json=self._as_json) as self._show,
+            ):
+                if page is not None:
+                    page.add_run(self.run, total=self._total, rate_limit=rate_limit(self._options.rate).rate)
                 try:
                     async with contextlib.aclosing(aiter(self.run)) as outcomes:
                         async for outcome in outcomes:

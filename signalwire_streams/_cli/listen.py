@@ -40,7 +40,7 @@ from signalwire_streams._cli.options import (
     read_token_keys,
 )
 from signalwire_streams._cli.output import FAILED, Failure, bare_table, clean, write_json
-from signalwire_streams._cli.progress import Display, format_duration, live_display, repeating
+from signalwire_streams._cli.progress import Display, format_duration, live_display, page_option, repeating
 from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.receiver.audio._levels import FLOOR
@@ -419,6 +419,7 @@ Examples:
     metavar="N",
     help="Record in this many processes on one port; one per core is best (Linux only).",
 )
+@page_option
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
 @json_option(
@@ -452,6 +453,8 @@ def listen(
     """
     if processes > 1:
         check_platform()
+        if server_options["page"] is not None:
+            raise click.UsageError("--page shows the streams of one process: omit it, or --processes")
     ssl_context = _load_certificate(cert, key, self_signed=self_signed)
     tokens = _read_tokens(bearer_token_file, token_key_file, allow_anonymous=allow_anonymous)
     create_directory(directory, "--directory")

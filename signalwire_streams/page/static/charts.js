@@ -32,8 +32,8 @@ export function drawWave(canvas, levels, most) {
   context.fillRect(0, middle - 0.5, width, 1);
 }
 
-/** Draws a rate for each second of the last minute, and the limit if there is one. */
-export function drawRates(canvas, rates, limit, seconds) {
+/** Draws a rate for each of the last seconds, the limit if it is near, and a label. */
+export function drawRates(canvas, rates, limit, seconds, label) {
   const { context, width, height, color } = prepare(canvas);
   const highest = Math.max(1, ...rates);
   const top = limit !== null && limit < highest * 4 ? Math.max(highest, limit) * 1.1 : highest * 1.25;
@@ -72,7 +72,5 @@ export function drawRates(canvas, rates, limit, seconds) {
   context.fillText("a minute ago", 0, height - 3);
   context.textAlign = "right";
   context.fillText("now", width, height - 3);
-  const shown = Math.round(rates.at(-1) ?? 0).toLocaleString("en");
-  const allowed = limit === null ? "" : `, limit ${Math.round(limit).toLocaleString("en")}`;
-  context.fillText(`${shown} requests/s${allowed}`, width, 10);
+  context.fillText(label, width, 10);
 }

@@ -36,6 +36,7 @@ function write(node, text) {
 }
 
 const number = (value) => value.toLocaleString("en");
+const delayText = (value) => value < 1000 ? `${value} ms` : `${(value / 1000).toFixed(1)} s`;
 const inWords = (text) => text.replaceAll("_", " ");
 
 function clock(seconds) {
@@ -215,7 +216,7 @@ function drawRow(row) {
   drawAge(row);
   write(cells.lost, number(facts.lost));
   cells.lost.classList.toggle("some", facts.lost > 0);
-  write(cells.delay, facts.frames ? `${number(facts.delay)} ms` : "–");
+  write(cells.delay, facts.frames ? delayText(facts.delay) : "–");
   cells.delay.classList.toggle("some", facts.delay >= 200);
   write(cells.state, facts.state);
   const isEnded = facts.state.startsWith("ended");
@@ -407,9 +408,11 @@ function drawRun(run) {
   run.list.replaceChildren(...pairs.flatMap(([key, value]) => [
     element("dt", "", inWords(key)), element("dd", "", number(value)),
   ]));
-  const limit = facts.limit === null ? "" : ` of ${Math.round(facts.limit)} allowed`;
-  run.chart.setAttribute("aria-label", `Requests per second: ${Math.round(facts.rates.at(-1) ?? 0)}${limit}`);
-  drawRates(run.chart, facts.rates, facts.limit, 60);
+  const rate = facts.ended ? facts.attempts / Math.max(facts.seconds, 1) : facts.rates.at(-1) ?? 0;
+  const limit = facts.limit === null ? "" : `, limit ${number(Math.round(facts.limit))}`;
+  const label = `${number(Math.round(rate))} requests/s${facts.ended ? " on average" : ""}${limit}`;
+  run.chart.setAttribute("aria-label", `Requests per second over the last minute: ${label}`);
+  drawRates(run.chart, facts.rates, facts.limit, 60, label);
   run.errors.replaceChildren(...facts.errors.map((error) => {
     const item = element("li");
     item.append(element("b", "", `${number(error.count)} × ${error.label}`));
