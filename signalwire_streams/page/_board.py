@@ -96,12 +96,10 @@ class StreamRow:
         if self._state and state != self._state:
             self._note("audio arrives" if state == "live" else state)
         self._lost, self._state = lost, state
-        start, claims = session.start, session.claims
-        target = claims.target if claims is not None else start.conference_sid or start.call_sid
         facts = {
             "id": self.id,
             "name": _shown(session.stream_sid or session.label),
-            "target": _shown(target or ""),
+            "target": _shown(session._target or ""),
             "state": state,
             "lost": lost,
             "frames": frames,

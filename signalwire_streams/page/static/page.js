@@ -109,6 +109,7 @@ function receive(message) {
   }
   if (message.all) {
     receives = message.receives;
+    needsSort = true;
     const current = new Set(message.rows.map(({ id }) => id));
     for (const id of rows.keys()) if (!current.has(id)) remove(id);
     const shown = new Set(message.runs.map(({ id }) => id));
