@@ -232,7 +232,7 @@ class Tap(_Listener[MediaEvent]):
         listeners.add(feed)
 
     @property
-    def _feeds(self) -> tuple[Feed, ...]:
+    def _feeds(self) -> tuple[EventFeed | PcmFeed, ...]:
         return (self._feed,) if self._pcm is None else (self._feed, self._pcm)
 
     @property

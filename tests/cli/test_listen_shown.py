@@ -5,10 +5,8 @@ import io
 import json
 import logging
 import math
-import random
 import signal
 import sys
-from array import array
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

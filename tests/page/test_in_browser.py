@@ -162,7 +162,7 @@ async def test_listening_is_audible(window: Window, conversations: Conversations
 
     async def hears_the_tone() -> bool:
         hertz, level = await window.page.evaluate(LOUDEST)
-        return level > -60 and min(abs(hertz - HERTZ), abs(hertz - HERTZ * 1.5)) < 20
+        return bool(level > -60 and min(abs(hertz - HERTZ), abs(hertz - HERTZ * 1.5)) < 20)
 
     await until(hears_the_tone, timeout=30, interval=0.1)
     await window.page.keyboard.press("m")

@@ -16,7 +16,7 @@ from signalwire_streams.page import LivePage, _board
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from tests.waiting import until
 
-from .conftest import SILENCE, Browse, Browser, Call, Caller, Handler, no_task_left, tone
+from .conftest import SILENCE, Browse, Browser, Call, Caller, Handler, View, no_task_left, tone
 
 LOUD = tone(500)
 
@@ -236,15 +236,19 @@ async def test_twenty_pages_get_the_same_and_leave_nothing(
             await view.open(row["id"])
         await caller.speak(20, LOUD)
         for view in views:
-            await view.until(lambda view=view: view.details and max(view.wave, default=0) > 50)
+            await _until_loud(view)
         assert len(handler.sessions[0]._listeners.feeds) == 1
         for view in views:
             await view.socket.close()
         await until(lambda: page._board._drawing is None)
-        assert handler.sessions[0]._listeners.feeds == ()
+        assert not handler.sessions[0]._listeners.feeds
         await asyncio.sleep(1)
     view = await browser.view()  # it draws again
     await view.row("s-1")
+
+
+async def _until_loud(view: View) -> None:
+    await view.until(lambda: view.details and max(view.wave, default=0) > 50)
 
 
 async def test_pages_and_listeners_are_bounded(
