@@ -279,17 +279,20 @@ class Board:
             if number % _BATCH == _BATCH - 1:
                 await asyncio.sleep(0)
             has_changed = row.measure(now)
-            if (not row.facts or (row.id + self.tick) % _TURN == 0) and row.refresh(now):
+            if self._is_due(row) and row.refresh(now):
                 changed.append(row)
             elif has_changed:
                 levels += (row.id, *row.levels)
-        runs = [run.facts for run in self.runs if (run.id + self.tick) % _TURN == 0 and run.refresh(now)]
+        runs = [run.facts for run in self.runs if self._is_due(run) and run.refresh(now)]
         parts = {"gone": gone, "rows": [row.row() for row in changed], "levels": levels, "runs": runs}
         message = {name: value for name, value in parts.items() if value}
         self.tick += 1
         self._messages.append((self.tick, _encode(message | {"hidden": self._hidden})))
         before, self._changed = self._changed, asyncio.Event()
         before.set()
+
+    def _is_due(self, row: StreamRow | RunRow) -> bool:
+        return not row.facts or (row.id + self.tick) % _TURN == 0
 
     def _find_rows(self, now: float) -> list[int]:
         """Add the rows of new streams, and remove those of streams that ended a while ago."""
