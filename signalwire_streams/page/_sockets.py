@@ -41,7 +41,9 @@ class Sockets:
 
     async def serve(self, request: web.BaseRequest, use: Use) -> web.WebSocketResponse:
         """Accept a WebSocket, use it, and close it."""
-        socket = web.WebSocketResponse(timeout=_CLOSE_TIMEOUT, heartbeat=_HEARTBEAT, max_msg_size=_MAX_MESSAGE)
+        socket = web.WebSocketResponse(
+            timeout=_CLOSE_TIMEOUT, heartbeat=_HEARTBEAT, max_msg_size=_MAX_MESSAGE, compress=False
+        )
         with suppress(ConnectionError):  # the browser left
             await socket.prepare(request)
             if len(self._open) >= self._most:
