@@ -9,7 +9,6 @@ from ssl import SSLContext
 from typing import Any
 
 from aiohttp import web
-from attrs import frozen
 
 from signalwire_streams.bulk import BulkRun
 from signalwire_streams.errors import InvalidRequestError
@@ -26,17 +25,12 @@ _HANDSHAKE_TIMEOUT = 10.0
 _MAX_ROWS, _MAX_DIGITS = 2_000, 16
 
 
-@frozen
-class _File:
-    body: bytes
-    content_type: str
-
-
-def _read_files() -> dict[str, _File]:
+def _read_files() -> dict[str, tuple[bytes, str]]:
+    """Return the content and the type of each file, by its name in the address."""
     types = {"index.html": "text/html", "page.css": "text/css", "icon.svg": "image/svg+xml"}
     types |= dict.fromkeys(("page.js", "charts.js", "sound.js", "worklet.js"), "text/javascript")
     folder = files("signalwire_streams.page").joinpath("static")
-    found = {name: _File(folder.joinpath(name).read_bytes(), kind) for name, kind in types.items()}
+    found = {name: (folder.joinpath(name).read_bytes(), kind) for name, kind in types.items()}
     return found | {"": found.pop("index.html")}
 
 
@@ -185,7 +179,8 @@ class LivePage:
         file = self._files.get(name)
         if file is None:
             return _text(404, "The page has no such file.")
-        response = web.Response(body=file.body, content_type=file.content_type, charset="utf-8", headers=HEADERS)
+        body, kind = file
+        response = web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
         if cookie is not None:
             set_cookie(response, request, cookie)
         return response
