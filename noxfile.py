@@ -111,6 +111,13 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def picture(session: nox.Session) -> None:
+    """Take the README's picture of the live page from `demo --page`, in the system's Chromium."""
+    session.install("--editable", EVERYTHING, *dependencies("browser"))
+    session.run("python", "-m", "tests.page.picture", "tests/page/picture.png")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*dependencies("lint"))

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from signalwire_streams._cli import demo
+from signalwire_streams._cli import demo, progress
 from signalwire_streams.simulator import SimulatedSpace
 from tests.waiting import until
 
@@ -90,11 +90,12 @@ async def test_demo_begins_when_its_page_is_open(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     links: list[str] = []
-    create = demo.live_page
+    create = progress.live_page
 
     @asynccontextmanager
     async def remembered(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
         async with create(*arguments, **options) as page:
+            assert page is not None
             links.append(page.create_link(f"http://127.0.0.1:{port}/"))
             yield page
 
