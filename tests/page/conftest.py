@@ -134,6 +134,10 @@ class Browser:
         key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
         return (await self.get(path, headers={"Origin": self.origin, **upgrade, **key, **headers})).status
 
+    async def close(self) -> None:
+        for socket in self.sockets:
+            await socket.close()
+
     async def view(self) -> View:
         return View(await self.socket())
 
@@ -181,6 +185,7 @@ async def call(receiver: MediaReceiver, stack: AsyncExitStack) -> Call:
     async def begin(sid: str = "s-1", **start: Any) -> Caller:
         caller = Caller(await session.ws_connect(url))
         callers.append(caller)
+        stack.push_async_callback(caller.socket.close)
         await caller.begin(sid, **start)
         return caller
 
@@ -194,7 +199,9 @@ async def browse(stack: AsyncExitStack) -> Browse:
     async def start(link: str, **options: Any) -> Browser:
         jar = aiohttp.CookieJar(unsafe=True)  # of addresses, too
         session = aiohttp.ClientSession(cookie_jar=jar, connector=aiohttp.TCPConnector(limit=0, **options))
-        return Browser(await stack.enter_async_context(session), link)
+        browser = Browser(await stack.enter_async_context(session), link)
+        stack.push_async_callback(browser.close)
+        return browser
 
     return start
 
