@@ -1,8 +1,10 @@
 """Who may see a live page: links that work once, the cookies they are exchanged for, and the checks of a request."""
 
+import asyncio
 import hashlib
 import inspect
 import ipaddress
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from secrets import token_urlsafe
@@ -10,7 +12,6 @@ from time import monotonic
 from typing import TypeAlias, TypeVar
 
 from aiohttp import web
-from yarl import URL
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import kind_of
@@ -23,6 +24,7 @@ _Value = TypeVar("_Value")
 _LINK_SECONDS = 24 * 3600.0
 _MAX_LINKS, _MAX_COOKIES = 100, 100
 _COOKIE = "signalwire-streams-page"
+_AUTHORIZE_TIMEOUT = 10.0
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -61,7 +63,8 @@ class Access:
             raise InvalidRequestError(
                 f"authorize is a {kind_of(authorize)}: write async def authorize(request), which returns True or False"
             )
-        if isinstance(allowed_hosts, str) or not all(_is_host(host) for host in allowed_hosts):
+        is_list = isinstance(allowed_hosts, Collection) and not isinstance(allowed_hosts, str | bytes)
+        if not is_list or not all(map(_is_host, allowed_hosts)):
             raise InvalidRequestError("allowed_hosts is not a list of hosts: write ['example.com'] without scheme")
         self._authorize = authorize
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
@@ -69,9 +72,13 @@ class Access:
         self._cookies: OrderedDict[bytes, None] = OrderedDict()
 
     def create_link(self, address: str) -> str:
+        if not isinstance(address, str) or not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", address):
+            raise InvalidRequestError(
+                "address is not the page's: write it as in 'https://example.com/live/', without '?' and '#'"
+            )
         token = token_urlsafe(32)
         _add(self._links, _hash(token), monotonic() + _LINK_SECONDS, _MAX_LINKS)
-        return str(URL(address).with_query(token=token))
+        return f"{address.rstrip('/')}/?token={token}"
 
     async def check(self, request: web.BaseRequest, *, is_socket: bool) -> str | None:
         """Admit a request; return the cookie that its browser must get, if it came with a link.
@@ -81,9 +88,7 @@ class Access:
         """
         self._check_origin(request, is_socket=is_socket)
         if self._authorize is not None:
-            allowed = self._authorize(request)
-            if (await allowed if inspect.isawaitable(allowed) else allowed) is not True:
-                raise RefusedError("You may not see this page.")
+            await self._ask(self._authorize, request)
             return None
         cookie = _hash(request.cookies.get(_cookie_name(request), ""))
         if cookie in self._cookies:
@@ -96,6 +101,17 @@ class Access:
             raise RefusedError("This link is wrong, or it was used before: a link opens the page in one browser only.")
         return self._create_cookie()
 
+    async def _ask(self, authorize: Authorize, request: web.BaseRequest) -> None:
+        allowed = authorize(request)
+        if inspect.isawaitable(allowed):
+            try:
+                async with asyncio.timeout(_AUTHORIZE_TIMEOUT):
+                    allowed = await allowed
+            except TimeoutError:
+                raise RefusedError("The check whether you may see this page takes too long: try again.") from None
+        if allowed is not True:
+            raise RefusedError("You may not see this page.")
+
     def _create_cookie(self) -> str:
         value = token_urlsafe(32)
         _add(self._cookies, _hash(value), None, _MAX_COOKIES)
@@ -107,7 +123,7 @@ class Access:
         A site whose name is looked up as this machine's address (DNS rebinding) is known by its ``Host``. Over TLS its
         certificate would not fit, and an `authorize` function decides for itself.
         """
-        host = request.host.lower()
+        host = _host(request)
         is_known = bool({host, _name(host)} & self._hosts) if self._hosts else is_loopback(_name(host))
         if not is_known and (self._hosts or not (request.secure or self._authorize is not None)):
             raise RefusedError(
@@ -117,7 +133,7 @@ class Access:
         if origin is None and not is_socket:
             return
         source = (origin or "").lower().partition("://")[2]
-        if source != host and not {source, _name(source)} & self._hosts:
+        if not source or (source != host and not {source, _name(source)} & self._hosts):
             raise RefusedError("This request came from another site.")
 
 
@@ -125,7 +141,7 @@ def set_cookie(response: web.Response, request: web.BaseRequest, value: str) -> 
     response.set_cookie(
         _cookie_name(request),
         value,
-        path=request.path.rpartition("/")[0] + "/",
+        path=None,  # that of the link, which a proxy may have shortened for this server
         httponly=True,
         secure=request.secure,
         samesite="Strict",
@@ -134,8 +150,12 @@ def set_cookie(response: web.Response, request: web.BaseRequest, value: str) -> 
 
 def _cookie_name(request: web.BaseRequest) -> str:
     """Return a name for each port: browsers send a host's cookies to all of its ports."""
-    port = request.host.rpartition(":")[2]
+    port = _host(request).rpartition(":")[2]
     return f"{_COOKIE}-{port}" if port.isascii() and port.isdecimal() else _COOKIE
+
+
+def _host(request: web.BaseRequest) -> str:
+    return request.headers.get("Host", "").lower()  # `request.host` would look up this machine's name if there is none
 
 
 def _name(host: str) -> str:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
 from signalwire_streams.bulk._advice import advice
@@ -43,8 +44,8 @@ def _shown(text: object) -> str:
 class StreamRow:
     """One stream: its meters for every page, its waveform and events for those that opened it."""
 
-    def __init__(self, session: StreamSession) -> None:
-        self.id = next(_IDS)
+    def __init__(self, session: StreamSession, number: int) -> None:
+        self.id = number
         self.session = session
         self.levels = [0, 0]  # of the inbound and the outbound track, from 0 to 60
         self.wave: deque[int] = deque(maxlen=2 * _WAVE)
@@ -219,6 +220,7 @@ class Board:
         self.runs: list[RunRow] = []
         self._receivers, self._max_rows = tuple(receivers), max_rows
         self._rows: dict[StreamSession, StreamRow] = {}
+        self._numbers = WeakKeyDictionary[StreamSession, int]()  # kept while no page is open, for one that comes back
         self._hidden = 0
         self._messages: deque[tuple[int, str]] = deque(maxlen=_KEPT_MESSAGES)
         self._changed = asyncio.Event()
@@ -305,7 +307,7 @@ class Board:
         room = max(self._max_rows - len(self._rows), 0)
         self._hidden = len(new[room:])
         for session in new[:room]:
-            row = self._rows[session] = StreamRow(session)
+            row = self._rows[session] = StreamRow(session, self._numbers.setdefault(session, next(_IDS)))
             self.streams[row.id] = row
         return [row.id for row in over]
 

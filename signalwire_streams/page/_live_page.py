@@ -18,6 +18,7 @@ from signalwire_streams.page._board import Board, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
+from signalwire_streams.receiver.audio._formats import whole_number
 
 _LOG = logging.getLogger("signalwire_streams.page")
 _MAX_PENDING = 64  # connections of the server without a WebSocket
@@ -82,6 +83,8 @@ class LivePage:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
+        if isinstance(receivers, MediaReceiver) or isinstance(runs, BulkRun):
+            raise InvalidRequestError("receivers and runs are lists: write receivers=[receiver], runs=[run]")
         receivers = tuple(receivers)
         for receiver in receivers:
             if not isinstance(receiver, MediaReceiver):
@@ -121,6 +124,9 @@ class LivePage:
 
         Args:
             address: the page's address, such as ``https://example.com/live/``.
+
+        Raises:
+            InvalidRequestError: ``address`` is not one.
         """
         return self._access.create_link(address)
 
@@ -139,9 +145,12 @@ class LivePage:
             A link that opens the page in one browser, once.
 
         Raises:
-            InvalidRequestError: the page would be served to other machines without TLS.
+            InvalidRequestError: an argument is invalid, or the page would be served to other machines without TLS.
             OSError: the host is unknown, or the port is taken.
         """
+        if not isinstance(host, str):
+            raise InvalidRequestError(f"host must be a str, such as '127.0.0.1', not {kind_of(host)}")
+        whole_number("port", port, 0, 65_535)
         if ssl_context is None and not is_loopback(host):
             raise InvalidRequestError(
                 f"the page plays calls, so {host!r} needs TLS: pass ssl_context=..., or omit host for this machine only"

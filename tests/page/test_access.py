@@ -1,5 +1,6 @@
 """Who may see a page: links, cookies, hosts, origins, and your own function."""
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from yarl import URL
 from signalwire_streams import InvalidRequestError
 from signalwire_streams.page import LivePage
 from signalwire_streams.page._access import _MAX_COOKIES, _MAX_LINKS, is_loopback
+from signalwire_streams.receiver import MediaReceiver
 
 from .conftest import Browse, Browser
 
@@ -29,7 +31,7 @@ async def test_link_is_exchanged_for_a_cookie(link: str, browse: Browse) -> None
 
     assert response.status == 200
     [cookie] = response.cookies.values()
-    assert (cookie["httponly"], cookie["samesite"], cookie["path"], cookie["secure"]) == (True, "Strict", "/", "")
+    assert (cookie["httponly"], cookie["samesite"], cookie["secure"]) == (True, "Strict", "")
     assert cookie.value not in link
     assert {(await browser.get(name)).status for name in FILES} == {200}
     assert (await browser.enter()).status == 200  # its cookie counts
@@ -204,8 +206,9 @@ async def test_application_of_your_own_admits_by_links(browse: Browse) -> None:
     page = LivePage(allowed_hosts=["Live.example", "127.0.0.1"])
     async with embedded(page) as address:
         browser = await browse(page.create_link(address))
-        [cookie] = (await browser.enter()).cookies.values()
-        assert cookie["path"] == "/live/"
+        assert (await browser.enter()).status == 200
+        assert browser.session.cookie_jar.filter_cookies(browser.address) != {}
+        assert browser.session.cookie_jar.filter_cookies(browser.address.origin()) == {}
         assert (await browser.get(headers={"Host": f"live.example:{browser.address.port}"})).status == 200
         assert (await browser.get(headers={"Host": "localhost"})).status == 403
         socket = await browser.socket(Origin="https://live.example")
@@ -241,11 +244,59 @@ async def test_your_function_decides(browse: Browse, answer: Any, is_async: bool
             assert asked[1:] == ["/live/socket"]
 
 
+async def test_your_function_has_a_time_limit(browse: Browse) -> None:
+    async def never(_: web.BaseRequest) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    async with LivePage(authorize=never).serve() as link:
+        response = await (await browse(link)).get()
+    assert (response.status, await response.text()) == (
+        403,
+        "The check whether you may see this page takes too long: try again.\n",
+    )
+
+
+async def test_request_without_a_host_is_rejected(link: str) -> None:
+    """As HTTP/1.0 allows."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", URL(link).port)
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"403"
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("address", ["http://example.com", "https://example.com/live/", "http://[::1]:80/a/b"])
+async def test_link_is_the_address_with_a_token(page: LivePage, address: str) -> None:
+    link, _, token = page.create_link(address).partition("?token=")
+    assert (link, len(token)) == (address.rstrip("/") + "/", 43)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "example.com", "ftp://a/", "https:///live", "https://a/?x=1", "http://a b/", 5]
+)
+async def test_link_needs_an_address(page: LivePage, address: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="address is not the page"):
+        page.create_link(address)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [({"host": 5}, "host must be a str"), ({"port": 70_000}, "port must"), ({"port": "1"}, "port")],
+)
+async def test_invalid_address_is_rejected(page: LivePage, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(InvalidRequestError, match=match):
+        async with page.serve(**settings):
+            pass
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
         ({"receivers": ["x"]}, "receivers has a str: pass MediaReceivers"),
         ({"runs": ["x"]}, "runs has a str: pass what client.start_streams returns"),
+        ({"receivers": "receiver"}, r"write receivers=\[receiver\]"),
+        ({"allowed_hosts": 5}, "allowed_hosts is not a list of hosts"),
         ({"authorize": "x"}, "authorize is a str: write async def authorize"),
         ({"allowed_hosts": "live.example"}, "allowed_hosts is not a list of hosts"),
         ({"allowed_hosts": ["https://live.example"]}, "allowed_hosts is not a list of hosts"),
@@ -253,6 +304,8 @@ async def test_your_function_decides(browse: Browse, answer: Any, is_async: bool
         ({"max_listeners": True}, "max_listeners"),
     ],
 )
-async def test_invalid_settings_are_rejected(settings: dict[str, Any], match: str) -> None:
+async def test_invalid_settings_are_rejected(receiver: MediaReceiver, settings: dict[str, Any], match: str) -> None:
+    if settings == {"receivers": "receiver"}:
+        settings = {"receivers": receiver}
     with pytest.raises(InvalidRequestError, match=match):
         LivePage(**settings)
