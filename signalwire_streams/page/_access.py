@@ -63,15 +63,15 @@ class Access:
             raise InvalidRequestError(
                 f"authorize is a {kind_of(authorize)}: write async def authorize(request), which returns True or False"
             )
-        is_list = isinstance(allowed_hosts, Collection) and not isinstance(allowed_hosts, str | bytes)
-        if not is_list or not all(map(_is_host, allowed_hosts)):
+        hosts: object = allowed_hosts
+        if isinstance(hosts, str) or not isinstance(hosts, Collection) or not all(map(_is_host, hosts)):
             raise InvalidRequestError("allowed_hosts is not a list of hosts: write ['example.com'] without scheme")
         self._authorize = authorize
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         self._links: OrderedDict[bytes, float] = OrderedDict()  # until when they can be used
         self._cookies: OrderedDict[bytes, None] = OrderedDict()
 
-    def create_link(self, address: str) -> str:
+    def create_link(self, address: object) -> str:
         if not isinstance(address, str) or not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", address):
             raise InvalidRequestError(
                 "address is not the page's: write it as in 'https://example.com/live/', without '?' and '#'"
@@ -141,7 +141,7 @@ def set_cookie(response: web.Response, request: web.BaseRequest, value: str) -> 
     response.set_cookie(
         _cookie_name(request),
         value,
-        path=None,  # that of the link, which a proxy may have shortened for this server
+        path=None,  # type: ignore[arg-type]  # the link's own, which a proxy may have shortened for this server
         httponly=True,
         secure=request.secure,
         samesite="Strict",
