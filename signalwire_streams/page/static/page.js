@@ -318,7 +318,8 @@ function drawPanel() {
   const { facts } = opened;
   write(find("panel-name"), facts.name);
   write(find("panel-target"), facts.target);
-  write(find("panel-state"), [facts.state, details?.format].filter(Boolean).join(" · "));
+  const unreadable = details?.malformed ? `${number(details.malformed)} unreadable messages` : "";
+  write(find("panel-state"), [facts.state, details?.format, unreadable].filter(Boolean).join(" · "));
   find("listen").disabled = !sound.playing && !(details?.playable && rows.has(opened.id));
   drawWave(find("wave"), wave, WAVE);
   const meter = find("heard").getContext("2d");
