@@ -48,7 +48,7 @@ from signalwire_streams._cli.progress import (
     show_progress,
 )
 from signalwire_streams._signals import on_signals
-from signalwire_streams.bulk._advice import advice
+from signalwire_streams.bulk._results import advice
 
 _SPACE_LIMIT = RateLimit().requests / RateLimit().window
 SUCCEEDED = (BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED)

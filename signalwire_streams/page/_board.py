@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
-from signalwire_streams.bulk._advice import advice
+from signalwire_streams.bulk._results import advice
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver._taps import Monitor
 from signalwire_streams.receiver.audio._levels import FLOOR, LevelMeter

@@ -12,7 +12,7 @@ from signalwire_streams import ApiError, RunCancelledError, StreamsClient, Trans
 from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
 from signalwire_streams._cli.bulk_targets import Line, make_requests, read_lines
 from signalwire_streams._cli.options import Account
-from signalwire_streams.bulk._advice import ADVICE
+from signalwire_streams.bulk._results import ADVICE
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
