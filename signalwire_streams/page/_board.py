@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
 from signalwire_streams.bulk._results import advice
-from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.receiver import DtmfEvent, MarkEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._taps import Monitor
 from signalwire_streams.receiver.audio._levels import FLOOR, LevelMeter
 
@@ -33,6 +33,8 @@ _MAX_EVENTS, _MAX_ERRORS, _MAX_TEXT = 50, 5, 300
 _STALLED = 3.0  # seconds without audio; 50 frames a second are expected
 _COUNTS = ("frames", "bytes", "missing", "gaps", "duplicates", "out_of_order", "dropped")
 _TIMES = ("jitter", "delay_ms", "max_delay_ms")
+# Without digits and names, which are private.
+_EVENTS: Mapping[type[object], str] = {DtmfEvent: "a key was pressed", MarkEvent: "a mark was played"}
 _IDS = count(1)
 
 
@@ -74,6 +76,8 @@ class StreamRow:
         """
         waiting = list(self._monitor.events)
         self._monitor.events.clear()
+        while self._monitor.others:
+            self._note(_EVENTS.get(type(self._monitor.others.popleft()), "another event"))
         if waiting:
             self._audio_at = now
         if not self.watchers:

@@ -214,6 +214,7 @@ class StreamSession:
         else:
             if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
                 return True
+            self._listeners.note(event)
             return self._queue.keep(event, make_room=self._is_only_tapped)
         if self._closes_on_overflow and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)

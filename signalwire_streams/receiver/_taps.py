@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from signalwire_streams.errors import ClientStateError
 from signalwire_streams.receiver._event_queue import Waiter
-from signalwire_streams.receiver._protocol import MediaEvent, StartEvent
+from signalwire_streams.receiver._protocol import KeptEvent, MediaEvent, StartEvent
 from signalwire_streams.receiver.audio._formats import AudioFormat, whole_number
 from signalwire_streams.receiver.audio._mixers import Mixer, mixer_for
 from signalwire_streams.receiver.audio._pcm_frames import Late, PcmFrame, PcmOptions, PcmTracks
@@ -140,12 +140,13 @@ class PcmFeed(_Feed[PcmFrame]):
 
 
 class Monitor:
-    """The last media events of a session, for a display. It changes nothing for the handler and other listeners."""
+    """The last events of a session, for a display. It changes nothing for the handler and other listeners."""
 
     is_passive = True
 
     def __init__(self, max_frames: int) -> None:
         self.events: deque[MediaEvent] = deque(maxlen=max_frames)
+        self.others: deque[KeptEvent] = deque(maxlen=max_frames)
 
     def put(self, event: MediaEvent, now: float) -> None:  # noqa: ARG002  (as of a pcm)
         self.events.append(event)
@@ -175,6 +176,12 @@ class Listeners:
 
     def remove(self, feed: Feed) -> None:
         self._set(tuple(other for other in self.feeds if other is not feed))
+
+    def note(self, event: KeptEvent) -> None:
+        """Pass an event that is neither audio nor unknown to the monitors."""
+        for feed in self.feeds:
+            if isinstance(feed, Monitor):
+                feed.others.append(event)
 
     def _set(self, feeds: tuple[Feed, ...]) -> None:
         self.feeds = feeds

@@ -78,6 +78,18 @@ async def test_opened_stream_has_waveform_statistics_and_events(browser: Browser
     assert view.details is details
 
 
+async def test_keys_are_events_without_their_digits(browser: Browser, call: Call, handler: Handler) -> None:
+    """They reach the handler as well."""
+    caller = await call("s-1")
+    view = await browser.view()
+    row = await view.row("s-1")
+    await view.open(row["id"])
+    await caller.socket.send_json({"event": "dtmf", "dtmf": {"digit": "#", "track": "inbound"}})
+    await view.until(lambda: view.details and len(view.details["events"]) == 2)
+    assert [text for _, text in view.details["events"]] == ["started", "a key was pressed"]
+    assert handler.events == 1
+
+
 async def test_opened_stream_shows_each_frame(browser: Browser, call: Call) -> None:
     """A click of 20 ms is in the waveform, wherever it falls between two messages."""
     caller = await call("s-1")
