@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from signalwire_streams.bulk._journal import BulkJournal, JournalItem, JournalStatus
     from signalwire_streams.bulk._operations import Ledger as Ledger
     from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus
-    from signalwire_streams.bulk._runner import BulkRun
+    from signalwire_streams.bulk._runner import BulkRun, RunObserver as RunObserver
     from signalwire_streams.bulk._serialization import PlannedRequest
 
 __all__ = [

@@ -70,6 +70,12 @@ class CircuitBreaker:
     def is_open(self) -> bool:
         return self._open_until is not None
 
+    def state(self, now: float) -> str:
+        """Return ``closed``, ``open``, or ``half_open`` if the next request is, or was, the probe."""
+        if self._open_until is None:
+            return "closed"
+        return "open" if now < self._open_until else "half_open"
+
     def allow(self, now: float) -> Permit:
         if self._open_until is None:
             return _ALLOWED

@@ -287,7 +287,7 @@ class RetryMiddleware:
         self._policy = policy
         self._budget = budget
         self._clock = clock
-        self._on_attempt = on_attempt
+        self.on_attempt = on_attempt
         self._outcome_log = OutcomeLog()
 
     async def __call__(self, request: Request, send: Handler) -> Result:
@@ -341,7 +341,7 @@ class RetryMiddleware:
             is_ambiguous = retry.ambiguous_since is not None
             ambiguous_before |= decision.action is _ALREADY_STARTED
             sent = state.record_attempt()
-            if self._on_attempt is not None or not decision.is_final:
+            if self.on_attempt is not None or not decision.is_final:
                 self._report(request, result, number, started_at, decision, sent=sent)
             if result.attempt_result in REJECTED_FOR_NOW:
                 state.rejections |= {result.attempt_result}
@@ -385,7 +385,7 @@ class RetryMiddleware:
                 decision.action.description,
                 decision.delay,
             )
-        if self._on_attempt is None:
+        if self.on_attempt is None:
             return
         response, now = result.response, self._clock.now()
         problem = response.problem if response is not None else None
@@ -406,7 +406,7 @@ class RetryMiddleware:
             next_delay=decision.delay,
         )
         try:
-            self._on_attempt(attempt)
+            self.on_attempt(attempt)
         except Exception:  # noqa: BLE001  (a broken hook must not lose a stream that was just started)
             _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
 

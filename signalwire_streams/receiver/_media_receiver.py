@@ -3,8 +3,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from ssl import SSLContext
 from typing import Literal, Self
@@ -145,6 +145,7 @@ class MediaReceiver(StarterMixin):
         self._failure_log = RateLimitedLog(10)
         self._stuck_checks: set[asyncio.Task[VerifiedToken | bool]] = set()
         self._stuck_log = RateLimitedLog(1)
+        self._observe: Callable[[StreamSession], AbstractContextManager[object]] = nullcontext  # set by telemetry
 
     @property
     def sessions(self) -> set[StreamSession]:
@@ -318,7 +319,7 @@ class MediaReceiver(StarterMixin):
         )
 
     async def _run(self, connection: Connection, session: StreamSession, handler: Handler) -> None:
-        with self._watchdog.watch(connection):
+        with self._watchdog.watch(connection), self._observe(session):
             await connection.run(session, handler)
 
     @asynccontextmanager
