@@ -216,7 +216,13 @@ class Dispatcher:
             return
         self.count("failed", event)
         kind = type(event).__name__
-        _LOG.error("the callback handler failed for %s of stream %r", kind, event.stream_key, exc_info=error)
+        _LOG.error(
+            "the callback handler failed for %s of stream %r",
+            kind,
+            event.stream_key,
+            exc_info=error,
+            extra={"stream": event.stream_key},
+        )
 
     async def _call(self, event: CallbackEvent) -> BaseException | None:
         try:

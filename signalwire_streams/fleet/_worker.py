@@ -262,7 +262,8 @@ class FleetWorker:
             except (RequeueBatch, FleetError):
                 raise
             except Exception:  # docket would only retry, silently
-                _LOG.exception("batch %d of %s failed and will be retried", batch, run)
+                extra = {"run": run, "batch": batch}
+                _LOG.exception("batch %d of %s failed and will be retried", batch, run, extra=extra)
                 raise
             if self._stop.is_set():
                 raise RequeueBatch(f"another worker has batch {batch} of {run}")
@@ -275,7 +276,8 @@ class FleetWorker:
         """
         record = await read_run(self._connection, self._keys, run)
         if record is None:
-            _LOG.warning("batch %d of %s has expired and is skipped", number, run)
+            extra = {"run": run, "batch": number}
+            _LOG.warning("batch %d of %s has expired and is skipped", number, run, extra=extra)
             return True
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)

@@ -10,7 +10,7 @@ from signalwire_streams._http.exchange import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy
-from signalwire_streams.middleware._retry import SERVED, describe_call
+from signalwire_streams.middleware._retry import SERVED, describe_call, log_fields
 from signalwire_streams.models import AttemptResult
 
 _LOG = logging.getLogger("signalwire_streams.circuit_breaker")
@@ -144,6 +144,7 @@ class CircuitBreakerMiddleware:
                 describe_call(request),
                 describe_result(request, result),
                 breaker.policy.open_duration,
+                extra=log_fields(request, result.attempts),
             )
         else:
             _LOG.info("circuit breaker closed: the probe succeeded")

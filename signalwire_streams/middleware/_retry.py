@@ -384,6 +384,7 @@ class RetryMiddleware:
                 describe_result(request, result),
                 decision.action.description,
                 decision.delay,
+                extra=log_fields(request, number),
             )
         if self.on_attempt is None:
             return
@@ -435,7 +436,9 @@ class OutcomeLog:
             return
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
-            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), _describe_outcome(request, result), suffix)
+            said = _describe_outcome(request, result)
+            fields = log_fields(request, result.attempts)
+            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), said, suffix, extra=fields)
 
     def _level(self, priority: Priority, now: float) -> tuple[int, str]:
         if priority is Priority.INTERACTIVE:
@@ -461,3 +464,13 @@ def _describe_outcome(request: Request, result: Result) -> str:
 def describe_call(request: Request) -> str:
     name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
     return f"{request.description} {request.target}{name}"
+
+
+def log_fields(request: Request, attempt: int) -> dict[str, object]:
+    """Return the values of a log record's ``extra``, for structured logs."""
+    fields: dict[str, object] = {"attempt": attempt}
+    if request.operation is not Operation.READ:  # which may be that of a list
+        fields["call" if "/Calls/" in request.path else "conference"] = request.target
+    if request.name is not None:
+        fields["stream"] = request.name
+    return fields
