@@ -24,9 +24,17 @@ from signalwire_streams.receiver._media_receiver import MediaReceiver
 from signalwire_streams.receiver._session import EndReason, StreamSession
 
 try:
-    from opentelemetry.context import Context as TraceContext
+    from opentelemetry.context import Context as TraceContext, attach, detach
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
-    from opentelemetry.trace import Link, Span, SpanKind, StatusCode, TracerProvider, get_tracer_provider
+    from opentelemetry.trace import (
+        Link,
+        Span,
+        SpanKind,
+        StatusCode,
+        TracerProvider,
+        get_tracer_provider,
+        set_span_in_context,
+    )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "telemetry needs the extra otel: pip install 'signalwire-streams[otel]'", name=error.name
@@ -41,6 +49,7 @@ _Observe: TypeAlias = Callable[..., Iterator[Observation]]
 
 _NAME, _PREFIX = "signalwire_streams", "signalwire.streams."
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BULK, _CLIENT, _FAIL = Priority.BULK, SpanKind.CLIENT, RetryDecision.FAIL
 _FAILURES = {RetryDecision.FAIL, RetryDecision.UNKNOWN}
 _FAILED_SESSIONS = set(EndReason) - {
     EndReason.STOPPED,
@@ -209,44 +218,41 @@ class Instrumentation:
         self._add_rate_limiter(client.rate_limiter, _address(client))
 
     async def _call(self, request: Request, send: Handler) -> Result:
-        operation, run = request.operation.value, _RUN.get()
-        attributes = {"signalwire.operation": operation, "signalwire.target": request.target.partition("?")[0]}
-        if request.name is not None:
-            attributes["signalwire.stream.name"] = request.name
-        of_run = run is not None and request.priority is Priority.BULK
-        began, outcome = time.perf_counter(), "failed"
-        with self._tracer.start_as_current_span(
-            f"{_PREFIX}{operation}",
+        # The operation itself is its word; Python 3.11 looks up the value of an enum's member in Python.
+        operation, run = request.operation, _RUN.get()
+        of_run = run is not None and request.priority is _BULK
+        span = self._tracer.start_span(
+            _PREFIX + operation,
             context=TraceContext() if of_run else None,
-            kind=SpanKind.CLIENT,
-            attributes=attributes,
+            kind=_CLIENT,
+            attributes=_attributes(request),
             links=[Link(run.get_span_context())] if of_run and run is not None else None,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            token = _CALL.set(span)
-            try:
-                result = await send(request)
-            except BaseException as error:
-                outcome = "cancelled" if isinstance(error, CancelledError) else "failed"
-                span.set_status(StatusCode.ERROR, type(error).__name__)
-                raise
-            else:
-                decision = result.decision or RetryDecision.FAIL
-                outcome = decision.value
-                span.set_attributes({"signalwire.outcome": outcome, "signalwire.attempts": result.attempts})
-                if decision in _FAILURES:
-                    span.set_attribute("error.type", result.attempt_result.value)
-                    span.set_status(StatusCode.ERROR, result.attempt_result.description)
-                return result
-            finally:
-                _CALL.reset(token)
-                self._duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
+        )
+        # A span of OpenTelemetry's API alone is not, and need not be the current one.
+        token = attach(set_span_in_context(span)) if span.get_span_context().is_valid else None
+        own = None if token is None else _CALL.set(span)
+        began, outcome = time.perf_counter(), "failed"
+        try:
+            result = await send(request)
+            decision = outcome = result.decision or _FAIL
+            if span.is_recording():
+                _describe(span, result, decision)
+        except BaseException as error:
+            outcome = "cancelled" if isinstance(error, CancelledError) else "failed"
+            span.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
+        else:
+            return result
+        finally:
+            self._duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
+            if token is not None and own is not None:
+                _CALL.reset(own)
+                detach(token)
+            span.end()
 
     def _on_attempt(self, attempt: Attempt) -> None:
-        operation = attempt.operation.value
         status = {} if attempt.status is None else {"status": attempt.status}
-        self._attempts.add(1, {"operation": operation, "result": attempt.result.value, **status})
+        self._attempts.add(1, {"operation": attempt.operation, "result": attempt.result, **status})
         self._wait.record(attempt.queue_time)
         span = _CALL.get()
         if span is not None and span.is_recording():
@@ -254,8 +260,8 @@ class Instrumentation:
                 "attempt",
                 {
                     "number": attempt.number,
-                    "result": attempt.result.value,
-                    "decision": attempt.decision.value,
+                    "result": attempt.result,
+                    "decision": attempt.decision,
                     "sent": attempt.sent,
                     "delay": attempt.next_delay,
                     **status,
@@ -404,6 +410,20 @@ class _ReceiverMetrics:
                 number = getattr(statistics, count)
                 self._totals[_shown(track), count] += number
                 span.set_attribute(f"signalwire.{_shown(track)}.{count}", number)
+
+
+def _attributes(request: Request) -> dict[str, str]:
+    attributes = {"signalwire.operation": request.operation, "signalwire.target": request.target.partition("?")[0]}
+    if request.name is not None:
+        attributes["signalwire.stream.name"] = request.name
+    return attributes
+
+
+def _describe(span: Span, result: Result, decision: RetryDecision) -> None:
+    span.set_attributes({"signalwire.outcome": decision, "signalwire.attempts": result.attempts})
+    if decision in _FAILURES:
+        span.set_attribute("error.type", result.attempt_result)
+        span.set_status(StatusCode.ERROR, result.attempt_result.description)
 
 
 def _observations(observe: _Observe, _: CallbackOptions) -> list[Observation]:

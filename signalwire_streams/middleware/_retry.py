@@ -13,6 +13,7 @@ from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.models import Attempt, AttemptResult, Operation, Priority, RetryDecision
+from signalwire_streams.models._fast import fast_constructor
 
 _RETRY_LOG = logging.getLogger("signalwire_streams.retry")
 _OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")
@@ -276,6 +277,8 @@ class RetryState:
 _QUEUED, _DEADLINE_EXCEEDED = Phase.QUEUED, AttemptResult.DEADLINE_EXCEEDED
 _ALREADY_STARTED, _FAIL, _UNKNOWN = RetryDecision.ALREADY_STARTED, RetryDecision.FAIL, RetryDecision.UNKNOWN
 
+_create_attempt = fast_constructor(Attempt)
+
 OnAttempt = Callable[[Attempt], object]
 """Called with each attempt as it ends."""
 
@@ -391,7 +394,7 @@ class RetryMiddleware:
         response, now = result.response, self._clock.now()
         problem = response.problem if response is not None else None
         acquired_at = now if request.state.acquired_at is None else request.state.acquired_at
-        attempt = Attempt(
+        attempt = _create_attempt(
             operation=request.operation,
             target=request.target,
             name=request.name,
