@@ -96,7 +96,8 @@ class PcmFeed(_Feed[PcmFrame]):
         self._collect()
 
     def on_read(self) -> None:
-        self._collect()
+        if self._mixer.has_changed:
+            self._collect()
         if self.is_awaited and (self.items or self.is_closed):
             self.waiter.resume()
 
@@ -120,7 +121,8 @@ class PcmFeed(_Feed[PcmFrame]):
 
     def _on_time(self) -> None:
         self._timer, self._timer_at = None, inf
-        self.on_read()
+        self._collect()
+        super().on_read()
 
     def close(self) -> None:
         """Add no further events. What has arrived still becomes frames in its time."""

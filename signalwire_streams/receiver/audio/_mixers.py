@@ -37,7 +37,8 @@ class Mixer(ABC):
 
     def __init__(self, options: PcmOptions, now: float, announced: Iterable[str]) -> None:
         self.is_finished = False
-        self.next_at = now  # when to ask for frames again, if nothing is added before
+        self.next_at = now  # when to ask for frames again
+        self.has_changed = True  # whether frames may be due before that, because of what was added
         self._opened_at = now
         self._delay = options.delay_ms / _MILLISECONDS
         self._seconds = options.frame_ms / _MILLISECONDS
@@ -304,15 +305,23 @@ class _Transit:
 
     def __init__(self, transit: float, at: float) -> None:
         self.least = self._least_of_span = transit
-        self._ends = at + _SPAN
+        self._ends = at + _RECENT
+        self._before = at
+        self.is_known = False  # the first frames may all come from one stall
 
     def record(self, transit: float, at: float) -> bool:
         """Record the delay of a frame. Return whether the least one has changed."""
         before = self.least
+        if at >= self._before + _RECENT:  # a stall, which is no reason to forget anything
+            self._ends += at - self._before
+        self._before = at
         if at >= self._ends:
             self.least = min(self._least_of_span, transit)
             self._least_of_span = transit
             self._ends = at + _SPAN
+            if not self.is_known:
+                self.is_known = True
+                return True
         elif transit < self._least_of_span:
             self._least_of_span = transit
             self.least = min(before, transit)
@@ -359,13 +368,15 @@ class DropMixer(Mixer):
 
     def _align(self) -> None:
         """Shift the tracks that are late compared with the other one."""
+        self.has_changed = True
         self._least = min(its.least for its in self._transits.values())
         for track, its in self._transits.items():
             late = its.least - self._least
-            track.shift = round(late * self._rate) if late > self._hold else 0
+            track.shift = round(late * self._rate) if late > self._hold and its.is_known else 0
 
     def frames(self, now: float) -> list[PcmFrame]:
         frames: list[PcmFrame] = []
+        self.has_changed = False
         while True:
             if self.is_finished and self._horizon() <= self._cursor:
                 return frames + self._rest() + self._report(now)

@@ -122,8 +122,9 @@ def add(one: bytes, other: bytes) -> bytes:
     signs = ones << 15
     rest = signs - ones
     a, b = int.from_bytes(one, "little"), int.from_bytes(other, "little")
-    total = ((a & rest) + (b & rest)) ^ ((a ^ b) & signs)  # no carry leaves its lane
-    if overflows := (a ^ total) & (b ^ total) & signs:  # two of one sign have a sum of the other
+    differ = (a ^ b) & signs
+    total = ((a & rest) + (b & rest)) ^ differ  # no carry leaves its lane
+    if overflows := (a ^ total) & (signs ^ differ):  # two of one sign have a sum of the other
         lanes = (overflows << 1) - (overflows >> 15)
         most = rest + (a >> 15 & ones)
         total ^= (total ^ most) & lanes

@@ -246,6 +246,7 @@ class TrackTimeline:
         elif verdict in _SKIPPING:
             self._absent += self._sequence.skipped
         if not samples:
+            self._absent += verdict in _ONWARD  # the time of a frame without audio may pass all the same
             return None
         if timestamp is None or not -_LIMIT <= timestamp < _LIMIT:
             self._lead = self._former = None
@@ -513,5 +514,6 @@ class TrackTimeline:
 
 _NEXT = Verdict.NEXT
 _SKIPPING = {Verdict.FIRST, Verdict.AHEAD}
+_ONWARD = {Verdict.UNNUMBERED, Verdict.NEXT, *_SKIPPING}
 _EARLIER = {Verdict.LATE, Verdict.UNNUMBERED}
 _RESTARTS = {Verdict.RESTARTED, Verdict.REPLAYED}

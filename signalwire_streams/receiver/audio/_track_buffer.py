@@ -44,6 +44,7 @@ class TrackBuffer:
         self._decode = audio_format._decoder()  # noqa: SLF001
         self._keeps_late = keeps_late
         self._taken = 0  # the last sample that was taken; with late audio, the cursor goes back behind it
+        self._too_late = 0  # frames for which the timeline had no place
         self._late_frames = 0  # one after the other
         self._pieces: deque[_Piece] = deque()  # in order, without overlaps
         self._held: dict[int, tuple[bytes, bool]] = {}  # frames that may be moved: audio, and whether it was placed
@@ -63,6 +64,10 @@ class TrackBuffer:
             timestamp, event.chunk, len(payload), other_tracks=self.others, elapsed=elapsed, payload=payload
         )
         pcm = self._decode(payload)
+        if position is None and timeline.statistics.too_late > self._too_late:
+            # It is new all the same, and as late as audio whose place was taken.
+            self._too_late = timeline.statistics.too_late
+            position = max(0, self.cursor - len(pcm) // PCM_SIZE) - self.shift
         if self._held or timeline.is_unsettled:
             self._held[timeline.calls] = pcm, position is not None
             if timeline.corrections:

@@ -439,6 +439,43 @@ def test_drop_shifts_a_track_that_is_always_late(delay: float) -> None:
     assert abs(len(frames) - 400) <= 1
 
 
+@pytest.mark.parametrize("starts", [0.0, 1.7])
+@pytest.mark.parametrize("stalls", [[(1.5, 4.5, 4.5)], [(0.5, 1.5, 2.2), (1.5, 4.5, 4.5)]])
+def test_drop_plays_nothing_stale_after_a_stall(starts: float, stalls: list[tuple[float, float, float]]) -> None:
+    """A track is not always late because its first frames are, or because a stall ends only in part."""
+    audio = FORMATS[0]
+    arrivals = [(at, event) for at, event in steady(Sound(audio), 6) if event.track == "inbound" or at > starts]
+    for begin, end, ends in stalls:
+        arrivals = [(ends if begin <= at < end else at, event) for at, event in arrivals]
+    timelines = [reference(audio, track, arrivals) for track in BOTH]
+    frames = list(play(options(audio, tracks="stereo", late="drop"), arrivals, until=6.1))
+    for _, frame in frames:
+        for side, timeline in enumerate(timelines):
+            heard = array("h", frame.data)[side::2]
+            there = array("h", timeline.slice(frame.timestamp_ms * 8, (frame.timestamp_ms + 20) * 8))
+            assert all(sample in {0, right} for sample, right in zip(heard, there, strict=True)), frame.timestamp_ms
+
+
+def out_of_place() -> list[Arrival]:
+    """A frame is late by so many numbers that it follows the others, and takes the place of one that is late too."""
+    arrivals = steady(Sound(FORMATS[0]), 2, ms=10, tracks=("inbound",))
+    delays = {5: 0.7, 100: 0.03}
+    return sorted(((at + delays.get(event.chunk or 0, 0), event) for at, event in arrivals), key=lambda one: one[0])
+
+
+def test_keep_loses_no_frame_whose_place_is_taken() -> None:
+    audio, arrivals = FORMATS[0], out_of_place()
+    sent = b"".join(audio.to_pcm(event.payload) for _, event in arrivals)
+    frames = list(play(options(audio), arrivals, announced=["inbound"]))
+    assert samples(frames) == Counter(sent[at : at + 2] for at in range(0, len(sent), 2))
+
+
+def test_drop_counts_a_frame_whose_place_is_taken() -> None:
+    frames = list(play(options(FORMATS[0], late="drop"), out_of_place(), announced=["inbound"], until=2.2))
+    assert samples(frames).total() == 8 * (2000 - 10)
+    assert sum(frame.missing_ms for _, frame in frames) == 10
+
+
 def test_many_frames_may_wait_for_a_missing_one() -> None:
     """With a long delay, but not without end."""
     audio = FORMATS[0]

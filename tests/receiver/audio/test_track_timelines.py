@@ -373,6 +373,24 @@ def test_absurd_number_drops_nothing() -> None:
     assert places(timeline, (0, 1, 20), (20, 1 << 80, 20), (40, 3, 20), (80, 5, 20), (60, 4, 20)) == [0, 20, 40, 80, 60]
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+def test_time_of_empty_frames_passes(numbered: bool) -> None:
+    """At once, without a second frame that agrees; if their time does not pass, the audio is whole."""
+    lengths = [20, 0, 20, 20, 0, 0, 20, 0, 20]
+    for passing in (20, 0):
+        timestamps = accumulate((length or passing for length in lengths[:-1]), initial=0)
+        frames = [
+            (timestamp, chunk if numbered else None, length)
+            for chunk, (timestamp, length) in enumerate(zip(timestamps, lengths, strict=True), 1)
+        ]
+        timeline = TrackTimeline(MULAW)
+        expected = [timestamp if length else None for timestamp, _, length in frames]
+        assert [timeline.place(timestamp, chunk, 8 * length) for timestamp, chunk, length in frames] == [
+            None if place is None else 8 * place for place in expected
+        ]
+        assert timeline.statistics.gap_ms == passing * lengths.count(0)
+
+
 def test_empty_frame_gets_no_place_and_partial_sample_is_dropped() -> None:
     """Nothing has no place; half a sample is left out, and counted."""
     timeline = TrackTimeline(L16)
