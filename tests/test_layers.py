@@ -24,7 +24,7 @@ FLOORS = {
     "bulk": 5,
     "_client": 6,
     "__init__": 8,
-    "telemetry": 9,
+    "telemetry": 8,
     "fleet": 9,
     "_cli": 10,
     "pytest_plugin": 10,
