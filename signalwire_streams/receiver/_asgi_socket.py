@@ -71,7 +71,7 @@ class AsgiSocket:
     async def close(self, *, code: int = CloseCode.OK) -> None:
         if self._is_closed:
             return
-        closing = self._track({"type": "websocket.close", "code": code})
+        closing = self._track({"type": "websocket.close", "code": int(code)})
         self._is_closed = True
         await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
         self.abort()

@@ -14,6 +14,7 @@ import pytest
 from signalwire_streams import TransportError
 from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
+from signalwire_streams.receiver._socket import CloseCode
 from signalwire_streams.simulator import SimulatedSpace, Tone
 from tests.uvicorn_server import UVICORN, WithoutSignals, running, served_by_uvicorn
 
@@ -266,6 +267,16 @@ async def test_cancelled_sender_leaves_a_whole_message() -> None:
     assert peer.sent[-1] == {"type": "websocket.send", "text": "x"}
     await socket.ping()
     assert len(peer.sent) == 2
+
+
+async def test_close_code_is_a_plain_int() -> None:
+    """Daphne sends no close frame for a code of a subclass."""
+    peer = Peer(CONNECT)
+    socket = peer.socket()
+    await socket.accept()
+    await socket.close(code=CloseCode.TRY_AGAIN_LATER)
+    assert peer.sent[-1] == {"type": "websocket.close", "code": 1013}
+    assert type(peer.sent[-1]["code"]) is int
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("after websocket.close")])
