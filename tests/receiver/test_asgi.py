@@ -53,6 +53,7 @@ class Peer:
 
 
 CONNECT = {"type": "websocket.connect"}
+START = '{"event": "start", "start": {"streamSid": "s", "mediaFormat": {"encoding": "audio/x-mulaw"}}}'
 WEBSOCKET: dict[str, Any] = {"type": "websocket", "headers": [], "path": "/audio/"}
 
 
@@ -207,6 +208,23 @@ async def test_receiver_is_closed_before_it_confirms_the_shutdown() -> None:
     assert peer.sent[1:] == [{"type": "lifespan.shutdown.complete"}]
 
 
+async def test_handler_that_is_cancelled_is_no_error_of_the_application() -> None:
+    """Servers log an error with its traceback for an application that raises, even CancelledError."""
+    handling = asyncio.Event()
+
+    async def handler(_: StreamSession) -> None:
+        handling.set()
+        await asyncio.Event().wait()
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    peer = Peer(CONNECT, text(START))
+    serving = asyncio.create_task(receiver.asgi(WEBSOCKET, peer.arriving.get, peer.send))
+    await handling.wait()
+    await receiver.aclose(0)
+    await serving
+    assert peer.sent[-1] == {"type": "websocket.close", "code": 1001}
+
+
 async def test_client_that_leaves_before_the_upgrade(client: Any, space: SimulatedSpace) -> None:
     receiver = MediaReceiver()
     peer = Peer(gone(1006))
@@ -311,8 +329,7 @@ async def test_abort_and_close_end_what_hangs() -> None:
 
 async def test_playback_over_a_closed_socket_raises_transport_error(heard: Heard) -> None:
     receiver = MediaReceiver(heard, bearer_tokens=None, bidirectional=True)
-    start = '{"event": "start", "start": {"streamSid": "s", "mediaFormat": {"encoding": "audio/x-mulaw"}}}'
-    peer = Peer(CONNECT, text(start))
+    peer = Peer(CONNECT, text(START))
     serving = asyncio.create_task(receiver.asgi(WEBSOCKET, peer.arriving.get, peer.send))
     await until(lambda: heard.sessions)
     peer.error = OSError("gone")
