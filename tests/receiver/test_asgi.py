@@ -287,14 +287,30 @@ async def test_cancelled_sender_leaves_a_whole_message() -> None:
     assert len(peer.sent) == 2
 
 
-async def test_close_code_is_a_plain_int() -> None:
-    """Daphne sends no close frame for a code of a subclass."""
-    peer = Peer(CONNECT)
+async def test_close_discards_what_still_arrives() -> None:
+    """Hypercorn would keep the connection for ever if more than ten messages waited for the application."""
+    peer = Peer(CONNECT, *[text("late")] * 20, gone(1013))
     socket = peer.socket()
     await socket.accept()
     await socket.close(code=CloseCode.TRY_AGAIN_LATER)
+    assert peer.arriving.empty()
     assert peer.sent[-1] == {"type": "websocket.close", "code": 1013}
-    assert type(peer.sent[-1]["code"]) is int
+    assert type(peer.sent[-1]["code"]) is int  # or Daphne would send no close frame
+
+
+async def test_socket_is_closed_with_1000_if_the_server_refuses_another_code() -> None:
+    """Daphne refuses all below 3000, and would keep the socket open."""
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("code", 1000) != 1000:
+            raise ValueError("invalid close code")
+        await peer.send(message)
+
+    peer = Peer(CONNECT, gone(1000))
+    socket = AsgiSocket(peer.arriving.get, send, max_size=1000)  # type: ignore[arg-type]
+    await socket.accept()
+    await socket.close(code=CloseCode.INTERNAL_ERROR)
+    assert peer.sent[1:] == [{"type": "websocket.close", "code": 1000}]
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("after websocket.close")])
