@@ -419,8 +419,8 @@ async def answering(response: bytes | None, ssl_context: ssl.SSLContext | None =
             writer.close()
 
 
-def http(status: str) -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+def http(status: str, *lines: str) -> bytes:
+    return "\r\n".join((f"HTTP/1.1 {status}", "Content-Length: 0", "Connection: close", *lines, "", "")).encode()
 
 
 UPGRADED = (
@@ -436,6 +436,10 @@ UPGRADED = (
         (http("403 Forbidden"), None, "rejected the upgrade with HTTP 403, without a bearer token"),
         (http("404 Not Found"), "t0ken", "rejected the upgrade with HTTP 404"),
         (http("200 OK"), None, "rejected the upgrade with HTTP 200"),
+        *(
+            (http("301 Moved", f"Location: {where}"), "t0ken", "redirects the upgrade with HTTP 301, which a Space may")
+            for where in ("/", "https://127.0.0.1:1/", "wss://127.0.0.1:1/", "http://[")
+        ),
         (
             UPGRADED,
             None,
