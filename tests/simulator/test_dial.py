@@ -351,6 +351,29 @@ async def test_clear_at_barge_in_is_measured() -> None:
     assert report.heard_ms == pytest.approx(600, abs=40)
 
 
+async def test_clear_at_once_counts_if_the_caller_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine sends late frames one after the other, and an endpoint may answer the first spoken one."""
+    loop, blocked = asyncio.get_running_loop(), 0.0
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + blocked)
+
+    async def behave(there: Endpoint) -> None:
+        nonlocal blocked
+        await there.until_start()
+        await there.until("media", 55)
+        silence = there.messages[-1]["media"]["payload"]
+        await there.play(*[FRAME] * 100)
+        await there.until("media", 10)
+        blocked = 0.2
+        while (await there.until("media"))["media"]["payload"] == silence:
+            pass
+        await there.send("clear")
+        await there.until("stop")
+
+    report = await dialled(behave, barge_in=True)
+    assert report.broken_rules == ()
+
+
 @pytest.mark.parametrize(
     ("behaviour", "options", "rule", "sentence"),
     [
