@@ -244,7 +244,7 @@ class MediaReceiver(StarterMixin):
         task.add_done_callback(self._tasks.discard)
         if (pending := admission.pending) is not None:
             task.add_done_callback(lambda _: pending.socket_closed.set())
-        await asyncio.shield(task)
+        await asyncio.wait({task})  # which goes on if this is cancelled, and is cancelled by `aclose` if need be
 
     def _connect(self, socket: Socket, token: VerifiedToken | None) -> Connection:
         return Connection(
