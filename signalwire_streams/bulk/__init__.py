@@ -31,7 +31,7 @@ if not TYPE_CHECKING:  # pragma: no branch
         "_journal": "BulkJournal JournalItem JournalStatus",
         "_operations": "Ledger",
         "_results": "BulkError BulkOutcome BulkReport BulkStatus",
-        "_runner": "BulkRun",
+        "_runner": "BulkRun RunObserver",
         "_serialization": "PlannedRequest",
     }
 
