@@ -14,7 +14,7 @@ nox.needs_version = ">=2025.10.14"
 nox.options.sessions = ["lint", "types", "tests", "wheel"]
 nox.options.error_on_external_run = True
 nox.options.download_python = "never"
-EVERYTHING = ".[audio,cli,pytest,redis,fleet,tokens]"
+EVERYTHING = ".[audio,cli,fleet,otel,pytest,redis,tokens]"
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 MATRIX = [
     *((version, "newest") for version in nox.project.python_versions(PROJECT) if version != RUNNING),

@@ -1,7 +1,7 @@
 """`StreamsClient`: composes the layers and owns their lifetime."""
 
 import os
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, TypeAlias, TypedDict, Unpack
@@ -126,11 +126,13 @@ class StreamsClient:
         self.origin, self.project = account.origin, account.sid
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
         sessions = SessionManager(connections, session)
+        self._breaker = CircuitBreaker(circuit_breaker or CircuitBreakerPolicy())
+        self._retries = RetryMiddleware(retry, RetryBudget(), clock, on_attempt)
         send: Handler = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
         for middleware in (
             RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
-            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
-            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
+            CircuitBreakerMiddleware(self._breaker, clock),
+            self._retries,
         ):
             send = partial(middleware, send=send)
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
@@ -139,6 +141,7 @@ class StreamsClient:
         self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
         paced = rate_limiter if isinstance(rate_limiter, SpaceRateLimiter) else rate_limit or RateLimit()
         self._rate = paced.rate
+        self._observe_run: Callable[[str], bulk.RunObserver] | None = None  # set by telemetry
 
     @classmethod
     @masks_secrets
@@ -244,6 +247,7 @@ class StreamsClient:
             rate=self._rate,
             resend_call_starts=self._retry.resend_call_starts,
             clock=self._clock,
+            observe=self._observe_run,
         )
 
     async def aclose(self) -> None:

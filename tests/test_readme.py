@@ -74,6 +74,15 @@ async def test_the_bulk_example_runs(space: SimulatedSpace, client: StreamsClien
     assert len(space.streams.active()) == 3
 
 
+async def test_the_example_of_telemetry_starts_a_stream(space: SimulatedSpace, client: StreamsClient) -> None:
+    """By the global providers, which record nothing unless an application sets others."""
+    [code] = [code for code in PYTHON if "instrument(" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    await scope["start_traced"](client, MediaReceiver(), space.conference_sids[0], "wss://rx.example.com/audio")
+    assert len(space.streams.active()) == 1
+
+
 async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The examples of the other end record what the Space says, on one conference and on many."""
     monkeypatch.chdir(tmp_path)

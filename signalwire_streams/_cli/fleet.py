@@ -374,10 +374,35 @@ Example:
     metavar="SECONDS",
     help="Time to finish work in progress after SIGTERM.",
 )
+@click.option(
+    "--health-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Respond with 200 to HTTP requests on this port.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Serve metrics for Prometheus on this port.",
+)
+@click.option(
+    "--monitoring-host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Address for both ports; 0.0.0.0 for probes from other machines.",
+)
 @run_options(resend=True, concurrency=_CONCURRENCY, rate_of=_SHARED_RATE)
 @secret_options
 @_fleet_options
-def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:
+def worker(
+    account: _FleetAccount,
+    *,
+    options: RunOptions,
+    secrets: Secrets,
+    **settings: Any,  # noqa: ANN401  (a worker's own, each of another type)
+) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
     The worker then accepts no new work, finishes its work in progress, and hands back what takes too long; a second
@@ -388,14 +413,14 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
     async def work() -> None:
         async with account.shared_client(options) as client:
             one = module.FleetWorker(
-                account.redis, client, concurrency=options.concurrency, secrets=secrets.add_to, **seconds
+                account.redis, client, concurrency=options.concurrency, secrets=secrets.add_to, **settings
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
             notes = iter((_DRAINING, _HANDING_OVER))
 
             def write_next_note(number: Signals) -> None:
                 if note := next(notes, None):
-                    write_note(note.format(clean(one.name), number.name, seconds["shutdown_timeout"]))
+                    write_note(note.format(clean(one.name), number.name, settings["shutdown_timeout"]))
 
             with module.stop_on_signals(one, write_next_note):
                 await one.run()

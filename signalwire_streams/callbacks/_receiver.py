@@ -119,6 +119,7 @@ class Dispatcher:
 
     def __init__(self, handler: CallbackHandler, *, max_pending: int, dedup_size: int, shutdown_timeout: float) -> None:
         self.statistics = CallbackStatistics()
+        self.on_count: Callable[[str, CallbackEvent | None], object] | None = None  # set by telemetry
         self._handler = handler
         self._max_pending = max_pending
         self._shutdown_timeout = shutdown_timeout
@@ -133,20 +134,26 @@ class Dispatcher:
         self.statistics.received += 1
         identity, stream = _identity(event, raw), _digest(event.stream_key)
         if identity in self._seen:
-            self.statistics.duplicates += 1
+            self.count("duplicates", event)
             return True
         if _is_start(event) and stream in self._ended:
-            self.statistics.late += 1
+            self.count("late", event)
             return True
         is_full = self._pending >= self._max_pending or self._pending_bytes + len(raw) > _MAX_PENDING_BYTES
         if self._closed or is_full:
-            self.statistics.overflowed += 1  # and not remembered, so that the next attempt is accepted
+            self.count("overflowed", event)  # and not remembered, so that the next attempt is accepted
             return False
         self._seen.add(identity)
         if _is_end(event):
             self._ended.add(stream)
         self._enqueue(event, len(raw))
         return True
+
+    def count(self, outcome: str, event: CallbackEvent | None = None) -> None:
+        """Count what became of a request, by the name of its count."""
+        setattr(self.statistics, outcome, getattr(self.statistics, outcome) + 1)
+        if self.on_count is not None:
+            self.on_count(outcome, event)
 
     async def aclose(self) -> None:
         """Accept nothing more, wait up to `shutdown_timeout` for pending events, then cancel the rest."""
@@ -189,7 +196,8 @@ class Dispatcher:
             del self._queues[key]
             self._pending -= len(queue)
             self._pending_bytes -= sum(size for _, size in queue)
-            self.statistics.dropped += len(queue)
+            for event, _ in queue:
+                self.count("dropped", event)
 
     async def _handle(self, event: CallbackEvent, draining: "asyncio.Task[None]") -> None:
         # In a task of its own, so that a handler that cancels its task ends nothing but itself.
@@ -204,11 +212,17 @@ class Dispatcher:
                 raise
             error = cancelled
         if error is None:
-            self.statistics.handled += 1
+            self.count("handled", event)
             return
-        self.statistics.failed += 1
+        self.count("failed", event)
         kind = type(event).__name__
-        _LOG.error("the callback handler failed for %s of stream %r", kind, event.stream_key, exc_info=error)
+        _LOG.error(
+            "the callback handler failed for %s of stream %r",
+            kind,
+            event.stream_key,
+            exc_info=error,
+            extra={"stream": event.stream_key},
+        )
 
     async def _call(self, event: CallbackEvent) -> BaseException | None:
         try:
@@ -409,7 +423,7 @@ class CallbackReceiver:
                 signed.check(self._keys, *urls)
             event = _parse(signed)
         except UnverifiableError as reason:
-            self.statistics.rejected += 1
+            self._dispatcher.count("rejected")
             shown = " or ".join(repr(redact_url(url)) for url in urls)
             _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
             return _FORBIDDEN, {}

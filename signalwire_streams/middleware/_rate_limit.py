@@ -254,6 +254,15 @@ class LocalRateLimiter:
         self._queue = PriorityQueue(lambda _: self.bucket.refund())
         self._serving: asyncio.Task[None] | None = None
 
+    @property
+    def rate(self) -> float:
+        """Requests per second that may be sent now."""
+        return self.bucket.rate
+
+    @property
+    def rate_limit(self) -> RateLimit:
+        return self.bucket.limit
+
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         now = self._clock.now()
         ahead = self._queue.ahead(priority)

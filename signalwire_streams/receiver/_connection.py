@@ -196,7 +196,7 @@ class Connection:
     def _on_bug(self) -> None:
         self._end(EndReason.FAILED, ConnectionError("the receiver failed"))
         label = self.session.label if self.session is not None else "that has not started"
-        _LOG.exception("the receiver failed for stream %s", label)
+        _LOG.exception("the receiver failed for stream %s", label, extra={"stream": label})
 
     async def run(self, session: StreamSession, handler: Handler) -> None:
         """Run the handler, and read the socket for its session, until both have ended."""
@@ -205,7 +205,11 @@ class Connection:
         try:
             await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
             if handling.done() and handling.cancelled() and session.end_reason is None:
-                _LOG.error("the handler of stream %s cancelled itself, so the stream is closed", session.label)
+                _LOG.error(
+                    "the handler of stream %s cancelled itself, so the stream is closed",
+                    session.label,
+                    extra={"stream": session.label},
+                )
                 session._close(EndReason.HANDLER_FAILED)
             session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
             await self._close_session(session)
@@ -298,7 +302,9 @@ async def _handle(handler: Handler, session: StreamSession) -> None:
         if isinstance(error, asyncio.CancelledError) and task.cancelling():
             raise
         session._close(EndReason.HANDLER_FAILED)
-        _LOG.exception("the handler of stream %s failed, so the stream is closed", session.label)
+        _LOG.exception(
+            "the handler of stream %s failed, so the stream is closed", session.label, extra={"stream": session.label}
+        )
 
 
 _ABANDONED: set["asyncio.Task[Any]"] = set()

@@ -111,6 +111,11 @@ class EventQueue:
         return len(self._droppable) >= self.max_events or self._bytes >= self.max_bytes
 
     @property
+    def depth(self) -> int:
+        """The number of events that wait."""
+        return len(self._droppable) + len(self._kept)
+
+    @property
     def droppable(self) -> Iterator[Droppable]:
         """The droppable events that wait."""
         return (event for _, event in self._droppable)
