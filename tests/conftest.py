@@ -1,6 +1,7 @@
 """Fixtures for all tests: a Space on a real socket, and a client whose waits take no time."""
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
@@ -34,6 +35,38 @@ def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Run two workers per core: many tests wait, for processes, for Redis, and for bytes to arrive."""
     cores = yield
     return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 2 * cores
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector all that stays until the end: what was imported and collected."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Have each worker begin elsewhere: what the others have compiled by then, it need not compile."""
+    report = yield
+    worker = getattr(collector.config, "workerinput", None)
+    if worker is not None and isinstance(collector, pytest.Directory):
+        found = report.result
+        begin = len(found) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+        report.result = found[begin:] + found[:begin]
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """Give all workers the same order again, which is then shuffled in the same way."""
+    items.sort(key=lambda item: item.path)
+    yield
 
 
 @pytest.fixture
