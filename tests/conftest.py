@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
@@ -28,6 +29,12 @@ settings.load_profile("long" if os.environ.get("CI") else "short")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--receiver-tls", action="store_true", help="have the tests of the receiver speak TLS")
     parser.addoption("--every-server", action="store_true", help="repeat them over each WebSocket implementation")
+
+
+def pytest_configure() -> None:
+    """Accept SIGINT, which shells ignore for what they run in the background, and children would ignore in turn."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

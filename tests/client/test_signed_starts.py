@@ -258,7 +258,7 @@ async def test_run_of_200_that_waits_past_the_ttl_is_admitted_whole(client_for: 
     fake = Clock.fake()
 
     async def sleep(seconds: float) -> None:
-        await until(lambda: len(admitted) == len(space.streams))  # the sockets of streams come at once
+        await until(lambda: len(admitted) == len(space.streams), timeout=30)  # the sockets of streams come at once
         await fake.sleep(seconds)
 
     clock = evolve(fake, sleep=sleep)
