@@ -156,16 +156,16 @@ def test_narrow_table_truncates_only_the_sid() -> None:
 
 @pytest.mark.parametrize("height", [1, 4, 5, 24])
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
-@pytest.mark.parametrize("width", [120, 80, 60, 30])
-def test_table_fits_the_terminal(height: int, count: int, width: int) -> None:
+def test_table_fits_the_terminal(height: int, count: int) -> None:
     """A stream, the number of hidden ones, and the sum are always there."""
-    lines = drawn([row(number) for number in range(count)], width=width, height=height)
-    assert len(lines) <= max(height - 1, 4)
-    assert max(map(cell_len, lines)) <= width
-    shown = sum(line.startswith("0000") for line in lines)
-    more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
-    assert shown + sum(more) == count
-    assert lines[-1].startswith(f"Listening: {count} live")
+    for width in [120, 80, 60, 30]:
+        lines = drawn([row(number) for number in range(count)], width=width, height=height)
+        assert len(lines) <= max(height - 1, 4)
+        assert max(map(cell_len, lines)) <= width
+        shown = sum(line.startswith("0000") for line in lines)
+        more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
+        assert shown + sum(more) == count
+        assert lines[-1].startswith(f"Listening: {count} live")
 
 
 def test_table_shows_streams_of_unknown_encoding_or_track_names() -> None:

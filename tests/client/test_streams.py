@@ -321,9 +321,9 @@ async def test_call_is_cut_when_no_connection_becomes_free(
     first.cancel()
 
 
-async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any) -> None:
+async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
     """If there is no time left to retry, the caller gets the Space's last response."""
-    client = client_for(space, clock=Clock(now=Clock.fake().now, sleep=Clock.fake().sleep, random=lambda: 0.0))
+    client = client_for(space, clock=Clock(now=idle_clock.now, random=lambda: 0.0))
     space.faults.add("throttle")
 
     with pytest.raises(RateLimitedError) as caught:
