@@ -21,6 +21,7 @@ FLOORS = {
     "resources": 4,
     "redis_rate_limit": 4,
     "bulk": 5,
+    "keep_streaming": 5,
     "_client": 6,
     "__init__": 8,
     "fleet": 9,

@@ -37,6 +37,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
     "fleet": (["tests/fleet"], EVERYWHERE),
+    "keep_streaming": (["tests/keep_streaming"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
     "models": (
         ["tests/models"],
