@@ -98,25 +98,32 @@ def _measured(receiver: Callable[[Received], AbstractAsyncContextManager[int]]) 
     async def target(settings: dict[str, Any]) -> AsyncIterator[Respond]:
         handled = FrameCount(settings["handled"]) if "handled" in settings else None
         received = Received(settings.get("certificate"))
-        used, faults = 0.0, 0
+        used, faults, before = 0.0, 0, 0
         async with receiver(received) as port:
             counted = ExitStack()
 
+            def begin() -> None:
+                nonlocal used, faults, before
+                received.delays = array("d")
+                used, faults, before = cpu(), page_faults(), received.frames
+
             async def respond(command: dict[str, Any]) -> dict[str, Any]:
-                nonlocal used, faults
                 if "sockets" in command:
                     await _until(lambda: received.open_sockets == command["sockets"])
                     received.clear()
                     gc.collect()
-                    received.epoch = command["epoch"]
+                    received.epoch = epoch = command["epoch"]
                     received.handled = handled if command.get("one_by_one", False) else None
-                    used, faults = cpu(), page_faults()
+                    begin()
+                    if epoch is not None:
+                        warm_up = epoch + command["warm_up"] - time.monotonic()
+                        asyncio.get_running_loop().call_later(warm_up, begin)
                     counted.enter_context(counting(enabled=command.get("counted", False)))
                 if "frames" in command:
                     await _all_received(received, command["frames"])
                     counted.close()
-                    spent = {"cpu": cpu() - used, "faults": page_faults() - faults}
-                    return {**spent, "frames": received.frames, "octets": received.octets, **received.percentiles()}
+                    measured = {"cpu": cpu() - used, "faults": page_faults() - faults, "of": received.frames - before}
+                    return {**measured, "frames": received.frames, "octets": received.octets, **received.percentiles()}
                 return {"port": port}
 
             yield respond

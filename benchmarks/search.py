@@ -45,7 +45,7 @@ class Searches:
         self._begin[name] = max(number, 1)
 
     def limits(self, names: Iterable[str]) -> list[str]:
-        """Tell what the lowest numbers that failed failed by, in the last round."""
+        """Return why the lowest number that failed did so, for each search of the last round."""
         return [f"{name}: {self._limits.get(name, 'no number failed')}" for name in names if name in self._begin]
 
 

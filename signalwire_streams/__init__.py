@@ -4,15 +4,15 @@
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 ...     await client.conferences.stop_stream(conference_sid, stream)
 
-A module below is imported when one of its names, or of a later module's, is first used: catching an error does not
-pay for the client, nor a client for bulk runs.
+Each module below is imported when one of its names, or a name of a later module, is first used. So code that only
+catches an error does not pay for the client, and a client does not pay for bulk runs.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 _MODULES = "errors clock models _http.session middleware._policies middleware._rate_limit resources _client bulk"
-"""Each of them lists its public names in ``__all__``, and needs none of those after it."""
+"""Each of them lists its public names in ``__all__``, and imports none of the modules after it."""
 
 if TYPE_CHECKING:
     __version__: str
@@ -32,7 +32,7 @@ else:
     def __getattr__(name: str) -> object:
         if name == "__version__":
             globals()[name] = import_module("importlib.metadata").version("signalwire-streams")
-        elif name == "__all__" or not name.startswith("_"):  # others are what inspect and the like look for everywhere
+        elif name == "__all__" or not name.startswith("_"):  # inspect, for one, looks up private names everywhere
             public: list[str] = []
             for module in _MODULES.split():
                 found = import_module(f"{__name__}.{module}")

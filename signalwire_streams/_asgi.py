@@ -1,4 +1,4 @@
-"""The messages of ASGI applications, which need no package for them.
+"""ASGI messages, which need no further package.
 
 Source: https://asgi.readthedocs.io/en/latest/specs/www.html
 """
@@ -23,7 +23,7 @@ def headers_of(scope: Scope) -> CIMultiDict[str]:
 
 
 def target_of(scope: Scope) -> str:
-    """Return path and query as they were requested."""
+    """Return the path and the query as requested."""
     path = (scope.get("raw_path") or quote(scope["path"]).encode("ascii")).decode("latin-1")
     query = (scope.get("query_string") or b"").decode("latin-1")
     return f"{path}?{query}" if query else path
@@ -33,7 +33,7 @@ async def body_of(receive: Receive) -> AsyncIterator[bytes]:
     """Yield the pieces of a request's body.
 
     Raises:
-        ConnectionError: the other end has left.
+        ConnectionError: the client has disconnected.
     """
     more = True
     while more:
@@ -45,7 +45,7 @@ async def body_of(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def reject_upgrade(scope: Scope, send: Send, status: int, headers: Mapping[str, str]) -> None:
-    """Answer an upgrade with an HTTP status, or with 403 where the server knows no other."""
+    """Reject a WebSocket upgrade with an HTTP status, or with 403 if the server supports no other."""
     if _DENIAL in (scope.get("extensions") or {}):
         await respond(send, status, headers, prefix=_DENIAL)
     else:
@@ -62,9 +62,9 @@ async def respond(
 
 
 class Application:
-    """An ASGI application; as an object, since to uvicorn a bound method is not one.
+    """An ASGI application. It is an object because uvicorn does not accept a bound method.
 
-    On its own, without a framework, it is closed at the server's shutdown.
+    When it runs without a framework, the server's shutdown closes it.
     """
 
     def __init__(self, *, websocket: Serve, http: Serve, aclose: Callable[[], Awaitable[None]]) -> None:

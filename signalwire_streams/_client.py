@@ -101,7 +101,7 @@ class StreamsClient:
             space: the Space's name (``example``) or host (``example.signalwire.com``).
             project: the Project ID, which the API also calls AccountSid.
             token: an API token of the project.
-            base_url: instead of ``space``: an https address, or plain http on this very machine.
+            base_url: instead of ``space``: an https address, or plain http on this machine.
             session: an aiohttp session to borrow; it is never closed here. Its middlewares, timeouts and response
                 limits are not used, and it must not have ``auth``.
             connections: maximum number of open connections.
@@ -145,19 +145,18 @@ class StreamsClient:
     def from_env(cls, environment: Mapping[str, str] | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Create a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
-        They are looked up in the process's environment by default; the options are the client's other ones.
+        By default, they are read from the process's environment. The options are the client's other arguments.
 
         Raises:
-            InvalidRequestError: some are not set; the message names them all. Or an option is one that the environment
-                sets.
+            InvalidRequestError: some are not set, and the message names them all; or an option repeats one of them.
         """
         environment = os.environ if environment is None else environment
-        # The address may hold a password, and a pasted project the token.
+        # The address may contain a password, and the project, if pasted carelessly, the token.
         space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
         twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
             raise InvalidRequestError(
-                f"from_env reads the Space and its credentials from the environment: leave out {', '.join(twice)}, "
+                f"from_env reads the Space and its credentials from the environment: omit {', '.join(twice)}, "
                 "or write StreamsClient(...)"
             )
         missing = [name for name, value in zip(_ENVIRONMENT, (space, project, token), strict=True) if not value]
@@ -234,7 +233,7 @@ class StreamsClient:
 
     @property
     def _bulk_runs(self) -> "BulkRuns":
-        # Imported here, since a client that makes no bulk run is not to pay for it.
+        # Imported here, so that a client without bulk runs does not pay for it.
         from signalwire_streams.bulk._runs import BulkRuns  # noqa: PLC0415
 
         return BulkRuns(

@@ -19,23 +19,28 @@ class Clock:
         now: returns the seconds of a clock that never goes back.
         sleep: waits for a number of seconds.
         random: returns a number from 0 to 1, for the jitter.
+        wall_time: returns the seconds since 1970, which other machines share.
     """
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     random: Callable[[], float] = random.random
+    wall_time: Callable[[], float] = time.time
 
     @classmethod
     def fake(cls) -> Self:
-        """Create a clock for tests on which waiting takes no time: `sleep` advances `now` and returns."""
+        """Create a clock for tests on which waiting takes no time: `sleep` advances `now` and `wall_time`."""
         skipped = 0.0
 
         def now() -> float:
             return time.monotonic() + skipped
+
+        def wall_time() -> float:
+            return time.time() + skipped
 
         async def sleep(seconds: float) -> None:
             nonlocal skipped
             skipped += seconds
             await asyncio.sleep(0)
 
-        return cls(now=now, sleep=sleep)
+        return cls(now=now, sleep=sleep, wall_time=wall_time)

@@ -63,7 +63,7 @@ StartAgain: TypeAlias = Callable[[float | None], Awaitable[Any]]
 _START_AGAIN = "_start_again"
 
 Sent = Literal["no", "maybe", "yes"]
-"""Whether the Space received the request: certainly not, perhaps, or certainly (it answered)."""
+"""Whether the Space received the request: certainly not, perhaps, or certainly (it responded)."""
 
 
 class Phase(StrEnum):
@@ -90,7 +90,7 @@ class StreamsError(Exception):
         sent: whether the Space received the request, over all attempts of the call.
         attempts: how many attempts the call made.
         retry_after: seconds to wait before retrying, if known.
-        request_id: the Space's own id of the response, for its support.
+        request_id: the Space's own id of the response, for SignalWire's support.
     """
 
     message: str

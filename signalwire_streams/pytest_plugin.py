@@ -11,13 +11,14 @@ async def test_stream_is_received(signalwire_space, stream_receiver, client):
 
 The fixtures run in asyncio, under pytest-asyncio or, if that is not installed, under anyio's plugin.
 
-PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would complain if it is imported already.
+PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would warn if the module is already imported.
 """
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
@@ -33,11 +34,11 @@ if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
     from signalwire_streams.models import OpenOptions
     from signalwire_streams.receiver import MediaReceiver, StreamSession
     from signalwire_streams.receiver._start_and_receive import Starts
-    from signalwire_streams.simulator import Certificates, SimulatedSpace
+    from signalwire_streams.simulator import Certificates, DialReport, SimulatedSpace
 
-__all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
+__all__ = ["StreamReceiver", "dial_media", "signalwire_certificates", "signalwire_space", "stream_receiver"]
 
-_GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for what is just ending
+_GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for streams and sockets that are just ending
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -215,7 +216,7 @@ def _signalwire_leak_check(request: pytest.FixtureRequest) -> Iterator[_LeakChec
     if not check.leaks:
         return
     report = "\n  ".join(["after the test ended:", *check.leaks])
-    report += "\nStop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True)."
+    report += "\nStop it in the test, or allow it with @pytest.mark.signalwire_space(allow_leaks=True)."
     if request.node.stash.get(_FAILED, False):
         # A test that failed seldom cleans up: its own failure comes first, and this only adds to it.
         request.node.add_report_section("teardown", "signalwire_streams", report)
@@ -252,6 +253,21 @@ async def signalwire_space(
         await _signalwire_leak_check.run()
 
 
+@pytest.fixture
+def dial_media(signalwire_certificates: "Certificates") -> "Callable[..., Awaitable[DialReport]]":
+    """`signalwire_streams.simulator.dial_media`, which trusts `signalwire_certificates` as well.
+
+    ```python
+    async def test_my_endpoint(dial_media, my_url):
+        report = await dial_media(my_url, audio="hello.wav", max_first_audio_ms=800)
+        assert not report.broken_rules
+    ```
+    """
+    from signalwire_streams.simulator import dial_media  # noqa: PLC0415
+
+    return partial(dial_media, ssl_context=signalwire_certificates.trust)
+
+
 @_async_fixture
 async def stream_receiver(
     request: pytest.FixtureRequest,
@@ -279,4 +295,4 @@ async def stream_receiver(
     async with receiver.serve(ssl_context=signalwire_certificates.server) as url:
         yield StreamReceiver(url, token, receiver, arrived, _signalwire_leak_check)
         await _signalwire_leak_check.run()
-        await receiver.aclose(deadline=0)  # what is left is not waited for again
+        await receiver.aclose(deadline=0)  # the leak check has already waited

@@ -17,6 +17,7 @@ from signalwire_streams import (
     RateLimit,
     RateLimitedError,
     RetryPolicy,
+    SignedTokens,
     StartConferenceStream,
     StreamOutcomeUnknownError,
     StreamsClient,
@@ -64,6 +65,7 @@ def default_of(function: Callable[..., Any], name: str) -> object:
         pytest.param(CircuitBreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
         pytest.param(CircuitBreakerPolicy().open_duration, 5.0, id="seconds that the breaker is open"),
         pytest.param(default_of(StreamsClient, "connections"), 256, id="connections"),
+        pytest.param(default_of(SignedTokens, "ttl"), 300.0, id="seconds of a signed token"),
         pytest.param(default_of(MediaReceiver, "max_queue"), 500, id="media events that wait"),
         pytest.param(default_of(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
         pytest.param(default_of(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
@@ -82,7 +84,7 @@ def default_of(function: Callable[..., Any], name: str) -> object:
         pytest.param(default_of(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
     ],
 )
-def test_documented_default(default: object, expected: object) -> None:
+def test_default_is_the_documented_value(default: object, expected: object) -> None:
     assert default == expected
 
 

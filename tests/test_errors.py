@@ -126,7 +126,7 @@ def test_copied_error_keeps_later_attributes(how: Callable[[StreamsError], Strea
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=each)
-def test_str_is_message(error: StreamsError) -> None:
+def test_str_of_error_is_its_message(error: StreamsError) -> None:
     """``str`` of an error is its one line, whatever else it carries."""
     assert str(error) == COMMON["message"]
     assert f"{error}".splitlines() == [COMMON["message"]]
@@ -164,7 +164,7 @@ def test_repr_names_the_class_and_the_evidence(error: StreamsError) -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_the_tree(kind: type[StreamsError], parents: tuple[type[Exception], ...]) -> None:
+def test_error_class_has_the_documented_parents(kind: type[StreamsError], parents: tuple[type[Exception], ...]) -> None:
     """Each error can be caught as its parents in the tree, and as the built-in class it resembles."""
     assert kind.__bases__ == parents
 
@@ -195,12 +195,12 @@ def test_errors_with_equal_messages_differ() -> None:
 
 
 @pytest.mark.parametrize("kind", [type(error) for error in EXAMPLES], ids=lambda kind: kind.__name__)
-def test_error_defaults(kind: type[StreamsError]) -> None:
+def test_bare_error_says_nothing_was_sent_or_attempted(kind: type[StreamsError]) -> None:
     """A bare error says that nothing was sent, after no attempt, and knows no time to wait."""
     error = kind("x")
     assert (error.sent, error.attempts, error.retry_after, error.request_id) == ("no", 0, None, None)
 
 
-def test_phases_in_their_order() -> None:
+def test_phases_are_declared_in_order_of_occurrence() -> None:
     """The phases of an attempt are in the order in which they occur."""
     assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "answered"]

@@ -1,6 +1,7 @@
 """The pytest plugin, in test suites as users write them."""
 
 import sys
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeAlias
@@ -8,6 +9,8 @@ from typing import TypeAlias
 import pytest
 import pytest_asyncio
 import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
+
+from signalwire_streams.simulator import _dial_session
 
 Suite: TypeAlias = Callable[..., pytest.RunResult]
 
@@ -122,6 +125,69 @@ def test_callbacks_are_signed_and_trust_the_certificates(suite: Suite) -> None:
     done.assert_outcomes(passed=1)
 
 
+DIALLED = """
+    import asyncio, json
+    from base64 import b64encode
+    import pytest_asyncio, uvicorn
+    from fastapi import FastAPI, WebSocket
+
+    app = FastAPI()
+
+    @app.websocket("/audio/{size}")
+    async def audio(websocket: WebSocket, size: int):
+        await websocket.accept()
+        async for message in websocket.iter_json():
+            if message["event"] == "start":
+                media = {"payload": b64encode(bytes(size)).decode()}
+                await websocket.send_json(
+                    {"event": "media", "streamSid": message["start"]["streamSid"], "media": media}
+                )
+            elif message["event"] == "stop":
+                break
+        await websocket.close()
+
+    @pytest_asyncio.fixture
+    async def url(unused_tcp_port):
+        server = uvicorn.Server(uvicorn.Config(app, port=unused_tcp_port, ws="websockets-sansio"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield f"ws://127.0.0.1:{unused_tcp_port}/audio"
+        server.should_exit = True
+        await serving
+
+    async def test_good(dial_media, url):
+        report = await dial_media(f"{url}/320", audio=Silence(seconds=0.02), max_first_audio_ms=5000)
+        assert not report.broken_rules
+
+    async def test_broken(dial_media, url):
+        report = await dial_media(f"{url}/100", audio=Silence(seconds=0.02))
+        assert not report.broken_rules
+
+    async def test_over_tls(dial_media, signalwire_certificates):
+        async def handler(session):
+            await session.wait_closed()
+
+        receiver = MediaReceiver(handler, bearer_tokens="t")
+        async with receiver.serve(ssl_context=signalwire_certificates.server) as url:
+            sound = Silence(seconds=0.02)
+            report = await dial_media(url, audio=sound, one_way=True, authorization_bearer_token="t")
+        assert not report.broken_rules
+"""
+
+
+def test_endpoints_are_dialled(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint of FastAPI in three lines; a broken one fails with the sentence that names the rule."""
+    for name in ("_QUIET", "_START_DELAY"):
+        monkeypatch.setattr(_dial_session, name, 0.02)
+    done = suite(
+        "from signalwire_streams.receiver import MediaReceiver\n"
+        "from signalwire_streams.simulator import Silence\n" + textwrap.dedent(DIALLED)
+    )
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(["E *'partial_frames'*not whole frames of 20 ms (160 bytes): 100 bytes*"])
+
+
 def test_closest_marker_wins(suite: Suite) -> None:
     """Markers of module, class and function are merged."""
     done = suite(
@@ -190,7 +256,7 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
             "after the test ended:",
             "  a stream is still running: ????????-*, named 'audit-1', on conference ????????-*",
             "  a socket is still open: of stream ????????-*, on conference ????????-*",
-            "Stop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True).",
+            "Stop it in the test, or allow it with @pytest.mark.signalwire_space(allow_leaks=True).",
         ],
         consecutive=False,
     )

@@ -1,8 +1,10 @@
 """The README's examples and claims hold."""
 
+import asyncio
 import re
 import wave
 from pathlib import Path
+from secrets import token_urlsafe
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
 
 from signalwire_streams import StreamsClient
-from signalwire_streams.receiver import MediaReceiver
-from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone
+from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone, dial_media
+from tests.waiting import until
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -76,7 +79,7 @@ async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     for code in PYTHON:
-        if "MediaReceiver" in code and "uvicorn" not in code:
+        if "MediaReceiver" in code and "uvicorn" not in code and "SignedTokens" not in code:
             exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
     certificates = Certificates.make()
     receiver = MediaReceiver()
@@ -95,6 +98,58 @@ async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.Mon
     for sid in sids:
         with wave.open(str(tmp_path / f"{sid}.wav")) as recording:
             assert (recording.getnchannels(), recording.getframerate(), recording.getnframes()) == (2, 8000, 4000)
+
+
+async def test_the_example_of_signed_tokens_admits_a_stream(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start in one service is admitted by a receiver that was made in another."""
+    monkeypatch.setenv("STREAM_TOKEN_KEYS", f"{token_urlsafe(32)} {token_urlsafe(32)}")
+    [code] = [code for code in PYTHON if "SignedTokens" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    certificates = Certificates.make()
+    async with (
+        SimulatedSpace(calls=1, audio=Tone(seconds=0.1), real_time=False, ssl_context=certificates.trust) as space,
+        StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
+        scope["make_receiver"]().serve(ssl_context=certificates.server) as url,
+    ):
+        [sid] = space.call_sids
+        await scope["start"](client, sid, url, "acme")
+        printed = ""
+
+        def has_printed() -> bool:
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return "\n" in printed
+
+        await until(has_printed)
+    assert printed == f"{sid} acme\n"
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_the_example_of_an_own_endpoint_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that answers passes; one that answers too late fails."""
+    monkeypatch.chdir(tmp_path)
+    with wave.open("hello.wav", "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\x10\x20" * 1600)
+    [code] = [code for code in PYTHON if "await dial_media" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+
+    async def answer(session: StreamSession) -> None:
+        await asyncio.sleep(delay)
+        await session.playback.play(bytes(800))
+        await session.wait_closed()
+
+    receiver = MediaReceiver(answer, bearer_tokens=None, bidirectional=True)
+    async with receiver.serve() as url:
+        delay = 0.5
+        await scope["test_agent_answers"](dial_media, url)
+        delay = 2.0
+        with pytest.raises(AssertionError):
+            await scope["test_agent_answers"](dial_media, url)
 
 
 def test_the_example_with_fixtures_passes(pytester: pytest.Pytester) -> None:

@@ -22,13 +22,13 @@ SHOWN = {
 }
 OF_REDIS = {"fleet", "redis_rate_limit"}
 """Packages whose URLs may hold the password of a Redis."""
-TESTED_WITH = ("_cli", "simulator", "pytest_plugin", "__main__")
+NOT_IMPORTED = ("_cli", "adapters", "simulator", "pytest_plugin", "__main__")
 """Parts that no production code imports."""
 
 
 def classes() -> Iterator[type[Any]]:
     for module in pkgutil.walk_packages(signalwire_streams.__path__, "signalwire_streams."):
-        if module.name.split(".")[1] in TESTED_WITH:
+        if module.name.split(".")[1] in NOT_IMPORTED:
             continue
         for _, found in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if found.__module__ == module.name and attrs.has(found):

@@ -15,6 +15,7 @@ from signalwire_streams import (
     Page,
     Paginator,
     Participant,
+    SignedTokens,
     StartConferenceStream,
     StreamsClient,
     StreamStatus,
@@ -22,12 +23,16 @@ from signalwire_streams import (
 )
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.pytest_plugin import StreamReceiver
-from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.receiver import MediaReceiver, StreamSession, TokenClaims
 from signalwire_streams.simulator import SimulatedSpace
 
 
 async def pass_on(exchange: Request, send: Handler) -> Result:
     return await send(exchange)
+
+
+async def pass_by(_: StreamSession) -> None:
+    pass
 
 
 def hear(attempt: Attempt) -> None:
@@ -69,6 +74,15 @@ async def use(space: SimulatedSpace) -> None:
         receiver = MediaReceiver()
         async with receiver.open(client.calls, "a", url="wss://b", track="inbound_track", deadline=5) as session:
             assert_type(session, StreamSession)
+            assert_type(session.claims, TokenClaims | None)
+        tokens = SignedTokens("key", claims=lambda request: {"to": request.target, "parameters": [*request.parameters]})
+        await client.calls.start_stream("a", url="wss://b", authorization_bearer_token=tokens)
+        StartConferenceStream(conference_sid="a", url="wss://b", authorization_bearer_token=tokens)
+        MediaReceiver(pass_by, bearer_tokens=tokens)
+        SignedTokens(b"key")  # type: ignore[arg-type]
+        SignedTokens(["key"], ttl="1")  # type: ignore[arg-type]
+        SignedTokens("key", claims=lambda _: 7)  # type: ignore[arg-type,return-value]
+        await client.calls.start_stream("a", url="wss://b", authorization_bearer_token=b"t")  # type: ignore[arg-type]
         receiver.open(client.conferences, "a", url="wss://b", trak=Track.BOTH)  # type: ignore[call-arg]
         receiver.open(client.conferences, "a", url="wss://b", codec=7)  # type: ignore[arg-type]
         receiver.open(client.conferences, "a", url="wss://b", unnamed=True)  # type: ignore[call-arg]

@@ -44,6 +44,7 @@ class _Load:
     frames: int
     pace: Pace
     tls: bool
+    warm_up: float = 0.0
 
     @property
     def title(self) -> str:
@@ -53,9 +54,9 @@ class _Load:
 
 def measure(plan: Plan) -> list[Section]:
     """Send to all receivers in turn, plain and by TLS, on each loop; their heaps keep what they were given."""
-    fast, slow = plan.pick(full=500, quick=100), _real_time(plan)
+    fast = plan.pick(full=500, quick=100)
     loads = [_Load(50, fast, "as fast as read", tls) for tls in (False, True)]
-    loads += [_Load(sockets, slow, "real time", tls) for tls in (False, True) for sockets in (60, 200)]
+    loads += [_real_time(plan, sockets, tls=tls) for tls in (False, True) for sockets in (60, 200)]
     first, *others = plan.loops
     sections = _sections(plan, first, loads, environment=PINNED_HEAP, rounds=plan.pick(full=5, quick=1))
     for loop in others:
@@ -65,12 +66,18 @@ def measure(plan: Plan) -> list[Section]:
 
 def measure_unpinned(plan: Plan) -> list[Section]:
     """Do the same with the heap as it is by default: what it gives back depends on its layout, so on luck."""
-    loads = [_Load(sockets, _real_time(plan), "real time", tls=False) for sockets in (60, 200)]
+    loads = [_real_time(plan, sockets, tls=False) for sockets in (60, 200)]
     return _sections(plan, plan.loops[0], loads, environment={}, rounds=plan.long_rounds)
 
 
-def _real_time(plan: Plan) -> int:
-    return int(plan.pick(full=1.5, quick=0.5) / FRAME_SECONDS)
+def _real_time(plan: Plan, sockets: int, *, tls: bool) -> _Load:
+    warm_up = warm_up_of(plan)
+    return _Load(sockets, int(plan.pick(full=2.5, quick=0.5) / FRAME_SECONDS), "real time", tls, warm_up)
+
+
+def warm_up_of(plan: Plan) -> float:
+    """Return the seconds of a stream that are not measured, in which reads are not coalesced yet."""
+    return plan.pick(full=1.0, quick=0.2)
 
 
 def _sections(
@@ -89,7 +96,10 @@ def _sections(
                 for name in plan.shuffled(receivers, load, about, turn):
                     for _ in range(_TRIES):
                         sent, received = send(
-                            *(load.sockets, load.frames, sender, receivers[name]), pace=load.pace, tls=load.tls
+                            *(load.sockets, load.frames, sender, receivers[name]),
+                            pace=load.pace,
+                            tls=load.tls,
+                            warm_up=load.warm_up,
                         )
                         if sent.get("p99", 0.0) <= FRAME_SECONDS:
                             break
@@ -113,8 +123,8 @@ class _Figures:
 
     def add(self, name: str, sent: dict[str, float], received: dict[str, float]) -> None:
         load = self._load
-        self._costs.add(name, received["cpu"] / received["frames"] * 1e6)
-        self._faults.add(name, received["faults"] / received["frames"])
+        self._costs.add(name, received["cpu"] / received["of"] * 1e6)
+        self._faults.add(name, received["faults"] / received["of"])
         self._lost.add(name, 1 - received["frames"] / (load.sockets * load.frames))
         if "p50" in received:  # unknown if no frame is decoded
             self._medians.add(name, received["p50"] * 1e3)
@@ -141,7 +151,8 @@ class _Figures:
             ),
             plotted=True,
             notes=(
-                f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's",
+                f"{load.frames} frames of {OCTETS} octets on each socket; the CPU is the receiving process's"
+                + (f", without the first {load.warm_up:g} s" if load.warm_up else ""),
                 *((f"of each delay the sender's own part: {own}",) if own else ()),
                 *((_LATE,) if late > FRAME_SECONDS * 1e3 else ()),
                 *_over_fastapi(self._costs, loop, with_aims=bool(aims)),
@@ -173,6 +184,7 @@ def send(
     pace: Pace,
     tls: bool = False,
     tracks: int = 1,
+    warm_up: float = 0.0,
     counted: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Send frames to a receiver on new sockets; return what both sides measured.
@@ -185,12 +197,13 @@ def send(
         pace: when each is sent; "one frame a wake" takes two children that share a `FrameCount`.
         tls: whether the receiver serves by TLS.
         tracks: the tracks of each stream.
+        warm_up: seconds of real time before CPU, faults and delays are measured.
         counted: whether the receiver counts instructions meanwhile.
     """
     one_by_one = pace == "one frame a wake"
     sender.ask(connect=receiver.ask()["port"], sockets=sockets, tls=tls, tracks=tracks)
     epoch = time.monotonic() + _HEAD_START + frames * _ENCODING if pace == "real time" else None
-    receiver.ask(sockets=sockets, epoch=epoch, counted=counted, one_by_one=one_by_one)
+    receiver.ask(sockets=sockets, epoch=epoch, warm_up=warm_up, counted=counted, one_by_one=one_by_one)
     sent = sender.ask(send=frames, epoch=epoch, tracks=tracks, one_by_one=one_by_one)
     received = receiver.ask(frames=sockets * frames)
     sender.ask()

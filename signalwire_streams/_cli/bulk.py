@@ -45,7 +45,7 @@ _PAGE_SIZE = 1_000
 
 _COLUMNS = ", ".join(name for name in FIELDS if name not in {"conference_sid", "parameters"})
 FILES = f"""\b
-FILE has one id per line, and comments that begin with "# "; or it is CSV
+FILE has one sid per line, and comments that begin with "# "; or it is CSV
 whose first line names its columns, as spreadsheets save it; or it has one
 JSON object per line. CSV and JSON may have these fields for each stream:
 {indent(fill(f"conference_sid or call_sid, {_COLUMNS},", 72), "  ")}
@@ -62,7 +62,7 @@ class Targets:
     dry_run: bool
 
     def find(self, account: Account) -> Sequence[Start]:
-        """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run."""
+        """Return the requests to start. If there are none, or on a dry run, print that and return nothing."""
         requests = account.run(self._list_live) if self.file is None else self._read(self.file, account)
         if self.dry_run:
             _write_dry_run(requests, as_json=account.as_json)
@@ -92,7 +92,7 @@ class Targets:
 
     async def _list_live(self, client: StreamsClient) -> Sequence[Start]:
         live = resource_of(client, self.kind).list(status="in-progress", page_size=_PAGE_SIZE)
-        # An item can move to the next page while the list is read, and come twice.
+        # An item can move to the next page while the list is read, and appear twice.
         sids = dict.fromkeys([item.sid async for item in live])
         return [make_request({f"{self.kind}_sid": sid}, self.defaults) for sid in sids]
 
@@ -134,11 +134,11 @@ def _make_targets(
     *, file: str | None, all_in_progress: bool, kind: Noun, skip_invalid: bool, dry_run: bool, **defaults: object
 ) -> Targets:
     if (file is None) is not all_in_progress:
-        raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
+        raise click.UsageError("pass a FILE of sids, - for standard input, or --all-in-progress")
     defaults["unnamed"] = defaults["unnamed"] or None
     if kind == "call":
         reject_conference_options(defaults, "calls")
-    # An invalid option is reported once, and not with each line.
+    # An invalid option is reported once, not for each line.
     make_request({f"{kind}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
     return Targets(file, defaults, kind, skip_invalid, dry_run)
 
@@ -152,7 +152,7 @@ target_options = passing(
         "--kind",
         type=click.Choice(["conference", "call"]),
         default="conference",
-        help="Whether bare ids and --all-in-progress mean conferences or calls.",
+        help="Whether bare sids and --all-in-progress mean conferences or calls.",
     ),
     click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of rejecting the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
@@ -311,7 +311,7 @@ Examples:
 An item is in doubt from just before it is sent until its outcome is known;
 if the run was killed, such a stream may be running.
 
-It only reads the file; no Space and no token are needed.
+The command only reads the file; it needs no Space and no token.
 """,
 )
 @click.argument("journal")
@@ -325,7 +325,7 @@ It only reads the file; no Space and no token are needed.
 )
 @json_option("Write JSON; with --list one object per item.")
 def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
-    """Show the progress of a run from its journal, also while it is running."""
+    """Show the progress of a run from its journal, even while it is running."""
     book = BulkJournal(journal)
     if not statuses:
         found = book.status()
@@ -383,7 +383,7 @@ def _resume_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
     if calls:
         yield (
             f"{calls:,} streams on calls may be running; a resumed run does not start them again, since a call may "
-            "accept a second stream of the same name. To start them again nevertheless:\n"
+            "accept a second stream of the same name. To start them again anyway:\n"
             f"  {command_line('bulk resume --resend-call-starts', str(book.path))}"
         )
     if unnamed:

@@ -49,8 +49,8 @@ _MILLISECONDS = 1_000
 _ADVICE = {
     "AuthenticationError": "The Space does not accept this project and token: check SIGNALWIRE_PROJECT_ID and "
     "SIGNALWIRE_API_TOKEN.",
-    "PermissionDeniedError": "The token lacks a permission: give it the scope in the dashboard.",
-    "NotFoundError": "The conference, call or stream does not exist (any more): check the id, or skip it.",
+    "PermissionDeniedError": "The token lacks a permission: add the scope in the dashboard.",
+    "NotFoundError": "The conference, call or stream does not exist (any more): check the sid, or skip it.",
     "ApiError": "The Space rejected the request with an unusual status: its message is above.",
     "BadRequestError": "The Space rejected the request: its message is above.",
     "UnprocessableError": "The Space rejected a field: its message is above.",
@@ -58,16 +58,15 @@ _ADVICE = {
     "ServerError": "The Space failed: {again} when it works again.",
     "TransportError": "No response: check the network, then {again}.",
     "CircuitOpenError": "The Space kept failing, so these were not sent: {again} when it works again.",
-    "MalformedResponseError": "The response did not come from the API, but perhaps from a proxy: check "
-    "SIGNALWIRE_SPACE.",
+    "MalformedResponseError": "The response did not come from the API; it may be a proxy's: check SIGNALWIRE_SPACE.",
     "InvalidRequestError": "These are invalid, and were not sent.",
     "JournalError": "The journal can't be written, so these were not sent: free some disk space, then {again}.",
 }
 _UNKNOWN = "StreamOutcomeUnknownError"
 _UNKNOWN_STARTS = (
     "These may be running. Resuming sends those on conferences again under their names, so that the Space can reject "
-    "a second stream. Those on calls are sent again with --resend-call-starts only, which may start a second stream; "
-    "those without a name never are."
+    "a second stream. Those on calls are sent again only with --resend-call-starts, which may start a second stream; "
+    "those without a name are never sent again."
 )
 _UNKNOWN_STARTS_WITHOUT_JOURNAL = (
     "These may be running, and there is no journal to resume from. Stop each by its name, with 'conferences "
@@ -143,8 +142,8 @@ class BulkRunner:
         self.run = run
         self.already_done = 0  # items that an earlier part of the run had completed
         self.stuck = 0  # unknown starts that a resumed run would only report again
-        self.stopped_by: Signals | None = None  # the first one
-        self.error: StreamsError | None = None  # what ended the run, apart from its items
+        self.stopped_by: Signals | None = None  # the first signal
+        self.error: StreamsError | None = None  # the error that ended the run, if no item's
         self._is_start = operation == "start"
         self._total = total
         self._options = options
@@ -212,7 +211,7 @@ class BulkRunner:
             except OSError as error:
                 self._output_error = error
                 self.run.shutdown()
-        if self._output_error is not None and self._command is None:  # else the handle of the stream would be lost
+        if self._output_error is not None and self._command is None:  # else the stream's handle would be lost
             write_note(json.dumps(facts))
 
     def _can_be_resent(self, item: Any) -> bool:  # noqa: ANN401  (a request, or a stream to stop)

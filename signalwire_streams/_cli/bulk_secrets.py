@@ -6,7 +6,7 @@ from typing import Any
 import click
 from attrs import evolve, field, frozen
 
-from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream
+from signalwire_streams import InvalidRequestError, PlannedRequest, SignedTokens, StartCallStream
 from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Line, Read, Start, make_request, make_requests
 from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, field_option, passing
 from signalwire_streams.bulk._serialization import folded
@@ -54,8 +54,10 @@ class Secrets:
             line.get(name, self.options.get(name)) for name in ("authorization_bearer_token", "status_callback")
         )
         missing = [f"--parameter {name}=..." for name in planned.parameters if name not in parameters]
-        if planned.bearer_token and token is None:
+        if planned.bearer_token and not isinstance(token, str):
             missing.append("--bearer-token-file FILE")
+        if planned.signed_tokens and not isinstance(token, SignedTokens):
+            missing.append("--token-key-file FILE")
         if planned.status_callback and callback is None:
             missing.append("--status-callback URL")
         if missing:
@@ -66,7 +68,7 @@ class Secrets:
         return evolve(
             request,
             parameters={name: parameters[name] for name in planned.parameters},
-            authorization_bearer_token=token if planned.bearer_token else None,
+            authorization_bearer_token=token if planned.bearer_token or planned.signed_tokens else None,
             status_callback=callback if planned.status_callback else request.status_callback,
         )
 
@@ -76,7 +78,7 @@ secret_options = passing("secrets", lambda **options: Secrets(options), *map(fie
 
 
 def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
-    """Group a file's lines by the id of their conference or call; those that are invalid started nothing."""
+    """Group a file's lines by the sid of their conference or call; invalid ones started nothing."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         if isinstance(line, BadLine) and line.hides_more:
@@ -98,7 +100,7 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
         possible = [taken for options in _options_of(plan) if (taken := _taken(lines, options, plan))]
     if not possible:
         raise click.UsageError(
-            f"the lines of the FILE for {target} (see line {lines[0].number}) don't make the streams that the run "
+            f"the lines of the FILE for {target} (see line {lines[0].number}) do not match the streams that the run "
             "planned on it: name the FILE that the run was started with"
         )
     for other in possible[1:]:
@@ -106,16 +108,16 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
             if any(one.fields.get(name) != another.fields.get(name) for name in SECRETS):
                 numbers = sorted((one.number, another.number))
                 raise click.UsageError(
-                    f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and both may be the "
-                    f"stream on {target}: leave out the one that was not started"
+                    f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and either may be the "
+                    f"stream on {target}: remove the one that was not started"
                 )
     return possible[0]
 
 
 def _options_of(plan: Sequence[PlannedRequest]) -> Iterator[dict[str, Any]]:
-    """Return what the start's options may have been, which no journal records, so far as they decide about lines.
+    """Yield the options that the start may have had, as far as they decide which lines it used; no journal has them.
 
-    Without --url, it skipped the lines that have none; by their names, it skipped those that it took for duplicates.
+    Without --url, it skipped the lines without a url; the name decided which lines it skipped as duplicates.
     """
     names = {planned.request.name for planned in plan}
     namings: list[dict[str, Any]] = [{"unnamed": True}, *({"name": name} for name in {None, *names})]
@@ -125,12 +127,12 @@ def _options_of(plan: Sequence[PlannedRequest]) -> Iterator[dict[str, Any]]:
 
 
 def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[PlannedRequest]) -> Sequence[Line] | None:
-    """Return the lines that a start with these options took, or None if they don't make the plan."""
+    """Return the lines that a start with these options used, or None if they do not match the plan."""
     requests, _ = make_requests(lines, options)
     taken = [line for line in lines if line.number in requests]
     if len(taken) != len(plan):
         return None
-    others: dict[str, Any] = {}  # what the other options must have been
+    others: dict[str, Any] = {}  # the other options, as the plan implies them
     parameters: set[str] = set()
     for line, planned in zip(taken, plan, strict=True):
         if not _fits(line, planned, options):
@@ -162,6 +164,6 @@ def _from_options(line: Line, planned: PlannedRequest) -> dict[str, Any]:
     is_call = isinstance(planned.request, StartCallStream)
     names = _OPTIONAL - NAMING - {"url"} - (CONFERENCE_ONLY if is_call else set())
     values = {name: getattr(planned.request, name) for name in names}
-    values["authorization_bearer_token"] = planned.bearer_token
+    values["authorization_bearer_token"] = (planned.bearer_token, planned.signed_tokens)
     values["status_callback"] = planned.status_callback or values["status_callback"]
     return {name: value for name, value in values.items() if name not in line.fields}

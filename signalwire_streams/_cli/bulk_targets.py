@@ -1,4 +1,4 @@
-"""Targets of a run, read from a file line by line: ids, CSV or JSON lines, detected by how the text begins.
+"""Targets of a run, read from a file line by line: sids, CSV or JSON lines, detected by how the text begins.
 
 CSV is read as spreadsheets write it: with ``,``, ``;`` or tabs, a ``sep=`` line, column names in any spelling, and
 empty columns at the end. A cell that a spreadsheet has changed beyond repair is rejected.
@@ -29,7 +29,7 @@ from signalwire_streams._cli.options import (
 from signalwire_streams._cli.output import clean, for_command_line
 from signalwire_streams.bulk._serialization import folded
 
-_ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
+_ENCODINGS = (  # by byte order mark; UTF-32-LE's begins with UTF-16-LE's
     ("UTF-32", codecs.BOM_UTF32_LE),
     ("UTF-32", codecs.BOM_UTF32_BE),
     ("UTF-16", codecs.BOM_UTF16_LE),
@@ -85,8 +85,8 @@ _SPREADSHEET_ERROR = re.compile(
     rf"#[¡¿]?{_UPPER}+(?:/0)?[!?]|#{_UPPER}/{_UPPER}[!?]?|#NV|#GETTING_DATA|Err:\d{{3}}"
 )
 _COMMENT = re.compile(r"#|#+\s.*")
-_NO_COMMENT = "this is neither an id nor a comment: begin a comment with '# '"
-_NO_ID = "this is not an id: write one id per line, or CSV whose first line names its columns"
+_NO_COMMENT = "this is neither a sid nor a comment: begin a comment with '# '"
+_NO_ID = "this is not a sid: write one sid per line, or CSV whose first line names its columns"
 _NO_SID_COLUMN = f"the first line has no column conference_sid or call_sid: write {_COLUMNS}"
 
 
@@ -111,7 +111,7 @@ Read: TypeAlias = Line | BadLine
 
 
 def read_lines(text: str, sid_field: str) -> Iterator[Read]:
-    """Read a file of targets, whose lines end in LF; *sid_field* says what a bare id is."""
+    """Read a file of targets, whose lines end in LF; *sid_field* is the field of a bare sid."""
     lines = text.split("\n")
     number, first = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, ""))
     bare = first.strip()
@@ -133,7 +133,7 @@ def read_lines(text: str, sid_field: str) -> Iterator[Read]:
 
 
 def _delimiter_of(header: str) -> str:
-    """Return the delimiter of a first line that names an id column, or an empty text if none does."""
+    """Return the delimiter with which the first line names a column of sids; an empty string if there is none."""
     for delimiter in _DELIMITERS:
         with suppress(csv.Error):
             cells = next(csv.reader([header], delimiter=delimiter), [])
@@ -178,7 +178,7 @@ def _from_json(line: str) -> Mapping[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError('this is not a JSON object: write it as {"conference_sid": "..."}')  # noqa: TRY004  (of a text)
     if twice:
-        raise ValueError(f"there are two fields {twice[0]!r}")
+        raise ValueError(f"the field {twice[0]!r} appears twice")
     unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is unknown: write {', '.join(_FIELDS)}")
@@ -224,7 +224,7 @@ def _why_not_csv(error: csv.Error, *, is_open: bool) -> str:
 
 
 def _header(cells: Sequence[str]) -> Sequence[str]:
-    """Return the fields that the columns hold; a column without a name is an empty text."""
+    """Return the fields that the columns hold; a column without a name is an empty string."""
     cells = _without_empty_end(cells)
     names = [_field_of(cell) for cell in cells]
     for cell, name in zip(cells, names, strict=True):
@@ -235,14 +235,14 @@ def _header(cells: Sequence[str]) -> Sequence[str]:
     fields = [name or "" for name in names]
     twice = [name for name in fields if name and fields.count(name) > 1]
     if twice:
-        raise ValueError(f"there are two columns {twice[0]}")
+        raise ValueError(f"the column {twice[0]} appears twice")
     if set(fields).isdisjoint(SIDS):
         raise ValueError(_NO_SID_COLUMN)
     return fields
 
 
 def _field_of(cell: str) -> str | None:
-    """Return the field that a column's name means, an empty text for no name, or None for an unknown one."""
+    """Return the field that a column's name means, an empty string for no name, or None for an unknown one."""
     name = cell.strip()
     if not name:
         return ""
@@ -258,7 +258,7 @@ def _row(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any]:
     if len(cells) > named:
         cells = [*cells[:named], *_without_empty_end(cells[named:])]
     if len(cells) != named:
-        raise ValueError(f"this line has {len(cells)} columns, but the first one names {named}")
+        raise ValueError(f"this line has {len(cells)} columns, but the first line names {named}")
     fields: dict[str, Any] = {}
     parameters: dict[str, str] = {}
     for position, (name, cell) in enumerate(zip(header, cells, strict=True), start=1):
@@ -296,7 +296,7 @@ def _without_formula(cell: str) -> str:
 
 
 def _bare_sid(text: str) -> str:
-    """Return an id without the quotes that a spreadsheet or a person put around it to keep it a text."""
+    """Return a sid without the quotes that keep a spreadsheet from turning it into a number."""
     text = _without_formula(text)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
@@ -304,7 +304,7 @@ def _bare_sid(text: str) -> str:
 
 
 def _check_cell(name: str, value: str) -> None:
-    """Reject a text that a spreadsheet has changed. Only ids and names are quoted, since other fields may be secret."""
+    """Reject a cell that a spreadsheet changed. The error quotes only sids and names; other fields may be secret."""
     shown = f" {value!r}" if name in {*SIDS, "name"} else ""
     if _MANGLED_NUMBER.fullmatch(value):
         raise ValueError(
@@ -316,7 +316,7 @@ def _check_cell(name: str, value: str) -> None:
         remedy = "widen its column there" if is_too_narrow else "correct its formula there"
         raise ValueError(f"{name} holds the spreadsheet's error {value}: {remedy}, and save again")
     if '"' in value and name in SIDS:
-        raise ValueError(f"{name}{shown} contains a quote: write only the id")
+        raise ValueError(f"{name}{shown} contains a quote: write only the sid")
     if "\0" in value and name not in SIDS:
         raise ValueError(f"{name} contains a NUL character: remove it")
 
@@ -333,7 +333,7 @@ NAMING = frozenset({"name", "unnamed"})  # a line with one of them overrides bot
 
 
 def make_request(line: Mapping[str, Any], defaults: Mapping[str, Any]) -> Start:
-    """Make the request of a line, which overrides the defaults; its parameters are added to theirs."""
+    """Create the request of a line. Its fields override the defaults; its parameters are added to theirs."""
     sids = [name for name in SIDS if name in line]
     if len(sids) != 1:
         raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
@@ -349,7 +349,7 @@ def make_request(line: Mapping[str, Any], defaults: Mapping[str, Any]) -> Start:
 
 
 def make_requests(lines: Iterable[Read], defaults: Mapping[str, Any]) -> tuple[dict[int, Start], list[BadLine]]:
-    """Return the requests by the numbers of their lines, and the invalid lines, duplicates included."""
+    """Return the requests by line number, and the invalid lines, duplicates included."""
     requests: dict[int, Start] = {}
     bad: list[BadLine] = []
     seen: dict[tuple[str, str | None], int] = {}

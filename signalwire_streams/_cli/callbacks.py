@@ -28,7 +28,7 @@ def _decode(raw: bytes) -> str:
 
 
 def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
-    """Return the arguments of `diagnose_signature` for a request as sent; lines may end with LF only, as editors do."""
+    """Return the arguments of `diagnose_signature` for a captured request, whose lines may end with LF alone."""
     head, *rest = _END_OF_HEAD.split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"), maxsplit=1)
     first, _, lines = head.partition(b"\n")
     request_line = _REQUEST_LINE.fullmatch(_decode(first).strip())
@@ -40,7 +40,7 @@ def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
         raise click.UsageError("the body in --request is still chunked: pass it separately, with --body and --header")
     length = headers.get("Content-Length", "")
     if re.fullmatch("[0-9]{1,15}", length):
-        body = body[: int(length)]  # what an editor appended was never sent
+        body = body[: int(length)]  # an editor may have appended a line break
     if url is None:
         if not _ABSOLUTE.match(target) and "Host" not in headers:
             raise click.UsageError("--request has no Host header: pass the URL with --url")
@@ -117,18 +117,18 @@ Exit codes:
 @click.option(
     "--url",
     metavar="URL",
-    help="URL that your server verifies with. Default for a --request: http:// and its Host header.",
+    help="URL that your server checks the signature against. Default for a --request: http:// and its Host header.",
 )
-@click.option("--method", metavar="METHOD", help="Method, without --request. Default: POST.")
+@click.option("--method", metavar="METHOD", help="HTTP method, if there is no --request; POST by default.")
 @click.option(
     "--header",
     "headers",
     multiple=True,
     callback=_headers,
     metavar="'NAME: VALUE'",
-    help="Header, without --request; repeatable.",
+    help="Header, if there is no --request; repeatable.",
 )
-@click.option("--body", metavar="FILE", help="File with the raw body, without --request; - for standard input.")
+@click.option("--body", metavar="FILE", help="File with the raw body, if there is no --request; - for standard input.")
 @click.option("--key-file", metavar="FILE", help=f"File with the keys, instead of {_KEYS}; - for standard input.")
 @click.option(
     "--candidate",
@@ -169,7 +169,7 @@ def explain(
         captured = {"url": url, "method": method or "POST", "headers": headers, "body": content}
     found = diagnose_signature(**captured, keys=keys, candidates=candidates)
     if as_json:
-        write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # that one may hold secrets
+        write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # its query may hold secrets
     else:
         click.echo("\n".join(clean(line) for line in str(found).splitlines()))
     if not found.valid:

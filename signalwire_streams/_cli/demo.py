@@ -247,7 +247,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed:
 """,
 )
 @click.option("--conferences", type=click.IntRange(min=1), default=1_000, metavar="N", help="Live conferences.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Seed of all ids and faults.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of all sids and faults.")
 @click.option(
     "--recordings",
     type=click.Path(file_okay=False, path_type=Path),

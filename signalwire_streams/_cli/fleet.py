@@ -148,7 +148,7 @@ Example:
       --url wss://audio.example.com/live
 """,
 )
-@_run_id_option(help="Id of the run; submitting it again starts nothing twice.")
+@_run_id_option(help="Id of the run; repeating the submit starts nothing twice.")
 @click.option("--redact-secrets", is_flag=True, help="Submit without the secrets; the workers must have them.")
 @target_options
 @_fleet_options
@@ -178,9 +178,10 @@ def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, reda
 @_run_id_option(help="Id of the new run; by default that of RUN with a number.")
 @_fleet_options
 def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
-    """Resubmit what a finished run left undone, as a new run: starts that were not attempted, or are unknown.
+    """Resubmit what a finished run left undone, as a new run.
 
-    A stream on a conference that is running already is not started again.
+    These are the starts that were not attempted, and those whose outcome is unknown. A conference's stream that is
+    already running is not started again.
     """
 
     async def work(fleet: "Fleet") -> "FleetStatus | None":
@@ -236,7 +237,7 @@ Examples:
 @click.option(
     "--follow/--once",
     default=None,
-    help="Follow the run to its end, or show it once. Default: --follow on a terminal without --json.",
+    help="Follow the run until it ends, or show it once. Default: --follow on a terminal without --json.",
 )
 @_fleet_options
 def status(account: _FleetAccount, *, run: str | None, follow: bool | None) -> None:
@@ -326,7 +327,7 @@ def cancel(account: _FleetAccount, *, run: str) -> None:
 def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
 
-    Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left.
+    Each is stopped by its sid, or by its name if only that is known. Repeat the command until none is left.
     """
     module = _fleet_module()
 
@@ -379,8 +380,8 @@ Example:
 def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
-    It then takes no new work, finishes its work in progress, and hands back whatever takes too long; a second signal
-    hands back everything immediately. The workers share the Space's limit, or the --rate, through Redis.
+    The worker then accepts no new work, finishes its work in progress, and hands back what takes too long; a second
+    signal hands back everything immediately. The workers share the Space's limit, or the --rate, through Redis.
     """
     module = _fleet_module()
 
@@ -404,7 +405,7 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
 
 
 def _write_status(found: "FleetStatus", account: _FleetAccount, facts: Mapping[str, object] | None = None) -> None:
-    """Write the progress of a run, and what can be done about it; *facts* are further ones for a program."""
+    """Write the progress of a run, and the possible next steps; *facts* are added to the JSON."""
     if account.as_json:
         workers = [asdict(one) for one in found.workers]
         speeds = {"rate": round(found.rate, 1), "limit": found.limit}

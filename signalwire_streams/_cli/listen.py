@@ -17,6 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_recording import FLOOR, RecordingOptions, StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
@@ -30,11 +31,13 @@ from signalwire_streams._cli.listen_server import (
     check_platform,
 )
 from signalwire_streams._cli.options import (
+    BEARER,
     FiniteRange,
     address_options,
     create_directory,
     json_option,
     read_secret_file,
+    read_token_keys,
 )
 from signalwire_streams._cli.output import FAILED, Failure, bare_table, clean, write_json
 from signalwire_streams._cli.progress import Display, format_duration, live_display, repeating
@@ -42,27 +45,36 @@ from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.simulator import Certificates
 
-_TOKENS = "SIGNALWIRE_STREAMS_TOKEN"
 _CA_FILE = "authority.pem"
 _MAX_PROCESSES = 64
 _MAX_NAMED = 5  # streams in the line about a lost process
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
 
-def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
+def _read_tokens(
+    source: str | None, key_source: str | None, *, allow_anonymous: bool
+) -> SignedTokens | tuple[str, ...] | None:
+    options = {
+        "--bearer-token-file": source is not None,
+        "--token-key-file": key_source is not None,
+        "--allow-anonymous": allow_anonymous,
+    }
+    given = [option for option, is_given in options.items() if is_given]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} contradict each other: write one of them")
     if allow_anonymous:
-        if source is not None:
-            raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
         return None
-    text = os.environ.get(_TOKENS, "") if source is None else read_secret_file(source)
+    if key_source is not None:
+        return read_token_keys(key_source)
+    text = os.environ.get(BEARER, "") if source is None else read_secret_file(source)
     tokens = tuple(dict.fromkeys(text.split()))
     if tokens:
         return tokens
     if source is not None:
         raise click.UsageError("--bearer-token-file contains no token: write into it the token that your starts pass")
     raise click.UsageError(
-        f"set {_TOKENS}, or name a --bearer-token-file, so that only your streams are accepted; --allow-anonymous "
-        "accepts those of anyone who can reach the address"
+        f"set {BEARER}, or name a --bearer-token-file or --token-key-file, so that only your streams are accepted; "
+        "--allow-anonymous accepts those of anyone who can reach the address"
     )
 
 
@@ -343,12 +355,12 @@ def _path(_: click.Context, __: click.Parameter, text: str) -> str:
     short_help="Receive streams, and record each in a WAV file.",
     epilog=f"""\b
 Environment:
-  {_TOKENS}  the bearer token that streams must carry, or
+  {BEARER}  the bearer token that streams must carry, or
                             several separated by spaces; there is no option
                             for it, since others on this machine can read a
                             command line
   SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not
-  read: it starts no streams.
+  read: the command starts no streams.
 
 \b
 Files are named after the streams: SID.wav, or SID-2.wav if that exists.
@@ -382,12 +394,21 @@ Examples:
     help="Byte order of L16 audio; SignalWire does not document it.",
 )
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
-@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="Its key, if that is in another file.")
+@click.option(
+    "--key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key, if it is in another file."
+)
 @click.option(
     "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
 )
 @click.option(
-    "--bearer-token-file", metavar="FILE", help=f"File with the tokens, instead of {_TOKENS}; - reads standard input."
+    "--bearer-token-file",
+    metavar="FILE",
+    help=f"File with the tokens, instead of {BEARER}; - reads standard input.",
+)
+@click.option(
+    "--token-key-file",
+    metavar="FILE",
+    help="File with the keys of signed tokens, which are accepted instead of fixed ones; - reads standard input.",
 )
 @click.option("--allow-anonymous", is_flag=True, help="Require no token: anyone who can reach the address can send.")
 @click.option(
@@ -399,7 +420,9 @@ Examples:
 )
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
-@json_option("Write one JSON object when it is ready, and one for each stream that ended and each lost process.")
+@json_option(
+    "Write one JSON object when the server is ready, and one for each stream that ended and each lost process."
+)
 def listen(
     *,
     directory: Path,
@@ -409,6 +432,7 @@ def listen(
     key: Path | None,
     self_signed: bool,
     bearer_token_file: str | None,
+    token_key_file: str | None,
     allow_anonymous: bool,
     processes: int,
     seconds: float | None,
@@ -428,7 +452,7 @@ def listen(
     if processes > 1:
         check_platform()
     ssl_context = _load_certificate(cert, key, self_signed=self_signed)
-    tokens = _read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
+    tokens = _read_tokens(bearer_token_file, token_key_file, allow_anonymous=allow_anonymous)
     create_directory(directory, "--directory")
     ca_file = directory / _CA_FILE if self_signed else None
     if ca_file is not None:
@@ -443,7 +467,7 @@ def listen(
         server = RecordingServer(options, listener.report)
     else:
         server = RecordingProcesses(options, processes, listener.report)
-    # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
+    # If the loop supports no signal handlers (Windows), Ctrl-C raises an exception.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(listener.run(server, ca_file=ca_file, seconds=seconds))
     if not listener.is_complete:

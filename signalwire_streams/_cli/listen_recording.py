@@ -28,7 +28,7 @@ MAX_TRACKS = 8
 
 _FULL_SCALE = 1 << 15
 _DECAY = 20.0  # decibels a second
-_STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
+_STALLED = 3.0  # seconds without audio; 50 frames a second are expected
 _BOTH = ("inbound", "outbound")
 _MAX_NUMBER = 10_000
 _MAX_STEM, _MAX_TRACK, _MAX_LABEL = 100, 64, 64
@@ -109,12 +109,12 @@ class RecordingOptions:
 class Recording:
     """The files of one stream.
 
-    Tracks that the stream did not announce get files of their own as they come, so that nothing is lost.
+    Tracks that the stream did not announce get files of their own as they appear, so that nothing is lost.
     """
 
     def __init__(self, options: RecordingOptions, session: StreamSession) -> None:
         self.files: dict[str, Path] = {}  # by tracks; the name of a track is empty if frames name none
-        self.left_out = 0  # frames of more tracks than any stream has
+        self.left_out = 0  # frames of tracks beyond `MAX_TRACKS`
         self._options = options
         self._format = session.audio_format
         self._tracks = _announced(session)
@@ -211,7 +211,7 @@ def _announced(session: StreamSession) -> tuple[str, ...]:
 
 @frozen(kw_only=True)
 class StreamState:
-    """What the table shows of a live stream; the levels are in dBFS, None in silence."""
+    """A live stream's row in the table; levels are in dBFS, None in silence."""
 
     sid: str
     seconds: float | None
@@ -222,7 +222,7 @@ class StreamState:
 
 
 class StreamRecorder:
-    """Records one stream and measures its levels; `error` is why it was not recorded to its end."""
+    """Records one stream and measures its levels; `error` is the reason if it was not fully recorded."""
 
     def __init__(
         self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
@@ -248,7 +248,7 @@ class StreamRecorder:
             self._session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
 
     async def _with_descriptors(self, action: Callable[[], None]) -> None:
-        """Call a function that may create a file, for which connections without a stream give up their descriptors."""
+        """Call a function that may create a file; close connections without a stream if it lacks a descriptor."""
         while True:
             try:
                 return action()
@@ -325,7 +325,7 @@ class StreamRecorder:
         facts = [
             *([] if self.seconds is None else [f"{self.seconds:.1f} s", sound]),
             f"{self.frames:,} frames, {self.lost:,} lost",
-            *([f"{self.recording.left_out:,} of too many tracks left out"] if self.recording.left_out else []),
+            *([f"{self.recording.left_out:,} of further tracks not recorded"] if self.recording.left_out else []),
         ]
         return clean(f"{self.sid} ended ({self._end}): {', '.join(facts)}; {', '.join(self.files) or 'no file'}")
 
@@ -335,7 +335,7 @@ class StreamRecorder:
 
     @property
     def facts(self) -> dict[str, object]:
-        """Its JSON object. Custom parameters and DTMF digits are private, so they are left out."""
+        """The stream's JSON object, without custom parameters and DTMF digits, which are private."""
         audio = self._session.audio_format
         return {
             "sid": self._session.stream_sid,

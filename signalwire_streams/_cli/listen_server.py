@@ -1,8 +1,8 @@
-"""Servers that record streams and report what becomes of them: in this process, or in several on the same port.
+"""Servers that record streams and report on them: in this process, or in several processes on one port.
 
-Each of several processes has an event loop and a socket of its own on the port, over which Linux spreads the
-connections. They are forks in sessions of their own, so a Ctrl-C on the terminal reaches only their parent, which tells
-them to end. If the parent is killed, they read the end of its commands, and end as well.
+With several processes, each has its own event loop and its own socket on the port, and Linux spreads the connections
+over the sockets. The processes are forked into sessions of their own, so Ctrl-C on the terminal reaches only the
+parent, which then stops them. If the parent is killed, they see that its command channel was closed, and stop as well.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import click
 from attrs import evolve, field, frozen
 
+from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder, StreamState
 from signalwire_streams._cli.output import Failure, listening_errors, logging_to
 from signalwire_streams.receiver import MediaReceiver, StreamSession
@@ -29,8 +30,8 @@ from signalwire_streams.receiver.audio import ByteOrder
 CAN_SPREAD = sys.platform == "linux"  # others can't share a port, or give all of its connections to one process
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW, _END, _ABORT = b"?", b".", b"!"  # the commands of the parent
-_LENGTH = 4  # bytes before each message of a process
-_COALESCE = 0.1  # seconds that audio may wait to be read: a recording is not in a hurry
+_LENGTH = 4  # bytes of the length before each message of a process
+_COALESCE = 0.1  # seconds that audio may wait to be read, which does not hurt a recording
 
 
 @frozen(kw_only=True)
@@ -39,7 +40,7 @@ class ServerOptions:
     port: int
     path: str
     ssl_context: SSLContext | None
-    tokens: tuple[str, ...] | None = field(repr=False)
+    tokens: SignedTokens | tuple[str, ...] | None = field(repr=False)
     byte_order: ByteOrder
     recording: RecordingOptions
 
@@ -66,13 +67,13 @@ class Ended:
 
 @frozen(kw_only=True)
 class ProcessLost:
-    """The end of a process that was not asked to end; *sids* are of the streams that it was recording."""
+    """The end of a process that was not asked to stop; *sids* are those of the streams that it was recording."""
 
     number: int
     pid: int
     reason: str
     sids: Sequence[str]
-    others: int  # processes that are left
+    others: int  # processes that are still running
 
 
 Report: TypeAlias = Warned | Started | Ended | ProcessLost
@@ -91,7 +92,7 @@ class RecordingServer:
 
     @contextlib.asynccontextmanager
     async def serve(self, *, reuse_port: bool = False) -> AsyncIterator[str]:
-        """Accept streams while the block runs, and finish their recordings at its end."""
+        """Accept streams while the block runs, and finish their recordings when it ends."""
         async with contextlib.AsyncExitStack() as stack:
             warn = logging_to(lambda line: self._report(Warned(f"error: {line}")), name="signalwire_streams.receiver")
             stack.enter_context(warn)
@@ -219,7 +220,7 @@ class _Process:
         sockets.append(self._socket)
         self.pid = os.fork()
         if self.pid == 0:
-            # Copies of the parent's ends would keep a process from noticing that the parent is gone.
+            # A process that kept copies of the parent's sockets would not notice the parent's death.
             _run(options, theirs, unused=sockets)
         theirs.close()
         self.streams: Sequence[StreamState] = ()
@@ -294,9 +295,9 @@ class _Process:
 
 
 async def _claim_port(options: ServerOptions) -> int:
-    """Return the port that the processes share, which may be chosen here. Nobody else may be listening on it.
+    """Return the port that the processes share, a free one for port 0. No other process may be listening on it.
 
-    Otherwise, two commands with one --port would each get a part of the streams, and neither would know.
+    Otherwise, two commands with the same --port would each get some of the streams, and neither would notice.
     """
     async with contextlib.AsyncExitStack() as stack:
         return urlsplit(await enter_server(stack, MediaReceiver(), options)).port or 0
@@ -304,7 +305,7 @@ async def _claim_port(options: ServerOptions) -> int:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Delay signals while processes are forked, which must not meet those that are for their parent."""
+    """Block signals while processes are forked, since they must not get those that are meant for their parent."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -323,7 +324,7 @@ def _run(options: ServerOptions, channel: socket.socket, unused: Sequence[socket
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         asyncio.run(_record(options, channel))
         code = 0
-    except BaseException:  # noqa: BLE001  (what the parent was doing must not go on here)
+    except BaseException:  # noqa: BLE001  (the parent's code must not continue here)
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -334,7 +335,7 @@ async def _record(options: ServerOptions, channel: socket.socket) -> None:
     ending = asyncio.Event()
 
     def send(message: object) -> None:
-        if not writer.is_closing():  # else the parent is gone
+        if not writer.is_closing():  # otherwise, the parent is gone
             pickled = pickle.dumps(message)
             writer.write(len(pickled).to_bytes(_LENGTH, "big") + pickled)
 

@@ -33,6 +33,7 @@ _MODULES = {
     "calls": "streams",
     "conferences": "streams",
     "demo": "demo",
+    "dial": "dial",
     "fleet": "fleet",
     "listen": "listen",
     "simulate": "simulate",
@@ -96,6 +97,7 @@ Without an account:
   signalwire-streams demo        start and stop 1,000 streams under faults
   signalwire-streams simulate    run a simulated Space on this machine
   signalwire-streams listen      run a WebSocket server that records streams
+  signalwire-streams dial        test your own WebSocket server
 
 \b
 Exit codes:
@@ -135,7 +137,7 @@ def _writable_stdout() -> Iterator[None]:
     if stdout is not None:
         yield
         return
-    # The shell closed it, as with ``>&-``. Python would drop what is written; so each write fails, as on a full disk.
+    # The shell closed it, as with ``>&-``. Python would discard the output; here each write fails, as on a full disk.
     with os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8") as closed, redirect_stdout(closed):
         yield
 

@@ -15,12 +15,14 @@ from typing import Any, TypeVar, get_args
 import click
 from attrs import evolve, fields, frozen
 
-from signalwire_streams import InvalidRequestError, StartConferenceStream, StreamsClient
+from signalwire_streams import InvalidRequestError, SignedTokens, StartConferenceStream, StreamsClient
 from signalwire_streams._cli.output import Failure, verbose_option
 from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
 from signalwire_streams.models._validation import CODEC_NAMES
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
+BEARER = "SIGNALWIRE_STREAMS_TOKEN"
+"""The bearer tokens of streams, for the commands at the other end of them."""
 
 _Result = TypeVar("_Result")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -129,7 +131,7 @@ def make_account(*, space: str | None, project: str | None, as_json: bool) -> Ac
 ACCOUNT: Decorator = adding(
     click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; overrides {SPACE}."),
     click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; overrides {PROJECT}."),
-    json_option("Write JSON, one object per line; errors as well."),
+    json_option("Write JSON, one object per line, errors included."),
     verbose_option,
 )
 account_options = passing("account", make_account, ACCOUNT)
@@ -157,12 +159,13 @@ class FiniteRange(click.FloatRange):
 
 STANDARD_INPUT = "-"
 _INPUT_IS_TAKEN = "signalwire_streams.input_is_taken"
+_TOKEN_KEY_FILE = "--token-key-file"  # noqa: S105  (an option)
 
 
 def read_input(source: str, option: str, kind: str = "file") -> bytes:
     """Read the file of an option, or standard input for ``-``.
 
-    An error names the option, and not the file: that may be a secret, passed by mistake.
+    An error names the option, not the file, whose name may be a secret that was passed by mistake.
     """
     try:
         if source != STANDARD_INPUT:
@@ -188,12 +191,27 @@ def token_is_on_standard_input() -> bool:
     return bool(click.get_current_context().meta.get(_INPUT_IS_TAKEN))
 
 
-def _secret_from_file(context: click.Context, option: click.Parameter, source: str | None) -> str | None:
-    if source is None:
-        return None
-    if source == STANDARD_INPUT:
+def read_token_keys(source: str) -> SignedTokens:
+    """Read the file of ``--token-key-file``: a key, or several, the first of which signs."""
+    try:
+        return SignedTokens(read_secret_file(source, _TOKEN_KEY_FILE).split())
+    except (InvalidRequestError, ModuleNotFoundError) as error:
+        raise click.UsageError(f"{_TOKEN_KEY_FILE}: {error}") from None
+
+
+def _remember_token_keys(context: click.Context, _: click.Parameter, source: str | None) -> None:
+    context.meta[_TOKEN_KEY_FILE] = source
+
+
+def _token_from_file(context: click.Context, _: click.Parameter, source: str | None) -> str | SignedTokens | None:
+    keys = context.meta.get(_TOKEN_KEY_FILE)
+    if keys is not None and source is not None:
+        raise click.UsageError(f"--bearer-token-file and {_TOKEN_KEY_FILE} contradict each other: write one of the two")
+    if STANDARD_INPUT in {keys, source}:
         context.meta[_INPUT_IS_TAKEN] = True
-    return read_secret_file(source, option.opts[0]).strip()
+    if keys is not None:
+        return read_token_keys(keys)
+    return None if source is None else read_secret_file(source).strip()
 
 
 def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> dict[str, str]:
@@ -215,7 +233,7 @@ FIELDS: Mapping[str, Any] = {attribute.name: attribute for attribute in fields(S
 SWITCHES = frozenset(name for name, attribute in FIELDS.items() if bool in {attribute.type, *get_args(attribute.type)})
 CONFERENCE_ONLY = frozenset(name for name, attribute in FIELDS.items() if SCOPE in attribute.metadata)
 SECRETS = tuple(name for name, attribute in FIELDS.items() if SECRET in attribute.metadata)
-"""The fields that a journal does not keep, or of which it keeps a part only."""
+"""The fields that a journal leaves out, or stores only in part."""
 
 _SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]
 _HELP = {
@@ -233,6 +251,16 @@ _HELP = {
 _METAVARS = {"url": "wss://...", "status_callback": "URL"}
 
 
+_token_key_option = click.option(
+    _TOKEN_KEY_FILE,
+    is_eager=True,  # so that the other option's callback knows it
+    expose_value=False,
+    callback=_remember_token_keys,
+    metavar="FILE",
+    help="File with a key that signs a token for each stream, instead of --bearer-token-file; - reads standard input.",
+)
+
+
 def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
     attribute = FIELDS[name]
     types = get_args(attribute.type)
@@ -242,9 +270,9 @@ def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (cli
     if name == "parameters":
         option = "--parameter"
         found |= {"multiple": True, "metavar": "NAME=VALUE", "callback": _parameters}
-    elif attribute.metadata.get(SECRET) is True:  # others on this machine can read a command line
-        option = f"{option}-file".replace("--authorization-", "--")
-        found |= {"metavar": "FILE", "callback": _secret_from_file}
+    elif name == "authorization_bearer_token":  # others on this machine can read a command line
+        found |= {"metavar": "FILE", "callback": _token_from_file}
+        return adding(click.option("--bearer-token-file", name, **found | settings), _token_key_option)
     elif attribute.type is bool:
         found["is_flag"] = True
     elif bool in types:

@@ -50,7 +50,7 @@ _PHRASES = (
 
 
 def for_command_line(message: str) -> str:
-    """Replace Python's terms in a message of the library by those of the command line."""
+    """Replace Python's terms in a message of the library with those of the command line."""
     message = _TYPE.sub(lambda found: f"{found[1].removesuffix(' of type')} {_JSON_TYPES[found[2]]}", message)
     message = _BOOLEANS.sub(lambda found: found[0].lower(), message)
     for python, words in _PHRASES:
@@ -84,7 +84,7 @@ def write_note(text: str) -> None:
 
 
 def moment(text: str) -> str:
-    """Return a time of a journal or a fleet for people; one that is damaged, as it is."""
+    """Return a time of a journal or a fleet in readable form; an invalid one is returned as it is."""
     with suppress(ValueError, OverflowError):
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo is None else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -93,7 +93,7 @@ def moment(text: str) -> str:
 
 @contextmanager
 def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
-    """Add a note to the error of a block whose output can't be written: what the user must not lose, for stderr."""
+    """Add a note, for stderr, to the error of a block whose output can't be written: facts that must not be lost."""
     try:
         yield
     except OSError as error:

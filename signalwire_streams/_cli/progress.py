@@ -109,7 +109,7 @@ class Display:
 
 @contextmanager
 def live_display(*, as_json: bool) -> Iterator[tuple[Display, Console]]:
-    """Draw on stderr while the block runs, if that is a terminal, and stdout is not one that gets JSON."""
+    """Draw on stderr while the block runs, if stderr is a terminal, and stdout is not a terminal that gets JSON."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal or (as_json and is_terminal()):
         yield Display(), console

@@ -5,7 +5,7 @@ import contextlib
 import re
 import ssl
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -31,7 +31,7 @@ def _type_of(hint: Any) -> "click.ParamType[Any] | None":  # noqa: ANN401  (a ty
 
 
 _SETTINGS = {
-    attribute.name.removesuffix("_"): found  # that of "as_" keeps it from being a keyword of Python
+    attribute.name.removesuffix("_"): found  # that of "as_" keeps it from being a Python keyword
     for attribute in fields(FaultSettings)
     if (found := _type_of(attribute.type)) is not None
 }
@@ -60,22 +60,22 @@ def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
         try:
             options[name] = _FAULT_OPTIONS[name].convert(text, None, None)
         except click.BadParameter as error:
-            reason = error.message.split(". ")[0].rstrip(".")  # what follows lists all words for true and false
+            reason = error.message.split(". ")[0].rstrip(".")  # without the list of all words for true and false
             raise ValueError(f"{name}: {reason}") from None
     if "as" in options:
         options["as_"] = options.pop("as")
     return kind, options
 
 
-def _describe_kinds() -> str:
+def describe_kinds(kinds: Iterable[FaultKind]) -> str:
     kinds_by_settings: dict[tuple[str, ...], list[str]] = {}
-    for kind in FaultKind:
+    for kind in kinds:
         names = (name.removesuffix("_") for name in kind.settings)
         kinds_by_settings.setdefault(tuple(name for name in names if name in _SETTINGS), []).append(kind)
     lines = []
-    for settings, kinds in kinds_by_settings.items():
+    for settings, names_of_kinds in kinds_by_settings.items():
         words = (f"{name}={_word_of(_SETTINGS[name])}" for name in settings)
-        lines.append(textwrap.indent(textwrap.fill(", ".join(kinds), 74, break_on_hyphens=False), "  "))
+        lines.append(textwrap.indent(textwrap.fill(", ".join(names_of_kinds), 74, break_on_hyphens=False), "  "))
         lines.append(f"    {'  '.join(words) or 'no settings'}")
     return "\n".join(lines)
 
@@ -84,7 +84,7 @@ def _word_of(kind: "click.ParamType[Any]") -> str:
     return "|".join(kind.choices) if isinstance(kind, click.Choice) else kind.name.upper()
 
 
-def _sound(_: click.Context, __: click.Parameter, text: str | None) -> Sound | None:
+def parse_sound(_: click.Context, __: click.Parameter, text: str | None) -> Sound | None:
     if text is None:
         return None
     if text in {"tone", "silence"}:
@@ -110,6 +110,15 @@ def _ca_file(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSL
         raise click.BadParameter(f"{path!r} can't be read: {error.strerror}") from None
 
 
+ca_file_option = click.option(
+    "--ca-file",
+    "ssl_context",
+    metavar="FILE",
+    callback=_ca_file,
+    help="Trust only WebSocket servers with a certificate of this CA (PEM).",
+)
+
+
 def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
     if text == "none":
         return None
@@ -118,7 +127,7 @@ def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
     return int(text)
 
 
-def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
+def space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
     attribute = getattr(fields(SimulatedSpace), name)
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
@@ -133,12 +142,12 @@ def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # n
 A fault is KIND[:key=value[,key=value...]]. Conditions:
   on=start|stop|end|list|get|any   times=N   every_nth=N   per_target=N
   target=SID                       of a conference or call
-  executed=true|false              whether the request is executed nevertheless
+  executed=true|false              whether the request is executed anyway
 Faults of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b
 Kinds, and their settings:
-{_describe_kinds()}
+{describe_kinds(FaultKind)}
 
 \b
 Examples:
@@ -150,14 +159,14 @@ Examples:
   signalwire-streams simulate --audio speech.wav --ca-file authority.pem \\
       --fault frames-lost:every=50
 
-SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: they are printed.
+SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read, but printed.
 """,
 )
-@_space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
-@_space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
+@space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
+@space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
 @address_options
-@_space_option("seed", "Seed of all ids, numbers and faults.", metavar="N")
-@_space_option(
+@space_option("seed", "Seed of all sids, numbers and faults.", metavar="N")
+@space_option(
     "rate_limit", "POST requests in any 10 seconds.", type=click.STRING, callback=_rate_limit, metavar="N|none"
 )
 @click.option(
@@ -167,35 +176,29 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
     metavar="SPEC",
     help="A fault, as described below. Repeatable: the first matching fault applies.",
 )
-@_space_option(
+@space_option(
     "duplicate_names",
-    "How to answer a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
+    "How to respond to a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
 )
-@_space_option(
+@space_option(
     "audio",
     "The audio of every call: a 16-bit WAV file, mono or with one channel per track.",
-    callback=_sound,
+    callback=parse_sound,
     metavar="FILE|tone|silence",
 )
-@_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
-@_space_option("dialect", "The vendor whose frames are sent.")
-@_space_option("bidirectional", "Play the audio that streams receive.")
-@_space_option("realtime_bidirectional", "Play it on conference streams that were started with realtime.")
-@click.option(
-    "--ca-file",
-    "ssl_context",
-    metavar="FILE",
-    callback=_ca_file,
-    help="Trust only WebSocket servers with a certificate of this CA (PEM).",
-)
-@_space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire rejects.")
-@_space_option("callbacks", "Post signed status callbacks.")
+@space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
+@space_option("dialect", "The vendor whose frames are sent.")
+@space_option("bidirectional", "Play the audio that streams receive.")
+@space_option("realtime_bidirectional", "Play received audio on conference streams that were started with realtime.")
+@ca_file_option
+@space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire rejects.")
+@space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
-@json_option("Write one line of JSON when it is ready, and nothing else.")
+@json_option("Write one line of JSON when the Space is ready, and nothing else.")
 def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **settings: Any) -> None:  # noqa: ANN401
     """Simulate a Space on this machine: its REST API with conferences and calls.
 
-    With --audio it connects to the WebSocket server of each stream that starts, and sends audio in real time.
+    With --audio, the Space connects to the WebSocket server of each stream that starts, and sends audio in real time.
 
     It runs until Ctrl-C or SIGTERM. It prints the settings that a client needs; the token is valid nowhere else.
     GET /_space/streams and /_space/requests return its streams and the received requests.
@@ -206,7 +209,7 @@ def simulate(*, faults: Sequence[str], no_request_log: bool, as_json: bool, **se
             _add_fault(space, spec)
         except ValueError as error:
             raise click.UsageError(f"--fault {spec}: {error}") from None
-    # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
+    # If the loop supports no signal handlers (Windows), Ctrl-C raises an exception.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(space, as_json=as_json))
 

@@ -74,7 +74,8 @@ def _add_list_command(
         name,
         help=f"""List {items}.
 
-        Writes a table on a terminal, plain columns into a pipe, and with --json one object per line with all fields.
+        The output is a table on a terminal, plain columns in a pipe, and with --json one object per line with all
+        fields.
         """,
         epilog=example(f"{group.name} {name} {usage}"),
     )
@@ -277,7 +278,7 @@ conferences = _group(
     """Stream a conference's audio to a WebSocket server.
 
     If the response is lost, the start is retried under the same name, so that the stream is started once. If it
-    remains unknown whether the stream runs, the error says so.
+    stays unknown whether the stream is running, the error says so.
     """,
     "\\\n      --url wss://audio.example.com/live --codec PCMU --parameter tenant=acme",
 )

@@ -54,7 +54,7 @@ def to_exception(request: Request, result: Result) -> StreamsError:
 
 def _error(kind: type[_Error], request: Request, result: Result, what: str, **fields: Any) -> _Error:  # noqa: ANN401
     response = result.response
-    id_ = redact(request_id(response.headers) or "", request.redact) if response is not None else ""
+    id_ = redact(request_id(response.headers) or "", request.secrets) if response is not None else ""
     notes = (
         f"{result.attempts} attempts" if result.attempts > 1 else "",
         _SENT_NOTES[result.sent] if response is None and result.decision is not RetryDecision.UNKNOWN else "",
@@ -99,14 +99,14 @@ def _is_http_error(error: BaseException | None) -> bool:
 
 def _evidence(request: Request, result: Result) -> str:
     response = result.response
-    detail = redact(result.detail, request.redact)
+    detail = redact(result.detail, request.secrets)
     if response is None:
         happened = result.attempt_result.description
         if result.sent != "no":  # an earlier attempt was, or may have been
             happened = happened.replace("not sent", "not sent again")
         return f"{happened}: {detail}" if detail else happened
     problem = response.problem or Problem()
-    said = redact("; ".join(problem.sentences), request.redact)
+    said = redact("; ".join(problem.sentences), request.secrets)
     code = f" [code {problem.code}]" if problem.code is not None else ""
     return f"HTTP {response.status}{code}" + (f": {said}" if said else _body_kind(request, response, detail))
 
@@ -117,7 +117,7 @@ def _body_kind(request: Request, response: Response, detail: str) -> str:
     if not response.body:
         return ", no body"
     kind = response.headers.get("Content-Type", "no content type")
-    return f", {redact(kind, request.redact)} body, {len(response.body)} bytes long"
+    return f", {redact(kind, request.secrets)} body, {len(response.body)} bytes long"
 
 
 def _no_response_error(request: Request, result: Result) -> StreamsError:
@@ -131,7 +131,7 @@ def _no_response_error(request: Request, result: Result) -> StreamsError:
 
 
 def _api_error(request: Request, result: Result, response: Response) -> ApiError:
-    problem, secrets = response.problem or Problem(), request.redact
+    problem, secrets = response.problem or Problem(), request.secrets
     # Under a 2xx, the body has the error's kind.
     status = problem.status or response.status if response.status < _REDIRECT else response.status
     kind = _BY_STATUS.get(status, ServerError if status >= _FAULT else ApiError)

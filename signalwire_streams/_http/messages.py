@@ -27,6 +27,8 @@ class CallState:
         may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
             call that only a journal records.
         before_sending: called once, before the first attempt is sent; an exception from it ends the call unsent.
+        mint: returns the field of a start's form with a new bearer token, for one attempt; None without `SignedTokens`.
+        minted: the tokens so far, which are secrets.
     """
 
     phase: Phase = Phase.QUEUED
@@ -40,6 +42,8 @@ class CallState:
     target: str = ""
     name: str | None = None
     before_sending: Callable[[], Awaitable[None]] | None = None
+    mint: Callable[[], bytes] | None = None
+    minted: tuple[str, ...] = field(default=(), repr=False)
 
     def record_attempt(self) -> Sent:
         """Return whether the current attempt was sent, and add it to `sent`."""
@@ -68,7 +72,7 @@ _SENT: Mapping[Phase, Sent] = {
 
 @frozen(kw_only=True, eq=False)
 class Request:
-    """One request to the Space; the same bytes are sent on each attempt.
+    """One request to the Space; the same bytes are sent on each attempt, but for a signed token.
 
     Attributes:
         path: path and query from the host's root, percent-encoded.
@@ -102,6 +106,11 @@ class Request:
     echo: Mapping[str, str] = field(factory=dict, repr=False)
     redact: tuple[str, ...] = field(default=(), repr=False)
     state: CallState = field(factory=CallState, repr=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What to remove from texts of the Space: `redact`, and the tokens that were minted meanwhile."""
+        return self.redact + self.state.minted
 
 
 @frozen(kw_only=True, eq=False)

@@ -4,7 +4,7 @@ Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams an
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -17,7 +17,14 @@ from attrs import evolve, fields
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.messages import CallContext, CallState, Request, create_request
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream, TargetKind
+from signalwire_streams.models import (
+    GENERATED_NAME,
+    Operation,
+    SignedTokens,
+    StartCallStream,
+    StartConferenceStream,
+    TargetKind,
+)
 from signalwire_streams.models._requests import WIRE_NAME
 from signalwire_streams.models._validation import check_count, needs_no_escaping
 
@@ -60,10 +67,21 @@ def start_form(request: Start) -> bytes:
             for number, (key, text) in enumerate(value.items(), start=1):
                 form[f"{wire_name}{number}.Name"] = key
                 form[f"{wire_name}{number}.Value"] = text
-        else:
+        elif not isinstance(value, SignedTokens):  # each attempt adds its own
             form[wire_name] = _text(value)
     url = f"Url={_quoted_address(form.pop('Url'))}"
     return (f"{url}&{_encode(form)}" if form else url).encode("ascii")
+
+
+def _minter(request: Start, tokens: SignedTokens, state: CallState) -> Callable[[], bytes]:
+    mint = tokens._minter(request)  # noqa: SLF001  (private to users, not to this package)
+    name = _WIRE_NAMES[type(request)]["authorization_bearer_token"]
+
+    def mint_field() -> bytes:
+        state.minted += (mint(),)
+        return f"&{name}={state.minted[-1]}".encode("ascii")  # it needs no escaping
+
+    return mint_field
 
 
 def _encode(fields: Mapping[str, str]) -> str:
@@ -134,7 +152,9 @@ def _comes_back(name: str) -> bool:
 
 
 def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
-    kind, name = request.kind, request.name
+    kind, name, tokens = request.kind, request.name, request.authorization_bearer_token
+    if isinstance(tokens, SignedTokens) and context.state.mint is None:  # else it is another part of the same call
+        context.state.mint = _minter(request, tokens, context.state)
     target: str = getattr(request, kind.target_key)
     echo = {kind.target_key: target, "account_sid": account.sid}
     if name is not None and _comes_back(name):

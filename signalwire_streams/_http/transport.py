@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 import aiohttp
+from attrs import evolve
 from yarl import URL
 
 from signalwire_streams._http.account import Account
@@ -62,6 +63,9 @@ class HttpTransport:
                 detail="the client was closed in the meantime",
             )
         state.phase = _CONNECTING
+        if state.mint is not None and request.body is not None:
+            # Now, since the start may have waited for long, and for each attempt, since a retry may wait as well.
+            request = evolve(request, body=request.body + state.mint())
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
         limit = min(self._timeouts.attempt, state.deadline_at - self._clock.now())

@@ -28,7 +28,7 @@ from signalwire_streams.bulk._journal_file import (
     STATES,
     JournalOwner,
     JournalPath,
-    RunFacts,
+    RunMetadata,
     identity_of,
     journal_path,
     open_descriptor,
@@ -50,10 +50,10 @@ from signalwire_streams.bulk._write_ahead_log import (
     GroupCommitter,
     OpenFiles,
     begin_generations,
-    facts_of,
     finish_tables,
     is_free,
     now,
+    read_metadata,
     verify,
 )
 from signalwire_streams.clock import Clock
@@ -62,7 +62,7 @@ from signalwire_streams.errors import InvalidRequestError, JournalError
 PENDING = "pending"
 """The state of an item that is planned and was not tried yet: it has no row."""
 
-_AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
+_AT_ONCE = 500  # rows per query, so that no reader delays the writer's checkpoints
 _MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
 _REMAINING = {PENDING, IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
 _FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
@@ -77,7 +77,7 @@ def _flag(value: int) -> bool:
 
 
 @frozen(kw_only=True)
-class JournalStatus(RunFacts):
+class JournalStatus(RunMetadata):
     """Status of a journal's run.
 
     Attributes:
@@ -153,23 +153,23 @@ def decode_item(path: JournalPath, row: Sequence[Any]) -> JournalItem:
 
 
 @contextmanager
-def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
+def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunMetadata]]:
     if not path.exists():
         raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
     with path.errors("read"):
         connect = path.connect_to_main if _is_alone(path) else path.connect_to_read
         with closing(connect()) as database:
             database.execute("BEGIN")  # one view of the file for all queries
-            yield database, facts_of(path, database)
+            yield database, read_metadata(path, database)
 
 
 def _is_alone(path: JournalPath) -> bool:
     """Check a journal before reading it, and return whether all of it is in the main file."""
     try:
-        if not path.is_held():
+        if not path.is_locked():
             return not verify(path)[1]
     except (sqlite3.Error, JournalError, InvalidRequestError):
-        if not path.is_held():  # by a run that began while its files were checked one by one
+        if not path.is_locked():  # by a run that began while its files were checked one by one
             raise
     return False  # the process that holds it keeps the files together
 
@@ -204,7 +204,7 @@ class BulkJournal:
         """Return the status of the run."""
         path = self._file
         # Before the rest: a run that ends meanwhile then counts as running, not as killed.
-        is_locked = path.exists() and path.is_held()
+        is_locked = path.exists() and path.is_locked()
         with _reading(path) as (database, facts):
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
             rolled_back, attempts = database.execute(
@@ -234,7 +234,7 @@ class BulkJournal:
             yield planned
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Return the items that were attempted, in that order; of states, only the items that are in one of them."""
+        """Return the items that were attempted, in order; if states are passed, only the items in one of them."""
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
             yield decode_item(self._file, row)
@@ -242,16 +242,16 @@ class BulkJournal:
     def streams(self) -> Iterator[Stream]:
         """Return the streams that the run started, or may have started, and that were not rolled back."""
         for item in self.items():
-            # A failed start is ambiguous if the Space refused it temporarily, since it may have run nevertheless.
+            # A failed start is ambiguous if the Space rejected it temporarily, since it may have been executed anyway.
             may_run = item.status in _MAY_RUN or (item.status in _FAILED and item.ambiguous)
             if may_run and item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream
 
-    def _rows(self, question: str, *values: str) -> Iterator[Any]:
-        last = -1 << 63  # SQLite's least number
+    def _rows(self, query: str, *values: str) -> Iterator[Any]:
+        last = -1 << 63  # SQLite's lowest number
         while True:
             with _reading(self._file) as (database, _):
-                found = database.execute(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)).fetchall()
+                found = database.execute(f"{query} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)).fetchall()
             if not found:
                 return
             yield from found
@@ -333,13 +333,13 @@ class Journal:
         if not path.exists():
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
         with ExitStack() as undo, path.errors("read"), ExitStack() as opened:
-            if not path.is_held():
+            if not path.is_locked():
                 owner.check(path, verify(path)[0])  # before a lock file is made beside some other file
             if not os.access(path.file, os.W_OK):
                 raise InvalidRequestError(
                     f"the journal {path} can't be written: use an account that has write permission"
                 )
-            lock = undo.enter_context(closing(path.hold()))
+            lock = undo.enter_context(closing(path.lock()))
             facts, _ = verify(path)
             owner.check(path, facts)
             journal = cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
@@ -349,7 +349,7 @@ class Journal:
     @property
     def rollback_started_at(self) -> str | None:
         with self._reading():
-            return facts_of(self.path, self._database).rollback_started_at
+            return read_metadata(self.path, self._database).rollback_started_at
 
     def begin_rollback(self) -> None:
         with self.path.errors("written"), self._files.commit():
@@ -358,7 +358,7 @@ class Journal:
     def find(self, target: str, name: str | None) -> ItemRecord | None:
         """Look up an earlier part's record of an item.
 
-        Items without a name differ by their order only: the second call for a target returns its second.
+        Items without a name differ only by their order: the second call for a target returns its second record.
         """
         if not self._inherited:
             return None
@@ -391,7 +391,7 @@ class Journal:
         return self._rows
 
     def intend(self, row: int, kind: str, target: str, name: str | None) -> Coroutine[Any, Any, None]:
-        """Record that an item is about to be sent; it is durable when this was awaited."""
+        """Record that an item is about to be sent; the record is durable once this has been awaited."""
         if row > self._inherited:
             return self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
         return self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
@@ -411,7 +411,7 @@ class Journal:
         )
 
     def intend_rollback(self, row: int) -> Coroutine[Any, Any, None]:
-        """Record that an item's stream is about to be stopped; it is on the disk when this was awaited."""
+        """Record that an item's stream is about to be stopped; the record is durable once this has been awaited."""
         return self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
     def complete_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
@@ -435,7 +435,7 @@ class Journal:
     def _release(self) -> None:
         self._commits.cancel()
         if self._commits.is_whole:
-            # The last one that closes copies the log into the main file and deletes it; a guard can't, it only reads.
+            # The last connection to close copies the log into the main file and deletes it. A guard only reads.
             for guard in self._guards:
                 guard.close()
         self._opened.close()
@@ -447,14 +447,14 @@ def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
     _check_free(path)
     with ExitStack() as undo:
-        with suppress(OSError):  # `hold` reports it if it exists or can't be created
+        with suppress(OSError):  # `lock` reports it if it exists or can't be created
             _create(path.beside(LOCK), undo)
-        lock = undo.enter_context(closing(path.hold()))
+        lock = undo.enter_context(closing(path.lock()))
         with suppress(FileExistsError):
             _create(path.file, undo)
         _check_free(path)  # another process may have made it since
         undo.callback(_undo, partial(os.truncate, length=0), path.file, identity_of(path.file))
-        os.truncate(path.file, 0)  # of what a killed process left
+        os.truncate(path.file, 0)  # drops the leftovers of a killed process
         for suffix in (LOG, INDEX):
             undo.callback(path.beside(suffix).unlink, missing_ok=True)
         yield lock
@@ -465,7 +465,9 @@ def _check_free(path: JournalPath) -> None:
     if path.exists() and size_of(path.file) and not is_free(path):
         raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
     if not is_free(path):
-        raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
+        raise InvalidRequestError(
+            f"files of another journal are next to {path}: restore that journal, or choose another file"
+        )
 
 
 def _create(file: Path, undo: ExitStack) -> None:
@@ -486,7 +488,7 @@ def _lay_out(path: JournalPath, owner: JournalOwner, run: str, plan: Iterable[St
     """
     facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(owner), "started_at": now()}
     with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
-        database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to go back to
+        database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to roll back to
         begin_generations(database)
         database.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:

@@ -40,7 +40,7 @@ _KINDS = {
 class JournalPath:
     """The path of a journal, as passed and as an absolute path, so that a chdir does not change the file.
 
-    Its methods open the file, hold it for this process, and turn errors into ours.
+    Its methods open the file, lock it for this process, and turn errors into ours.
     """
 
     name: str
@@ -65,7 +65,7 @@ class JournalPath:
     def exists(self) -> bool:
         """Return whether there is a file, and check that nothing at or beside the path is another kind of file.
 
-        Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
+        Nothing is opened: opening a FIFO blocks, and SQLite deletes what it takes for its own leftovers.
         """
         try:
             is_there = _is_regular(self.file)
@@ -107,10 +107,10 @@ class JournalPath:
     def _address(self, mode: str) -> str:
         return f"{(self._target or self.file.resolve()).as_uri()}?mode={mode}"
 
-    def hold(self) -> sqlite3.Connection:
-        """Lock a run for this process. The lock ends with the process, however it ends."""
+    def lock(self) -> sqlite3.Connection:
+        """Lock a run for this process. The lock ends with the process, even if that is killed."""
         try:
-            lock = sqlite3.connect(self.beside(LOCK), timeout=_HOLD_TIMEOUT, isolation_level=None)
+            lock = sqlite3.connect(self.beside(LOCK), timeout=_LOCK_TIMEOUT, isolation_level=None)
         except (sqlite3.OperationalError, OSError):
             raise InvalidRequestError(f"the journal {self} can't be opened: name a file in a writable folder") from None
         try:
@@ -125,7 +125,7 @@ class JournalPath:
             raise self.error("opened", error) from None
         return lock
 
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         with self.errors("read"):
             if not self.beside(LOCK).exists():
                 return False
@@ -190,7 +190,7 @@ def journal_path(journal: object) -> JournalPath:
 
 
 def _is_regular(file: Path) -> bool:
-    """Return False where there is no file."""
+    """Return False if there is no file."""
     try:
         mode = stat.S_IFMT(file.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -252,9 +252,9 @@ IN_DOUBT = "in_doubt"
 """The state of an item whose request may have gone out, and whose outcome the journal does not know."""
 STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
 
-_HOLD_TIMEOUT = 0.2  # seconds; another process may be checking whether the journal is held
+_LOCK_TIMEOUT = 0.2  # seconds; another process may be checking whether the journal is locked
 _LOCK_TIMEOUT = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
-_STEP = 0.02  # seconds between two tries
+_STEP = 0.02  # seconds between two attempts
 
 
 _released: dict[tuple[int, int], int] = {}
@@ -327,7 +327,7 @@ class JournalOwner:
 
 
 @frozen(kw_only=True)
-class RunFacts(JournalOwner):  # the rows of the table `run`
+class RunMetadata(JournalOwner):  # the rows of the table `run`
     run: str = field(validator=validate_path_segment)
     started_at: str = field(validator=_timestamp)
     rollback_started_at: str | None = field(default=None, validator=optional(_timestamp))

@@ -45,7 +45,7 @@ _EARLIER_PART = "an earlier part of this run may have started it"
 class ItemKey:
     """Identifies an item: its target, as of `target_of`, and its stream.
 
-    The name is that of the stream; to stop a stream without a name, its sid.
+    The name is the stream's name, or its sid if a stream without a name is to be stopped.
     """
 
     kind: str
@@ -73,14 +73,14 @@ class Ledger(Protocol):
         """
 
     def known(self, key: ItemKey, state: CallState, /) -> ItemRecord | None:
-        """Return what an earlier part of the run recorded of an item.
+        """Return the record of an item from an earlier part of the run.
 
         An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
         rejected as a duplicate now, the stream counts as already started.
         """
 
     def find(self, key: ItemKey, /) -> ItemRecord | None:
-        """Return the same for an item that this run does not send. None if somebody else reports such items."""
+        """Return the same for an item that this run does not send, or None if such items are reported elsewhere."""
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None, /) -> None:
         """Record that an item is about to be sent; it is durable when this returns.
@@ -187,13 +187,13 @@ class StartStreams(_StreamOperation[Start]):
                     raise outcome_unknown(key, f"{_EARLIER_PART} {why}, so it is not sent again")
                 state.may_have_succeeded = True
             state.was_refused_for_now = True
-        # When it has its turn and not before, so that a process that dies leaves no doubt about what was only queued.
+        # Only when it is its turn, so that items that were merely queued are not in doubt after a crash.
         state.before_sending = partial(ledger.intend, key, state, record)
         return None
 
 
 class StopStreams(_StreamOperation[Stream]):
-    """Stops streams. What is recorded as stopped is not sent again; everything else is."""
+    """Stops streams. A stop that is recorded as done is not sent again; all others are."""
 
     is_start = False
 
@@ -271,20 +271,22 @@ class JournalLedger:
         """Open the journal.
 
         Raises:
-            InvalidRequestError: the streams that the run started were stopped since.
+            InvalidRequestError: the streams that the run started have been stopped.
         """
         self.journal = await when_free(self._clock, self._opening)
         self._is_open = True
         try:
             await self._check()
-        except BaseException:  # also if cancelled: nothing else closes the journal
+        except BaseException:  # even if cancelled: nothing else closes the journal
             await self.end()
             raise
 
     async def _check(self) -> None:
         since = self.journal.rollback_started_at
         if since is not None:
-            raise InvalidRequestError(f"the streams of {self.journal.path} were stopped since {since}: start a new run")
+            raise InvalidRequestError(
+                f"the streams of {self.journal.path} have been stopped since {since}: start a new run"
+            )
 
     async def end(self) -> None:
         if self._is_open:
@@ -318,10 +320,10 @@ class JournalLedger:
 
 
 def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
-    """Mark a start that failed as ambiguous if the Space may have carried it out when it refused it for now.
+    """Mark a failed start as ambiguous if the Space rejected it temporarily and may have carried it out anyway.
 
-    It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
-    chose may be that of another stream, so it is not marked.
+    It is sent again on resume. Until then, `BulkJournal.streams` has its name, so that it can be stopped. A start under
+    a name that the caller chose is not marked, since another stream may have that name.
     """
     request = outcome.item
     if outcome.status not in _INCONCLUSIVE or not isinstance(request, StartConferenceStream | StartCallStream):
@@ -334,13 +336,13 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
 
 
 class RollbackLedger(JournalLedger):
-    """The ledger of stopping what a journaled run started, in that run's own journal."""
+    """The ledger of a rollback: stops of the streams that a journaled run started, in that run's journal."""
 
     async def _check(self) -> None:
         await when_free(self._clock, self.journal.begin_rollback)
 
     def known(self, *_: object) -> None:
-        """Return None: whatever was recorded of a stream, stopping it again is safe."""
+        """Return None: stopping a stream again is safe, no matter what was recorded of it."""
 
     def find(self, _: object) -> None:
         pass

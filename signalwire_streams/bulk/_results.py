@@ -21,7 +21,7 @@ from signalwire_streams.models._fast import fast_constructor
 
 _Item = TypeVar("_Item")
 
-_REFUSED_FOR_NOW = frozenset({408, 425})
+_REJECTED_TEMPORARILY = frozenset({408, 425})
 _KEPT_FAILURES = 1_000
 _STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
 _LEAST_LATENCY = 1e-6
@@ -38,7 +38,7 @@ class BulkStatus(StrEnum):
     UNKNOWN = "unknown"
     """It may or may not have been carried out."""
     NOT_ATTEMPTED = "not_attempted"
-    """It was not carried out, if the Space's temporary refusals (408, 429, 503) can be trusted. It may be retried."""
+    """It was not carried out, if the Space's temporary rejections (408, 429, 503) can be trusted. It may be retried."""
 
 
 SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED})
@@ -53,7 +53,7 @@ class BulkOutcome(Generic[_Item]):
         item: the item as it was passed.
         status: how it ended.
         stream: the stream, if one was started or stopped.
-        error: the error, if none was.
+        error: the error otherwise.
         attempts: attempts that were made.
         duration: seconds from its first attempt to its end, waiting included.
     """
@@ -84,16 +84,16 @@ def error_label(error: StreamsError) -> str:
 def to_status(error: StreamsError, *, starting: bool) -> BulkStatus:
     """Return the status of an item that failed with this error, and that no earlier attempt may have carried out.
 
-    A start that may have been carried out fails with `StreamOutcomeUnknownError` only. So may a stop that the Space did
-    not respond to, but with other errors.
+    A start that may have been carried out fails with `StreamOutcomeUnknownError` only. A stop that the Space did not
+    respond to may have been carried out too, and fails with other errors.
     """
     if isinstance(error, StreamOutcomeUnknownError):
         return BulkStatus.UNKNOWN
     if isinstance(error, InvalidRequestError):
         return BulkStatus.REJECTED
     if isinstance(error, ApiError):
-        is_for_now = isinstance(error, RateLimitedError | ServerError) or error.status in _REFUSED_FOR_NOW
-        return BulkStatus.NOT_ATTEMPTED if is_for_now else BulkStatus.REJECTED
+        is_temporary = isinstance(error, RateLimitedError | ServerError) or error.status in _REJECTED_TEMPORARILY
+        return BulkStatus.NOT_ATTEMPTED if is_temporary else BulkStatus.REJECTED
     return BulkStatus.NOT_ATTEMPTED if starting or error.sent == "no" else BulkStatus.UNKNOWN
 
 

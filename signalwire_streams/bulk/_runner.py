@@ -1,4 +1,4 @@
-"""Runs an operation over many items: intake, concurrent tasks, a bounded queue of outcomes, an orderly end."""
+"""Running an operation on many items: reading them, concurrent tasks, a bounded queue of outcomes, shutdown."""
 
 import asyncio
 import sys
@@ -45,7 +45,7 @@ SHUTDOWN_TIMEOUT = 5.0
 
 _MAX_OUTCOMES = 64
 _MAX_OUTAGE, _MAX_THROTTLING = 60.0, 300.0
-"""Seconds after which an item gives up on a Space that keeps failing, or keeps answering 429."""
+"""Seconds after which an item gives up on a Space that keeps failing, or keeps responding with 429."""
 _MIN_PAUSE = 0.05
 _OVERLOAD = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 
@@ -121,13 +121,13 @@ class WorkerPool(Generic[_Item]):
         """Return the next outcome, or None after the last.
 
         Raises:
-            Exception: what the input, or a middleware or rate limiter of the caller's, raised; after all outcomes.
-            JournalError: an item could not be recorded, which ended the run; the same.
-            RunCancelledError: the input raised CancelledError, which is not a cancellation of the caller; the same.
+            Exception: the input, or the caller's middleware or rate limiter, raised it; after all outcomes.
+            JournalError: an item could not be recorded, which ended the run; also after all outcomes.
+            RunCancelledError: the input raised CancelledError without being cancelled; also after all outcomes.
         """
         if self._intake is None:
             # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
-            self._intake = asyncio.Task(self._take_in())
+            self._intake = asyncio.Task(self._read_items())
             self._intake.add_done_callback(lambda _: self._has_news.set())
         while not self._outcomes:
             if self._foreign_error is not None and not self._running:
@@ -148,13 +148,13 @@ class WorkerPool(Generic[_Item]):
         return self._outcomes.popleft()
 
     def shutdown(self, timeout: float) -> asyncio.Task[None]:
-        """Take in no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes."""
+        """Accept no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes."""
         if self._intake is None:
             self._intake = asyncio.get_running_loop().create_future()
         if self._shutdown is not None:
             self._shutdown.cancel()
         self._intake.cancel()
-        self._shutdown = asyncio.create_task(self._wind_up(self._intake, timeout))
+        self._shutdown = asyncio.create_task(self._finish(self._intake, timeout))
         return self._shutdown
 
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
@@ -162,12 +162,12 @@ class WorkerPool(Generic[_Item]):
         shutdown = self._shutdown or self.shutdown(SHUTDOWN_TIMEOUT)
         try:
             await asyncio.wait([shutdown])
-        finally:  # also if cancelled while waiting
+        finally:  # even if cancelled while waiting
             self._cancel_running()
         while self._outcomes:
             yield self._outcomes.popleft()
 
-    async def _wind_up(self, intake: asyncio.Future[None], seconds: float) -> None:
+    async def _finish(self, intake: asyncio.Future[None], seconds: float) -> None:
         await asyncio.wait([intake])
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
@@ -179,7 +179,7 @@ class WorkerPool(Generic[_Item]):
         for task in self._running:
             task.cancel()
 
-    async def _take_in(self) -> None:
+    async def _read_items(self) -> None:
         try:
             await self._take_all()
         finally:
@@ -259,15 +259,15 @@ class WorkerPool(Generic[_Item]):
     async def _send(self, send: Send, state: CallState, started_at: float) -> ConferenceStream | CallStream:
         """Send an item, again after a pause while the circuit breaker or the Space's limit rejects it.
 
-        Neither carried it out, and the limit is reached for all items in flight at once, which is more than the shared
-        retry budget can pay for. An item that an earlier part of the run left in doubt, and that could not be sent this
-        time, is sent again as well.
+        In both cases it was not carried out. All items in flight reach the limit at once, and the shared retry budget
+        cannot cover that many retries. An item that an earlier part of the run left in doubt, and that could not be
+        sent this time, is sent again as well.
         """
         while True:
             try:
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                # Without an attempt it is the ledger that does not let it be sent.
+                # Without an attempt, the ledger raised this, so that the item is not sent.
                 if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
@@ -278,7 +278,7 @@ class WorkerPool(Generic[_Item]):
 
     def _status(self, result: _Result, state: CallState) -> BulkStatus:
         if isinstance(result, StreamsError):
-            # Whatever the last attempt says, one before it may have been carried out.
+            # An earlier attempt may have been carried out, no matter how the last one ended.
             return (
                 BulkStatus.UNKNOWN if state.may_have_succeeded else to_status(result, starting=self.operation.is_start)
             )
@@ -294,7 +294,7 @@ async def _next(event: asyncio.Event) -> None:
 
 def is_fatal_for_run(error: StreamsError) -> bool:
     """Return True if the other items of the run would fail with this error as well."""
-    if isinstance(error, StreamOutcomeUnknownError):  # in doubt since an earlier attempt, and the last one was denied
+    if isinstance(error, StreamOutcomeUnknownError):  # in doubt since an earlier attempt; the last one was rejected
         return error.status in {401, 403}
     return isinstance(error, AuthenticationError | PermissionDeniedError | JournalError)
 
@@ -320,7 +320,7 @@ class BulkRun(Generic[_Item]):
     """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
 
     Outcomes arrive as the items end, in no particular order, one for each item. Leaving the loop early ends the run:
-    no more items are taken in, requests in flight get five seconds, and the report covers the rest.
+    no more items are accepted, requests in flight get five seconds, and the report covers the rest.
     """
 
     def __init__(self, pool: WorkerPool[_Item]) -> None:
@@ -344,7 +344,7 @@ class BulkRun(Generic[_Item]):
             await self._end()
 
     def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT) -> None:
-        """End the run early: take in no more items, and cancel those in flight after *timeout* seconds.
+        """End the run early: accept no more items, and cancel those in flight after *timeout* seconds.
 
         The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.

@@ -1,4 +1,4 @@
-"""Requests as a journal and a fleet store them: every field but the secrets, as the model's metadata names them."""
+"""Requests as a journal and a fleet store them: every field except the secrets, which the model's metadata marks."""
 
 import json
 import re
@@ -9,7 +9,13 @@ from attrs import Attribute, evolve, field, fields, frozen
 from attrs.validators import deep_iterable, instance_of
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
+from signalwire_streams.models import (
+    CallStream,
+    ConferenceStream,
+    SignedTokens,
+    StartCallStream,
+    StartConferenceStream,
+)
 from signalwire_streams.models._requests import SECRET
 from signalwire_streams.models._validation import redact_url
 
@@ -53,19 +59,21 @@ class PlannedRequest:
     Attributes:
         request: the request, without its secrets.
         parameters: the names of the parameters whose values are left out.
-        bearer_token: whether an ``authorization_bearer_token`` is left out.
+        bearer_token: whether an ``authorization_bearer_token`` is left out that is a text.
+        signed_tokens: whether `SignedTokens` are left out, so that they have to be passed again.
         status_callback: whether a ``status_callback`` is left out, because it has a query or a password.
     """
 
     request: Start
     parameters: tuple[str, ...] = field(default=(), validator=deep_iterable(instance_of(str), instance_of(tuple)))
     bearer_token: bool = field(default=False, validator=instance_of(bool))
+    signed_tokens: bool = field(default=False, validator=instance_of(bool))
     status_callback: bool = field(default=False, validator=instance_of(bool))
 
     @classmethod
     def from_request(cls, request: Start) -> Self:
         """Leave the secrets out of a request."""
-        callback = request.status_callback
+        callback, token = request.status_callback, request.authorization_bearer_token
         is_private = callback is not None and redact_url(callback) != callback
         return cls(
             request=evolve(
@@ -75,7 +83,8 @@ class PlannedRequest:
                 status_callback=None if is_private else callback,
             ),
             parameters=tuple(request.parameters),
-            bearer_token=request.authorization_bearer_token is not None,
+            bearer_token=isinstance(token, str),
+            signed_tokens=isinstance(token, SignedTokens),
             status_callback=is_private,
         )
 
@@ -87,7 +96,9 @@ class PlannedRequest:
     @property
     def redacted(self) -> Mapping[str, object]:
         """Names of the fields that are left out."""
-        left_out = {name: getattr(self, name) for name in ("parameters", "bearer_token", "status_callback")}
+        left_out = {
+            name: getattr(self, name) for name in ("parameters", "bearer_token", "signed_tokens", "status_callback")
+        }
         return {name: value for name, value in left_out.items() if value}
 
 
@@ -136,7 +147,7 @@ def planned_row(planned: PlannedRequest) -> PlanRow:
 
 
 def planned_request(row: Sequence[Any]) -> PlannedRequest:
-    """Read a row of `planned_row`; raise ValueError for one that is none."""
+    """Read a row that `planned_row` wrote; raise ValueError for any other one."""
     try:
         kind, target, name, text = row
         written: dict[str, Any] = json.loads(text)

@@ -1,6 +1,6 @@
-"""The write-ahead log of a journal: how it is written, and how one that is missing, cut or foreign is recognized.
+"""The write-ahead log of a journal: how it is written, and how a missing, truncated or foreign one is detected.
 
-SQLite itself does not notice any of that. It takes the first invalid frame for the end of a log, it applies every log
+SQLite itself detects none of these. It takes the first invalid frame for the end of a log, it applies every log
 that it finds next to a main file, and it opens a main file whose log is gone. So a journal counts its commits: each one
 raises the generation, which is stored in ``user_version``, a number in the first page, above its lowest bit.
 
@@ -39,7 +39,7 @@ from signalwire_streams.bulk._journal_file import (
     SCHEMA,
     SCHEMA_VERSION,
     JournalPath,
-    RunFacts,
+    RunMetadata,
     identity_of,
     is_busy,
     size_of,
@@ -58,9 +58,9 @@ _SALT, _FIRST_FRAME, _FRAME_HEADER = 16, 32, 24
 _PAGE_COUNT, _USER_VERSION, _APPLICATION_ID = 28, 60, 68  # bytes in the first page
 _MAGIC = (0x377F0682, 0x377F0683)
 _APART = 0.004  # seconds between two commits, when something waits for them
-_AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
-_GUARDED_TRIES = 50  # of a commit that another program prevents: about a second
-_VERIFY_TRIES = 10  # while another program changes the files
+_AT_LEAST_EVERY = 0.1  # seconds until a record is written that nothing waits for
+_GUARDED_TRIES = 50  # to commit while another program prevents it: about a second
+_VERIFY_TRIES = 10  # to verify while another program changes the files
 
 Values: TypeAlias = tuple[object, ...]
 
@@ -99,7 +99,7 @@ def _set_version(database: sqlite3.Connection, version: int) -> None:
 
 
 def begin_generations(database: sqlite3.Connection) -> None:
-    """Write the first page of a new journal, with a generation that differs from that of any other one."""
+    """Write the first page of a new journal, with a generation that differs from any other journal's."""
     database.execute(f"PRAGMA application_id = {UNFINISHED}")
     _set_version(database, secrets.randbits(31) << 1)
 
@@ -110,7 +110,7 @@ def finish_tables(database: sqlite3.Connection) -> None:
 
 @contextmanager
 def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[int]:
-    """Commit what is written in the block, as the generation that this yields."""
+    """Commit what the block writes as a new generation, and yield its number."""
     with database:
         database.execute("BEGIN IMMEDIATE")
         generation = ((_number(database, "user_version") >> 1) + jump + 1) & _31_BITS
@@ -118,7 +118,7 @@ def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[
         _set_version(database, generation << 1)
 
 
-def verify(path: JournalPath) -> tuple[RunFacts, bool]:
+def verify(path: JournalPath) -> tuple[RunMetadata, bool]:
     """Check that a journal that no process of ours has open is complete: its main file, and the log that belongs to it.
 
     Nothing is written, and no file is created if there is nothing to apply.
@@ -137,25 +137,25 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
     return _verify(path, main)
 
 
-def _verify(path: JournalPath, main: Header) -> tuple[RunFacts, bool]:
+def _verify(path: JournalPath, main: Header) -> tuple[RunMetadata, bool]:
     if main.application == UNFINISHED:
-        raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
+        raise InvalidRequestError(f"the run of the journal {path} was not started yet: start it without resuming")
     if main.application != JOURNAL or not _check_log(path, main):
         with closing(path.connect_to_main()) as database:
-            return facts_of(path, database), False
+            return read_metadata(path, database), False
     with closing(path.connect_to_read()) as database:
         database.execute("BEGIN")
         both = header_of(database)
         if both.application != JOURNAL or both.needs_log or both.is_older(main):
             raise _log_error(path)
-        return facts_of(path, database), True
+        return read_metadata(path, database), True
 
 
 def _header_of(path: JournalPath) -> Header:
-    """Read the first page of the main file alone, whatever the state of the other ones is."""
+    """Read the first page of the main file, even if the rest of the file is damaged."""
     with closing(path.connect_to_main()) as database:
-        database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
-        with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
+        database.execute("PRAGMA writable_schema = ON")  # so that a file with too few pages is not malformed
+        with suppress(sqlite3.DatabaseError):  # not a database, or one that SQLite can't read
             return header_of(database)
     return Header(0, 0)
 
@@ -188,7 +188,7 @@ def _check_log(path: JournalPath, main: Header) -> bool:
 
 
 def _log_error(
-    path: JournalPath, what: str = "was cut short or damaged, or belongs to another journal"
+    path: JournalPath, what: str = "was truncated or damaged, or belongs to another journal"
 ) -> JournalError:
     return JournalError(
         f"the journal {path} is incomplete: {path.beside(LOG).name} {what}, and it contains the run's latest records; "
@@ -196,7 +196,7 @@ def _log_error(
     )
 
 
-def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
+def read_metadata(path: JournalPath, database: sqlite3.Connection) -> RunMetadata:
     known: dict[str, str] = {}
     tables: set[str] = set()
     try:
@@ -211,7 +211,7 @@ def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
     if known.pop("schema", None) != str(SCHEMA_VERSION) or not tables.issuperset(SCHEMA):
         raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
     with path.decoding("its table run"):
-        return RunFacts(**known)
+        return RunMetadata(**known)
 
 
 def _blank(path: JournalPath) -> Exception:
@@ -245,7 +245,7 @@ class OpenFiles:
         self._page_size = _number(database, "page_size")
         self._log = str(path.beside(LOG))
         self._prevented = 0  # how often in a row another program prevented a commit
-        self.damage: str | None = None  # how a file was cut or replaced, so that nothing may be written to any of them
+        self.damage: str | None = None  # how a file was truncated or replaced, so that none may be written to
         self._ensure_guard()  # makes the log: its first commit has to follow the main file's generation
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
         self._shortened = {str(path.file), self._log}
@@ -273,8 +273,8 @@ class OpenFiles:
             if (found.st_dev, found.st_ino) != identity:
                 self.damage = f"{Path(file).name} was replaced by another file"
             elif found.st_size < size and not (file in self._shortened and self._is_complete()):
-                self.damage = f"{Path(file).name} was cut short"
-                if file.endswith(INDEX):  # SQLite maps it into memory, and to touch what was cut ends the process
+                self.damage = f"{Path(file).name} was truncated"
+                if file.endswith(INDEX):  # SQLite maps it into memory: access to the missing part would be fatal
                     os.truncate(file, size)
             elif found.st_size != size and file != self._log:
                 self._known[file] = identity, found.st_size
@@ -289,7 +289,7 @@ class OpenFiles:
 
     @contextmanager
     def commit(self, *, jump: int = 0) -> Iterator[None]:
-        """Commit what is written in the block, and write into the main file that its log has to reach that."""
+        """Commit what the block writes, and record in the main file that its log has to reach this commit."""
         self._ensure_guard()
         with self._next_generation(jump) as generation:
             yield
@@ -311,7 +311,7 @@ class OpenFiles:
     def checkpoint(self) -> bool:
         """Copy the log into the main file: first all other pages, then the first one, which makes it complete.
 
-        The next commit begins the log anew. Return False where another program keeps a part of the log back.
+        The next commit starts the log over. Return False if another program holds back a part of the log.
         """
         if not self._set_guard(self._other_guard):
             return False
@@ -339,12 +339,12 @@ class OpenFiles:
 
     def _ensure_guard(self) -> None:
         if not self._guard.in_transaction and not self._set_guard(self._guard):
-            error = sqlite3.OperationalError("another program copies the log")
+            error = sqlite3.OperationalError("another program is copying the log")
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
             raise error
 
     def _set_guard(self, guard: sqlite3.Connection) -> bool:
-        """Make a guard read what is committed now, and commit a first page that is newer.
+        """Make a guard read the present state, then commit a newer first page.
 
         Return False if another program's checkpoint is running: it may have begun before the commit, and would copy the
         first page of before.
@@ -374,7 +374,7 @@ class GroupCommitter:
     """
 
     def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
-        self.is_whole = False  # whether the main file needs no log any more
+        self.is_whole = False  # whether the main file is complete without its log
         self._path, self._database, self._files, self._clock = path, database, files, clock
         self._waiting: list[tuple[str, Values, asyncio.Future[None] | None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -389,7 +389,7 @@ class GroupCommitter:
         self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
 
     async def write(self, statement: str, *values: object) -> None:
-        """Write it, and return when it is on the disk. If cancelled before that, it is not written."""
+        """Write a record, and return once it is on disk. If this is cancelled before that, nothing is written."""
         if self._failure is not None:
             raise JournalError(str(self._failure))
         loop = asyncio.get_running_loop()
@@ -408,11 +408,11 @@ class GroupCommitter:
             except OSError as error:
                 if self._files.damage is not None:
                     raise
-                # What was removed is still open, so the main file gets all of it.
+                # A removed log is still open, so all of it is copied into the main file.
                 was_removed = True
                 self._failure = self._failure or self._path.error("written", error)
             self._write_waiting()
-            if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
+            if self._failure is None or was_removed:  # otherwise, the disk may be full, and the log has all of it
                 self.is_whole = self._files.finish()
         if self._failure is not None:
             raise JournalError(str(self._failure))
@@ -470,8 +470,8 @@ class GroupCommitter:
                 done.set_exception(JournalError(str(error)))  # each of those that wait raises its own
 
     def _write_waiting(self) -> None:
-        # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
-        # item comes in different commits: its outcome after its intent is on the disk.
+        # Records of one statement are written together, which is a fifth cheaper. Their order does not matter, since an
+        # item's outcome is committed after its intent.
         together: dict[str, list[Values]] = {}
         time = now()
         for statement, values, done in self._waiting:
@@ -491,7 +491,7 @@ class GroupCommitter:
         try:
             is_whole = self._files.checkpoint()
         except sqlite3.Error as error:
-            if not is_busy(error):  # what was to be written is, so the next commit will do
+            if not is_busy(error):  # the records are written, so the next commit can do this
                 raise
-        # A log that could be copied is begun anew, and does not grow until it is as long as before.
+        # A log that could be copied is started over, and its file does not grow before it is as long as it was.
         self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)

@@ -1,4 +1,4 @@
-"""Why a signature is rejected: for a person who sets up a server, never for the response to a request."""
+"""Diagnosis of rejected signatures, for someone who sets up a server; never part of the response to a request."""
 
 import json
 import re
@@ -52,9 +52,9 @@ _ChangedUrls: TypeAlias = Iterator[tuple[int, UrlParts, str]]
 
 @frozen(kw_only=True)
 class SignatureDiagnosis:
-    """Why a signature is rejected. It holds no key and no signature, neither a given nor an expected one.
+    """The reason why a signature is rejected. It contains no key and no signature, neither received nor expected.
 
-    ``str()`` of it is a few lines for a person.
+    Its ``str()`` is a few lines for people.
 
     Attributes:
         valid: whether `verify_signature` accepts the request unchanged; also False if the time limit came first.
@@ -269,7 +269,7 @@ def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, s
         change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
         yield evolve(request, method="POST", body=request.query), change
     if SHA256_SIGNATURE_HEADER in headers:
-        change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
+        change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one is right: find what changed it."
         yield evolve(request, headers=headers.replaced(SHA256_SIGNATURE_HEADER)), change
     for kind in (FORM_TYPE, "application/json"):
         change = f"It was signed as {kind}: pass the request's own Content-Type, and only one."
@@ -314,14 +314,14 @@ def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]
     if project := dict(fields or ()).get("AccountSid", "")[:_MAX_SHOWN]:
         yield f"The request belongs to project {project!r}: use the Signing Key of that project."
     yield (
-        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
-        "cannot be seen from a request; after a reset pass the new key and the old one."
+        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials), not API tokens: a request does not "
+        "show which of them was used. After a reset, pass the new key and the old one."
     )
     yield "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."
 
 
 def _shown(url: str) -> str:
-    """Return a URL with the names of its query, and without its values and a password."""
+    """Return a URL with the names in its query, but without the values and without a password."""
     parts = UrlParts.split(url)
     if parts is None or "@" in parts.path:  # a password that is not encoded may hold a slash
         return repr(redact_url(url))

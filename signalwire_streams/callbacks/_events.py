@@ -79,7 +79,7 @@ class _Callback:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether a second stream of the same id or name was rejected."""
+        """Whether a second stream of the same sid or name was rejected."""
         return False
 
 
@@ -109,7 +109,7 @@ class StreamFailed(_Callback):
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the stream was rejected because another one has its id or name; that one is still running."""
+        """Whether the stream was rejected because another one has its sid or name; that one is still running."""
         return (self.error or "").lower().startswith("duplicate")
 
     @property

@@ -75,8 +75,8 @@ class CallbackStatistics:
 
     Attributes:
         received: verified callbacks.
-        rejected: requests answered 403.
-        overflowed: callbacks answered 503, because too many were pending or the receiver was closing.
+        rejected: requests that got a 403.
+        overflowed: callbacks that got a 503, because too many were pending or the receiver was closing.
         duplicates: callbacks that had been received before, so the handler was not called.
         late: starts of streams that had ended, so the handler was not called.
         handled: callbacks for which the handler returned.
@@ -113,8 +113,8 @@ class _Recent:
 class Dispatcher:
     """Calls the handler: in order for the events of one stream, concurrently for different streams.
 
-    Events that name no stream have no order. What is remembered about events are digests, since an event may be as
-    large as a request.
+    Events that name no stream have no order. Only digests of events are remembered, since an event may be as large as
+    a request.
     """
 
     def __init__(self, handler: CallbackHandler, *, max_pending: int, dedup_size: int, shutdown_timeout: float) -> None:
@@ -157,7 +157,7 @@ class Dispatcher:
             return
         try:
             await asyncio.wait(tasks, timeout=self._shutdown_timeout)
-        finally:  # also when closing is cancelled
+        finally:  # even if closing is cancelled
             for task in tasks:
                 task.cancel()
         _, left = await asyncio.wait(tasks, timeout=min(self._shutdown_timeout, _CANCEL_TIMEOUT))
@@ -223,7 +223,7 @@ class Dispatcher:
 def _identity(event: CallbackEvent, raw: bytes) -> bytes:
     """Return a key that all delivery attempts of one callback share, and that no other callback has.
 
-    A stream starts once and stops once, so its id is enough: the time may differ between attempts.
+    A stream starts once and stops once, so its sid is enough: the time may differ between attempts.
     """
     if event.stream_key is None or isinstance(event, UnknownCallback):
         return hashlib.sha256(raw).digest()
@@ -243,7 +243,7 @@ def _is_start(event: CallbackEvent) -> bool:
 
 
 def _is_end(event: CallbackEvent) -> bool:
-    """Return whether the stream of this id is over; a rejected duplicate may carry the id of one that is running."""
+    """Return whether the stream of this sid has ended; a rejected duplicate may have the sid of one that is running."""
     return event.end_reason is not None and not event.is_duplicate and event.stream_key is not None
 
 
@@ -265,7 +265,7 @@ class CallbackReceiver:
     different streams concurrently; its exceptions are logged. It gets each callback once, however often that is sent,
     and no ``stream-started`` after the stream's end.
 
-    A request that cannot be verified is answered with a bare 403. The reason is in the log only: a body that is too
+    The response to a request that cannot be verified is a bare 403. The reason is in the log only: a body that is too
     large or too slow, not a form, no signature or a wrong one. While too many events are pending, and while the
     receiver closes, the response is 503, so that the platform tries again.
 
@@ -331,7 +331,7 @@ class CallbackReceiver:
         self.trust_forwarded: bool = check_flag(trust_forwarded, "trust_forwarded")
         self.body_limit: int = check_count(body_limit, "body_limit")
         if body_limit > MAX_BODY:
-            raise InvalidRequestError(f"body_limit {body_limit} is too much: write {MAX_BODY} bytes at most")
+            raise InvalidRequestError(f"body_limit {body_limit} is too large: write at most {MAX_BODY} bytes")
         self.body_timeout: float = check_seconds(body_timeout, "body_timeout")
         self._dispatcher = Dispatcher(
             handler,
@@ -371,7 +371,7 @@ class CallbackReceiver:
         return self._dispatcher.statistics
 
     async def aclose(self) -> None:
-        """Answer 503 from now on, wait `shutdown_timeout` for pending events, then cancel the rest. Safe to repeat."""
+        """Reject requests with 503, wait `shutdown_timeout` for pending events, then cancel the rest. Repeatable."""
         await self._dispatcher.aclose()
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -435,7 +435,7 @@ class CallbackReceiver:
         raise UnverifiableError("the body is too large")
 
     def _urls(self, request: "_Incoming") -> tuple[str, ...]:
-        """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
+        """Return the URLs that may have been signed: the configured, else the forwarded, else the requested one."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.target)))
         proxies = Forwarded.from_headers(request.headers) if self.trust_forwarded else None
@@ -447,7 +447,7 @@ class CallbackReceiver:
 
 @frozen
 class _Incoming:
-    """A request as it arrived, but for its body."""
+    """A request as it arrived, without its body."""
 
     method: str
     scheme: str

@@ -43,7 +43,7 @@ _ERRORS = "surrogateescape"
 _BODY_HASH = "bodySHA256"
 _WANTED = "fields must be a mapping of str to str, or pairs of them: write parse_qsl(text, keep_blank_values=True)"
 
-# What each encoder of forms escapes. JSON always has some of it, so that no body is both a form and JSON.
+# Characters that every form encoder escapes. JSON always contains some, so no body is both a form and JSON.
 _NO_FORM = re.compile(rb"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]|%(?![0-9A-Fa-f]{2})")
 
 
@@ -98,7 +98,7 @@ class SignedRequest:
 
     @property
     def query_fields(self) -> Pairs:
-        """The query's fields; any query can be read, since it may hold what the user's own URL brings."""
+        """The query's fields. Any query can be read, since it may include that of the user's own URL."""
         return tuple(parse_qsl(query_of(self.url), keep_blank_values=True))
 
     @property
@@ -141,8 +141,8 @@ class SignedRequest:
     def _signatures(self) -> "tuple[Signature, ...]":
         """Return the signatures, one of which must be valid.
 
-        Of JSON the SHA-256 signature decides: if there is one, no other counts. Of a form each counts: that header is
-        defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
+        For JSON, the SHA-256 signature decides if there is one. For a form, any signature counts: the SHA-256 header is
+        defined for JSON only, so a wrong value in it does not invalidate the form's SHA-1 signature.
         """
         if self.method not in {"GET", "POST"}:
             raise UnverifiableError("the method is neither GET nor POST")
@@ -167,7 +167,7 @@ class SignedRequest:
         return by_sha256 or by_sha1 if is_json else by_sha256 + by_sha1
 
     def _covered_by_sha1(self) -> list[tuple[Encoding, bytes]]:
-        """Return how a SHA-1 signature may be encoded, and what it then covers after the URL."""
+        """Return the possible encodings of a SHA-1 signature, each with the data that it covers after the URL."""
         raw: list[tuple[Encoding, bytes]] = [("hex", self.body)] if self.is_json else []
         if _names_body(self.query_fields, self.body):
             return [("base64", b""), *raw]
@@ -194,7 +194,7 @@ class Signature:
 
     def verify(self, url: str, key: str) -> bool:
         """Return, in constant time, whether the key signed this URL."""
-        # What is expected is in no local variable, so that no traceback shows it.
+        # The expected signature is in no local variable, so that no traceback shows it.
         matches = map(
             partial(hmac.compare_digest, _signature_of(key, url, self.tail, self.algorithm, self.encoding)), self.given
         )
@@ -328,7 +328,7 @@ def sign(
 
 
 def usable_keys(keys: object) -> tuple[Secret, ...]:
-    """Return the keys that can have signed something: texts that are not blank."""
+    """Return the keys that can have signed something: strings that are not blank."""
     if keys is None:
         return ()
     if isinstance(keys, str | bytes | Mapping) or not isinstance(keys, Iterable):
@@ -338,7 +338,7 @@ def usable_keys(keys: object) -> tuple[Secret, ...]:
 
 
 def encoded(text: str) -> bytes | None:
-    """Return a text's bytes; servers and environments represent bytes that are not UTF-8 as surrogates."""
+    """Return a string's bytes; servers and environments represent bytes that are not UTF-8 as surrogates."""
     try:
         return text.encode("utf-8", _ERRORS)
     except UnicodeEncodeError:

@@ -110,11 +110,11 @@ def equivalent_urls(url: str, headers: Headers) -> tuple[Secret, ...]:
 _Parsed = TypeVar("_Parsed")
 
 
-def parse_each(texts: object, parse: Callable[[str], _Parsed | None]) -> tuple[_Parsed, ...] | None:
-    """Parse a list of texts; return None if it is no list, or if one of them is invalid."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+def parse_each(values: object, parse: Callable[[str], _Parsed | None]) -> tuple[_Parsed, ...] | None:
+    """Parse a list of strings; return None if it is not a list, or if one of them is invalid."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
         return None
-    listed = list(texts)
+    listed = list(values)
     parsed = tuple(found for text in listed if isinstance(text, str) and (found := parse(text)) is not None)
     return parsed if len(parsed) == len(listed) else None
 
@@ -133,7 +133,7 @@ def _userinfo(headers: Headers) -> str:
 
 
 def split_host(authority: str) -> tuple[str, str] | None:
-    """Return a host, and its port with a colon or nothing; None for what cannot be a host."""
+    """Return a host, and its port with a colon or nothing; None if it cannot be a host."""
     found = _HOST.fullmatch(authority)
     if found is None or (found[2] and int(found[2][1:]) not in _PORTS):
         return None
@@ -238,7 +238,7 @@ def request_url(*, scheme: str, host: str, target: str, proxies: Forwarded | Non
 
 
 def public_urls(public_url: str, target: str) -> tuple[str, str]:
-    """Return the URLs that a configured one may stand for: all of it, or what comes before the request's path."""
+    """Return the URLs that a configured one may stand for: itself, or itself followed by the request's path."""
     base, separator, fragment = public_url.partition("#")
     path, mark, query = path_and_query(target).partition("?")
     rest = mark + query + separator + fragment

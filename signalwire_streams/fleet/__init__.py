@@ -1,6 +1,6 @@
 """Distributed runs: many hosts share one Space's limit, and a run survives the loss of a host.
 
-One process can use all of a Space's limit; a fleet is for surviving a lost host. It needs a Redis and
+One process can use all of a Space's limit; a fleet is for surviving the loss of a host. It needs Redis and
 ``pip install 'signalwire-streams[fleet]'``.
 
 >>> async with Fleet("redis://localhost", space="example", project="...") as fleet:  # doctest: +SKIP

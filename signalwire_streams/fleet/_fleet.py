@@ -142,7 +142,7 @@ class Fleet:
             The new run's id, or None if nothing is left. By default it is the old one and a number, as ``nightly-r2``.
 
         Raises:
-            InvalidRequestError: it is still running, or its streams were stopped since, or it was resumed with
+            InvalidRequestError: it is still running, or its streams have been stopped, or it was resumed with
                 another id.
         """
         record = await self._record(run)
@@ -160,7 +160,7 @@ class Fleet:
         new = check_run((status.resumed_as or next_run(run)) if run_id is None else run_id)
         resumed_as = await connection.script(SET_ONCE, key, RESUMED, new, STOPPING)
         if resumed_as == "conflict":
-            raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
+            raise InvalidRequestError(f"streams of the run {run!r} have been stopped: submit a new run")
         if resumed_as != new:
             raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:
@@ -181,13 +181,13 @@ class Fleet:
     def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
         """Iterate over the outcomes of a run's starts, in the order in which they ended, until the run is finished.
 
-        Each call begins with the first outcome, in any process. The items are as Redis keeps them, without their
-        secrets; keys of a stream's response that this version does not know are missing.
+        Every call begins with the first outcome, in any process. The items are those that Redis stores, without their
+        secrets, and without keys of a stream's response that this version does not know.
         """
         return read_results(self._open(), partial(self._record, run))
 
     async def runs(self) -> tuple[FleetStatus, ...]:
-        """Return all runs that Redis keeps, in the order of their submits; without the workers."""
+        """Return all runs that Redis keeps, in the order in which they were submitted; without the workers."""
         connection = self._open()
         names = [decode(name) for name in await connection.run(lambda redis: redis.zrange(self._keys.runs, 0, -1))]
         hashes = await connection.pipeline(lambda pipe: [pipe.hgetall(self._keys.run(name)) for name in names])
@@ -214,7 +214,7 @@ class Fleet:
     async def cancel(self, run: str) -> FleetStatus:
         """Accept no further starts of a run. Starts not yet sent end as not attempted; this needs no worker.
 
-        A start that a worker has claimed is finished by it.
+        Workers finish the starts that they have claimed.
         """
         record = await self._record(run)
         if not record.status.is_finished:
@@ -245,7 +245,7 @@ class Fleet:
         return client.stop_streams(self._streams(run, ledger), journal=ledger, concurrency=concurrency)
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
-        await self._writer.idle()  # it may still be writing what an earlier call stopped
+        await self._writer.idle()  # it may still be recording the stops of an earlier call
         await self._open().script(SET_ONCE, self._keys.run(run), STOPPING, "1")
         await self.cancel(run)
         record = await self._record(run)

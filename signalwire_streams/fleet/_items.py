@@ -1,4 +1,4 @@
-"""Items of a run as Redis keeps them: planned requests, marks and outcomes; how they are read, one by one or all."""
+"""The items of a run in Redis: planned requests, marks and outcomes, and the reading of one or of all of them."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -50,14 +50,14 @@ _UNFINISHED = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.UNKNOWN})
 class Evidence(StrEnum):
     """Evidence about an item's stream from earlier attempts, by any worker or in the run that this one resumes.
 
-    The members are in ascending order: none of them takes back what one before it says.
+    The members are in ascending order: a later one never weakens an earlier one.
     """
 
     NONE = ""
     THROTTLED = "t"
-    """The Space answered 429. It hardly ever started the stream; a duplicate of a generated name would prove it."""
-    REFUSED = "r"
-    """The Space refused the start temporarily, with a 503 for example. It may have started the stream nevertheless."""
+    """The Space responded with 429. It rarely starts the stream anyway: a duplicate of a generated name proves it."""
+    REJECTED = "r"
+    """The Space rejected the start temporarily, with a 503 for example. It may have started the stream anyway."""
     IN_DOUBT = "i"
     """An attempt was made, or was about to be made, and its outcome is unknown."""
 
@@ -67,7 +67,7 @@ class Evidence(StrEnum):
 
 @frozen
 class PlannedItem:
-    """A request without its secrets, and what the run that this one resumes knows about it."""
+    """A request without its secrets, and the evidence about it from the run that this one resumes."""
 
     request: PlannedRequest
     earlier: Evidence = Evidence.NONE
@@ -80,7 +80,7 @@ def claimed_mark(owner: str) -> str:
 def completed_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
     """Return the mark of an item that has ended, with what is known about a stream that it may have started.
 
-    Neither an attempt that was not sent nor a rejection undoes an earlier attempt that was refused for now.
+    Neither an attempt that was not sent nor a rejection undoes an earlier attempt that was rejected temporarily.
     """
     detail, sid = str(evidence), ""
     if outcome.status is BulkStatus.UNKNOWN:
@@ -94,7 +94,7 @@ def completed_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
 class ItemMark:
     """Redis' record of an item, with the resumed run's evidence.
 
-    The text is that of `claimed_mark` or `completed_mark`, or the `Evidence` of an item that its owner left to others.
+    The text is a `claimed_mark`, a `completed_mark`, or the `Evidence` of an item that its owner left to others.
     """
 
     text: str = ""
@@ -110,7 +110,7 @@ class ItemMark:
 
     @property
     def status(self) -> str:
-        """The item's `BulkStatus` as text, or an empty text."""
+        """The item's `BulkStatus` as text, or an empty string."""
         return self.text.split(":", 2)[1] if self.is_completed else ""
 
     @property
@@ -129,10 +129,10 @@ class ItemMark:
         if self.status in SUCCEEDED:
             _, _, detail, sid = self.text.split(":", 3)
             return stream_of(*target_of(request), name=request.name, ambiguous=detail == "1", sid=sid or None)
-        # Under a name that the caller chose, somebody else's stream may be running.
+        # Under a name that the caller chose, a stream that this run did not start may be running.
         has_generated_name = request.name is not None and request.name.startswith(GENERATED_NAME)
         evidence = self.evidence
-        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and has_generated_name):
+        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REJECTED and has_generated_name):
             return stream_of(*target_of(request), name=request.name)
         return None
 
@@ -185,7 +185,7 @@ class Batch:
 
         One that may be running is not reported as rejected or as not attempted.
         """
-        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
+        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REJECTED and isinstance(error, InvalidRequestError))
         if may_run and not isinstance(error, StreamOutcomeUnknownError):
             error = outcome_unknown(key_of(request), f"{EARLIER_WORKER} {error}")
         outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
@@ -279,11 +279,11 @@ async def read_results(
 
 
 async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]:  # noqa: ANN401  (an id of redis-py's)
-    answer: Any = await connection.run(lambda client: client.xread({key: last}, count=_OUTCOMES_AT_ONCE, block=_BLOCK))
-    if not answer:
+    reply: Any = await connection.run(lambda client: client.xread({key: last}, count=_OUTCOMES_AT_ONCE, block=_BLOCK))
+    if not reply:
         return []
-    is_resp3 = isinstance(answer, dict)
-    [(_, entries)] = answer.items() if is_resp3 else answer
+    is_resp3 = isinstance(reply, dict)
+    [(_, entries)] = reply.items() if is_resp3 else reply
     return list(entries[0] if is_resp3 else entries)
 
 

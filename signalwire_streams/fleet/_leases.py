@@ -87,9 +87,9 @@ class Leases:
                     pipe.eval(RENEW_LEASE, 1, lease.key, lease.owner, str(self._milliseconds))
                 self._heartbeat(pipe)
 
-            answers = await self._connection.pipeline(queue)
-            for lease, answer in zip(leases, answers, strict=False):  # the heartbeat has answers too
-                if decode(answer) == "ok":
+            replies = await self._connection.pipeline(queue)
+            for lease, reply in zip(leases, replies, strict=False):  # the heartbeat has replies too
+                if decode(reply) == "ok":
                     lease.renewed_at = max(lease.renewed_at, asked_at)
                 else:
                     lease.lose()

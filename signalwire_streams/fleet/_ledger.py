@@ -26,7 +26,7 @@ _LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
 
 
 class _FleetLedger:
-    """A ledger without a beginning or an end. It finds the index of an item by its key; of equal keys, in order."""
+    """A ledger that needs no opening or closing. It finds an item's index by its key; for equal keys, in order."""
 
     def __init__(self, run: str, writer: Writer) -> None:
         self.run = run
@@ -65,9 +65,9 @@ class BatchLedger(_FleetLedger):
         self.batch = batch
         self.marks: Mapping[int, ItemMark] = {}  # as they were found
         self.cancelled = batch.record.status.cancel_reason  # why the run accepts no further starts
-        self.handed_back = False  # True once the owner leaves unfinished items to other workers
-        self.denied: StreamsError | None = None  # by the Space, to this worker; others may have a better token
-        self.lost: set[int] = set()  # to another worker
+        self.requeued = False  # True once the owner leaves unfinished items to other workers
+        self.denied: StreamsError | None = None  # the Space denied this worker; others may have a better token
+        self.lost: set[int] = set()  # items that another worker took over
         self._claim = claimed_mark(owner)
         self._sending: dict[CallState, tuple[int, ItemKey, asyncio.Task[Any]]] = {}
         self._asked: set[int] = set()
@@ -79,21 +79,21 @@ class BatchLedger(_FleetLedger):
         index = self._take(key)
         self._sending[state] = index, key, cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
-        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
+        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REJECTED}
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
         """Claim an item; raise its error if the run was cancelled, or if another worker has it."""
-        if self.handed_back:
+        if self.requeued:
             raise RunCancelledError("left to other workers")
         index = self._sending[state][0]
         mark = self._mark(index)
         self._asked.add(index)
-        answer = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.record.retention)
-        if answer == "ok":
+        reply = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.record.retention)
+        if reply == "ok":
             self._claimed.add(index)
             return
-        if answer == "taken":
+        if reply == "taken":
             self.lost.add(index)
             raise RunCancelledError("another worker has taken this over")
         self.cancelled = self.cancelled or CANCELLED
@@ -110,8 +110,8 @@ class BatchLedger(_FleetLedger):
         is_denied = error is not None and is_fatal_for_run(error)
         if is_denied:
             self.denied = error
-        self.handed_back |= is_denied or isinstance(error, FleetError)
-        if is_denied or (self.handed_back and isinstance(error, _LEFT_TO_OTHERS)):
+        self.requeued |= is_denied or isinstance(error, FleetError)
+        if is_denied or (self.requeued and isinstance(error, _LEFT_TO_OTHERS)):
             if not (isinstance(error, StreamOutcomeUnknownError) or self._mark(index).is_claimed):
                 self._release(index, state)
             return
@@ -129,26 +129,26 @@ class BatchLedger(_FleetLedger):
     def complete_unsent(self, index: int, request: Start, error: StreamsError) -> None:
         self._completing.append(self._writer.call(self.batch.complete_unsent(index, request, self._mark(index), error)))
 
-    def hand_back(self) -> None:
+    def requeue(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""
-        self.handed_back = True
+        self.requeued = True
         for _, _, task in self._sending.values():
             task.cancel()
 
     async def written(self) -> bool:
         """Wait until Redis has everything. Return True if every item of the batch is completed there."""
         completing = len(self._completing)
-        answers = await asyncio.gather(*self._completing, *self._releasing)
+        replies = await asyncio.gather(*self._completing, *self._releasing)
         before = sum(mark.is_completed for mark in self.marks.values())
-        return before + answers[:completing].count("ok") >= len(self.marks)
+        return before + replies[:completing].count("ok") >= len(self.marks)
 
     def _mark(self, index: int) -> ItemMark:
         return self.marks.get(index, ItemMark())
 
     def _evidence(self, index: int, state: CallState) -> Evidence:
         """Return the evidence about an item that is not known to be running."""
-        refused = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REFUSED
-        return self._mark(index).evidence | (refused if state.refusals else Evidence.NONE)
+        rejected = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REJECTED
+        return self._mark(index).evidence | (rejected if state.refusals else Evidence.NONE)
 
     def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
         expected = self._claim if index in self._claimed else self._mark(index).text
@@ -156,7 +156,7 @@ class BatchLedger(_FleetLedger):
         self._completing.append(self._writer.call(call))
 
     def _release(self, index: int, state: CallState) -> None:
-        # Even if the answer to the claim never arrived: Redis may have it.
+        # Even if the reply to the claim never arrived: Redis may have the claim.
         if index in self._asked:
             self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, self._evidence(index, state)))
 

@@ -30,15 +30,15 @@ local function step(key, own){step}end
 local is_gone = redis.call('EXISTS', KEYS[1]) == 0
 local shared = tonumber(ARGV[1])
 local size = (#ARGV - 1) / (#KEYS - shared)
-local answers = {{}}
+local replies = {{}}
 for i = 1, #KEYS - shared do
   local own = {{}}
   for j = 1, size do own[j] = ARGV[1 + (i - 1) * size + j] end
-  answers[i] = is_gone and 'gone' or step(KEYS[shared + i], own)
+  replies[i] = is_gone and 'gone' or step(KEYS[shared + i], own)
 end
 for name, more in pairs(counted) do redis.call('HINCRBY', KEYS[1], name, more) end
 for key, seconds in pairs(kept) do redis.call('EXPIRE', key, seconds) end
-return answers
+return replies
 """
 
 

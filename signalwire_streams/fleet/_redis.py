@@ -27,7 +27,7 @@ _RESPONSE_TIMEOUT = 10.0
 _MAX_CONNECTIONS = 1000
 """docket may use one connection for each task, and the pool's default of 100 would starve it."""
 _MOST_AT_ONCE = 500
-_GATHER_TIME = 0.01  # seconds; less than the Space takes to answer, and a round trip costs as much as thirty calls
+_GATHER_TIME = 0.01  # seconds; less than the Space takes to respond, and a round trip costs as much as thirty calls
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
 _Reply = TypeVar("_Reply")
@@ -54,7 +54,7 @@ class RunKeys:
     """Key names of one run.
 
     All but its hash contain the id of its plan too, which is unique: if this run expires and another is submitted
-    under its id, that one must not find what is left of this one.
+    under its id, that run must not find this one's remains.
     """
 
     run: str
@@ -97,7 +97,7 @@ class Connection:
     """Sends commands to Redis, and repeats them while it is unavailable, so they must be safe to repeat.
 
     redis-py's ``Retry`` knows no deadline, and its exponential backoff overflows after a thousand failures. Its scripts
-    cost a further round trip in each pipeline, so the full texts are sent.
+    cost a further round trip in each pipeline, so the full scripts are sent.
     """
 
     def __init__(self, client: Any, timeout: float) -> None:  # noqa: ANN401  (docket's in-memory one has no type)
@@ -130,7 +130,7 @@ class Connection:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def pipeline(self, *queue: Callable[[Any], object]) -> list[Any]:
-        """Return the replies to the commands that functions put on a pipeline, which is no transaction."""
+        """Return the replies to the commands that functions put on a pipeline, which is not a transaction."""
 
         async def send(client: Any) -> list[Any]:  # noqa: ANN401
             pipe = client.pipeline(transaction=False) if isinstance(client, Redis) else client.pipeline()
@@ -148,7 +148,7 @@ class Connection:
         return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
 
     async def call_all(self, calls: Sequence[LuaCall]) -> list[str]:
-        """Make script calls in one round trip, those of one script and run as one command."""
+        """Make script calls in one round trip; calls of the same script and run are one command."""
         groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for place, call in enumerate(calls):
             groups.setdefault((call.source, call.shared), []).append(place)
@@ -159,11 +159,11 @@ class Connection:
                 values = [len(shared), *(value for place in places for value in calls[place].values)]
                 pipe.eval(source, len(keys), *keys, *map(str, values))
 
-        answers = [""] * len(calls)
+        decoded = [""] * len(calls)
         for places, replies in zip(groups.values(), await self.pipeline(queue), strict=True):
             for place, reply in zip(places, replies, strict=True):
-                answers[place] = decode(reply)
-        return answers
+                decoded[place] = decode(reply)
+        return decoded
 
 
 def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
@@ -193,7 +193,7 @@ def docket_url(url: str) -> str:
 
 
 async def check_available(url: str, timeout: float) -> None:  # noqa: ASYNC109  (also the socket's)
-    # Docket itself would wait for it without end.
+    # docket itself would wait for Redis forever.
     if not _is_in_memory(url):
         async with _client(url, timeout) as client:
             await Connection(client, timeout).run(lambda client: client.ping())
@@ -239,11 +239,11 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
 
     def call(self, call: LuaCall) -> asyncio.Future[str]:
-        """Return a future of the answer. If it is cancelled before the call is sent, the call is not made."""
-        answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._queued.append((call, answered))
+        """Return a future of the reply. If it is cancelled before the call is sent, the call is not made."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._queued.append((call, future))
         self._start()
-        return answered
+        return future
 
     async def idle(self) -> None:
         while self._task is not None:
@@ -265,11 +265,11 @@ class Writer:
         self._task = None
         if task.cancelled() or task.exception() is not None:
             left, self._in_flight, self._queued = [*self._in_flight, *self._queued], [], []
-            for _, answered in left:
+            for _, future in left:
                 if task.cancelled():
-                    answered.cancel()
-                elif not answered.done():
-                    answered.set_exception(cast("BaseException", task.exception()))
+                    future.cancel()
+                elif not future.done():
+                    future.set_exception(cast("BaseException", task.exception()))
         self._start()
 
     async def _send_all(self) -> None:
@@ -277,9 +277,9 @@ class Writer:
             self._in_flight = [entry for entry in self._queued[:_MOST_AT_ONCE] if not entry[1].cancelled()]
             del self._queued[:_MOST_AT_ONCE]
             if self._in_flight:
-                answers = await self._connection.call_all([call for call, _ in self._in_flight])
-                for (_, answered), answer in zip(self._in_flight, answers, strict=True):
-                    if not answered.done():
-                        answered.set_result(answer)
+                replies = await self._connection.call_all([call for call, _ in self._in_flight])
+                for (_, future), reply in zip(self._in_flight, replies, strict=True):
+                    if not future.done():
+                        future.set_result(reply)
             self._in_flight = []
             await asyncio.sleep(_GATHER_TIME)

@@ -85,7 +85,7 @@ class FleetStatus:
 
     @property
     def unfinished(self) -> int:
-        """Number of starts that were not attempted or ended unknown: what `Fleet.resume` submits again."""
+        """Number of starts that were not attempted or ended unknown; `Fleet.resume` submits them again."""
         return self.counts.get("not_attempted", 0) + self.counts.get("unknown", 0)
 
     @property

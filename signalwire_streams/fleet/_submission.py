@@ -49,11 +49,11 @@ class Submission:
             with suppress(FleetError):  # no waiting for Redis: the requests expire
                 await self._discard(Connection(self._connection.client, 0.0))
             raise
-        # If the answer is lost, the plan may belong to the run, so it stays; if it does not, it expires.
-        answer = await self._create(digest)
-        if answer != "ok":
+        # If the reply is lost, the plan may belong to the run, so it stays; if it does not, it expires.
+        reply = await self._create(digest)
+        if reply != "ok":
             await self._discard(self._connection)
-        if answer == "other":
+        if reply == "other":
             raise InvalidRequestError(f"a run {self._run!r} with different requests already exists: choose another id")
         await self._queue()
 
@@ -89,7 +89,7 @@ class Submission:
     async def _discard(self, connection: Connection) -> None:
         record = await read_run(connection, self._all_keys, self._run)
         if record is not None and record.keys == self._keys:
-            return  # the run was created by an attempt whose answer was lost
+            return  # the run was created by an attempt whose reply was lost
         keys = [self._keys.requests(number) for number in range(self._batches)]
         await connection.pipeline(lambda pipe: [pipe.delete(key) for key in keys])
 

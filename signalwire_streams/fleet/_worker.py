@@ -40,7 +40,7 @@ _EXECUTION_TTL = timedelta(minutes=1)
 _AHEAD = 10.0  # seconds' worth of the shared rate that one worker has in flight at most
 _RETRY_DELAY, _MAX_RETRY_DELAY = timedelta(milliseconds=100), timedelta(seconds=5)
 _CLOSE_TIMEOUT = 5.0
-_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return what was cancelled
+_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return cancelled tasks
 
 
 SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
@@ -52,10 +52,10 @@ class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
 
 
 class Supervisor:
-    """Runs docket's worker, and stops it even while Redis fails it.
+    """Runs docket's worker, and stops it even if Redis fails.
 
-    Cancelling that one is not enough: if Redis fails it in its last steps, it starts over and accepts work again.
-    Leaving its context does stop it.
+    Cancelling docket's worker is not enough: if Redis fails during its last steps, it starts over and accepts work
+    again. Leaving its context does stop it.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -69,7 +69,7 @@ class Supervisor:
         self._leaving.set()
 
     async def stop(self) -> None:
-        """Stop, whether Redis answers or not, and however often the caller is cancelled meanwhile."""
+        """Stop, whether Redis responds or not, and even if the caller is cancelled several times."""
         self.leave()
         stopping, cancelled = asyncio.create_task(self._stop()), None
         while not stopping.done():
@@ -179,7 +179,7 @@ class FleetWorker:
 
         Raises:
             FleetError: Redis rejects the user or password, or is a Redis Cluster.
-            AuthenticationError: the Space rejects the client's token; other workers get what this one had in flight.
+            AuthenticationError: the Space rejects the client's token; its starts in flight go to other workers.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
@@ -250,7 +250,7 @@ class FleetWorker:
 
     def _cut(self) -> None:
         if self._is_connected:
-            self._connection.timeout = 0.0  # no more waiting for Redis: what it does not learn expires there
+            self._connection.timeout = 0.0  # no more waiting for Redis: anything left there expires
             self._leases.lose_all()
 
     async def _task(self, run: str, batch: int) -> None:
@@ -262,7 +262,7 @@ class FleetWorker:
             except (RequeueBatch, FleetError):
                 raise
             except Exception:  # docket would only retry, silently
-                _LOG.exception("batch %d of %s failed and is retried", batch, run)
+                _LOG.exception("batch %d of %s failed and will be retried", batch, run)
                 raise
             if self._stop.is_set():
                 raise RequeueBatch(f"another worker has batch {batch} of {run}")
@@ -279,7 +279,7 @@ class FleetWorker:
             return True
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
-        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.hand_back)
+        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.requeue)
         if lease is None:
             return False
         try:
@@ -299,7 +299,7 @@ class FleetWorker:
         requests = self._with_secrets([item for item in items if not item.mark.is_completed], ledger)
         for index, request in requests.items():
             ledger.expect(key_of(request), index)
-        if ledger.cancelled is None and requests and not ledger.handed_back:
+        if ledger.cancelled is None and requests and not ledger.requeued:
             await self._start(ledger, list(requests.values()))
         if ledger.cancelled is not None:
             ledger.complete_rest(requests)
@@ -312,7 +312,7 @@ class FleetWorker:
             self._recent.append((asyncio.get_running_loop().time(), outcome.attempts))
             if ledger.denied is not None:
                 run.shutdown()  # the starts in flight will be denied as well
-            elif ledger.handed_back:
+            elif ledger.requeued:
                 run.shutdown(0)
         if ledger.denied is not None:
             self._denied = ledger.denied
@@ -337,6 +337,11 @@ class FleetWorker:
         request = self.secrets(planned)
         if any(getattr(request, name) != getattr(planned.request, name) for name in ("target", "name", "unnamed")):
             raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
+        if planned.signed_tokens and request.authorization_bearer_token is None:
+            raise InvalidRequestError(
+                f"{planned.request.target} was submitted with SignedTokens, which Redis does not keep: let secrets= "
+                "return the request with authorization_bearer_token=tokens"
+            )
         return request
 
     def _rate(self) -> float:

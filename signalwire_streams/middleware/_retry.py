@@ -458,7 +458,7 @@ def describe_result(request: Request, result: Result) -> str:
     """Return the result of an attempt in words for a log line, without secrets and without a part of a body."""
     response, words = result.response, result.attempt_result.description
     if response is None:
-        detail = redact(result.detail, request.redact)
+        detail = redact(result.detail, request.secrets)
         return f"{words} ({detail})" if detail else words
     code = response.problem.code if response.problem is not None else None
     return f"{words} (HTTP {response.status}" + (f", code {code})" if code is not None else ")")

@@ -21,6 +21,7 @@ from signalwire_streams.models._requests import (
     StartOptions as StartOptions,
 )
 from signalwire_streams.models._responses import Call, CallStream, Conference, ConferenceStream, Page, Participant
+from signalwire_streams.models._signed_tokens import SignedTokens
 
 __all__ = [
     "AnsweredBy",
@@ -41,6 +42,7 @@ __all__ = [
     "ParticipantStatus",
     "Priority",
     "RetryDecision",
+    "SignedTokens",
     "StartCallStream",
     "StartConferenceStream",
     "StreamStatus",

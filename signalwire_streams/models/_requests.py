@@ -10,6 +10,7 @@ from attrs.converters import optional as maybe
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._enums import CallbackMethod, Codec, TargetKind, Track
+from signalwire_streams.models._signed_tokens import SignedTokens
 from signalwire_streams.models._validation import (
     check_codec,
     check_parameters,
@@ -88,7 +89,8 @@ class StartStream:
         status_callback: ``StatusCallback``, the http(s) URL that receives status callbacks.
         status_callback_method: ``StatusCallbackMethod``; the API's default is POST.
         parameters: ``Parameter1.Name``/``.Value`` and so on, at most 99, passed to the WebSocket server.
-        authorization_bearer_token: ``AuthorizationBearerToken``, sent with the WebSocket upgrade.
+        authorization_bearer_token: ``AuthorizationBearerToken``, sent with the WebSocket upgrade; or `SignedTokens`,
+            which make one when the start is sent.
 
     Raises:
         InvalidRequestError: a field is invalid; the message says what to write instead.
@@ -118,7 +120,7 @@ class StartStream:
         hash=False,
         metadata={WIRE_NAME: "Parameter", SECRET: True},
     )
-    authorization_bearer_token: str | None = field(
+    authorization_bearer_token: str | SignedTokens | None = field(
         default=None,
         validator=if_given(validate_bearer_token),
         repr=False,
@@ -151,7 +153,7 @@ class StartStream:
                 continue
             if isinstance(value, dict):
                 found += tuple(value.values())
-            else:
+            elif isinstance(value, str):
                 found += (value,) if secret is True else secrets_in(value)
         return found
 

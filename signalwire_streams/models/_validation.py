@@ -170,6 +170,10 @@ def _is_encodable(text: str) -> bool:
 
 def validate_bearer_token(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check the bearer token: it becomes a header of the WebSocket upgrade, so visible ASCII only."""
+    if isinstance(value, HidesSecrets):  # SignedTokens
+        return
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"authorization_bearer_token must be a str or SignedTokens, not {kind_of(value)}")
     token = _text(value, "authorization_bearer_token", "the token that your WebSocket server expects")
     if not all("!" <= character <= "~" for character in token):
         raise InvalidRequestError(
@@ -269,6 +273,12 @@ class Secret(str):
         return Secret(super().__getitem__(index))  # what shortens a long value shows a part of it
 
 
+class HidesSecrets:
+    """Base of objects that hold secrets and show none of them, so that they need no mask."""
+
+    __slots__ = ()
+
+
 @frozen
 class Unusable:
     """Replaces a value of a wrong type, which may contain a secret: the checks need only its type."""
@@ -285,7 +295,7 @@ def kind_of(value: object) -> str:
 
 def mask(value: object) -> object:
     """Return the value with a ``repr`` that hides it; a mapping keeps the names of its values."""
-    if value is None or isinstance(value, Secret | Unusable):
+    if value is None or isinstance(value, Secret | Unusable | HidesSecrets):
         return value
     if isinstance(value, str):
         return Secret(value)

@@ -1,5 +1,6 @@
 """The receiving end of a stream: the WebSocket server that the Space connects to, and the events it receives."""
 
+from signalwire_streams.receiver._auth import TokenClaims
 from signalwire_streams.receiver._media_receiver import MediaReceiver
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import (
@@ -37,6 +38,7 @@ __all__ = [
     "StreamSession",
     "StreamStatistics",
     "Tap",
+    "TokenClaims",
     "TrackStatistics",
     "UnknownEvent",
     "decode_event",

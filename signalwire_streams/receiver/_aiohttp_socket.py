@@ -1,4 +1,4 @@
-"""The WebSocket of one stream over aiohttp: its reads, its sends that can be cancelled, and its close that ends.
+"""The WebSocket of one stream over aiohttp: buffered reads, sends that can be cancelled, a close that always ends.
 
 asyncio allocates 256 KiB for each read, which for a small message can cost more than all the rest, and aiohttp passes
 each message on through a queue, a future and two coroutines. So a socket reads into one buffer of its receiver, and
@@ -191,7 +191,7 @@ class _PushingQueue(WebSocketDataQueue):
         if kind is _TEXT or kind is _BINARY:
             self.on_message(message[1])
         else:
-            if kind is WSMsgType.CLOSE:  # what follows it is to be ignored (RFC 6455, 5.5.1)
+            if kind is WSMsgType.CLOSE:  # everything after it must be ignored (RFC 6455, 5.5.1)
                 self.on_message = _ignore
             super().feed_data(message, size)
 

@@ -20,7 +20,7 @@ _CLOSED = "the socket is closed"
 class AsgiSocket:
     """A WebSocket behind an ASGI server, which answers pings, and closes the connection once the application returns.
 
-    It can't be reset, so `abort` only ends what is sent here.
+    It can't be reset, so `abort` only cancels pending sends.
     """
 
     def __init__(self, receive: Receive, send: Send, *, max_size: int) -> None:
@@ -37,7 +37,7 @@ class AsgiSocket:
         """Accept the upgrade.
 
         Raises:
-            ConnectionError: the other end has left.
+            ConnectionError: the client has disconnected.
         """
         if (await self._receive())["type"] != "websocket.connect":
             self._is_closed = True
@@ -66,7 +66,7 @@ class AsgiSocket:
         await self._send({"type": "websocket.send", "text": data})
 
     async def ping(self) -> None:
-        """Do nothing: an ASGI application can't send pings, and the server may."""
+        """Do nothing: an ASGI application can't send pings, but its server may."""
 
     async def close(self, *, code: int = CloseCode.OK) -> None:
         if self._is_closed:
@@ -88,7 +88,7 @@ class AsgiSocket:
         task = self._track(message)
         await asyncio.wait({task})
         if task.cancelled() or task.exception() is not None:
-            # Servers raise errors of their own kinds when the other end has left.
+            # Servers raise errors of their own kinds once the client has disconnected.
             self._is_closed = True
             raise ConnectionError(_CLOSED) from (None if task.cancelled() else task.exception())
 

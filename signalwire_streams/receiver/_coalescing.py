@@ -1,9 +1,9 @@
 """Reading several frames at once: the kernel wakes the event loop only when enough bytes have arrived.
 
-Once half a second of a socket was measured, its SO_RCVLOWAT is 85 % of what arrives in the time that frames may wait:
-a little less, so that the last frame of that time is not waited for. A socket from which nothing was read for that
-time, since less arrives or its end is near, is read at once until something has arrived. The end of a connection always
-wakes the loop.
+After half a second of measurement, a socket's SO_RCVLOWAT is set to 85 % of the bytes that arrive within the time that
+frames may wait: a little less than all, so that the loop does not wait for the last of them. If nothing was read from a
+socket for that long, because less arrives or the stream is ending, the socket is read at once until something has
+arrived. The end of a connection always wakes the loop.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _CHECKS = 2  # in the time that frames may wait
 
 
 class CoalescedReads:
-    """When one socket is read. Where the option is not supported, that is at once."""
+    """Decides when one socket is read: at once if the system does not support the option."""
 
     def __init__(self, transport: asyncio.BaseTransport, seconds: float, members: "set[CoalescedReads]") -> None:
         self._transport = transport
@@ -43,7 +43,7 @@ class CoalescedReads:
             self.read_at_once()
 
     def read_at_once(self) -> None:
-        """Read whatever arrives next, however little it is."""
+        """Read the next data as soon as it arrives, even a single byte."""
         self._set(1)
 
     def end(self) -> None:

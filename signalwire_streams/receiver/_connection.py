@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.models._signed_tokens import RejectedTokenError
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
     ConnectedEvent,
@@ -26,8 +27,8 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 """A user's function: ``async def handler(session)``."""
 
 _CHECKS = 4  # of each heartbeat interval
-_PONG_SHARE = 0.5  # of the heartbeat: time that the other end has to answer a ping
-_MIN_IGNORED = 100  # messages without an event that may precede the start event, however small the queue is
+_PONG_SHARE = 0.5  # of the heartbeat: the time that the other end has for its pong
+_MIN_IGNORED = 100  # messages without an event that may always precede the start event, even if the queue is smaller
 _CLOSE_CODES = {
     EndReason.HANDLER_RETURNED: CloseCode.OK,
     EndReason.HANDLER_FAILED: CloseCode.INTERNAL_ERROR,
@@ -43,7 +44,7 @@ class Connection:
     """One socket. `wait_session` waits for its start event, then `run` serves the session until both have ended.
 
     Messages are decoded and queued as they arrive, so a busy handler delays neither their arrival times nor the
-    answer to a ping.
+    pongs.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Connection:
         failure_log: RateLimitedLog,
     ) -> None:
         self.socket = socket
-        self.failure = ""  # why no stream started
+        self.failure = ""  # the reason if no stream started
         self._open_session = open_session
         self._limits = limits
         self._heartbeat = heartbeat  # aiohttp's own costs a turn of the event loop for each frame
@@ -87,7 +88,7 @@ class Connection:
             if self.session is not None:  # it arrived while the loop was blocked beyond the timeout
                 return self.session
             self.failure = f"no start event arrived within {timeout:g} s"
-        except (ConnectionError, MalformedFrameError) as error:
+        except (ConnectionError, MalformedFrameError, RejectedTokenError) as error:
             self.failure = str(error)
         except asyncio.CancelledError:
             await self._stop_task(self._reader)
@@ -134,7 +135,7 @@ class Connection:
                 session._close(EndReason.STOPPED)
             elif not session._enqueue(event, now):
                 session._close(EndReason.OVERFLOW)
-        except MalformedFrameError as error:
+        except (MalformedFrameError, RejectedTokenError) as error:
             if session is not None:
                 session.statistics.malformed += 1
             else:
@@ -201,7 +202,7 @@ class Connection:
             session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
             await self._close_session(session)
             await asyncio.wait({handling})
-        finally:  # also when it is cancelled
+        finally:  # even if it is cancelled
             handling.cancel()
             ended.cancel()
             try:

@@ -26,21 +26,19 @@ from signalwire_streams.models._validation import (
 )
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
+from signalwire_streams.receiver._auth import (
+    MaskedTokens,
+    TokenAuthenticator,
+    Tokens,
+    VerifiedToken,
+    bearer_token,
+    mask_tokens,
+)
 from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
-from signalwire_streams.receiver._server import (
-    MaskedTokens,
-    RateLimitedLog,
-    Slot,
-    StreamServer,
-    TokenAuthenticator,
-    Tokens,
-    bearer_token,
-    default_max_pending,
-    mask_tokens,
-)
+from signalwire_streams.receiver._server import RateLimitedLog, Slot, StreamServer, default_max_pending
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
 from signalwire_streams.receiver._start_and_receive import PendingStream
@@ -95,9 +93,9 @@ class MediaReceiver(StarterMixin):
         Args:
             handler: called with each session. Without a handler, only the streams of `open` and `open_many` are
                 received.
-            bearer_tokens: tokens that authorize a stream for the handler, checked before the upgrade: one, several, a
-                function (``def`` or ``async def``) that returns True for a valid one, or None to allow anyone.
-                A token is visible ASCII without whitespace.
+            bearer_tokens: tokens that authorize a stream for the handler, checked before the upgrade: one, several,
+                `SignedTokens`, a function (``def`` or ``async def``) that returns True for a valid one, or None to
+                allow anyone. A token is visible ASCII without whitespace.
             bidirectional: whether the streams play the audio that is sent back.
             max_queue: media events that may wait for a slow handler; each track sends 50 per second.
             max_queue_bytes: memory limit for those events, and a second one of the same size for DTMF and marks; by
@@ -144,7 +142,7 @@ class MediaReceiver(StarterMixin):
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[StreamServer] = set()
         self._failure_log = RateLimitedLog(10)
-        self._stuck_checks: set[asyncio.Task[bool]] = set()
+        self._stuck_checks: set[asyncio.Task[VerifiedToken | bool]] = set()
         self._stuck_log = RateLimitedLog(1)
 
     @property
@@ -184,7 +182,7 @@ class MediaReceiver(StarterMixin):
             await reject_upgrade(scope, send, admission, _REJECTION_HEADERS.get(admission, {}))
             return
         socket = AsgiSocket(receive, send, max_size=self._frame_limit)
-        connection = self._connect(socket)
+        connection = self._connect(socket, admission.token)
         try:
             await socket.accept()
         except ConnectionError:
@@ -205,7 +203,7 @@ class MediaReceiver(StarterMixin):
         admission = await self._admit(bearer_token(request.headers.get("Authorization")), slot)
         if isinstance(admission, int):
             return web.Response(status=admission, headers=_REJECTION_HEADERS.get(admission))
-        connection = self._connect(socket)
+        connection = self._connect(socket, admission.token)
         try:
             await socket.prepare(request)
         except ConnectionError:  # the other end left
@@ -226,7 +224,7 @@ class MediaReceiver(StarterMixin):
             return 401
         if pending is not None or not self._authenticator.admits_everybody:
             slot.admit()
-        return _Admission(handler, slot, pending)
+        return _Admission(handler, slot, pending, admitted if isinstance(admitted, VerifiedToken) else None)
 
     async def _serve(self, connection: Connection, admission: "_Admission") -> None:
         """Receive the stream of a socket that is open."""
@@ -242,16 +240,16 @@ class MediaReceiver(StarterMixin):
             task.add_done_callback(lambda _: pending.socket_closed.set())
         await asyncio.shield(task)
 
-    def _connect(self, socket: Socket) -> Connection:
+    def _connect(self, socket: Socket, token: VerifiedToken | None) -> Connection:
         return Connection(
             socket,
-            partial(self._open_session, socket),
+            partial(self._open_session, socket, token),
             limits=self._queue_limits,
             heartbeat=self._heartbeat,
             failure_log=self._failure_log,
         )
 
-    async def _allows(self, token: str | None, slot: Slot) -> bool | None:
+    async def _allows(self, token: str | None, slot: Slot) -> VerifiedToken | bool | None:
         """Check a token. Return None on timeout, or if the client or the receiver closes first.
 
         A check that ignores its cancellation is not waited for. Their number is limited instead.
@@ -296,7 +294,9 @@ class MediaReceiver(StarterMixin):
             await connection.close(CloseCode.GOING_AWAY)
         return session
 
-    def _open_session(self, socket: Socket, start: StartEvent) -> StreamSession:
+    def _open_session(self, socket: Socket, token: VerifiedToken | None, start: StartEvent) -> StreamSession:
+        if token is not None:
+            token.spend(start)
         audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
         statistics = StreamStatistics()
         playback = Playback(
@@ -308,7 +308,12 @@ class MediaReceiver(StarterMixin):
             max_message=self._frame_limit,
         )
         return StreamSession(
-            start, audio_format=audio_format, playback=playback, statistics=statistics, limits=self._queue_limits
+            start,
+            audio_format=audio_format,
+            playback=playback,
+            statistics=statistics,
+            limits=self._queue_limits,
+            claims=None if token is None else token.claims,
         )
 
     async def _run(self, connection: Connection, session: StreamSession, handler: Handler) -> None:
@@ -462,6 +467,7 @@ class _Admission:
     handler: Handler
     slot: Slot
     pending: PendingStream | None  # if it was started here
+    token: VerifiedToken | None  # if it is signed
 
     def on_socket_failed(self, reason: str) -> None:
         if self.pending is not None:

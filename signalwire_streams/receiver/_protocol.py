@@ -1,4 +1,4 @@
-"""Frames of the audio socket, decoded by a pure function of their text that any web framework can call.
+"""Frames of the audio socket, and a pure function that decodes them, for use with any web framework.
 
 >>> from signalwire_streams.receiver import MediaEvent, decode_event
 >>> async def audio(websocket):  # FastAPI or Starlette  # doctest: +SKIP
@@ -78,10 +78,10 @@ class StartEvent(_JsonEvent):
     """The stream starts.
 
     Attributes:
-        stream_sid: id of the stream.
+        stream_sid: the stream's sid.
         account_sid: Project ID.
-        call_sid: id of the call; whether a conference's stream has one is not documented.
-        conference_sid: id of the conference, if the frame has it.
+        call_sid: the call's sid; whether a conference's stream has one is not documented.
+        conference_sid: the conference's sid, if the frame has it.
         tracks: ``inbound``, ``outbound``, or both.
         custom_parameters: the ``parameters`` of the start, by name.
         media_format: encoding of the audio.
@@ -172,7 +172,7 @@ class UnknownEvent(_JsonEvent):
 
 
 KeptEvent: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
-"""Events that are never dropped, however slow a handler is."""
+"""Events that are never dropped, even if the handler is slow."""
 AudioEvent: TypeAlias = KeptEvent | MediaEvent | UnknownEvent
 """Any event of the audio socket."""
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from attrs import frozen
 
 from signalwire_streams.errors import ClientStateError
+from signalwire_streams.receiver._auth import TokenClaims
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
@@ -237,6 +238,7 @@ class StreamSession:
         audio_format: encoding, sample rate and channels of the audio.
         playback: sends audio back, on a bidirectional stream.
         statistics: counts of received, missing and dropped frames so far.
+        claims: the content of the stream's token, if the receiver has `SignedTokens`; otherwise None.
         label: a name that is safe in file names and logs: the stream's sid, or a random name if that contains anything
             but letters, digits, ``-`` and ``_``.
         end_reason: why the stream ended; None while it is running. It is set when the end arrives, while events that
@@ -251,12 +253,14 @@ class StreamSession:
         playback: Playback,
         statistics: StreamStatistics,
         limits: QueueLimits,
+        claims: TokenClaims | None = None,
     ) -> None:
         """Created by `MediaReceiver`."""
         self.start = start
         self.audio_format = audio_format
         self.playback = playback
         self.statistics = statistics
+        self.claims = claims
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
@@ -365,7 +369,7 @@ class StreamSession:
     def _enqueue(self, event: AudioEvent, now: float) -> bool:
         """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
-            self.statistics.of(event.track)._record(event, now)
+            self.statistics._record(event, now)
             for feed in self._listeners.feeds:
                 feed.put(event, now)
             if self._is_handed_over:

@@ -1,4 +1,4 @@
-"""What the receiver needs of a WebSocket that has been upgraded, whichever framework serves it."""
+"""The interface of an upgraded WebSocket to the receiver, for any framework that serves it."""
 
 from collections.abc import Callable
 from enum import IntEnum
@@ -33,7 +33,7 @@ class Socket(TextSender, Protocol):
     Attributes:
         on_message: called with each message as it arrives, while `read` runs.
         on_read: called after the messages of each read. It may run tasks, so it must not be called by compiled code.
-        on_control: called by `read` when a ping or a pong arrives. What it raises ends `read`.
+        on_control: called by `read` when a ping or a pong arrives. An exception from it ends `read`.
     """
 
     on_message: OnMessage

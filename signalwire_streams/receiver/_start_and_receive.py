@@ -18,12 +18,12 @@ from signalwire_streams.errors import (
 )
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._validation import Secret
+from signalwire_streams.receiver._auth import token_hash
 from signalwire_streams.receiver._connection import wait_unless
-from signalwire_streams.receiver._server import token_hash
 from signalwire_streams.receiver._session import EndReason, StreamSession
 
 _END_TIMEOUT = 2.0  # seconds that the Space has to end a stream after it was stopped
-_OUTAGE, _MIN_DELAY = 60.0, 0.05  # seconds that a stop is retried while the Space refuses it, and between two attempts
+_OUTAGE, _MIN_DELAY = 60.0, 0.05  # seconds that a stop is retried while the Space rejects it, and between two attempts
 
 
 class Callback(Protocol):
@@ -73,10 +73,10 @@ class PendingStream:
     def begin(self, start: "asyncio.Future[Any]", stop: Callable[[Any], Awaitable[object]]) -> None:
         """Attach the start request, and the function that stops a stream by object, sid or name."""
         self._start, self._stop = start, stop
-        start.add_done_callback(self._on_answer)
+        start.add_done_callback(self._on_response)
 
-    def _on_answer(self, start: "asyncio.Future[Any]") -> None:
-        # After an ambiguous start the sid may be that of a second stream, which the Space refused.
+    def _on_response(self, start: "asyncio.Future[Any]") -> None:
+        # After an ambiguous start the sid may be that of a second stream, which the Space rejected.
         if self._start_error() is None and not start.result().ambiguous and start.result().sid is not None:
             self._stream_sid = start.result().sid
             self._check_end_reason()
@@ -108,11 +108,11 @@ class PendingStream:
 
     async def on_session(self, session: StreamSession) -> None:
         """Pass the session to the user, as its handler, until the user is done or the stream ends."""
-        if not self._arrival.done():  # else a callback was faster and reported that the stream had ended
+        if not self._arrival.done():  # otherwise, a callback was faster and reported that the stream had ended
             self._arrival.set_result(session)
             await wait_unless(asyncio.create_task(session.wait_closed()), self._released)
 
-    async def wait_session(self, timeout: float) -> StreamSession:  # noqa: ASYNC109  (it begins with the answer)
+    async def wait_session(self, timeout: float) -> StreamSession:  # noqa: ASYNC109  (it begins with the response)
         """Wait for the session, at most *timeout* seconds after the response to the start request."""
         await asyncio.wait({self._start, self._arrival}, return_when=asyncio.FIRST_COMPLETED)
         error = self._start_error()
@@ -153,7 +153,7 @@ class PendingStream:
         session = self._session()
         stopped = None
         if session is not None and session.stream_sid is not None and not self._start.done():
-            # The socket has the sid, so the stop need not wait for an answer that may hang.
+            # The socket has the sid, so the stop need not wait for a response that may never come.
             stopped = session.stream_sid
             if session.end_reason is not EndReason.STOPPED:
                 await self._stop_and_wait(stopped)
@@ -189,7 +189,7 @@ class PendingStream:
                     raise
             except ApiError:
                 session = self._session()
-                if session is None or session.end_reason is None:  # else it was refused as the stream had ended
+                if session is None or session.end_reason is None:  # otherwise, the stream has ended
                     raise
                 break
             await asyncio.sleep(delay)

@@ -18,7 +18,7 @@ from signalwire_streams.receiver._session import StreamSession
 from signalwire_streams.receiver._start_and_receive import Callback, PendingStream, PendingStreams, Starts
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
-_OWN_TOKEN = "each received start gets a generated token: omit authorization_bearer_token"  # noqa: S105  (a sentence)
+_OWN_TOKEN = "a token is generated for each start: omit authorization_bearer_token"  # noqa: S105  (a sentence)
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 
@@ -59,7 +59,7 @@ class BulkStartAndReceive:
         self._client = client
         self._stops = BatchedStops(client)
         self._open: set[PendingStream] = set()
-        self._answers: dict[tuple[str, str], asyncio.Future[Any]] = {}  # of the starts, by target and name
+        self._responses: dict[tuple[str, str], asyncio.Future[Any]] = {}  # of the starts, by target and name
         self._outcomes: asyncio.Queue[OpenOutcome | None] = asyncio.Queue()
         self._arrivals: set[asyncio.Task[None]] = set()
         self._closings: set[asyncio.Task[None]] = set()
@@ -70,7 +70,7 @@ class BulkStartAndReceive:
 
     def start(self, requests: Iterable[Start] | AsyncIterable[Start], concurrency: int | None) -> None:
         self._run = self._client.start_streams(self._prepared(requests), concurrency=concurrency)
-        self._running = asyncio.create_task(self._collect_answers())
+        self._running = asyncio.create_task(self._collect_responses())
 
     async def __aiter__(self) -> AsyncIterator[OpenOutcome]:
         while (outcome := await self._outcomes.get()) is not None:
@@ -107,10 +107,10 @@ class BulkStartAndReceive:
             except InvalidRequestError as error:
                 self._outcomes.put_nowait(OpenOutcome(request=request, error=error))
                 continue
-            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            stream.begin(answer, partial(self._stops.stop, request, stream.name))
+            response: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            stream.begin(response, partial(self._stops.stop, request, stream.name))
             self._open.add(stream)
-            self._answers[stream.target, stream.name] = answer
+            self._responses[stream.target, stream.name] = response
             self._spawn(self._arrivals, self._wait_session(request, stream))
             yield evolve(request, name=stream.name, unnamed=False, authorization_bearer_token=stream.token)
 
@@ -123,18 +123,18 @@ class BulkStartAndReceive:
             raise InvalidRequestError(_OWN_TOKEN)
         return self._pending.add(request.target, request.name)
 
-    async def _collect_answers(self) -> None:
+    async def _collect_responses(self) -> None:
         try:
             async for outcome in self._run:
-                answer = self._answers.pop((outcome.item.target, outcome.item.name))
+                response = self._responses.pop((outcome.item.target, outcome.item.name))
                 if outcome.stream is not None:
-                    answer.set_result(outcome.stream)
+                    response.set_result(outcome.stream)
                 else:
-                    answer.set_exception(outcome.error)
-                    answer.exception()  # retrieved, so that asyncio does not log it if nobody waits
+                    response.set_exception(outcome.error)
+                    response.exception()  # retrieved, so that asyncio does not log it if nobody waits
         finally:
-            for answer in self._answers.values():
-                answer.cancel()  # the run was cut off
+            for response in self._responses.values():
+                response.cancel()  # the run was aborted
             if self._arrivals:
                 await asyncio.wait(self._arrivals)
             self._outcomes.put_nowait(None)
@@ -238,7 +238,7 @@ class StarterMixin:
         """Start a stream and receive it: ``async with receiver.open(client.conferences, sid, url=...) as session``.
 
         The stream's socket gets its own bearer token. The session is available as soon as the socket has sent its
-        start event, even before the start request is answered. The stream is stopped at the end of the block.
+        start event, even before the response to the start request. The stream is stopped at the end of the block.
 
         Args:
             streams: ``client.conferences`` or ``client.calls``.

@@ -20,8 +20,12 @@ _SLOT, _BITS = WINDOW - 1, (1 << WINDOW) - 1
 _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000.0
 _MAX_EARLY = 100.0  # milliseconds before the least delayed frame: no network delivers a frame earlier than that
-_JUMP = 60_000.0  # milliseconds of delay: a timestamp that is further behind is from another clock, or is none
-_SPAN = 10.0  # seconds: the least delayed frame is that of the current span and the one before
+_JUMP = 60_000.0  # milliseconds of delay: a timestamp that is further behind is from another clock, or is invalid
+_SPAN = 10.0  # seconds: the least delayed frame is taken from the current span and the one before
+
+# Frames are counted in batches: in a busy process, whose caches hold little of the code and data for counting, counting
+# one frame alone would cost as much as decoding it.
+_BATCH, _LONG = 32, 4096  # frames; bytes of audio from which a frame does not wait
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 
@@ -215,7 +219,7 @@ class TrackStatistics:
     delay_ms: float = 0.0
     max_delay_ms: float = 0.0
     _sequence: SequenceTracker = field(init=False, factory=SequenceTracker, repr=False)
-    # Arrival less timestamp of the last frame that was believed, and of the least delayed one of both spans.
+    # Arrival minus timestamp: of the last frame that was believed, and of the least delayed frame of both spans.
     _transit: float = field(init=False, default=0.0, repr=False)
     _least: float = field(init=False, default=float("inf"), repr=False)
     _least_of_span: float = field(init=False, default=0.0, repr=False)
@@ -229,8 +233,27 @@ class TrackStatistics:
         self.bytes += len(payload)
         # The timestamp of a frame without audio does not identify it.
         verdict = self._sequence.note(media.chunk, timestamp if payload else None, payload)
-        if (verdict is _NEXT or self._count(verdict)) and timestamp is not None:
-            self._record_arrival(now * _MILLISECONDS - timestamp, now)
+        if not (verdict is _NEXT or self._count(verdict)) or timestamp is None:
+            return
+        transit = now * _MILLISECONDS - timestamp
+        # For each frame: with abs(), min() and max() it would take a fourth longer.
+        least = self._least
+        if not -_MAX_EARLY <= transit - least <= _JUMP:
+            self._rebase(transit, now)
+            return
+        variation = transit - self._transit
+        self._transit = transit
+        self.jitter += ((variation if variation >= 0 else -variation) - self.jitter) * _SMOOTHING
+        if now >= self._span_ends:
+            least = self._least = min(self._least_of_span, transit)
+            self._least_of_span = transit
+            self._span_ends = now + _SPAN
+        elif transit < self._least_of_span:
+            self._least_of_span = transit
+            least = self._least = min(least, transit)
+        delay = self.delay_ms = transit - least
+        if delay > self.max_delay_ms:  # noqa: PLR1730
+            self.max_delay_ms = delay
 
     def _count(self, verdict: Verdict) -> bool:
         """Count a frame whose number does not follow the last one; return whether to measure its arrival."""
@@ -253,26 +276,6 @@ class TrackStatistics:
                 self.duplicates -= self._sequence.replayed  # those before were new
         return verdict not in _UNMEASURED
 
-    def _record_arrival(self, transit: float, now: float) -> None:
-        # For each frame: with abs(), min() and max() it would take a fourth longer.
-        least = self._least
-        if not -_MAX_EARLY <= transit - least <= _JUMP:
-            self._rebase(transit, now)
-            return
-        variation = transit - self._transit
-        self._transit = transit
-        self.jitter += ((variation if variation >= 0 else -variation) - self.jitter) * _SMOOTHING
-        if now >= self._span_ends:
-            least = self._least = min(self._least_of_span, transit)
-            self._least_of_span = transit
-            self._span_ends = now + _SPAN
-        elif transit < self._least_of_span:
-            self._least_of_span = transit
-            least = self._least = min(least, transit)
-        delay = self.delay_ms = transit - least
-        if delay > self.max_delay_ms:  # noqa: PLR1730
-            self.max_delay_ms = delay
-
     def _rebase(self, transit: float, now: float) -> None:
         """Measure from a transit that is out of range, as the first one is, if it agrees with the frame before."""
         doubted, frame = self._doubted
@@ -285,7 +288,7 @@ class TrackStatistics:
         self.delay_ms = transit - self._least
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class StreamStatistics:
     """Counts of one audio socket.
 
@@ -297,14 +300,38 @@ class StreamStatistics:
     malformed: int = 0
     unknown: int = 0
     _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
+    _uncounted: list[tuple[MediaEvent, float]] = field(init=False, factory=list)
+
+    def __repr__(self) -> str:
+        return f"StreamStatistics(malformed={self.malformed}, unknown={self.unknown}, tracks={self.tracks})"
 
     @property
     def tracks(self) -> Mapping[str, TrackStatistics]:
-        """Statistics of the tracks, by name. From the ninth track on, and for very long names, it is ``others``."""
+        """Statistics of the tracks, by name. From the ninth track on, and for very long names, it is ``others``.
+
+        Reading this property brings them up to date; a `TrackStatistics` that you keep may lack the last second.
+        """
+        self._count()
         return self._tracks
 
+    def _record(self, media: MediaEvent, now: float) -> None:
+        """Count a frame that arrived at *now*, in seconds, at the latest when the statistics are read."""
+        uncounted = self._uncounted
+        uncounted.append((media, now))
+        if len(uncounted) >= _BATCH or len(media.payload) > _LONG:
+            self._count()
+
+    def _count(self) -> None:
+        for media, now in self._uncounted:
+            self._of(media.track)._record(media, now)  # noqa: SLF001  (private to users, not to this module)
+        self._uncounted.clear()
+
     def of(self, track: str | None) -> TrackStatistics:
-        """Return the statistics of a track; they start at zero when its first frame arrives."""
+        """Return the up-to-date statistics of a track; they start at zero when its first frame arrives."""
+        self._count()
+        return self._of(track)
+
+    def _of(self, track: str | None) -> TrackStatistics:
         found = self._tracks.get(track or "")
         if found is None:
             # A peer that makes up names must not fill the memory.

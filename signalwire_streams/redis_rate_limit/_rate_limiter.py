@@ -35,7 +35,7 @@ class LeaseLoop:
     """
 
     def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:
-        self.queue = PriorityQueue(self.give_back)
+        self.queue = PriorityQueue(self.refund)
         self.space = ""  # its host, once it is known
         self._store = store
         self._state = state
@@ -61,12 +61,12 @@ class LeaseLoop:
             self._task = asyncio.create_task(self._run())
 
     def take_spare(self) -> bool:
-        """Take a spare token, unless it lapsed or others wait for it."""
+        """Take a spare token, unless it has expired or other requests wait for it."""
         if self.queue or self._state.time_until_open(self._clock.now()):
             return False
         return self._spare_until() is not None and bool(self._spare.popleft())
 
-    def give_back(self, usable_until: float) -> None:
+    def refund(self, usable_until: float) -> None:
         self._spare.append(usable_until)
 
     async def refresh(self, timeout: float) -> None:  # noqa: ASYNC109  (others may wait for the same)
@@ -208,7 +208,7 @@ class LeaseLoop:
         except RedisUnavailableError:
             return False
         except RateLimiterError:
-            return True  # the next lease reports what is wrong
+            return True  # the next lease reports the error
         return self._clock.now() - asked_at <= self._state.quota.age
 
 

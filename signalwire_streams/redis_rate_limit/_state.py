@@ -1,6 +1,6 @@
-"""The quota, the shared state as one client knows it, and what that client does on its own (pure).
+"""The quota, the shared state as one client knows it, and what that client does without Redis (pure).
 
-Times are of the client's own monotonic clock. Its offset to Redis' clock is measured with every answer, so neither a
+Times are of the client's own monotonic clock. Its offset to Redis' clock is measured with every reply, so neither a
 client's wall clock nor the offset between two clients matters.
 """
 
@@ -32,7 +32,7 @@ class Quota:
     window: float
     burst: int
     reserve: int  # tokens for interactive requests, which would otherwise queue behind the bulk ones of other clients
-    age: float  # seconds after which an unused token lapses
+    age: float  # seconds after which an unused token expires
     rate: float
 
     @classmethod
@@ -74,7 +74,7 @@ class State:
 
 @frozen(kw_only=True)
 class StateUpdate:
-    throttled_after: int | None = None  # the cuts that it knew of when the Space answered 429
+    throttled_after: int | None = None  # the cuts that it knew of when the Space responded with 429
     pause: float = 0.0  # seconds to pause after that; 0 if the Space said how long
     closed_until: float | None = None  # until when the Space asked not to be called, on the client's clock
 

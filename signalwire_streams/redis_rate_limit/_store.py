@@ -34,7 +34,7 @@ from signalwire_streams.redis_rate_limit._state import NO_UPDATE, State, StateUp
 
 @define(eq=False, slots=False, str=False)
 class RateLimiterError(StreamsError):
-    """The limit can't be shared through this Redis: access is denied, it is not a Redis, or its key is taken.
+    """The limit can't be shared: Redis denies access, the server is not Redis, or the key holds other data.
 
     Retrying does not help. Nothing was sent, and the message contains no password.
     """
@@ -90,11 +90,11 @@ tokens = tokens - granted
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'cuts', cuts, 'closed_until', closed_until, 'cut_at', cut_at,
   'rate_before', rate_before, 'pause', pause, 'tokens', tokens, 'filled_at', now)
 redis.call('EXPIRE', KEYS[1], life)
-local answer = {epoch}
+local reply = {epoch}
 for i, number in ipairs({cuts, closed_until, cut_at, rate_before, pause, now, granted, tokens - reserve}) do
-  answer[i + 1] = string.format('%.17g', number)
+  reply[i + 1] = string.format('%.17g', number)
 end
-return answer
+return reply
 """
 """One round trip, by Redis' own clock: refill the bucket, apply the update, lease tokens, and return the state."""
 
@@ -102,7 +102,7 @@ _LIFETIME = 24 * 3600  # seconds until the state of an idle Space expires
 _CONNECT_TIMEOUT, _RESPONSE_TIMEOUT = 2.0, 1.0
 # NoScriptError: redis-py failed while it loaded the script, so that failure counts.
 _TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, NoScriptError)
-# Redis before 7 wraps an error that a command of the script meets in a text of its own.
+# Redis before 7 wraps the error of a command within the script in a message of its own.
 _TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING|BUSY|NOREPLICAS)\b")
 
 
@@ -178,7 +178,7 @@ class Store:
 
     def _translate(self, error: BaseException) -> Exception:
         one: BaseException | None = error
-        while one is not None:  # redis-py wraps what it meets while it connects
+        while one is not None:  # redis-py wraps errors that occur while it connects
             if isinstance(one, InvalidResponse):
                 return RateLimiterError(f"the server at {self.address} is not a Redis server")
             if isinstance(one, AuthenticationError):

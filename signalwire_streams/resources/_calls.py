@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import overload
 
 from signalwire_streams._http.requests import moment
-from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, Track
+from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, SignedTokens, Track
 from signalwire_streams.models._validation import masks_secrets
 from signalwire_streams.resources._streams import Paginator, Streams
 
@@ -31,7 +31,7 @@ class Calls:
         status_callback: str | None = None,
         status_callback_method: CallbackMethod | str | None = None,
         parameters: Mapping[str, str] | None = None,
-        authorization_bearer_token: str | None = None,
+        authorization_bearer_token: str | SignedTokens | None = None,
         may_be_running: bool = False,
         deadline: float | None = None,
     ) -> CallStream:

@@ -12,6 +12,7 @@ from signalwire_streams.models import (
     ConferenceStatus,
     ConferenceStream,
     Participant,
+    SignedTokens,
     Track,
 )
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
@@ -44,7 +45,7 @@ class Conferences:
         status_callback: str | None = None,
         status_callback_method: CallbackMethod | str | None = None,
         parameters: Mapping[str, str] | None = None,
-        authorization_bearer_token: str | None = None,
+        authorization_bearer_token: str | SignedTokens | None = None,
         may_be_running: bool = False,
         deadline: float | None = None,
     ) -> ConferenceStream:
@@ -64,7 +65,8 @@ class Conferences:
             status_callback: http(s) URL that receives status callbacks.
             status_callback_method: GET or POST; the API's default is POST.
             parameters: at most 99 values for the WebSocket server.
-            authorization_bearer_token: sent with the WebSocket upgrade.
+            authorization_bearer_token: sent with the WebSocket upgrade; or `SignedTokens`, which make one when the
+                start is sent.
             may_be_running: True to start a stream again that may already be running under this ``name``, after a
                 `StreamOutcomeUnknownError`. The result is ``ambiguous``: a successful response does not prove that
                 this start created the stream, so the stream is stopped by its name.

@@ -12,21 +12,27 @@ async with SimulatedSpace(conferences=200, calls=20) as space:
 """
 
 from signalwire_streams.simulator._connections import Certificates
+from signalwire_streams.simulator._dial import BrokenRule, DialReport, Segment, dial_media
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, FaultSettings
+from signalwire_streams.simulator._messages import EndpointRule
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
 from signalwire_streams.simulator._sources import Silence, Sound, Tone, WavFile
 from signalwire_streams.simulator._space import SimulatedSpace
 from signalwire_streams.simulator._state import Dialect, Stream, StreamRegistry
 
 __all__ = [
+    "BrokenRule",
     "Certificates",
+    "DialReport",
     "Dialect",
+    "EndpointRule",
     "FaultKind",
     "FaultRule",
     "FaultSettings",
     "Faults",
     "ReceivedRequest",
     "RequestLog",
+    "Segment",
     "Silence",
     "SimulatedSpace",
     "Sound",
@@ -34,4 +40,5 @@ __all__ = [
     "StreamRegistry",
     "Tone",
     "WavFile",
+    "dial_media",
 ]

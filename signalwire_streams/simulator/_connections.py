@@ -142,7 +142,7 @@ class Connection(web.RequestHandler):
         """Send FIN.
 
         It is sent now, and not when asyncio closes the socket one turn of the loop later: a request that is
-        written in between would be answered by a reset.
+        written in between would get a reset.
         """
         if (wire := self._writable) is not None:
             if wire.can_write_eof():

@@ -1,8 +1,8 @@
 """Fault injection: kinds of faults, their subjects, and the replaced responses (pure).
 
-Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule,
-and only those that no earlier rule took advance a later rule's counter: which ones it hits is exact, and the same in
-each run with one seed. A stream that is dialled triggers every rule that applies to it.
+Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule.
+One that triggers an earlier rule does not advance a later rule's counter, so what each rule hits is exact, and the same
+in every run with the same seed. A stream that is dialled triggers every rule that applies to it.
 
 To add a kind of fault, add a member with its definition to `FaultKind`; the command line takes it from there. What its
 `respond` returns is sent instead of the response: another `Response`, or `RawBytes`, in pieces and with pauses if need
@@ -29,7 +29,7 @@ from signalwire_streams.simulator._responses import (
 )
 
 Body = Literal["api", "html", "empty"]
-DuplicateAnswer = Literal["http-error", "stream-error"]
+DuplicateResponse = Literal["http-error", "stream-error"]
 
 
 def _setting(default: object, wanted: str, is_valid: Callable[[Any], bool]) -> Any:  # noqa: ANN401  (as attrs' own field)
@@ -77,9 +77,9 @@ class FaultSettings:
     code: int | None = _setting(None, "an error code such as 20429", _of(int | None))
     retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int | float | str | None))
     headers: Mapping[str, str] = _setting(Factory(dict), "a mapping of header names to values", _of(Mapping))
-    location: str = _setting("/", "a text", _of(str))
-    as_: DuplicateAnswer = _setting(  # noqa: RUF009  (the same)
-        "http-error", "'http-error' or 'stream-error'", get_args(DuplicateAnswer).__contains__
+    location: str = _setting("/", "a string", _of(str))
+    as_: DuplicateResponse = _setting(  # noqa: RUF009  (the same)
+        "http-error", "'http-error' or 'stream-error'", get_args(DuplicateResponse).__contains__
     )
     after: int = _setting(10, *_COUNT)
     every: int = _setting(10, *_COUNT)
@@ -106,7 +106,7 @@ FaultyResponse: TypeAlias = Response | RawBytes | Disconnection
 _Responder: TypeAlias = Callable[[Response, FaultSettings], FaultyResponse]
 
 NOT_EXECUTED = json_response({"sid": "00000000-0000-4000-8000-000000000000", "status": "queued"})
-"""Stands for the response to a request that was not executed: a sid that nothing has."""
+"""Stands for the response to a request that was not executed: a sid that belongs to nothing."""
 
 # The API's codes by HTTP status, where a documented one fits; a 503 is "unknown", not an internal error.
 _CODES = {401: 20003, 403: 10003, 404: 20404, 429: 20429, 500: 20504}
@@ -141,7 +141,7 @@ class FrameFault:
 
     settings: FaultSettings
     change: "_FrameChange"
-    count: int = 0  # of the frames so far, the next one included
+    count: int = 0  # of the frames so far, including the next one
     held: list[str] = field(factory=list)
 
     def process(self, frames: Sequence[str]) -> list[str]:
@@ -190,7 +190,7 @@ _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 @frozen(eq=False)
 class _Subject:
-    """What a kind of fault happens to, and which arguments of `Faults.add` it rejects.
+    """The subject of a kind of fault, and the arguments of `Faults.add` that it rejects.
 
     The keys of ``scopes`` are the values of ``on``, the first is the default; ``when`` completes the message
     about a rejected argument.
@@ -266,9 +266,14 @@ class FaultKind(StrEnum):
         return _DEFINITIONS[self].takes
 
     @property
+    def affects_dialling(self) -> bool:
+        """Whether it happens to a stream that is dialled: to its connection, or to its frames."""
+        return _DEFINITIONS[self].subject is _DIALLING
+
+    @property
     def requires_audio(self) -> bool:
         """Whether it requires a Space with audio, which connects to WebSocket servers."""
-        return _DEFINITIONS[self].subject in {_DIALLING, _EXECUTED_START}
+        return self.affects_dialling or _DEFINITIONS[self].subject is _EXECUTED_START
 
     @property
     def requires_callbacks(self) -> bool:
@@ -323,7 +328,7 @@ class FaultKind(StrEnum):
     FRAMES_LOST = "frames-lost", _of_frames("every", _replace_every_nth(lambda _: []))
     FRAMES_DUPLICATED = "frames-duplicated", _of_frames("every", _replace_every_nth(lambda frame: [frame, frame]))
     FRAMES_REORDERED = "frames-reordered", _of_frames("every", _swap_every_nth)
-    FRAMES_CORRUPTED = (  # what is inserted is not Base64
+    FRAMES_CORRUPTED = (  # the inserted character is not Base64
         "frames-corrupted",
         _of_frames("every", _replace_every_nth(lambda frame: [frame.replace('"payload": "', '"payload": "!')])),
     )
@@ -337,7 +342,7 @@ class FaultKind(StrEnum):
 
 @define(eq=False, kw_only=True)
 class FaultRule:
-    """One rule; what is not described here is as it was passed to `Faults.add`.
+    """One rule; the other attributes are as passed to `Faults.add`.
 
     Attributes:
         operations: the operations it applies to.
@@ -433,10 +438,10 @@ class Faults:
         rejected = [name for name in subject.rejects if given[name] is not None]
         if rejected:
             raise ValueError(
-                f"{known.value!r} happens {subject.when}: leave out {', '.join(rejected)}, use times or every_nth"
+                f"{known.value!r} happens {subject.when}: omit {', '.join(rejected)}; use times or every_nth"
             )
         if executed and known is FaultKind.DUPLICATE_NAME:
-            raise ValueError("'duplicate-name' starts nothing: leave executed out")
+            raise ValueError("'duplicate-name' starts nothing: omit executed")
         scopes = subject.scopes
         scope = scopes.get(next(iter(scopes)) if on is None else on)
         if scope is None:
@@ -482,6 +487,6 @@ def faulty_response(rule: FaultRule, response: Response) -> FaultyResponse:
 
 
 def frame_faults(rules: Sequence[FaultRule]) -> list[FrameFault]:
-    """Create what changes the media frames of a stream that triggered some rules, in their order."""
+    """Create the frame faults of a stream that triggered these rules, in their order."""
     changes = ((rule.settings, _DEFINITIONS[rule.kind].frames) for rule in rules)
     return [FrameFault(settings, change) for settings, change in changes if change is not None]

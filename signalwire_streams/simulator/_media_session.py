@@ -1,14 +1,13 @@
-"""One stream's audio socket: its frames as the Space encodes them, and the session that sends them and plays others.
+"""One stream's audio socket: the encoding of its frames, and the session that sends them and plays received audio.
 
-https://signalwire.com/docs/compatibility-api/rest/streams. The second dialect is Twilio's, which some SignalWire
-setups were seen to be written for: ``streamSid`` on every frame, version 1.0.0, a body in ``stop``.
+https://signalwire.com/docs/compatibility-api/rest/streams. The second dialect is Twilio's, which some servers for
+SignalWire expect: ``streamSid`` on every frame, version 1.0.0, a body in ``stop``.
 """
 
 import asyncio
 import json
 import socket
-from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,10 +19,9 @@ import aiohttp
 from attrs import field, frozen
 
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
+from signalwire_streams.simulator._messages import EndpointRule, InvalidMessageError, parse_message
 from signalwire_streams.simulator._sources import Codec, Sound, codec_of
 from signalwire_streams.simulator._state import SpaceSettings, Stream
-
-DTMF_KEYS = frozenset("0123456789*#ABCD")
 
 _SLOTS_PER_TURN = 16  # of a session that is not in real time, before other tasks have a turn
 
@@ -169,17 +167,17 @@ class Player:
     def __init__(self, octets_per_second: int | None, played: bytearray | None = None) -> None:
         """Create an idle player; without a rate, audio is played at once."""
         self.played_audio = bytearray() if played is None else played
+        self.until = float("-inf")  # when the queue has been played
         self._rate = octets_per_second
         self._queue: deque[_Queued] = deque()
-        self._until = float("-inf")
 
     def play(self, payload: bytes, now: float) -> None:
-        begins = max(now, self._until)
-        self._until = begins if self._rate is None else begins + len(payload) / self._rate
-        self._queue.append(_Queued(begins, self._until, payload))
+        begins = max(now, self.until)
+        self.until = begins if self._rate is None else begins + len(payload) / self._rate
+        self._queue.append(_Queued(begins, self.until, payload))
 
     def mark(self, name: str, now: float) -> None:
-        moment = max(now, self._until)
+        moment = max(now, self.until)
         self._queue.append(_Queued(moment, moment, mark=name))
 
     def clear(self, now: float) -> list[str]:
@@ -190,7 +188,7 @@ class Player:
             self.played_audio += playing.payload[: round((now - playing.begins) * self._rate)]
         marks += [queued.mark for queued in self._queue if queued.mark is not None]
         self._queue.clear()
-        self._until = now
+        self.until = now
         return marks
 
     def advance(self, now: float) -> list[str]:
@@ -234,6 +232,7 @@ class MediaSession:
         octets_per_second = codec.rate * codec.width if settings.real_time else None
         self._call = call
         self._socket = socket
+        self._time = asyncio.get_running_loop().time
         self._audio = audio
         self._encoder = FrameEncoder(call.stream, settings)
         self._player = Player(octets_per_second, call.stream.played_audio) if settings.plays(call.stream) else None
@@ -269,10 +268,10 @@ class MediaSession:
     async def _send_audio(self) -> bool:
         """Send the media frames when they are due; return False if a fault has dropped the connection."""
         faults = frame_faults(self._call.rules)
-        began, packet_time = asyncio.get_running_loop().time(), self._packet_time
+        began, packet_time = self._time(), self._packet_time
         for number, slot in enumerate(self._audio.slots(self._call.stream)):
             if self._real_time:
-                await asyncio.sleep(began + number * packet_time / 1_000 - asyncio.get_running_loop().time())
+                await asyncio.sleep(began + number * packet_time / 1_000 - self._time())
             elif number % _SLOTS_PER_TURN == 0:
                 await asyncio.sleep(0)
             if self._call.stopped.is_set():
@@ -294,45 +293,50 @@ class MediaSession:
             if self._frames_until_drop is not None:
                 self._frames_until_drop -= 1
                 if not self._frames_until_drop:
-                    # As a lost network does: without a close frame.
-                    self._socket.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                    self._drop()
                     return False
         return True
+
+    def _drop(self) -> None:
+        """End the connection as a lost network does, without a close frame."""
+        self._socket.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     async def _receive(self) -> None:
         async for message in self._socket:
             try:
-                marks = self._handle(json.loads(message.data), asyncio.get_running_loop().time())
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Base64Error):
+                marks = self._handle(message.data, self._time())
+            except InvalidMessageError:
                 self._call.stream.ignored_messages += 1
                 continue
             self._received.set()
             await self._return_marks(marks)
         self._call.stopped.set()
 
-    def _handle(self, message: Any, now: float) -> list[str]:  # noqa: ANN401  (any JSON)
+    def _handle(self, data: object, now: float) -> list[str]:
         """Execute a message; return the marks that it completes.
 
         Raises:
-            ValueError: it is invalid. So do KeyError, TypeError and AttributeError.
+            InvalidMessageError: it is invalid, or the stream is one-way.
         """
-        if self._player is None or message["streamSid"] != self._call.stream.sid:
-            raise ValueError(message["event"])
-        match message["event"]:
+        if self._player is None:
+            raise InvalidMessageError(EndpointRule.SENT_ONE_WAY, "a message over a one-way stream")
+        event, value = parse_message(data, self._call.stream.sid)
+        return self._execute(self._player, event, value, now)
+
+    def _execute(self, player: Player, event: str, value: Any, now: float) -> list[str]:  # noqa: ANN401  (the event's)
+        match event:
             case "media":
-                self._player.play(b64decode(message["media"]["payload"], validate=True), now)
+                player.play(value, now)
             case "mark":
-                self._player.mark(message["mark"]["name"] + "", now)
+                player.mark(value, now)
             case "clear":
-                return self._player.clear(now)
-            case "dtmf" if message["dtmf"]["digit"] in DTMF_KEYS:
-                self._call.stream.dtmf_received += message["dtmf"]["digit"]
-            case event:
-                raise ValueError(event)
-        return self._player.advance(now)
+                return player.clear(now)
+            case _:
+                self._call.stream.dtmf_received += value
+        return player.advance(now)
 
     async def _return_marks_when_due(self) -> None:
-        player, clock = self._player, asyncio.get_running_loop().time
+        player, clock = self._player, self._time
         while player is not None:
             self._received.clear()
             due = player.next_mark()
@@ -342,5 +346,6 @@ class MediaSession:
                 await self._return_marks(player.advance(clock()))
 
     async def _return_marks(self, marks: Sequence[str]) -> None:
-        for mark in marks:
-            await self._socket.send_str(self._encoder.mark(mark))
+        with suppress(ConnectionError):  # the other end is gone
+            for mark in marks:
+                await self._socket.send_str(self._encoder.mark(mark))

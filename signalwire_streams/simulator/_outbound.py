@@ -1,4 +1,4 @@
-"""What the Space connects to: the WebSocket server of each stream that starts, and the receivers of status callbacks.
+"""The Space's outbound connections: to the WebSocket server of each stream, and to receivers of status callbacks.
 
 Callbacks are retried as often as documented (https://signalwire.com/docs/compatibility-api/), and signed here
 independently of the client half, so that a mistake in its verification cannot go unnoticed.
@@ -10,7 +10,7 @@ import hmac
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -25,7 +25,7 @@ from signalwire_streams.simulator._requests import redact_url
 from signalwire_streams.simulator._sources import Silence, is_encodable
 from signalwire_streams.simulator._state import SpaceSettings, Stream
 
-_HANDSHAKE_SECONDS = 5.0
+HANDSHAKE_SECONDS = 5.0
 _CLOSE_TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)
 _ATTEMPTS = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=5.0)
@@ -101,11 +101,15 @@ class Dialer(OutboundClient):
             if call.stream.target_sid == target_sid and call.media is not None:
                 await call.media.send_dtmf(digits, milliseconds)
 
-    async def _run(self, call: OutboundCall) -> None:
+    def session_of(self, call: OutboundCall) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
         slow = call.rule(FaultKind.SOCKET_SLOW)
-        delayed = None if slow is None else _new_session(self._delayed_upgrade(slow.settings.seconds))
+        if slow is None:
+            return nullcontext(self._shared_session())
+        return _new_session(self._delayed_upgrade(slow.settings.seconds))
+
+    async def _run(self, call: OutboundCall) -> None:
         try:
-            async with delayed or nullcontext(self._shared_session()) as session:
+            async with self.session_of(call) as session:
                 await self._connect_and_send(call, session)
         finally:
             del self._calls[call.stream.sid]
@@ -117,7 +121,7 @@ class Dialer(OutboundClient):
             self._on_ended(stream, "codec_error")
             return
         try:
-            socket = await self._connect(call, session)
+            socket = await self.connect(call, session)
         except (aiohttp.ClientSSLError, TimeoutError):
             self._on_ended(stream, "connection_refused_timeout_or_ssl_error")
             return
@@ -134,16 +138,19 @@ class Dialer(OutboundClient):
             raise
         self._on_ended(stream, None)
 
-    async def _connect(self, call: OutboundCall, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
+    async def connect(
+        self, call: OutboundCall, session: aiohttp.ClientSession, *, autoclose: bool = True
+    ) -> aiohttp.ClientWebSocketResponse:
         if call.rule(FaultKind.SOCKET_REFUSED) is not None:
             raise ConnectionRefusedError
         trusts_nobody = call.rule(FaultKind.TLS_UNTRUSTED) is not None
         token = call.stream.authorization_bearer_token
-        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
             return await session.ws_connect(
                 call.stream.url,
                 headers={} if token is None else {"Authorization": f"Bearer {token}"},
                 ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if trusts_nobody else self._ssl,
+                autoclose=autoclose,
                 compress=0,
                 timeout=_CLOSE_TIMEOUT,
             )
@@ -152,8 +159,8 @@ class Dialer(OutboundClient):
         """Wait between the connection and the upgrade, no longer than a handshake may take."""
 
         async def wait(*_: object) -> None:
-            await self._settings.sleep(min(seconds, _HANDSHAKE_SECONDS))
-            if seconds >= _HANDSHAKE_SECONDS:
+            await self._settings.sleep(min(seconds, HANDSHAKE_SECONDS))
+            if seconds >= HANDSHAKE_SECONDS:
                 raise TimeoutError
 
         tracing = aiohttp.TraceConfig()
@@ -198,7 +205,7 @@ class StatusCallback:
 
 
 class StatusCallbackSender(OutboundClient):
-    """Sends callbacks, those of one stream in order."""
+    """Sends callbacks, in order for each stream."""
 
     def __init__(self, settings: SpaceSettings) -> None:
         super().__init__(settings.ssl_context)
@@ -229,7 +236,7 @@ class StatusCallbackSender(OutboundClient):
             self._schedule(stream.sid, overtaken)
 
     def _schedule(self, sid: str, callback: StatusCallback, rule: FaultRule | None = None) -> None:
-        """Deliver a callback after those of the same stream; none waits for one that is delayed by a fault."""
+        """Deliver a callback after the stream's earlier ones, except those that a fault delays."""
         is_delayed = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
         previous = None if is_delayed else self._last_tasks.get(sid)
         task = self._spawn(self._deliver(callback, previous, rule))

@@ -1,7 +1,7 @@
 """The three lists: their documented filters, and their pages (pure).
 
 https://signalwire.com/docs/compatibility-api/ documents the names and the enumerations. That other fields are ignored,
-and that a value outside an enumeration is a 422, is our reading.
+and that a value outside an enumeration is a 422, is our interpretation.
 """
 
 import re

@@ -157,7 +157,7 @@ def _read_json(body: bytes) -> Fields:
         elif isinstance(value, str | int | float):
             values[name] = str(value)
         elif value is not None:
-            return Fields(problem=f"{name} must be a text, a number or a boolean")
+            return Fields(problem=f"{name} must be a string, a number or a boolean")
     return Fields(values)
 
 
@@ -190,9 +190,11 @@ def _split(value: str) -> SplitResult | None:
     if not value.isprintable() or " " in value:
         return None
     try:
-        return urlsplit(value)
+        parts = urlsplit(value)
+        _ = parts.port  # raises if it is none
     except ValueError:
         return None
+    return parts
 
 
 def is_ws_on_loopback(url: str) -> bool:

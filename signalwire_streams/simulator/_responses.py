@@ -53,7 +53,7 @@ def reason_phrase(status: int) -> str:
 
 
 def retry_after_header(retry_after: float | str | None) -> dict[str, str]:
-    """Return a Retry-After header: seconds without a trailing fraction of zero, a text unchanged; empty for None."""
+    """Return a Retry-After header: seconds without a trailing fraction of zero, a string unchanged; empty for None."""
     if retry_after is None:
         return {}
     return {"Retry-After": retry_after if isinstance(retry_after, str) else f"{retry_after:g}"}

@@ -1,6 +1,6 @@
-"""The Compatibility API's operations: a request in, a response out (pure but for the state it changes).
+"""The Compatibility API's operations: a request in, a response out (pure, except for the state that it changes).
 
-https://signalwire.com/docs/compatibility-api/. The order of the checks is our reading: authentication, account,
+https://signalwire.com/docs/compatibility-api/. The order of the checks is our interpretation: authentication, account,
 conference or call, fields, state, name.
 """
 
@@ -100,7 +100,7 @@ class Serializer:
         }
 
     def call(self, call: Call) -> Json:
-        """Serialize a call; what is not known before it ends is null, as documented."""
+        """Serialize a call; fields that are unknown before it ends are null, as documented."""
         uri = f"{BASE_PATH}{self.project}/Calls/{call.sid}"
         caller, callee = _formatted(call.from_number), _formatted(call.to_number)
         return {
@@ -188,7 +188,7 @@ class CompatibilityApi:
             "stop": self._stop_stream,
         }
 
-    def answer(self, request: ApiRequest) -> Response:
+    def respond(self, request: ApiRequest) -> Response:
         """Execute a request.
 
         A wrong AccountSid with right credentials is a 404, as any resource that the project cannot see; the
@@ -279,7 +279,7 @@ class CompatibilityApi:
         stream = _found(stream)
         _reject(route.target_kind, check_fields(route.operation, request.fields.values))
         if not stream.alive:
-            # Not documented; status and sentence are our reading.
+            # Not documented; status and sentence are our choice.
             raise _wrong_state("Stream is already stopped")
         self._state.stop_stream(stream)
         return json_response(self._serializer.stream(stream, status=stream.status))
@@ -335,7 +335,7 @@ class AdminApi:
         self._state = state
         self._log = requests
 
-    def answer(self, method: str, path: str) -> Response:
+    def respond(self, method: str, path: str) -> Response:
         views: dict[str, Callable[[], Json]] = {
             ADMIN_PREFIX: self._summary,
             f"{ADMIN_PREFIX}/streams": self._streams,
@@ -359,7 +359,7 @@ class AdminApi:
         }
 
     def _streams(self) -> Json:
-        """Return every stream ever started, without audio; times are POSIX seconds."""
+        """Return every stream that was ever started, without audio; times are POSIX seconds."""
         streams = self._state.streams
         return {
             "streams": [_stream(stream) for stream in streams],

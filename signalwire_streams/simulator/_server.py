@@ -1,4 +1,4 @@
-"""The Space's HTTP server: each request is counted, limited, perhaps hit by a fault, answered and logged."""
+"""The Space's HTTP server: it counts each request, applies the limit and the faults, responds, and logs it."""
 
 import asyncio
 from collections import deque
@@ -143,7 +143,7 @@ class Server:
         route = find_route(method, request.raw_path)
         arrival = _Arrival(request, route, connection, moment)
         if route.path.startswith(ADMIN_PREFIX):
-            return self._send(arrival, self._admin.answer(method, route.path))
+            return self._send(arrival, self._admin.respond(method, route.path))
         if method == "POST":
             count_post(self._settings.requests, moment)
         if method in _COUNTED_METHODS and not self._limit.admit(moment):
@@ -214,7 +214,7 @@ class Server:
         rule, route = arrival.fault, arrival.route
         duplicate = rule.settings.as_ if rule is not None and rule.kind is FaultKind.DUPLICATE_NAME else None
         authorization = arrival.request.headers.get("Authorization")
-        return self._api.answer(ApiRequest(route, authorization, fields, duplicate))
+        return self._api.respond(ApiRequest(route, authorization, fields, duplicate))
 
     def _log_and_send(self, arrival: _Arrival, fields: Fields, response: Response) -> web.StreamResponse:
         self._record(arrival, fields, answered=response.status, created=response.created)

@@ -1,4 +1,4 @@
-"""Codecs, and the sources of what a Space plays: a tone, silence or a WAV file (pure but for reading the file)."""
+"""Codecs, and audio sources: a tone, silence or a WAV file (pure, except for reading the file)."""
 
 import math
 import stat
@@ -109,7 +109,7 @@ def codec_of(name: str | None) -> Codec:
 
 @frozen
 class Clip:
-    """The audio of one track, computed or read only where it is asked for.
+    """The audio of one track, computed or read on demand.
 
     Attributes:
         length: the number of 16-bit samples.
@@ -122,7 +122,7 @@ class Clip:
     read: Callable[[int, int], Samples]
 
     def samples(self, start: int, stop: int) -> Samples:
-        """Return the samples from one position to another, which may lie behind the end."""
+        """Return the samples from one position to another, which may lie beyond the end."""
         if not self.repeats:
             stop = min(stop, self.length)
             return self.read(start, stop) if start < stop else array("h")
@@ -142,8 +142,8 @@ class Sound(Protocol):
         """Return the audio of a track at a sample rate.
 
         Raises:
-            OSError: the sound is a file that can't be read (any more); so does reading the clip.
-            ValueError: it is not a WAV file (any more).
+            OSError: the sound is a file that can't be read. Reading the clip later may raise it too.
+            ValueError: the sound is a file that is not a WAV file.
         """
         ...
 

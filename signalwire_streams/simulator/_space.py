@@ -11,7 +11,7 @@ from attrs import define, field
 
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, ResetOnConnect, bind
 from signalwire_streams.simulator._faults import matching_rules
-from signalwire_streams.simulator._media_session import DTMF_KEYS
+from signalwire_streams.simulator._messages import DTMF_KEYS
 from signalwire_streams.simulator._outbound import Dialer, StatusCallbackSender
 from signalwire_streams.simulator._server import Server
 from signalwire_streams.simulator._state import IN_PROGRESS, SpaceSettings, SpaceState, Stream, StreamRegistry
@@ -113,7 +113,7 @@ class SimulatedSpace(SpaceSettings):
         await self._listen(endpoint)
 
     async def close(self) -> None:
-        """Stop listening and drop every connection; requests that hang are never answered. Safe to repeat."""
+        """Stop listening and drop every connection; requests that hang never get a response. Safe to repeat."""
         self._stop_listening()
         self._server.close()
         await self._dialer.close()
@@ -179,7 +179,7 @@ class SimulatedSpace(SpaceSettings):
             ValueError: one of the digits is not a DTMF digit.
         """
         if not digits or not set(digits) <= DTMF_KEYS:
-            raise ValueError(f"{digits!r} are not keys: write them of 0 to 9, *, # and A to D")
+            raise ValueError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")
         await self._dialer.send_dtmf(target_sid, digits, milliseconds)
 
     @asynccontextmanager

@@ -82,7 +82,7 @@ class SpaceSettings:
 class Stream(StreamRequest):
     """One stream: its request and its state.
 
-    ``name`` is None if the start had none. ``error`` says why a stream that was answered with 200 did not run, or ended
+    ``name`` is None if the start had none. ``error`` says why a stream whose start got a 200 did not run, or ended
     (a status callback's ``StreamError``, https://signalwire.com/docs/compatibility-api/rest/streams/).
     ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock. Of a bidirectional stream ``played_audio``
     is the audio that was played to the call, ``dtmf_received`` the keys that were sent, and ``ignored_messages`` counts
@@ -105,7 +105,7 @@ class Stream(StreamRequest):
 
 
 class StreamRegistry(ReadOnlyList[Stream]):
-    """The streams in the order of their starts, and which of them ever ran twice at the same time."""
+    """The streams in the order of their starts, and the names under which several ever ran at the same time."""
 
     def __init__(self, observer: Callable[[Stream], None] | None = None) -> None:
         """Create an empty registry; the observer is called with each stream that starts or ends."""
@@ -126,7 +126,7 @@ class StreamRegistry(ReadOnlyList[Stream]):
         return list(self._active.get(target_sid, {}).values())
 
     def duplicates(self) -> list[tuple[str, str | None]]:
-        """Return each (target sid, name) of which more than one stream was ever running at the same time.
+        """Return each (target sid, name) under which more than one stream ever ran at the same time.
 
         Streams that were started without a name count together, under None.
         """
@@ -189,7 +189,7 @@ class Resource:
 
 @define(eq=False, kw_only=True)
 class Call(Resource):
-    """A call leg; ``conference_sid`` is set on those of a conference's participants."""
+    """A call leg; ``conference_sid`` is set if it belongs to a participant of a conference."""
 
     sid: str
     from_number: str

@@ -185,7 +185,7 @@ async def test_doubtful_items_wait_for_the_end_of_an_outage(client_for: Any, tmp
         assert report.counts[BulkStatus.STARTED] >= 5
 
 
-async def test_journal_created_by_another_process_meanwhile_is_refused(
+async def test_journal_created_by_another_process_meanwhile_is_rejected(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second process changes nothing."""
@@ -194,15 +194,17 @@ async def test_journal_created_by_another_process_meanwhile_is_refused(
     def late(wanted: JournalPath) -> Any:
         monkeypatch.undo()
         client.create_journal([], journal=path)
-        return wanted.hold()
+        return wanted.lock()
 
-    monkeypatch.setattr(JournalPath, "hold", late)
+    monkeypatch.setattr(JournalPath, "lock", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert BulkJournal(path).status().planned == 0
 
 
-async def test_journal_of_a_run_killed_before_it_started_says_so(client: StreamsClient, tmp_path: Path) -> None:
+async def test_journal_of_a_run_killed_before_it_started_is_reported_as_empty(
+    client: StreamsClient, tmp_path: Path
+) -> None:
     """A journal with nothing in it says so, and can be used."""
     (tmp_path / "run.db").touch()
     with pytest.raises(InvalidRequestError, match="is empty, so its run was not started yet"):
@@ -263,7 +265,7 @@ async def test_run_that_is_cancelled_twice_releases_the_journal(
     assert run.snapshot.total == 0
 
 
-async def test_damaged_journal_is_refused(client: StreamsClient, tmp_path: Path) -> None:
+async def test_damaged_journal_is_rejected(client: StreamsClient, tmp_path: Path) -> None:
     """The message names the damage, and does not take it for another version."""
     journal = client.create_journal([], journal=tmp_path / "run.db")
     with journal.path.open("r+b") as file:
@@ -282,7 +284,7 @@ async def test_journal_in_a_read_only_folder_can_be_read(
     assert journal.status().planned == 0
 
 
-async def test_journal_with_an_impossible_name_is_refused(client: StreamsClient) -> None:
+async def test_journal_with_an_impossible_name_is_rejected(client: StreamsClient) -> None:
     for act in (
         lambda: client.create_journal([], journal="x" * 300),
         lambda: BulkJournal("x" * 300).status(),

@@ -89,7 +89,7 @@ async def test_journal_commits_intents_at_most_every_four_milliseconds(tmp_path:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_log_of_a_journal_is_begun_anew_at_four_mebibytes(tmp_path: Path) -> None:
+async def test_log_of_a_journal_is_started_over_at_four_mebibytes(tmp_path: Path) -> None:
     """Not much earlier, since that costs as much as all commits, and not later, since every reader reads it."""
     path, log = tmp_path / "run.db", tmp_path / "run.db-wal"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
@@ -174,7 +174,7 @@ async def test_unnamed_items_of_one_target_have_separate_rows(tmp_path: Path) ->
         ({"project": "other"}, "the project project"),
     ],
 )
-def test_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
+def test_journal_of_another_run_is_rejected(tmp_path: Path, change: dict[str, str], words: str) -> None:
     """A run resumes with its own journal only."""
     path = tmp_path / "run.db"
     Journal.create(path, RUN, run="r1").close()
@@ -184,7 +184,7 @@ def test_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str
     Journal.reopen(path, RUN).close()
 
 
-def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+def test_missing_or_foreign_file_is_rejected(tmp_path: Path) -> None:
     """An existing file is not overwritten; a missing one, or one that is no journal, is not resumed."""
     path = tmp_path / "run.db"
     with pytest.raises(InvalidRequestError, match="no journal"):
@@ -196,7 +196,7 @@ def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
         Journal.reopen(path, RUN)
 
 
-def test_journal_of_a_running_process_is_refused(tmp_path: Path) -> None:
+def test_journal_of_a_running_process_is_rejected(tmp_path: Path) -> None:
     """While one process holds a journal another is refused; a killed one holds nothing."""
     path = tmp_path / "run.db"
     code = (

@@ -257,7 +257,7 @@ async def test_damaged_file_ends_the_run(
             if outcome.index == 2:
                 DAMAGES[damage](file)
 
-    words = {"removed": "was removed", "replaced": "was replaced by another file"}.get(damage, "was cut short")
+    words = {"removed": "was removed", "replaced": "was replaced by another file"}.get(damage, "was truncated")
     with pytest.raises(JournalError, match=f"can't be written: run.db{suffix} {words}"):
         await go_through()
     sent = space.requests.count()
@@ -337,7 +337,7 @@ async def test_lookup_checks_the_files_first(client: StreamsClient, space: Simul
             if outcome.index == 2:
                 os.truncate(tmp_path / "run.db-shm", 0)
 
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         await go_through()
 
 
@@ -401,7 +401,7 @@ FULL_DISK = """
 import asyncio, json, os, resource, sys
 from signalwire_streams import JournalError, StartConferenceStream, StreamsClient
 
-_, most = resource.getrlimit(resource.RLIMIT_FSIZE)  # whoever runs the tests may limit it too
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)  # the user who runs the tests may have a limit too
 
 def full_beyond(size):
     sys.dont_write_bytecode = True  # Python 3.13.0 would leave a part of a module

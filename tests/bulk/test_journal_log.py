@@ -100,7 +100,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
     assert space.requests.count() == sent
 
 
-async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_path: Path) -> None:
+async def test_copy_of_a_killed_run_is_complete_or_rejected(client_for: Any, tmp_path: Path) -> None:
     """A copy that lacks a part of the log is refused; one that is whole is resumed, and doubles nothing."""
     async with SimulatedSpace(conferences=60, participants=0) as space:
         client = client_for(space)
@@ -116,7 +116,7 @@ async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_pat
             cut = copy(original, tmp_path / f"cut-{size}", "-wal")
             with (cut.parent / "run.db-wal").open("r+b") as log:
                 log.truncate(size)
-            await check_refused(client, space, cut, "was cut short" if size else "is missing")
+            await check_refused(client, space, cut, "was truncated" if size else "is missing")
 
         # Any other program that opens the journal copies the log into it and deletes the log.
         merged = copy(original, tmp_path / "merged", "-wal")
@@ -133,7 +133,7 @@ async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_pat
         assert BulkJournal(copy(whole, tmp_path / "ended")).status().counts == {"started": 60}
 
 
-async def test_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) -> None:
+async def test_log_of_another_run_is_rejected(client_for: Any, tmp_path: Path) -> None:
     """SQLite would apply any log; here it would mix two runs."""
     async with SimulatedSpace(conferences=60, participants=0) as space, SimulatedSpace(conferences=60) as elsewhere:
         client: StreamsClient = client_for(space)
@@ -147,15 +147,15 @@ async def test_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) ->
 
         mixed = copy(original, tmp_path / "mixed")
         shutil.copy(others_log, mixed.with_name("run.db-wal"))
-        await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, mixed, "was truncated or damaged, or belongs to another journal")
 
         # A main file of before the run names no log.
         assert BulkJournal(copy(backup, tmp_path / "older")).status().counts == {"pending": 60}
         shutil.copy(log, backup.with_name("run.db-wal"))
-        await check_refused(client, space, backup, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, backup, "was truncated or damaged, or belongs to another journal")
         no_run = copy(planned, tmp_path / "planned")
         shutil.copy(others_log, no_run.with_name("run.db-wal"))
-        await check_refused(client, space, no_run, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, no_run, "was truncated or damaged, or belongs to another journal")
         nothing = tmp_path / "nothing" / "run.db"
         nothing.parent.mkdir()
         nothing.touch()
@@ -232,7 +232,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
     for cut in range(PAGE, size, 4 * PAGE):
         shorter = copy(here, tmp_path / f"{cut}", "-wal")
         os.truncate(shorter.with_name("run.db-wal"), cut)
-        with pytest.raises(JournalError, match="was cut short"):
+        with pytest.raises(JournalError, match="was truncated"):
             BulkJournal(shorter).status()
     assert sum(BulkJournal(here).status().counts.values()) == 40
     assert BulkJournal(path).status().counts == {"started": 40}
@@ -247,7 +247,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "zeros to the end", "zeros in between"])
 @pytest.mark.parametrize("readers", [False, True])
-async def test_damaged_log_is_refused_wherever_the_damage_is(
+async def test_damaged_log_is_rejected_wherever_the_damage_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, readers: bool
 ) -> None:
     """SQLite takes the first invalid frame for the end of a log; the main file knows how far it has to reach."""
@@ -283,7 +283,7 @@ async def test_damaged_log_is_refused_wherever_the_damage_is(
                 case _:
                     damaged[at + offset : at + offset + 4200] = bytes(len(whole[at + offset : at + offset + 4200]))
             log.write_bytes(damaged)
-            with pytest.raises(JournalError, match="was cut short or damaged"):
+            with pytest.raises(JournalError, match="was truncated or damaged"):
                 BulkJournal(here).status()
     log.write_bytes(whole)
     assert sum(BulkJournal(here).status().counts.values()) == known
@@ -295,7 +295,7 @@ def used_frames(log: bytes) -> int:
     return sum(log[16:24] == log[frame + 8 : frame + 16] for frame in frames)
 
 
-async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
+async def test_copy_in_either_order_is_complete_or_rejected(tmp_path: Path) -> None:
     """A main file that was copied first fits the log of later; one that was copied after it knows more than the log."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
@@ -308,7 +308,7 @@ async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
     assert sum(BulkJournal(main_first).status().counts.values()) == 2
     log_first = copy(later, tmp_path / "log-first")
     shutil.copy(earlier.with_name("run.db-wal"), log_first.parent)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         BulkJournal(log_first).status()
 
 
@@ -338,7 +338,7 @@ async def test_loss_can_be_accepted_with_any_sqlite_program(tmp_path: Path) -> N
         here = copy(path, tmp_path / "here", "-wal")
     log = here.with_name("run.db-wal")
     os.truncate(log, log.stat().st_size - 1)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         Journal.reopen(here, RUN)
     with closing(sqlite3.connect(here)) as other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -368,7 +368,7 @@ async def test_log_that_the_main_file_does_not_know_yet_is_accepted(client_for: 
         mixed = copy(path, tmp_path / "mixed")
         shutil.copy(tmp_path / "orders.db-wal", mixed.with_name("run.db-wal"))
         other.close()
-        await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
+        await check_refused(client, space, mixed, "was truncated or damaged, or belongs to another journal")
 
 
 async def test_reader_tolerates_a_run_that_begins_meanwhile(
@@ -380,8 +380,8 @@ async def test_reader_tolerates_a_run_that_begins_meanwhile(
         path = tmp_path / "run.db"
         async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
             for error in (JournalError("the log is not the one of before"), sqlite3.DatabaseError("malformed")):
-                is_held = partial(next, iter([False]), True)
-                monkeypatch.setattr(JournalPath, "is_held", lambda _, is_held=is_held: is_held())
+                is_locked = partial(next, iter([False]), True)
+                monkeypatch.setattr(JournalPath, "is_locked", lambda _, is_locked=is_locked: is_locked())
                 monkeypatch.setattr(store, "verify", partial(fails_to_verify, error))
                 assert len(list(BulkJournal(path).items())) >= 1
                 monkeypatch.undo()
@@ -402,7 +402,7 @@ def test_generations_are_serial_numbers() -> None:
     assert not second.is_older(last)
 
 
-def test_generation_wraps_around(tmp_path: Path) -> None:
+def test_journal_generation_wraps_around_at_31_bits(tmp_path: Path) -> None:
     """The first page has a signed number, whose lowest bit is cleared by each commit."""
     with closing(sqlite3.connect(tmp_path / "run.db", isolation_level=None)) as database:
         for known, following in ((0x7FFFFFFE, 0x80000000), (0x7FFFFFFF, 0x80000000), (-1, 0), (-2, 0), (5, 6)):
@@ -471,7 +471,7 @@ async def test_log_with_only_a_new_header_is_accepted(tmp_path: Path) -> None:
     assert sum(BulkJournal(here).status().counts.values()) == 1
 
 
-def test_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_log_is_rejected(tmp_path: Path) -> None:
     """Neither text nor zeros beside a planned journal is a log, and a log of ours ends where it says."""
     Journal.plan(tmp_path / "run.db", RUN, run="r1", requests=[])
     for number, content in enumerate((b"precious " * 50, bytes(5000))):
@@ -650,7 +650,7 @@ async def test_guard_is_not_replaced_while_another_program_copies_the_log(tmp_pa
         assert journal._files._guard is guard
         assert guard.in_transaction
         assert journal._files.checkpoint()
-        with running_checkpoint(path), pytest.raises(sqlite3.OperationalError, match="copies the log") as refused:
+        with running_checkpoint(path), pytest.raises(sqlite3.OperationalError, match="is copying the log") as refused:
             journal._files._ensure_guard()
         assert is_busy(refused.value)
         assert not guard.in_transaction
@@ -742,7 +742,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-async def test_vacuum_of_another_program_is_no_damage(tmp_path: Path) -> None:
+async def test_vacuum_by_another_program_does_not_end_the_run(tmp_path: Path) -> None:
     """It makes the main file shorter at the next checkpoint; a main file that was cut is still noticed."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:
@@ -759,15 +759,15 @@ async def test_vacuum_of_another_program_is_no_damage(tmp_path: Path) -> None:
     assert BulkJournal(path).status().counts == {"started": 323}
     journal = Journal.reopen(path, RUN)
     os.truncate(path, before // PAGE // 2 * PAGE)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         await record(journal, 63)
-    with pytest.raises(JournalError, match="was cut short"):
+    with pytest.raises(JournalError, match="was truncated"):
         journal.close()
 
 
 @pytest.mark.parametrize("merge", ["wal_checkpoint(RESTART)", "wal_checkpoint(TRUNCATE)", "user_version"])
 @pytest.mark.parametrize("moment", ["_header_of", "size_of", "connect_to_read"])
-async def test_journal_that_another_program_merges_meanwhile_is_not_refused(
+async def test_journal_that_another_program_merges_meanwhile_is_not_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: str, moment: str
 ) -> None:
     """After a kill, the next program that opens the journal completes the main file, and may delete the log."""
@@ -793,7 +793,7 @@ async def test_journal_that_another_program_merges_meanwhile_is_not_refused(
     assert sum(BulkJournal(here).status().counts.values()) == 6
 
 
-async def test_journal_that_changes_all_the_time_is_refused_in_the_end(
+async def test_journal_that_changes_all_the_time_is_rejected_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.db"
@@ -874,7 +874,7 @@ async def test_descriptor_stays_open_for_the_next_run_if_those_in_use_are_unknow
 
 
 @pytest.mark.parametrize("ends_early", [False, True])
-async def test_finished_journal_is_whole_beside_a_log_that_was_only_begun(tmp_path: Path, ends_early: bool) -> None:
+async def test_finished_journal_next_to_an_empty_log_is_complete(tmp_path: Path, ends_early: bool) -> None:
     """A program that is killed as it begins a log leaves a new header, before frames of another log or before none."""
     path = tmp_path / "run.db"
     with closing(Journal.create(path, RUN, run="r1")) as journal:

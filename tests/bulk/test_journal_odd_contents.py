@@ -48,7 +48,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize("statement", FACTS)
-async def test_run_facts_of_another_kind_are_refused(
+async def test_run_metadata_of_another_type_is_rejected(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, statement: str
 ) -> None:
     path = tmp_path / "run.db"
@@ -72,7 +72,7 @@ NO_TEXTS = {
 
 
 @pytest.mark.parametrize("table", NO_TEXTS)
-def test_text_that_is_no_text_is_refused(client: StreamsClient, tmp_path: Path, table: str) -> None:
+def test_text_that_is_not_utf8_is_rejected(client: StreamsClient, tmp_path: Path, table: str) -> None:
     """SQLite stores bytes that are no UTF-8 as text where another program asks for it."""
     request = StartConferenceStream(conference_sid="room", url=URL)
     journal = client.create_journal([request], journal=tmp_path / "run.db")
@@ -103,7 +103,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize("change", PLANS)
-def test_plan_of_another_kind_is_refused(client: StreamsClient, tmp_path: Path, change: str) -> None:
+def test_plan_row_of_another_type_is_rejected(client: StreamsClient, tmp_path: Path, change: str) -> None:
     plan = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(2)]
     journal = client.create_journal(plan, journal=tmp_path / "run.db")
     changed(journal.path, f"UPDATE plan SET {change} WHERE id = 2")  # noqa: S608
@@ -117,7 +117,7 @@ ITEMS = ["kind", "target", "name", "state", "sid", "attempts", "error", "message
 
 
 @pytest.mark.parametrize("column", ITEMS)
-async def test_item_of_another_kind_is_refused(
+async def test_item_row_of_another_type_is_rejected(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, column: str
 ) -> None:
     """Nothing is sent again, and nothing is left running, because a row could not be understood."""
@@ -182,7 +182,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("table", "column"), [(table, column) for table, names in COLUMNS.items() for column in names])
-async def test_wrong_cell_is_refused_or_harmless(
+async def test_wrong_cell_is_rejected_or_harmless(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, table: str, column: str
 ) -> None:
     """Whatever stands in a cell, each use of the journal returns what its types promise, or ends in one sentence."""
@@ -294,7 +294,7 @@ def test_empty_path_is_not_the_working_directory(path: Any) -> None:
         BulkJournal(path).status()
 
 
-async def test_log_without_an_index_on_a_read_only_disk_says_what_to_do(tmp_path: Path) -> None:
+async def test_log_without_an_index_on_a_read_only_disk_is_explained(tmp_path: Path) -> None:
     """SQLite needs a file of its own to read a log; a finished journal needs none."""
     with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
         await journal.intend(journal.new_row(), "call", "leg", None)

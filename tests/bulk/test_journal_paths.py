@@ -106,7 +106,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("through", ["itself", "link", "chain"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_special_file_is_refused_and_stays(
+async def test_special_file_is_rejected_and_stays(
     space: SimulatedSpace, client: StreamsClient, folder: Path, kind: str, through: str, use: Use
 ) -> None:
     """A device, FIFO, socket or directory is not opened and not deleted, whichever way a path leads to it."""
@@ -125,7 +125,7 @@ async def test_special_file_is_refused_and_stays(
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("suffix", [".lock", "-wal", "-shm", "-journal"])
-async def test_special_file_beside_a_journal_is_refused(
+async def test_special_file_beside_a_journal_is_rejected(
     client: StreamsClient, tmp_path: Path, suffix: str, use: Use
 ) -> None:
     """SQLite opens and deletes the files beside a journal as well."""
@@ -140,7 +140,7 @@ async def test_special_file_beside_a_journal_is_refused(
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_dangling_link_is_refused(client: StreamsClient, tmp_path: Path, use: Use) -> None:
+async def test_dangling_link_is_rejected(client: StreamsClient, tmp_path: Path, use: Use) -> None:
     """Nothing is made at its other end, be it missing or a circle."""
     (tmp_path / "link").symlink_to(tmp_path / "missing")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
@@ -168,7 +168,7 @@ async def test_dangling_link_is_refused(client: StreamsClient, tmp_path: Path, u
         BytesPath(),
     ],
 )
-async def test_invalid_name_is_refused(
+async def test_invalid_name_is_rejected(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, use: Use
 ) -> None:
     """It ends in a sentence that can be printed, and no file is made anywhere."""
@@ -184,7 +184,7 @@ async def test_invalid_name_is_refused(
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", ["missing/run.db", "file/run.db", "x" * 300, "x" * 253, "x" * 249])
-async def test_path_where_no_file_can_be_made_is_refused(
+async def test_path_where_no_file_can_be_made_is_rejected(
     client: StreamsClient, tmp_path: Path, name: str, use: Use
 ) -> None:
     """A folder that is missing, or is a file, and a name that is too long for one of the files, leave nothing."""
@@ -198,7 +198,7 @@ async def test_path_where_no_file_can_be_made_is_refused(
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="only Linux has a folder that takes no file from root")
 @pytest.mark.parametrize("use", CREATING)
-async def test_folder_that_takes_no_file_is_refused(client: StreamsClient, use: Use) -> None:
+async def test_folder_that_takes_no_file_is_rejected(client: StreamsClient, use: Use) -> None:
     """Not even root may make a file in every folder."""
     with pytest.raises(InvalidRequestError, match="a writable folder"):
         await use(client, "/proc/run.db")
@@ -272,7 +272,7 @@ async def test_journal_with_unfinished_tables_is_taken_for_new(
     monkeypatch.undo()
     before = snapshot(tmp_path)
     for use in (resume, stop_started, status, requests):
-        with pytest.raises(InvalidRequestError, match="was not started yet: start the run without resuming"):
+        with pytest.raises(InvalidRequestError, match="was not started yet: start it without resuming"):
             await use(client, killed)
     assert snapshot(tmp_path) == before
     assert client.create_journal([], journal=killed).status().planned == 0
@@ -324,14 +324,14 @@ async def test_file_made_during_creation_stays(
 ) -> None:
     """A program that knows nothing of our lock may make the file while we take it."""
     path = tmp_path / "run.db"
-    hold = JournalPath.hold
+    hold = JournalPath.lock
 
     def late(wanted: JournalPath) -> Any:
         lock = hold(wanted)
         path.write_text("mine")
         return lock
 
-    monkeypatch.setattr(JournalPath, "hold", late)
+    monkeypatch.setattr(JournalPath, "lock", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert snapshot(tmp_path).keys() == {str(path)}

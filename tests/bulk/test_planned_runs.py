@@ -131,7 +131,7 @@ async def test_stop_started_stops_what_a_run_started(client_for: Any, tmp_path: 
         assert status.rollback_started_at is not None
         assert list(journal.streams()) == []
         assert (await client.stop_started(tmp_path / "run.db").report()).total == 0
-        with pytest.raises(InvalidRequestError, match="were stopped since"):
+        with pytest.raises(InvalidRequestError, match="have been stopped since"):
             await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
 
 
@@ -195,7 +195,7 @@ async def test_stop_started_rejects_a_stream_without_sid_and_name(
     assert "neither sid nor name" in str(failure.error)
 
 
-async def test_stop_started_refuses_a_journal_of_stops(
+async def test_stop_started_rejects_a_journal_of_stops(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """The journal of stops has nothing to stop, and a file that is missing neither."""
@@ -225,7 +225,7 @@ async def test_journal_can_be_read_while_the_run_continues(
     assert not journal.status().is_locked
 
 
-async def test_stop_started_refuses_a_file_that_is_not_a_journal(tmp_path: Path) -> None:
+async def test_stop_started_rejects_a_file_that_is_not_a_journal(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("nothing of the kind, and long enough to be looked into" * 40)
     other = sqlite3.connect(tmp_path / "other")
     other.execute("CREATE TABLE run (key, value)")
@@ -235,7 +235,7 @@ async def test_stop_started_refuses_a_file_that_is_not_a_journal(tmp_path: Path)
             BulkJournal(tmp_path / name).status()
 
 
-async def test_create_journal_refuses_an_impossible_path(client: StreamsClient, tmp_path: Path) -> None:
+async def test_create_journal_rejects_an_impossible_path(client: StreamsClient, tmp_path: Path) -> None:
     """Before anything is sent."""
     with pytest.raises(InvalidRequestError, match="writable folder"):
         client.create_journal([], journal=tmp_path / "no" / "run.db")

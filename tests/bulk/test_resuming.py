@@ -141,7 +141,7 @@ async def test_resume_resends_a_doubtful_start_under_its_name(
         assert space.streams.duplicates() == []
 
 
-async def test_resume_tells_two_names_on_one_target_apart(
+async def test_resume_distinguishes_two_names_on_one_target(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """In whatever order they come again; none is started twice."""

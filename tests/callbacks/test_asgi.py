@@ -1,8 +1,10 @@
 """`CallbackReceiver` as an ASGI application, mounted in FastAPI behind uvicorn."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,7 +15,10 @@ from signalwire_streams.callbacks import SIGNATURE_HEADER, CallbackEvent, Callba
 from tests.uvicorn_server import running
 from tests.waiting import until
 
-from .signing import FORM, KEY, STARTED, form, form_signature
+from .signing import FORM, JSON_BODY, KEY, STARTED, form, form_signature, raw_signature
+
+README = Path(__file__).parents[2] / "README.md"
+PYTHON = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
@@ -73,7 +78,7 @@ async def test_callback_that_cannot_be_verified_is_rejected() -> None:
         assert endpoint.receiver.statistics.rejected == 3
 
 
-async def test_callback_is_refused_while_too_many_wait() -> None:
+async def test_callback_is_rejected_while_too_many_wait() -> None:
     ready = asyncio.Event()
 
     async def wait(_: CallbackEvent) -> None:
@@ -102,3 +107,28 @@ async def test_client_that_leaves_amid_its_body_is_rejected() -> None:
     scope = {"type": "http", "method": "POST", "path": "/ä", "headers": []}  # the scheme and the query are optional
     await receiver.asgi(scope, arriving.get, send)
     assert [message.get("status") for message in sent] == [403, None]
+
+
+@pytest.mark.parametrize(
+    ("body", "signature", "status"),
+    [
+        (form(STARTED), form_signature("https://example.com/callbacks", STARTED), 204),
+        (JSON_BODY, raw_signature("https://example.com/callbacks", JSON_BODY), 204),
+        (form(STARTED), form_signature("https://example.com/other", STARTED), 403),
+        (form(STARTED)[:-1], form_signature("https://example.com/callbacks", STARTED), 403),
+        (form(STARTED), form_signature("https://example.com/callbacks", STARTED, key="PSK_other"), 403),
+        (form(STARTED), "", 403),
+    ],
+)
+async def test_fastapi_dependency_of_the_readme_verifies_callbacks(
+    body: bytes, signature: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [code] = [code for code in PYTHON if "verify_signature" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code.replace("PSK_…", KEY), "<README>", "exec"), scope)  # noqa: S102
+    headers = {SIGNATURE_HEADER: signature, "Content-Type": FORM if body.startswith(b"Acc") else "application/json"}
+    async with running(scope["app"], "wsproto") as server, aiohttp.ClientSession() as session:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with session.post(f"http://127.0.0.1:{port}/callbacks", data=body, headers=headers) as response:
+            assert response.status == status
+    assert capsys.readouterr().out == (f"{body.decode()}\n" if status == 204 else "")

@@ -317,7 +317,7 @@ class TestHints:
     @pytest.mark.parametrize(
         "url", ["", "\ud800", "https://[/", "ftp://example.com/\udcff?a=\ud800", "http://a/\ud800"]
     )
-    def test_odd_url_raises_nothing(self, url: str) -> None:
+    def test_diagnosis_of_malformed_url_raises_nothing(self, url: str) -> None:
         assert explained(URL, url).url is None
 
 
@@ -331,7 +331,7 @@ def test_password_with_unencoded_slash_is_not_shown(url: str) -> None:
 STOPPED = "The search stopped early: its time limit was reached."
 
 
-def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_over_its_time_limit_reports_that_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
     monkeypatch.setattr(_diagnostics, "thread_time", count(step=0.2).__next__)
     stopped = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
@@ -342,7 +342,7 @@ def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.Mon
     assert stopped.summary == f"Rejected: the signature does not match. {STOPPED}"
 
 
-def test_diagnosis_that_cannot_try_all_keys_in_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diagnosis_over_its_time_limit_reports_untried_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether one of the others signed the request is not known then, so it is not called rejected."""
     monkeypatch.setattr(_diagnostics, "thread_time", count(step=0.2).__next__)
     explanation = explained(keys=[f"PSK_{number}" for number in range(60)], candidates=[URL])
@@ -401,7 +401,7 @@ def test_search_over_large_request_is_bounded(body: bytes, query: str, monkeypat
         ({"candidates": None}, r"\['https://host/path'\]"),
     ],
 )
-def test_wrong_argument_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
+def test_wrong_argument_is_rejected_with_advice(wrong: dict[str, Any], hint: str) -> None:
     told: dict[str, Any] = {"url": URL, "headers": {}, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint):
         diagnose_signature(**told)

@@ -183,7 +183,7 @@ async def test_end_without_stream_does_not_make_a_start_late() -> None:
     assert sorted(heard.names) == ["Started None", "Stopped None"]
 
 
-async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None:
+async def test_event_beyond_max_pending_is_rejected_until_there_is_room() -> None:
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=2)
     assert offer(serving, event("started", "a"))
@@ -239,7 +239,7 @@ async def test_dropped_events_make_room() -> None:
     assert (serving.statistics.dropped, serving.statistics.handled) == (2, 2)
 
 
-async def test_refused_end_does_not_make_a_start_late() -> None:
+async def test_rejected_end_does_not_make_a_start_late() -> None:
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=1)
     offer(serving, event("started", "a"))
@@ -491,7 +491,7 @@ async def test_cancellation_inside_the_handler_counts_as_failed(caplog: pytest.L
     assert "CancelledError" in caplog.text
 
 
-async def test_aclose_waits_for_pending_events_and_refuses_new_ones() -> None:
+async def test_aclose_waits_for_pending_events_and_rejects_new_ones() -> None:
     heard = Heard("a")
     serving = dispatcher(heard)
     offer(serving, event("started"))

@@ -132,7 +132,7 @@ def test_events_are_equal_hashable_and_frozen() -> None:
     "wrong",
     [None, 5, "StreamSid=x", b"StreamSid=x", ["StreamSid"], {"StreamSid": ["x"]}, {"StreamSid": None}, {5: "x"}],
 )
-def test_wrong_argument_is_refused_with_advice(wrong: Any) -> None:
+def test_wrong_argument_is_rejected_with_advice(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="parse_qsl"):
         parse_callback(wrong)
 

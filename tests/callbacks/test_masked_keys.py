@@ -132,7 +132,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_refused_argument_shows_no_key(call: Callable[[], object]) -> None:
+def test_rejected_argument_shows_no_key(call: Callable[[], object]) -> None:
     with pytest.raises((ValueError, TypeError, ConnectionError)) as caught:
         call()
     check_frames(caught.value)
@@ -183,7 +183,7 @@ async def test_request_that_raises_shows_no_key() -> None:
 
 
 @pytest.mark.parametrize("wrong", [KEY, [], [KEY.encode()], KEY.encode(), {"main": KEY}])
-def test_wrong_keys_assigned_later_are_refused_and_not_shown(wrong: Any) -> None:
+def test_wrong_keys_assigned_later_are_rejected_and_not_shown(wrong: Any) -> None:
     """The receiver keeps those it has."""
     receiver = CallbackReceiver(**RECEIVER)
     with pytest.raises(InvalidRequestError, match=r"keys (is empty|must be a list)") as caught:

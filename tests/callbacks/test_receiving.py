@@ -201,7 +201,7 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
 
 
 @pytest.mark.parametrize(("send", "reason"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
+async def test_rejection_is_a_bare_403_and_its_reason_is_logged(
     send: Callable[[Server], Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
@@ -217,7 +217,7 @@ async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
     assert KEY not in caplog.text
 
 
-async def test_refusals_have_the_same_headers() -> None:
+async def test_rejections_have_the_same_headers() -> None:
     """Except for their date."""
     async with serving() as server:
         answers = []
@@ -233,7 +233,7 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_chunked_body_beyond_the_limit_is_refused() -> None:
+async def test_chunked_body_beyond_the_limit_is_rejected() -> None:
     """It is read no further than the limit."""
     async with serving(body_limit=100) as server:
         body = form(STARTED)
@@ -263,12 +263,12 @@ async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) ->
     return line
 
 
-async def test_announced_large_body_is_refused_unread() -> None:
+async def test_announced_large_body_is_rejected_unread() -> None:
     async with serving(body_timeout=600.0) as server, asyncio.timeout(5):
         assert await raw_exchange(server, b"Content-Length: 1000000\r\n\r\n") == b"HTTP/1.1 403 Forbidden\r\n"
 
 
-async def test_slow_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+async def test_slow_body_is_rejected(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving(body_timeout=0.001) as server:
         line = await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1")
@@ -287,7 +287,7 @@ async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "the body could not be read" in caplog.text
 
 
-async def test_malformed_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_body_is_rejected(caplog: pytest.LogCaptureFixture) -> None:
     """It is answered 403, not with a server error."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
@@ -347,7 +347,7 @@ class TestPublicUrl:
             assert await server.send(form(STARTED), "?a=1", headers) == 204
             assert await server.post(fields("stream-stopped"), signed=PUBLIC, query="?a=1") == 204
 
-    async def test_public_url_overrides_what_the_request_says(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_public_url_overrides_host_headers_of_the_request(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
         async with serving(public_url="https://u:secret@example.com/callbacks", trust_forwarded=True) as server:
             assert await server.post() == 403
@@ -413,7 +413,7 @@ class TestPublicUrl:
             assert await server.post(**headers) == 204
 
     @pytest.mark.parametrize("host", ["a:b:c", "u@example.com", "", "exa mple.com"])
-    async def test_invalid_host_is_refused_unless_forwarded(self, host: str) -> None:
+    async def test_invalid_host_is_rejected_unless_forwarded(self, host: str) -> None:
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == 403
             assert await server.post(Host=host) == 403
@@ -423,7 +423,7 @@ class TestPublicUrl:
             )
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
-    async def test_host_with_a_whole_url_is_refused(self, trust_forwarded: bool) -> None:
+    async def test_host_with_a_whole_url_is_rejected(self, trust_forwarded: bool) -> None:
         """A replayed signature cannot cover another request whose `Host` holds the signed URL."""
         async with serving(trust_forwarded=trust_forwarded) as server:
             overheard = f"{server.url}?" + urlencode(fields("stream-started"))
@@ -541,7 +541,7 @@ async def test_authorization_header_counts_as_userinfo() -> None:
         assert await server.post(signed=signed, Authorization="Basic dTpw") == 204
 
 
-async def test_answer_does_not_wait_for_the_handler() -> None:
+async def test_response_does_not_wait_for_the_handler() -> None:
     """In order per stream, and concurrently for different streams."""
     hold, order = asyncio.Event(), []
 
@@ -613,7 +613,7 @@ async def test_callback_beyond_max_pending_is_answered_503() -> None:
     assert server.receiver.statistics.handled == 2
 
 
-async def test_closed_receiver_answers_503() -> None:
+async def test_closed_receiver_responds_with_503() -> None:
     """Unless the signature is wrong."""
     async with serving() as server:
         await server.receiver.aclose()
@@ -671,7 +671,7 @@ async def test_any_of_several_keys_is_accepted() -> None:
         ({"shutdown_timeout": 0}, "shutdown_timeout"),
     ],
 )
-def test_wrong_setting_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
+def test_wrong_setting_is_rejected_with_advice(wrong: dict[str, Any], hint: str) -> None:
     settings: dict[str, Any] = {"handler": ignore, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint) as caught:
         CallbackReceiver(**settings)

@@ -135,7 +135,7 @@ SIGNED_AND_REFUSED = {
 
 
 @pytest.mark.parametrize(("signed", "seen"), SIGNED_AND_REFUSED.values(), ids=SIGNED_AND_REFUSED)
-def test_other_urls_are_refused_in_each_scheme(signed: str, seen: str) -> None:
+def test_other_urls_are_rejected_in_each_scheme(signed: str, seen: str) -> None:
     assert [scheme for scheme in SCHEMES if scheme(signed).good(url=scheme(seen).url)] == []
 
 
@@ -244,7 +244,7 @@ def test_whitespace_around_a_header_is_ignored(scheme: Any) -> None:
 
 @pytest.mark.parametrize("given", [None, "", " ", "x", "é", "\ud800", 5, b"bytes", ["list"]])
 @pytest.mark.parametrize("scheme", [of_form, of_json, of_get])
-def test_missing_or_odd_signature_is_refused(scheme: Any, given: Any) -> None:
+def test_missing_or_malformed_signature_is_rejected(scheme: Any, given: Any) -> None:
     sent = scheme(URL)
     rest = {name: value for name, value in sent.headers.items() if "Signature" not in name}
 
@@ -254,7 +254,7 @@ def test_missing_or_odd_signature_is_refused(scheme: Any, given: Any) -> None:
 
 
 @IN_EACH_SCHEME
-def test_repeated_signature_header_is_refused(scheme: Any) -> None:
+def test_repeated_signature_header_is_rejected(scheme: Any) -> None:
     """It is unclear which one counts."""
     sent = scheme(URL)
     name = next(name for name in sent.headers if "Signature" in name)
@@ -266,7 +266,7 @@ def test_repeated_signature_header_is_refused(scheme: Any) -> None:
 
 
 @IN_EACH_SCHEME
-def test_missing_argument_is_refused(scheme: Any) -> None:
+def test_missing_argument_is_rejected(scheme: Any) -> None:
     sent = scheme(URL)
 
     assert sent.good()
@@ -288,7 +288,7 @@ def test_missing_argument_is_refused(scheme: Any) -> None:
         ({"method": 5}, "'GET' or 'POST'"),
     ],
 )
-def test_wrong_argument_is_refused_with_advice(wrong: Any, hint: str) -> None:
+def test_wrong_argument_is_rejected_with_advice(wrong: Any, hint: str) -> None:
     """The message shows no key."""
     with pytest.raises(InvalidRequestError, match=hint) as caught:
         of_form(URL).good(**wrong)
@@ -375,7 +375,7 @@ class TestSha256HeaderOfAForm:
         assert self.fits(form_signature(URL, ()), strong, b"", "GET")
 
     @pytest.mark.parametrize("strong", SHAPES.values(), ids=SHAPES)
-    def test_wrong_sha256_refuses_json(self, strong: Sequence[str]) -> None:
+    def test_wrong_sha256_rejects_json(self, strong: Sequence[str]) -> None:
         assert self.fits(raw_signature(URL, JSON_BODY), strong, JSON_BODY) is (strong == [])
 
     @pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"right"}))
@@ -420,16 +420,16 @@ class TestBodyConfusion:
         """With parameters, or none at all."""
         assert not self.refused({"Content-Type": kind, SIGNATURE_HEADER: form_signature(URL, STARTED)}, form(STARTED))
 
-    def test_json_type_with_another_body_is_refused(self) -> None:
+    def test_json_type_with_another_body_is_rejected(self) -> None:
         """Whichever signature it brings."""
         for signature in (raw_signature(URL, b""), form_signature(URL, ())):
             assert self.refused({"Content-Type": "application/json", SIGNATURE_HEADER: signature}, b"")
 
-    def test_repeated_content_type_is_refused(self) -> None:
+    def test_repeated_content_type_is_rejected(self) -> None:
         headers = {"Content-Type": FORM, "content-type": FORM, SIGNATURE_HEADER: form_signature(URL, STARTED)}
         assert self.refused(headers, form(STARTED))
 
-    def test_get_with_body_is_refused(self) -> None:
+    def test_get_with_body_is_rejected(self) -> None:
         """The platform sends none."""
         headers = {SIGNATURE_HEADER: form_signature(URL, ())}
         assert not self.refused(headers, b"", method="GET")
@@ -440,7 +440,7 @@ class TestBodyConfusion:
         )
 
     @pytest.mark.parametrize("method", ["", "PUT", "HEAD", "DELETE", "post "])
-    def test_other_methods_are_refused(self, method: str) -> None:
+    def test_other_methods_are_rejected(self, method: str) -> None:
         """The platform uses GET and POST only."""
         assert self.refused({SIGNATURE_HEADER: form_signature(URL, ())}, b"", method=method)
 
@@ -494,7 +494,7 @@ class TestBodyConfusion:
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--',
         ],
     )
-    def test_bodies_that_are_no_forms_are_refused(self, body: bytes) -> None:
+    def test_body_that_is_not_a_form_is_rejected(self, body: bytes) -> None:
         """Whichever signature they bring."""
         pairs = [
             (name, value) for name, _, value in (piece.partition("=") for piece in body.decode("latin-1").split("&"))
@@ -516,7 +516,7 @@ def test_blank_values_and_repeated_names_are_signed_in_order() -> None:
     assert not verify_signature(url=URL, headers=headers, body=b"b=2&a=&b=1&B=0&a=x", keys=[KEY])
 
 
-def test_too_large_body_is_refused_unhashed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_body_is_rejected_unhashed(monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps({"padding": "x" * claims.MAX_BODY}).encode()
     sent = Sent(URL, {SIGNATURE_HEADER: raw_signature(URL, body)}, body)
     monkeypatch.setattr(claims, "hmac", SimpleNamespace())
@@ -525,7 +525,7 @@ def test_too_large_body_is_refused_unhashed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("url", ["", "\ud800", "https://example.com/\ud800", "https://[", "https://a:b/", "://", "\n"])
-def test_odd_url_is_refused_without_error(url: str) -> None:
+def test_malformed_url_is_rejected_without_error(url: str) -> None:
     assert not of_form(URL).good(url=url)
 
 
@@ -607,7 +607,7 @@ class TestSigning:
             ({"fields": {"a": "\ud800"}}, "UTF-8"),
         ],
     )
-    def test_wrong_argument_is_refused_with_advice(self, wrong: Any, hint: str) -> None:
+    def test_wrong_argument_is_rejected_with_advice(self, wrong: Any, hint: str) -> None:
         with pytest.raises(InvalidRequestError, match=hint) as caught:
             sign(**({"url": URL, "fields": {"a": "b"}, "key": KEY} | wrong))
 

@@ -38,7 +38,7 @@ def test_any_signed_form_is_accepted(pairs: list[tuple[str, str]], labelled: boo
 
 
 @given(PAIRS.filter(bool), st.data())
-def test_changed_field_is_refused(pairs: list[tuple[str, str]], data: Any) -> None:
+def test_changed_field_is_rejected(pairs: list[tuple[str, str]], data: Any) -> None:
     """Or dropped, repeated or blanked."""
     headers = {"Content-Type": FORM, SIGNATURE_HEADER: sign(url=ADDRESS, fields=pairs, key=KEY)}
     at = data.draw(st.integers(min_value=0, max_value=len(pairs) - 1))
@@ -55,7 +55,7 @@ def test_changed_field_is_refused(pairs: list[tuple[str, str]], data: Any) -> No
 
 
 @given(st.integers(min_value=0), BYTES)
-def test_changed_byte_of_a_form_is_refused(at: int, byte: int) -> None:
+def test_changed_byte_of_a_form_is_rejected(at: int, byte: int) -> None:
     """If it changes a name or value."""
     headers = {"Content-Type": FORM, SIGNATURE_HEADER: sign(url=ADDRESS, fields=STARTED, key=KEY)}
     body = changed(form(STARTED), at, byte)
@@ -67,7 +67,7 @@ def test_changed_byte_of_a_form_is_refused(at: int, byte: int) -> None:
 
 @pytest.mark.parametrize("header", [SIGNATURE_HEADER, SHA256_SIGNATURE_HEADER])
 @given(at=st.integers(min_value=0), byte=BYTES)
-def test_changed_byte_of_json_is_refused(header: str, at: int, byte: int) -> None:
+def test_changed_byte_of_json_is_rejected(header: str, at: int, byte: int) -> None:
     algorithm: Any = "sha256" if header == SHA256_SIGNATURE_HEADER else "sha1"
     headers = {header: sign(url=ADDRESS, body=JSON_BODY, key=KEY, algorithm=algorithm)}
     body = changed(JSON_BODY, at, byte)
@@ -78,7 +78,7 @@ def test_changed_byte_of_json_is_refused(header: str, at: int, byte: int) -> Non
 
 @pytest.mark.parametrize("body", [form(STARTED), JSON_BODY, b""])
 @given(at=st.integers(min_value=0), byte=st.integers(min_value=33, max_value=126))
-def test_changed_byte_of_the_url_is_refused(body: bytes, at: int, byte: int) -> None:
+def test_changed_byte_of_the_url_is_rejected(body: bytes, at: int, byte: int) -> None:
     method = "POST" if body else "GET"
     pairs = read_form(body)
     signature = sign(url=ADDRESS, fields=pairs, key=KEY) if pairs is not None else sign(url=ADDRESS, body=body, key=KEY)
@@ -91,7 +91,7 @@ def test_changed_byte_of_the_url_is_refused(body: bytes, at: int, byte: int) -> 
 
 @pytest.mark.parametrize("body", [form(STARTED), JSON_BODY])
 @given(at=st.integers(min_value=0), byte=BYTES)
-def test_changed_byte_of_the_signature_is_refused(body: bytes, at: int, byte: int) -> None:
+def test_changed_byte_of_the_signature_is_rejected(body: bytes, at: int, byte: int) -> None:
     """Also if its last base64 character decodes to the same bytes."""
     pairs = read_form(body)
     signature = sign(url=ADDRESS, fields=pairs, key=KEY) if pairs else sign(url=ADDRESS, body=body, key=KEY)
@@ -112,7 +112,7 @@ def test_changed_byte_of_the_signature_is_refused(body: bytes, at: int, byte: in
     body=st.one_of(st.binary(max_size=60), st.just(JSON_BODY), st.just(form(STARTED))),
     method=st.sampled_from(["GET", "POST", "PUT"]),
 )
-def test_arbitrary_requests_are_refused_without_error(
+def test_arbitrary_requests_are_rejected_without_error(
     url: str, headers: dict[str, str], body: bytes, method: str
 ) -> None:
     assert not verify_signature(url=url, headers=headers, body=body, keys=[KEY], method=method)

@@ -58,7 +58,7 @@ async def test_start_and_stop_of_a_stream_are_delivered(client_for: Any, method:
         assert (receiver.statistics.handled, receiver.statistics.rejected) == (4, 0)
 
 
-async def test_callback_with_another_key_is_sent_and_refused_three_times(client_for: Any) -> None:
+async def test_callback_with_another_key_is_sent_and_rejected_three_times(client_for: Any) -> None:
     async def heard(event: CallbackEvent) -> None:
         raise AssertionError
 

@@ -18,7 +18,7 @@ from .shell import PATIENCE, Ran
 
 
 def ids_file(path: Path, ids: Iterable[str]) -> str:
-    """Write a file with one id per line, and return its name."""
+    """Write a file with one sid per line, and return its name."""
     path.write_text("".join(f"{sid}\n" for sid in ids), encoding="utf-8")
     return str(path)
 

@@ -18,7 +18,7 @@ JSON_FIELDS = (
 )
 CSV_COLUMNS = JSON_FIELDS.replace(" parameters,", "") + ", parameters.NAME"
 COUNT, WRONG = 6_000, 3_001
-NO_ID = "this is not an id: write one id per line, or CSV whose first line names its columns"
+NO_ID = "this is not a sid: write one sid per line, or CSV whose first line names its columns"
 
 
 def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
@@ -121,8 +121,8 @@ def test_json_line_sets_fields_and_null_sets_none() -> None:
         ('["room"]', 'this is not a JSON object: write it as {"conference_sid": "..."}'),
         ('{"sid": "a"}', f"'sid' is unknown: write {JSON_FIELDS}"),
         ('{"conference_sid": "a", "Url": null}', f"'Url' is unknown: write {JSON_FIELDS}"),
-        ('{"conference_sid": "a", "conference_sid": "b"}', "there are two fields 'conference_sid'"),
-        ('{"conference_sid": "a", "parameters": {"pin": "1", "pin": "2"}}', "there are two fields 'pin'"),
+        ('{"conference_sid": "a", "conference_sid": "b"}', "the field 'conference_sid' appears twice"),
+        ('{"conference_sid": "a", "parameters": {"pin": "1", "pin": "2"}}', "the field 'pin' appears twice"),
     ],
 )
 def test_invalid_json_line_is_reported(line: str, sentence: str) -> None:
@@ -199,7 +199,7 @@ def test_csv_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
         (2, {"conference_sid": "room-1", "parameters": {"note": 'a, "b"'}}),
         (3, {"conference_sid": "room-2", "parameters": {"note": "one\ntwo\n\nfour"}}),
         (7, {"conference_sid": "room-3"}),
-        (8, "this line has 1 columns, but the first one names 2"),
+        (8, "this line has 1 columns, but the first line names 2"),
     ]
 
 
@@ -207,7 +207,7 @@ def test_csv_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
 def test_csv_row_with_wrong_number_of_cells_is_rejected(row: str) -> None:
     count = len(row.split(","))
     assert read(f"conference_sid,name\n{row}\nroom-2,n\n") == [
-        (2, f"this line has {count} columns, but the first one names 2"),
+        (2, f"this line has {count} columns, but the first line names 2"),
         (3, {"conference_sid": "room-2", "name": "n"}),
     ]
 
@@ -219,10 +219,10 @@ def test_csv_row_with_wrong_number_of_cells_is_rejected(row: str) -> None:
         ("conference_sid,Names", f"'Names' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters.", f"'parameters.' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters", "each parameter needs its own column: write it as parameters.NAME"),
-        ("conference_sid,url,url", "there are two columns url"),
-        ("conference_sid,Url,URL", "there are two columns url"),
-        ("conference_sid,ConferenceSid", "there are two columns conference_sid"),
-        ("conference_sid,parameters.a,parameters.a", "there are two columns parameters.a"),
+        ("conference_sid,url,url", "the column url appears twice"),
+        ("conference_sid,Url,URL", "the column url appears twice"),
+        ("conference_sid,ConferenceSid", "the column conference_sid appears twice"),
+        ("conference_sid,parameters.a,parameters.a", "the column parameters.a appears twice"),
     ],
 )
 def test_invalid_csv_header_is_the_only_error(header: str, sentence: str) -> None:
@@ -251,7 +251,7 @@ def test_malformed_csv_row_does_not_hide_later_rows() -> None:
         max_size=6,
     )
 )
-def test_csv_round_trip(rows: list[tuple[str, str]]) -> None:
+def test_csv_from_the_csv_module_is_read_back_unchanged(rows: list[tuple[str, str]]) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["parameters.a", "conference_sid", "parameters.b"])
@@ -403,7 +403,7 @@ def test_invalid_lines_are_reported_in_file_order() -> None:
     good, bad = requests_of("a b\none\ntwo,three\none\n")
     assert [(line.number, line.why.partition(":")[0]) for line in bad] == [
         (1, "conference_sid 'a b' can't be part of a path"),
-        (3, "this is not an id"),
+        (3, "this is not a sid"),
         (4, "one is already on line 2"),
     ]
     assert [request.target for request in good] == ["one"]

@@ -427,7 +427,7 @@ async def test_status_shows_counts_and_errors(bare_shell: Shell, space: Simulate
     assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
 
 
-async def test_status_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_bulk_status_with_json_writes_all_facts(bare_shell: Shell, space: SimulatedSpace) -> None:
     await some_of_each(space)
     facts = (await bare_shell(*STATUS, "--json")).json
     status = BulkJournal("run.db").status()
@@ -500,7 +500,9 @@ def test_damaged_date_is_shown_without_control_characters(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", DAMAGED_DATES)
-async def test_journal_with_a_damaged_date_is_no_traceback(shell: Shell, space: SimulatedSpace, text: str) -> None:
+async def test_journal_with_a_damaged_date_is_reported_without_traceback(
+    shell: Shell, space: SimulatedSpace, text: str
+) -> None:
     await shell(*START_ALL)
     with closing(sqlite3.connect("run.db")) as database:
         database.execute("UPDATE run SET value = ? WHERE key = 'started_at'", (text,))
@@ -537,7 +539,7 @@ async def test_stop_includes_unknown_streams_and_can_be_repeated(shell: Shell, s
     first = await shell(*STOP)
     assert (first.code, first.err) == (1, "")
     assert first.out.startswith("Stopped 1 of 2 streams in ")
-    assert "give it the scope in the dashboard." in first.out
+    assert "add the scope in the dashboard." in first.out
     shown = await shell(*STATUS)
     assert table(shown)["rolled back"] == "1"
     assert offered(shown, "stop") == offered(first, "stop") == list(STOP)
@@ -562,7 +564,7 @@ async def test_stopped_run_cannot_be_resumed(shell: Shell, space: SimulatedSpace
     await shell(*START_ALL)
     assert (await shell(*STOP)).code == 0
     sent = space.requests.count()
-    is_misuse(await shell(*RESUME), "the streams of run.db were stopped since 20")
+    is_misuse(await shell(*RESUME), "the streams of run.db have been stopped since 20")
     as_json = await shell(*RESUME, "--json")
     assert (as_json.code, as_json.json["error"]) == (2, "InvalidRequestError")
     assert space.requests.count() == sent

@@ -31,7 +31,7 @@ def line(url: str | None = NEW, token: Any = "new", **fields: Any) -> dict[str, 
 
 def resumed(
     lines: Sequence[Fields], options: Fields, again: Sequence[Fields] | None = None
-) -> list[tuple[str, str | None]]:
+) -> list[tuple[str, object]]:
     """Start what the lines say, resume it with the same file or another, and return each url with its token."""
 
     def read(found: Sequence[Fields]) -> Any:
@@ -65,7 +65,7 @@ def test_resume_takes_the_first_of_two_lines_for_one_stream() -> None:
     assert resumed([line(), line(OLD, "old")], {}) == [(NEW, "new")]
 
 
-def test_resume_tells_a_call_from_a_conference_of_the_same_id() -> None:
+def test_resume_distinguishes_a_call_from_a_conference_of_the_same_sid() -> None:
     call = {"call_sid": ROOM, "url": NEW, "authorization_bearer_token": "call"}
     assert resumed([call, line(name="audit")], {}) == [(NEW, "call"), (NEW, "new")]
     assert resumed([{**call, "url": "no"}, line()], {}) == [(NEW, "new")]
@@ -120,9 +120,9 @@ def test_resume_gives_each_unnamed_stream_the_token_of_its_own_line(
         [line(None, "x", unnamed=True), line(token="a", unnamed=True), line(None, "b", unnamed=True)],
     ],
 )
-def test_resume_refuses_a_file_with_other_unnamed_lines_than_the_run(again: Sequence[Fields]) -> None:
+def test_resume_rejects_a_file_with_other_unnamed_lines_than_the_run(again: Sequence[Fields]) -> None:
     lines = [line(token="a", unnamed=True), line(token="b", unnamed=True)]
-    with pytest.raises(click.UsageError, match=r"\(see line 1\) don't make the streams that the run planned"):
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams that the run planned"):
         resumed(lines, {}, again)
 
 
@@ -147,7 +147,7 @@ OPTIONS_OF_A_START = some(
     OPTIONS_OF_A_START,
     st.booleans(),
 )
-def test_resume_with_the_file_of_the_start_sends_the_same_secrets_or_refuses(
+def test_resume_with_the_file_of_the_start_sends_the_same_secrets_or_fails(
     given_lines: list[tuple[dict[str, Any], bool, bool]], options: dict[str, Any], unnamed: bool
 ) -> None:
     lines = []
@@ -177,7 +177,7 @@ def test_resume_does_not_give_the_secret_of_a_duplicate_to_a_named_stream() -> N
     assert resumed(lines, {}) == [(NEW, "first"), (NEW, "named")]
 
 
-def test_resume_refuses_to_guess_between_two_lines() -> None:
+def test_resume_does_not_guess_between_two_lines() -> None:
     """With ``--url`` the start took the first line and skipped the second, without it the other way round."""
     lines = [line(None, "a"), line(NEW, "b")]
     for options in ({}, {"url": NEW}):
@@ -186,8 +186,8 @@ def test_resume_refuses_to_guess_between_two_lines() -> None:
     assert resumed([line(None), line(NEW)], {}) == [(NEW, "new")]
 
 
-def test_resume_refuses_a_file_whose_line_makes_another_stream() -> None:
-    with pytest.raises(click.UsageError, match=r"\(see line 1\) don't make the streams"):
+def test_resume_rejects_a_file_whose_line_makes_another_stream() -> None:
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams"):
         resumed([line(NEW)], {}, again=[line(OLD)])
 
 

@@ -57,7 +57,7 @@ def test_invalid_separator_is_rejected(separator: str) -> None:
 
 def test_a_separator_line_keeps_the_numbers_of_lines() -> None:
     assert fields_of("sep=;\n\nconference_sid;name\nroom-1\n") == [
-        (4, "this line has 1 columns, but the first one names 2")
+        (4, "this line has 1 columns, but the first line names 2")
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_cell_in_a_column_without_a_name_is_rejected() -> None:
     assert fields_of("conference_sid,,name\nroom-1,,a\nroom-2,b,c\nroom-3,,d,e\n") == [
         {"conference_sid": "room-1", "name": "a"},
         (3, "column 2 has no name: name it in the first line, or empty it"),
-        (4, "this line has 4 columns, but the first one names 3"),
+        (4, "this line has 4 columns, but the first line names 3"),
     ]
 
 
@@ -124,7 +124,7 @@ def test_formula_with_an_odd_quote_is_rejected(cell: str, header: str) -> None:
 def test_id_with_a_quote_is_rejected(cell: str) -> None:
     [bad] = read_lines(f"{cell}\n", "call_sid")
     assert isinstance(bad, BadLine)
-    assert bad.why.endswith("contains a quote: write only the id")
+    assert bad.why.endswith("contains a quote: write only the sid")
 
 
 @pytest.mark.parametrize("cell", ['="00123"', '"=""00123"""', "'00123", '"00123"', "'00123'", ' ="00123" '])
@@ -187,7 +187,7 @@ def test_a_nul_in_a_cell_is_rejected() -> None:
     assert fields_of("conference_sid,name\nroom-1,a\0b\n") == [(2, "name contains a NUL character: remove it")]
 
 
-def test_a_huge_cell_is_refused_and_the_rows_behind_it_are_read() -> None:
+def test_a_huge_cell_is_rejected_and_the_rows_behind_it_are_read() -> None:
     huge = "x" * 140_000
     assert fields_of(f"conference_sid,name\nroom-1,{huge}\nroom-2,n\n") == [
         (2, "a cell has more than 131,072 characters: shorten it"),

@@ -278,8 +278,8 @@ async def test_bulk_start_counts_retries(shell: Shell, space: SimulatedSpace, id
     ("status", "error", "advice"),
     [
         (400, "BadRequestError", "The Space rejected the request"),
-        (403, "PermissionDeniedError", "give it the scope in the dashboard"),
-        (404, "NotFoundError", "check the id, or skip it"),
+        (403, "PermissionDeniedError", "add the scope in the dashboard"),
+        (404, "NotFoundError", "check the sid, or skip it"),
         (422, "UnprocessableError", "The Space rejected a field"),
     ],
 )
@@ -420,7 +420,7 @@ async def test_a_dry_run_on_all_that_is_live_only_lists(shell: Shell, space: Sim
 # Without a journal.
 
 
-async def test_bulk_start_without_a_journal_says_once_what_that_means(
+async def test_bulk_start_without_a_journal_warns_once(
     shell: Shell, space: SimulatedSpace, ids: str, folder: Path
 ) -> None:
     note = "No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.\n"
@@ -466,7 +466,7 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     ran = await shell(*START, path, *TO_URL)
     assert (ran.code, ran.out) == (2, "")
     second, fourth, verdict = ran.err.splitlines()
-    assert second.startswith(f"{path}:2: this is not an id: ")
+    assert second.startswith(f"{path}:2: this is not a sid: ")
     assert fourth.startswith(f"{path}:4: conference_sid 'a b' can't be part of a path: ")
     assert verdict == (
         "error: 2 of 4 lines are invalid, and nothing was started: fix them, or skip them with --skip-invalid"
@@ -475,14 +475,14 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     assert files_in(folder) == []
 
 
-async def test_bad_lines_are_told_in_json(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_invalid_lines_are_reported_in_json(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", [space.conference_sids[0], "a,b"])
     ran = await shell(*START, path, *TO_URL, "--json")
     assert ran.code == 2
     assert ran.json["error"] == "InvalidLines"
     [line] = ran.json["lines"]
     assert line["line"] == 2
-    assert line["message"].startswith("this is not an id: ")
+    assert line["message"].startswith("this is not a sid: ")
     assert len(ran.err.splitlines()) == 2
     assert space.requests.count() == 0
 
@@ -509,7 +509,7 @@ async def test_unreadable_rest_of_a_file_starts_nothing(shell: Shell, space: Sim
     assert space.requests.count() == 0
 
 
-async def test_all_bad_lines_of_thousands_are_told(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_all_invalid_lines_of_thousands_are_reported(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     wrong = (1, 2_000, 2_001, 4_000)
     path = ids_file(
         tmp_path / "ids.txt", ["a b" if number in wrong else f"room-{number}" for number in range(1, 4_001)]
@@ -548,8 +548,8 @@ async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "pass a FILE of ids, - for standard input, or --all-in-progress"),
-        (("ids", "--all-in-progress"), "pass a FILE of ids, - for standard input, or --all-in-progress"),
+        ((), "pass a FILE of sids, - for standard input, or --all-in-progress"),
+        (("ids", "--all-in-progress"), "pass a FILE of sids, - for standard input, or --all-in-progress"),
         (("ids", "more"), "unexpected extra argument (more)"),
         (("ids", "--kind", "call", "--codec", "PCMU"), "--codec is for conference streams only"),
         (("ids", "--kind", "call", "--no-realtime"), "--realtime is for conference streams only"),
@@ -572,7 +572,7 @@ async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) 
         (("--all-in-progress", *TO_URL, "--name", "a", "--unnamed"), "contradict each other"),
     ],
 )
-async def test_what_cannot_be_right_is_refused_in_one_sentence(
+async def test_invalid_line_is_rejected_in_one_sentence(
     shell: Shell, space: SimulatedSpace, arguments: tuple[str, ...], sentence: str
 ) -> None:
     ran = await shell(*START, *arguments)
@@ -581,7 +581,7 @@ async def test_what_cannot_be_right_is_refused_in_one_sentence(
     assert space.streams.active() == []
 
 
-async def test_a_file_that_is_no_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
+async def test_file_that_is_not_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(b"\xff\xfe\x00")
     is_misuse(await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8")
 
@@ -592,7 +592,7 @@ async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monke
     is_misuse(ran, "standard input is closed: name a FILE, or pipe it in")
 
 
-async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_missing_credentials_are_a_usage_error(bare_shell: Shell, tmp_path: Path) -> None:
     ran = await bare_shell(*START, ids_file(tmp_path / "ids.txt", ["room"]), *TO_URL)
     is_misuse(ran, "set SIGNALWIRE_SPACE (or --space)")
 

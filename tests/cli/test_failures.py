@@ -104,7 +104,7 @@ async def test_an_interrupted_list_ends_quietly(space: SimulatedSpace) -> None:
 
 
 @posix_only
-async def test_an_interrupted_start_says_what_it_may_have_left(space: SimulatedSpace) -> None:
+async def test_interrupted_start_reports_what_may_be_running(space: SimulatedSpace) -> None:
     space.faults.add("hang", on="start", executed=True)
     sid = space.conference_sids[0]
     async with process("conferences", "start-stream", sid, "--url", URL, environment=credentials(space)) as child:
@@ -119,7 +119,7 @@ async def test_an_interrupted_start_says_what_it_may_have_left(space: SimulatedS
 
 
 @posix_only
-async def test_broken_pipe_of_a_list_is_no_failure(space: SimulatedSpace) -> None:
+async def test_list_into_broken_pipe_exits_quietly(space: SimulatedSpace) -> None:
     """As in ``signalwire-streams conferences list | head``."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -143,7 +143,7 @@ async def test_a_closed_stdout_is_a_failure(space: SimulatedSpace, command: str,
     assert len(ran.err.splitlines()) == (0 if "2>" in command else 1)
 
 
-async def test_a_name_that_the_terminal_cannot_show_is_no_traceback(space: SimulatedSpace) -> None:
+async def test_name_that_the_terminal_cannot_show_has_replacement_characters(space: SimulatedSpace) -> None:
     space.add_conference(friendly_name="☎ tone")
     environment = {**credentials(space), "PYTHONIOENCODING": "latin-1"}
     async with process("conferences", "list", environment=environment) as child:
@@ -166,7 +166,7 @@ async def test_processes_end_with_the_same_codes(space: SimulatedSpace) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-async def test_an_interrupted_submit_says_where_to_look(
+async def test_interrupted_submit_names_the_status_command(
     offline_shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(fleet._FleetAccount, "run_on_fleet", Mock(side_effect=KeyboardInterrupt))

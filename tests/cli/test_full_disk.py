@@ -157,7 +157,7 @@ async def test_a_run_is_not_lost_on_a_full_disk(
     assert len(space.streams.active()) == 3
 
 
-async def test_a_failure_on_a_full_disk_is_told_with_its_json_lost(full_shell: FullShell) -> None:
+async def test_failure_on_a_full_disk_is_reported_on_stderr(full_shell: FullShell) -> None:
     ran = await full_shell("conferences", "get", "no-such-sid", "--json")
     assert ran.code == 1
     first, second = ran.err.splitlines()
@@ -283,7 +283,7 @@ async def test_an_interrupted_list_writes_json(space: SimulatedSpace) -> None:
     assert ran.json == {"error": "Interrupted", "status": None, "code": None, "message": "interrupted"}
 
 
-async def test_an_interrupted_stop_says_that_it_can_be_repeated(space: SimulatedSpace) -> None:
+async def test_interrupted_stop_advises_to_repeat_it(space: SimulatedSpace) -> None:
     space.faults.add("hang", on="stop")
     sid = space.conference_sids[0]
     ran = await interrupted(space, "stop-conference-stream", "conferences", "stop-stream", sid, "n", "--json")

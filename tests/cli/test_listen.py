@@ -457,7 +457,10 @@ async def test_broken_pipe_ends_listen(tmp_path: Path, processes: str) -> None:
     ("arguments", "sentence"),
     [
         ((), "set SIGNALWIRE_STREAMS_TOKEN, or name a --bearer-token-file"),
-        (("--allow-anonymous", "--bearer-token-file", "-"), "--allow-anonymous requires no token: omit it"),
+        (
+            ("--allow-anonymous", "--bearer-token-file", "-"),
+            "--bearer-token-file and --allow-anonymous contradict each other",
+        ),
         (("--bearer-token-file", "no-such-file"), "--bearer-token-file can't be read: No such file"),
         (("--bearer-token-file", "\0"), "--bearer-token-file can't be read: write the name of a text file"),
         (("--bearer-token-file", os.devnull), "--bearer-token-file contains no token"),

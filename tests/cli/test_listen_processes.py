@@ -19,7 +19,7 @@ from attrs import define
 from signalwire_streams._cli import listen_server
 
 from .bulk_runs import until
-from .shell import PATIENCE, Shell, end_of, line_of, process
+from .shell import PATIENCE, Ran, Shell, end_of, line_of, process
 from .test_listen import begin, dialled, files_in, sound_of, speak, stop
 from .test_listen_slow_clients import UPGRADE
 
@@ -52,12 +52,22 @@ class Processes:
         return json.loads(await line_of(self.child))
 
 
+def options(directory: Path, processes: int) -> tuple[str, ...]:
+    return "--json", "--directory", str(directory), "--processes", str(processes), "--allow-anonymous"
+
+
 @asynccontextmanager
-async def running(directory: Path, *arguments: str, code: str | None = None) -> AsyncIterator[Processes]:
-    options = ("--json", "--directory", str(directory), "--processes", "2", "--allow-anonymous", *arguments)
-    async with process("listen", *options, code=code) as child, AsyncExitStack() as stack:
+async def running(directory: Path, *arguments: str) -> AsyncIterator[Processes]:
+    async with process("listen", *options(directory, 2), *arguments) as child, AsyncExitStack() as stack:
         facts = json.loads(await line_of(child))
         yield Processes(child, facts["url"], facts["pids"], directory, stack, {})
+
+
+async def end_of_patched(patch: str, directory: Path, *, processes: int) -> Ran:
+    """Run ``listen`` to its end in a child that executes *patch* first."""
+    code = f"import errno, os, socket, sys\n{patch}\nfrom signalwire_streams.__main__ import main\nsys.exit(main())\n"
+    async with process("listen", *options(directory, processes), code=code) as child:
+        return await end_of(child)
 
 
 def recordings_of(pid: int) -> list[str]:
@@ -171,8 +181,8 @@ async def test_streams_of_all_processes_count(tmp_path: Path) -> None:
 
 async def test_processes_check_tokens_and_are_summed_up(tmp_path: Path) -> None:
     """In the lines for people, too."""
-    options = ("--directory", str(tmp_path), "--processes", "3")
-    async with process("listen", *options, environment={"SIGNALWIRE_STREAMS_TOKEN": "t0ken"}) as child:
+    arguments = ("--directory", str(tmp_path), "--processes", "3")
+    async with process("listen", *arguments, environment={"SIGNALWIRE_STREAMS_TOKEN": "t0ken"}) as child:
         head = [await line_of(child) for _ in range(5)]
         url = head[0].split()[-1]
         for _ in range(4):
@@ -244,38 +254,28 @@ async def test_port_of_another_listen_is_in_use(bare_shell: Shell, tmp_path: Pat
 
 async def test_process_that_cannot_listen_ends_the_command(tmp_path: Path) -> None:
     """As where the port is taken between the check and the start."""
-    code = (
-        "import socket, sys\n"
+    patch = (
         "from signalwire_streams._cli import listen_server\n"
         "taken = socket.create_server(('127.0.0.1', 0))\n"
         "async def claim(options): return taken.getsockname()[1]\n"
-        "listen_server._claim_port = claim\n"
-        "from signalwire_streams.__main__ import main\n"
-        "sys.exit(main())\n"
+        "listen_server._claim_port = claim"
     )
-    options = ("--json", "--directory", str(tmp_path), "--processes", "2", "--allow-anonymous")
-    async with process("listen", *options, code=code) as child:
-        ran = await end_of(child)
+    ran = await end_of_patched(patch, tmp_path, processes=2)
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("error: can't listen on 127.0.0.1 port ")
     assert len(ran.err.splitlines()) == 1
 
 
 async def test_processes_that_cannot_be_forked_are_a_failure(tmp_path: Path) -> None:
-    code = (
-        "import errno, os, sys\n"
+    patch = (
         "fork, forks = os.fork, []\n"
         "def limited():\n"
         "    forks.append(1)\n"
         "    if len(forks) > 2: raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
         "    return fork()\n"
-        "os.fork = limited\n"
-        "from signalwire_streams.__main__ import main\n"
-        "sys.exit(main())\n"
+        "os.fork = limited"
     )
-    options = ("--json", "--directory", str(tmp_path), "--processes", "3", "--allow-anonymous")
-    async with process("listen", *options, code=code) as child:
-        ran = await end_of(child)
+    ran = await end_of_patched(patch, tmp_path, processes=3)
     assert (ran.code, ran.out) == (1, "")
     assert ran.err == (f"error: can't start 3 processes: {os.strerror(errno.EAGAIN)}: write a smaller --processes\n")
 
@@ -283,7 +283,9 @@ async def test_processes_that_cannot_be_forked_are_a_failure(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("value", "sentence"), [("0", "0 is not in the range 1<=x<=64"), ("two", "'two' is not a valid integer")]
 )
-async def test_invalid_number_of_processes(bare_shell: Shell, tmp_path: Path, value: str, sentence: str) -> None:
+async def test_listen_with_invalid_number_of_processes_is_usage_error(
+    bare_shell: Shell, tmp_path: Path, value: str, sentence: str
+) -> None:
     bare_shell.environment.chdir(tmp_path)
     ran = await bare_shell("listen", "--allow-anonymous", "--processes", value)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)

@@ -49,7 +49,7 @@ async def test_a_call_is_offered_no_codec(bare_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("group", [(), ("conferences",), ("calls",)])
-async def test_no_command_gets_the_help_as_misuse(bare_shell: Shell, group: tuple[str, ...]) -> None:
+async def test_no_command_prints_help_as_a_usage_error(bare_shell: Shell, group: tuple[str, ...]) -> None:
     ran = await bare_shell(*group)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("Usage: ")
@@ -62,7 +62,7 @@ async def test_an_unknown_command_is_a_usage_error(bare_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-async def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+async def test_command_without_the_extra_names_it(missing: str) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from signalwire_streams.__main__ import main; sys.exit(main())"
     )

@@ -179,7 +179,7 @@ def test_format_duration_in_words(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
-def test_progress_line() -> None:
+def test_progress_line_shows_counts_facts_and_time_left() -> None:
     assert FAR.line == "Starting: 1,234 of 10,000, 97 of 1,242 requests/s, 3 repeated, 1 min 34 s left"
     assert Progress(title="Ending", done=0, total=0, facts=()).line == "Ending: 0 of 0"
 

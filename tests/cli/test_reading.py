@@ -7,7 +7,7 @@ from signalwire_streams.simulator import SimulatedSpace
 from .shell import Shell
 
 
-async def test_a_conference_is_shown(shell: Shell, space: SimulatedSpace) -> None:
+async def test_conferences_get_shows_fields_of_the_conference(shell: Shell, space: SimulatedSpace) -> None:
     sid = space.conference_sids[1]
     ran = await shell("conferences", "get", sid)
     assert (ran.code, ran.err) == (0, "")
@@ -23,7 +23,7 @@ async def test_a_conference_as_json_has_every_field(shell: Shell, space: Simulat
     assert ran.json == listed.json
 
 
-async def test_a_call_is_shown(shell: Shell, space: SimulatedSpace) -> None:
+async def test_calls_get_shows_fields_of_the_call(shell: Shell, space: SimulatedSpace) -> None:
     sid = space.add_call(from_number="+12015550100", to_number="+12015550101")
     ran = await shell("calls", "get", sid)
     assert (ran.code, ran.err) == (0, "")
@@ -59,7 +59,7 @@ async def test_participants_as_json_are_one_per_line(shell: Shell, space: Simula
     assert one.lines == ran.lines[:1]
 
 
-async def test_participants_are_narrowed(shell: Shell, space: SimulatedSpace) -> None:
+async def test_participants_command_filters_by_muted_and_on_hold(shell: Shell, space: SimulatedSpace) -> None:
     sid = space.conference_sids[0]
     assert (await shell("conferences", "participants", sid, "--muted", "--json")).lines == []
     assert len((await shell("conferences", "participants", sid, "--not-muted", "--not-on-hold", "--json")).lines) == 2

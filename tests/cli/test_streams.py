@@ -185,7 +185,7 @@ async def test_may_be_running_without_name_is_a_usage_error(offline_shell: Shell
 
 
 @pytest.mark.parametrize("handle", ["sid", "name"])
-async def test_stop_of_ended_stream_succeeds_and_says_so(shell: Shell, space: SimulatedSpace, handle: str) -> None:
+async def test_stop_of_ended_stream_succeeds_and_reports_it(shell: Shell, space: SimulatedSpace, handle: str) -> None:
     [call, *_] = space.call_sids
     assert (await shell("calls", "start-stream", call, "--url", URL, "--name", "audit-1")).code == 0
     space.end_call(call)

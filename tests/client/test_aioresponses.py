@@ -62,7 +62,7 @@ async def test_mocked_500_on_an_unnamed_start(mocked: aioresponses) -> None:
     assert len(sent) == 1
 
 
-async def test_mocked_exception(mocked: aioresponses) -> None:
+async def test_mocked_connection_error_is_retried_and_lasting_500_raises_server_error(mocked: aioresponses) -> None:
     """A mocked connection error is retried, and a read that keeps failing ends in a typed error."""
     mocked.post(PATH, exception=aiohttp.ServerDisconnectedError())
     mocked.post(PATH, status=200, payload=ANSWER)

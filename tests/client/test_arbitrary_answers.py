@@ -123,14 +123,14 @@ async def use_everything(raw: bytes) -> None:
 
 @EXAMPLES
 @given(raw=st.binary(max_size=400) | st.binary(max_size=200).map(b"HTTP/1.1 200 OK\r\n".__add__))
-def test_arbitrary_bytes(raw: bytes, runner: asyncio.Runner) -> None:
+def test_response_of_arbitrary_bytes_ends_in_value_or_typed_error(raw: bytes, runner: asyncio.Runner) -> None:
     """Bytes that are no HTTP, or break off as HTTP, end in a typed error."""
     runner.run(use_everything(raw))
 
 
 @EXAMPLES
 @given(status=statuses, fields=headers, body=st.binary(max_size=300), framed=st.booleans())
-def test_arbitrary_http(
+def test_response_with_any_status_and_body_ends_in_value_or_typed_error(
     status: int, fields: list[tuple[str, str]], body: bytes, framed: bool, runner: asyncio.Runner
 ) -> None:
     """Any status with any headers and any body ends in a value or a typed error."""
@@ -141,7 +141,9 @@ def test_arbitrary_http(
 
 @EXAMPLES
 @given(status=st.sampled_from([200, 201, 400, 404, 422, 429, 500, 503]), document=api_like | json_documents)
-def test_arbitrary_json(status: int, document: object, runner: asyncio.Runner) -> None:
+def test_response_with_any_json_ends_in_value_or_typed_error(
+    status: int, document: object, runner: asyncio.Runner
+) -> None:
     """Any JSON under the API's own keys ends in a value or a typed error."""
     body = json.dumps(document).encode()
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -154,7 +156,9 @@ def test_arbitrary_json(status: int, document: object, runner: asyncio.Runner) -
     ids=["nested without end", "a number without end", "a lone surrogate", "larger than any answer"],
 )
 @pytest.mark.parametrize("status", [200, 422])
-def test_hostile_bodies(status: int, body: bytes, runner: asyncio.Runner) -> None:
+def test_response_with_hostile_body_ends_in_value_or_typed_error(
+    status: int, body: bytes, runner: asyncio.Runner
+) -> None:
     """Bodies made to hurt end in a value or a typed error."""
     head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     runner.run(use_everything(head + body))

@@ -87,9 +87,7 @@ async def test_stop_by_text_of_stream_that_has_ended_is_success(
     assert (stopped.sid, stopped.name) == ((stream.sid, None) if handle == "sid" else (None, stream.name))
 
 
-async def test_stop_of_running_stream_does_not_say_that_it_had_ended(
-    space: SimulatedSpace, client: StreamsClient
-) -> None:
+async def test_stop_of_running_stream_is_not_already_ended(space: SimulatedSpace, client: StreamsClient) -> None:
     """Neither after one attempt nor after one whose answer was lost, since that may have been what ended it."""
     sid = space.conference_sids[0]
     one, two = [await client.conferences.start_stream(sid, url=URL) for _ in range(2)]
@@ -109,7 +107,7 @@ async def test_stop_of_unknown_text_is_error(space: SimulatedSpace, client: Stre
 @pytest.mark.parametrize(
     "fault", [{"status": 404, "body": "html"}, {"status": 404, "body": "empty"}, {"status": 422, "body": "api"}]
 )
-async def test_stop_that_is_refused_otherwise_is_error(
+async def test_stop_that_is_rejected_otherwise_is_error(
     space: SimulatedSpace, client: StreamsClient, fault: dict[str, Any]
 ) -> None:
     """A proxy's 404, or a refusal of the request, says nothing of the stream, which runs on."""
@@ -127,7 +125,7 @@ async def test_404_about_stream_of_another_project_is_error(space: SimulatedSpac
         await client.conferences.stop_stream(stream)
 
 
-async def test_ambiguous_stream_whose_sid_is_of_refused_second_is_no_success(client_for: Any) -> None:
+async def test_stop_of_ambiguous_stream_with_sid_of_rejected_second_fails(client_for: Any) -> None:
     """Where names stop nothing, "already stopped" about that sid does not say that the first stream has ended."""
     async with SimulatedSpace(conferences=1, streams_by_name=False) as space:
         client: StreamsClient = client_for(space)
@@ -224,7 +222,7 @@ def ambiguous(noun: str) -> Any:
 
 @pytest.mark.parametrize("answer", BY_NAME.values(), ids=BY_NAME)
 @pytest.mark.parametrize("noun", ["conference", "call"])
-async def test_stop_of_ambiguous_stream_stops_its_sid_unless_answer_names_it(
+async def test_stop_of_ambiguous_stream_stops_its_sid_unless_response_names_it(
     client_for: Any, noun: str, answer: bytes
 ) -> None:
     """The Space's rejection of the name may concern only the first stream."""
@@ -237,7 +235,7 @@ async def test_stop_of_ambiguous_stream_stops_its_sid_unless_answer_names_it(
 
 @pytest.mark.parametrize("noun", ["conference", "call"])
 @pytest.mark.parametrize(("sid", "name"), [(SECOND, None), (SECOND, NAME), (FIRST, None), (FIRST, NAME)])
-async def test_answer_to_stop_by_name_decides_whether_sid_is_stopped(
+async def test_response_to_stop_by_name_decides_whether_sid_is_stopped(
     client_for: Any, noun: str, sid: str, name: str | None
 ) -> None:
     """A conference has one stream of a name; on a call, the answer must name the sid. The name that was asked stays.
@@ -314,7 +312,7 @@ async def test_stop_by_name_in_form_of_sid(client_for: Any) -> None:
         ({"sid": FIRST, "name": NAME.upper()}, "SWS-1"),
     ],
 )
-async def test_stop_keeps_name_that_answer_leaves_out(
+async def test_stop_keeps_name_that_response_leaves_out(
     client_for: Any, document: dict[str, Any], name: str | None
 ) -> None:
     """The caller's text is the name, unless it equals the sid in the response."""
@@ -338,7 +336,7 @@ async def test_stop_keeps_name_that_answer_leaves_out(
     ],
     ids=["a page", "in progress", "queued"],
 )
-async def test_stop_answered_otherwise_than_stopped_is_no_success(client_for: Any, answer: bytes) -> None:
+async def test_stop_with_another_status_in_its_response_fails(client_for: Any, answer: bytes) -> None:
     """Nor is it one in a run: the stream goes on, and the error says that the answer can't be believed."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -356,7 +354,7 @@ async def test_stop_answered_otherwise_than_stopped_is_no_success(client_for: An
 
 @pytest.mark.usefixtures("idle_clock")
 @pytest.mark.parametrize(("noun", "requests"), [("conference", 3), ("call", 1)])
-async def test_start_answered_as_stopped_is_no_success(client_for: Any, noun: str, requests: int) -> None:
+async def test_start_with_status_stopped_in_its_response_is_unknown(client_for: Any, noun: str, requests: int) -> None:
     """It is the answer to a stop, so whether the stream runs is unknown."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -381,7 +379,7 @@ async def test_start_answered_as_stopped_is_no_success(client_for: Any, noun: st
         ({"name": "audit"}, False),
     ],
 )
-async def test_start_whose_answer_names_nothing_is_ambiguous(
+async def test_start_whose_response_names_nothing_is_ambiguous(
     client_for: Any, document: dict[str, Any], *, ambiguous: bool
 ) -> None:
     """Its sid may be that of another request's stream, so it is stopped by its name where it has one."""
@@ -403,7 +401,7 @@ async def test_start_whose_answer_names_nothing_is_ambiguous(
 
 @pytest.mark.parametrize(("status", "error"), [(404, NotFoundError), (403, PermissionDeniedError), (503, ServerError)])
 @pytest.mark.usefixtures("idle_clock")
-async def test_start_refused_under_a_2xx_is_error(client_for: Any, status: int, error: type[ApiError]) -> None:
+async def test_start_rejected_under_a_2xx_is_error(client_for: Any, status: int, error: type[ApiError]) -> None:
     """A gateway replaced the status of the API's own error, which its body still has."""
 
     async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:

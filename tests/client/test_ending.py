@@ -48,7 +48,9 @@ async def test_end_is_one_documented_request(space: SimulatedSpace, client: Stre
 
 
 @pytest.mark.parametrize("noun", NOUNS)
-async def test_end_of_what_has_ended_is_success(space: SimulatedSpace, client: StreamsClient, noun: str) -> None:
+async def test_end_of_ended_call_or_conference_succeeds(
+    space: SimulatedSpace, client: StreamsClient, noun: str
+) -> None:
     sid = sids(space, noun)[0]
     await resource(client, noun).end(sid)
     again = await resource(client, noun).end(sid)
@@ -59,7 +61,7 @@ async def test_end_of_what_has_ended_is_success(space: SimulatedSpace, client: S
 
 @pytest.mark.parametrize("noun", NOUNS)
 @pytest.mark.parametrize("fault", ["reset", "disconnect", "500", "502", "503", "504", "garbage", "html", "empty"])
-async def test_lost_answer_is_followed_by_a_second_request(
+async def test_lost_response_is_followed_by_a_second_request(
     space: SimulatedSpace, client: StreamsClient, noun: str, fault: str
 ) -> None:
     """The Space then says that it has ended, or ends it now if the first request did not."""
@@ -123,13 +125,13 @@ async def answered_with(client_for: Any, *answers: bytes) -> tuple[Any, int]:
 
 
 @pytest.mark.parametrize("status", ["in-progress", "ringing", "completed", "canceled", "leaving", None])
-async def test_status_of_the_answer_is_returned_as_it_is(client_for: Any, status: str | None) -> None:
+async def test_status_of_the_response_is_returned_as_it_is(client_for: Any, status: str | None) -> None:
     """The Space may answer before the call has ended."""
     ended, requests = await answered_with(client_for, http(200, {"sid": "leg", "status": status}))
     assert (ended.sid, ended.status, requests) == ("leg", status, 1)
 
 
-async def test_answer_about_another_call_is_not_believed(client_for: Any) -> None:
+async def test_response_about_another_call_is_not_believed(client_for: Any) -> None:
     wrong = http(200, {"sid": "other", "status": "completed"})
     error, requests = await answered_with(client_for, wrong)
     assert isinstance(error, MalformedResponseError)
@@ -138,7 +140,7 @@ async def test_answer_about_another_call_is_not_believed(client_for: Any) -> Non
     assert (ended.sid, ended.status, requests) == ("leg", "completed", 2)
 
 
-async def test_empty_answers_count_as_success_unless_the_space_denies_it(client_for: Any) -> None:
+async def test_empty_responses_count_as_success_unless_the_space_denies_it(client_for: Any) -> None:
     """As those of a stop: if the Space leaves the sid out each time, it has accepted the request."""
     ended, requests = await answered_with(client_for, http(200, {}))
     assert (ended, requests) == (Call(sid="leg", status=CallStatus.COMPLETED), 3)

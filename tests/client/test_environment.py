@@ -32,10 +32,10 @@ def test_missing_environment_variables_are_all_named(missing: tuple[str, ...], e
 
 
 @pytest.mark.parametrize("name", ["space", "project", "token", "base_url"])
-def test_option_set_by_environment_is_refused(name: str) -> None:
+def test_option_set_by_environment_is_rejected(name: str) -> None:
     """Neither of the two is silently ignored."""
     untyped: Any = StreamsClient.from_env
-    with pytest.raises(InvalidRequestError, match=f"leave out {name}, or write StreamsClient"):
+    with pytest.raises(InvalidRequestError, match=f"omit {name}, or write StreamsClient"):
         untyped(dict.fromkeys(NAMES, "example"), **{name: "x"})
 
 
@@ -56,13 +56,15 @@ def test_options_of_environment_are_those_of_client() -> None:
     assert set(ClientOptions.__annotations__) == taken
 
 
-async def test_client_of_a_mapping(space: SimulatedSpace) -> None:
+async def test_from_env_with_mapping_reads_only_the_mapping(space: SimulatedSpace) -> None:
     """Where a mapping is handed over, it alone is looked at."""
     async with StreamsClient.from_env(environment_of(space)) as client:
         assert (await client.conferences.get(space.conference_sids[0])).sid == space.conference_sids[0]
 
 
-async def test_client_of_the_process(space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_from_env_without_mapping_reads_process_environment(
+    space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nothing is handed over, the process's own environment is looked at."""
     for name, value in environment_of(space).items():
         monkeypatch.setenv(name, value)

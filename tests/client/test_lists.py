@@ -43,7 +43,7 @@ async def test_listing_pages_by_itself(client_for: Any) -> None:
         assert space.requests.count("list-conferences") == 7
 
 
-async def test_what_a_conference_says(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_conference_fields_have_python_names_and_types(space: SimulatedSpace, client: StreamsClient) -> None:
     """A conference has its fields under Python's names, dates among them."""
     conference = await client.conferences.get(space.conference_sids[0])
 
@@ -56,7 +56,7 @@ async def test_what_a_conference_says(space: SimulatedSpace, client: StreamsClie
     assert set(conference.subresource_uris) == {"participants", "recordings"}
 
 
-async def test_what_a_call_says(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_call_fields_have_python_names_and_types(space: SimulatedSpace, client: StreamsClient) -> None:
     """A call has its fields under Python's names, ``from`` as ``from_``."""
     calls = [call async for call in client.calls.list(status="in-progress")]
     call = await client.calls.get(space.call_sids[0])
@@ -72,7 +72,9 @@ async def test_what_a_call_says(space: SimulatedSpace, client: StreamsClient) ->
     assert call.extra == {}
 
 
-async def test_participants(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_participants_lists_those_of_the_conference_with_dates(
+    space: SimulatedSpace, client: StreamsClient
+) -> None:
     """The participants of a conference can be listed."""
     sid = space.conference_sids[0]
     participants = [participant async for participant in client.conferences.participants(sid, muted=False)]

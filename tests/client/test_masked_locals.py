@@ -141,7 +141,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-async def test_refused_argument_shows_no_secret(space: SimulatedSpace, client_for: Any, wrong: dict[str, Any]) -> None:
+async def test_rejected_argument_shows_no_secret(space: SimulatedSpace, client_for: Any, wrong: dict[str, Any]) -> None:
     """Invalid arguments are rejected in this package's frames, which hold all the other arguments as well."""
     client, receiver, sid = client_of(client_for, space), MediaReceiver(), space.conference_sids[0]
     fields: dict[str, Any] = {"url": URL, **SECRETS, **wrong}
@@ -289,7 +289,7 @@ REDIS: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("make", REDIS.values(), ids=REDIS)
-def test_refused_redis_url_shows_no_password(make: Callable[[Any], object]) -> None:
+def test_rejected_redis_url_shows_no_password(make: Callable[[Any], object]) -> None:
     """Whether it is passed by keyword or not, and whatever is wrong with it."""
     for url in ("redis://ada:hush@host:x", "redis://ada:hush@host/?unknown_option=1 2"):
         with pytest.raises(InvalidRequestError) as caught:
@@ -297,7 +297,7 @@ def test_refused_redis_url_shows_no_password(make: Callable[[Any], object]) -> N
         assert shown(caught.value)
 
 
-def test_redis_url_of_another_type_is_refused_by_its_type() -> None:
+def test_redis_url_of_another_type_is_rejected_by_its_type() -> None:
     untyped: Any = RedisRateLimiter
     with pytest.raises(InvalidRequestError, match="url must be a str, not bytes") as caught:
         untyped(b"redis://ada:hush@host")

@@ -79,7 +79,7 @@ async def test_failures_show_no_secret(
         assert secret not in "\n".join(told)
 
 
-async def test_space_that_repeats_secrets_in_its_answers(space: SimulatedSpace, client_for: Any) -> None:
+async def test_space_that_repeats_secrets_in_its_responses(space: SimulatedSpace, client_for: Any) -> None:
     """The Space's message is passed on, without the secrets in it."""
 
     async def parrot(request: web.BaseRequest) -> web.Response:

@@ -155,7 +155,7 @@ async def test_may_be_running_needs_name(space: SimulatedSpace, client: StreamsC
     assert len(space.requests) == 0
 
 
-async def test_start_again_of_unnamed_start_is_refused(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_start_again_of_unnamed_start_is_rejected(space: SimulatedSpace, client: StreamsClient) -> None:
     """It may make a second stream, which the caller has to say."""
     space.faults.add("reset", on="start", times=1)
     with pytest.raises(StreamOutcomeUnknownError) as caught:

@@ -33,7 +33,7 @@ async def start_all(client: StreamsClient, sids: list[str]) -> dict[str, Confere
 
 
 @pytest.mark.parametrize("duplicate_names", ["stream-error", "http-error"])
-async def test_storm_of_faults(duplicate_names: Any, client_for: Any) -> None:
+async def test_starts_in_storm_of_faults_never_run_twice_under_one_name(duplicate_names: Any, client_for: Any) -> None:
     """Each start ends started, already started or with a typed error, and no name ever has two streams."""
     async with SimulatedSpace(conferences=CONFERENCES, participants=0, duplicate_names=duplicate_names) as space:
         space.faults.add("reset", on="start", executed=True, every_nth=10)

@@ -179,7 +179,7 @@ async def test_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace, 
 
 
 @pytest.mark.parametrize("by", ["stream", "sid"])
-async def test_stop_whose_answers_cannot_be_read_is_a_success(
+async def test_stop_whose_responses_cannot_be_read_is_a_success(
     space: SimulatedSpace, client: StreamsClient, by: str
 ) -> None:
     """A stop that is accepted each time has worked, though no answer to it ever names the stream."""
@@ -269,7 +269,9 @@ async def test_invalid_deadline_sends_nothing(space: SimulatedSpace, client: Str
     assert len(space.requests) == sent
 
 
-async def test_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
+async def test_call_over_its_deadline_ends_and_sent_start_is_unknown(
+    space: SimulatedSpace, client_for: Any, idle_clock: Clock
+) -> None:
     """A caller's deadline wins over everything; a start that was out by then is unknown."""
     client = client_for(space, clock=idle_clock)
     await client.conferences.get(space.conference_sids[0])  # from here on there is a connection
@@ -361,7 +363,7 @@ async def test_closed_client_in_between_attempts(space: SimulatedSpace, client_f
 
 
 @pytest.mark.parametrize("fault", ["503-api", "throttle"])
-async def test_start_that_runs_despite_a_refusal_is_already_started(client_for: Any, fault: str) -> None:
+async def test_start_that_runs_despite_a_rejection_is_already_started(client_for: Any, fault: str) -> None:
     """A gateway may refuse what the API behind it has carried out; the generated name then proves it."""
     async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
         space.faults.add(fault, on="start", executed=True, times=1)

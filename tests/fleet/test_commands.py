@@ -209,14 +209,14 @@ async def test_cli_submit_dry_run_and_empty_file_submit_nothing(shell: Shell, tm
     assert "nothing to start" in await shell("submit", str(targets), "--url", URL)
 
 
-async def test_cli_fleet_without_redis_says_so(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cli_fleet_without_redis_names_the_variable_to_set(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIGNALWIRE_FLEET_REDIS")
     for command in ("status", "worker"):
         await shell(command, code=2)
         assert "set SIGNALWIRE_FLEET_REDIS (or --redis)" in shell.err
 
 
-async def test_cli_fleet_without_extra_says_what_to_install(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cli_fleet_without_extra_names_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docket", None)
     monkeypatch.delitem(sys.modules, "signalwire_streams.fleet")
     await shell("status", code=2)

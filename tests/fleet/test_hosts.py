@@ -249,14 +249,14 @@ async def silenced(
     assert space.requests.count("start-conference-stream") == 3
 
 
-async def test_worker_stops_while_redis_does_not_answer(silenced: tuple[FleetWorker, "asyncio.Task[None]"]) -> None:
+async def test_worker_stops_while_redis_does_not_respond(silenced: tuple[FleetWorker, "asyncio.Task[None]"]) -> None:
     worker, task = silenced
     worker.stop()
     async with asyncio.timeout(PATIENCE):
         await task
 
 
-async def test_cancelled_worker_ends_while_redis_does_not_answer(
+async def test_cancelled_worker_ends_while_redis_does_not_respond(
     silenced: tuple[FleetWorker, "asyncio.Task[None]"],
 ) -> None:
     """However often it is cancelled, it raises CancelledError at the end."""

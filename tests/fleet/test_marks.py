@@ -46,13 +46,13 @@ def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
 @pytest.mark.parametrize(
     ("mark", "stream"),
     [
-        (completed_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
-        (completed_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
+        (completed_mark(outcome_of(BulkStatus.STARTED), Evidence.REJECTED), {"sid": "s:1", "ambiguous": True}),
+        (completed_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REJECTED), {}),
         (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.NONE), None),
         (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.THROTTLED), None),
-        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), "only with a generated name"),
+        (completed_mark(outcome_of(BulkStatus.REJECTED), Evidence.REJECTED), "only with a generated name"),
         (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
-        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
+        (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REJECTED), "only with a generated name"),
         (completed_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
         (claimed_mark("worker"), {}),
         ("r", "only with a generated name"),
@@ -60,7 +60,7 @@ def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
         ("t", None),
     ],
 )
-def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
+def test_mark_identifies_stream_that_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
     """A refusal for now may have started the stream, but under the caller's own name another one may be running."""
     if isinstance(stream, str):
         stream = {} if name.startswith("sws-") else None
@@ -75,14 +75,14 @@ def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: di
     [
         ("", Evidence.NONE),
         ("t", Evidence.THROTTLED),
-        ("r", Evidence.REFUSED),
+        ("r", Evidence.REJECTED),
         ("i", Evidence.IN_DOUBT),
         ("i:worker", Evidence.IN_DOUBT),
     ],
 )
-def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlier: Evidence) -> None:
+def test_mark_has_the_strongest_evidence(text: str, evidence: Evidence, earlier: Evidence) -> None:
     """Of the resumed run and of this one; the members of the enumeration are in that order."""
-    order = [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED, Evidence.IN_DOUBT]
+    order = [Evidence.NONE, Evidence.THROTTLED, Evidence.REJECTED, Evidence.IN_DOUBT]
     mark = ItemMark(text, earlier)
 
     assert mark.evidence is order[max(order.index(evidence), order.index(earlier))]
@@ -90,10 +90,10 @@ def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlie
 
 
 @pytest.mark.parametrize("status", BulkStatus)
-@pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED])
-def test_settled_mark_tells_the_evidence_that_it_was_settled_with(status: BulkStatus, evidence: Evidence) -> None:
+@pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REJECTED])
+def test_completed_mark_has_its_evidence(status: BulkStatus, evidence: Evidence) -> None:
     """What the resumed run knew is part of it, and a stream that is running needs none."""
-    mark = ItemMark(completed_mark(outcome_of(status), evidence), Evidence.REFUSED)
+    mark = ItemMark(completed_mark(outcome_of(status), evidence), Evidence.REJECTED)
     running = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
 
     assert mark.status == status
@@ -115,13 +115,13 @@ class Attempt:
 
     Attributes:
         refusals: how the Space refused it for now before that.
-        handed_back: whether the worker leaves its items to others.
+        requeued: whether the worker leaves its items to others.
         sent: False if the item is settled without being claimed.
     """
 
     error: StreamsError | None
     refusals: set[AttemptResult] | frozenset[AttemptResult] = NO_429
-    handed_back: bool = False
+    requeued: bool = False
     sent: bool = True
 
 
@@ -150,18 +150,18 @@ TRANSITIONS: Mapping[str, tuple[Attempt, str]] = {
         Attempt(InvalidRequestError("no secrets"), sent=False),
         "rejected: rejected:t unknown:i unknown:i unknown:i",
     ),
-    "handed back": (Attempt(CUT, handed_back=True), ": :t :r :i :i"),
-    "handed back after a 429": (Attempt(CUT, AFTER_429, handed_back=True), ":t :t :r :i :i"),
-    "handed back after a 503": (Attempt(CUT, AFTER_503, handed_back=True), ":r :r :r :i :i"),
-    "handed back in flight": (Attempt(UNKNOWN, handed_back=True), ":i :i :i :i :i"),
+    "requeued": (Attempt(CUT, requeued=True), ": :t :r :i :i"),
+    "requeued after a 429": (Attempt(CUT, AFTER_429, requeued=True), ":t :t :r :i :i"),
+    "requeued after a 503": (Attempt(CUT, AFTER_503, requeued=True), ":r :r :r :i :i"),
+    "requeued in flight": (Attempt(UNKNOWN, requeued=True), ":i :i :i :i :i"),
     "denied": (Attempt(DENIED), ": :t :r :i :i"),
     "denied after a 503": (Attempt(DENIED, AFTER_503), ":r :r :r :i :i"),
 }
 
 
-@pytest.mark.parametrize("earlier", [Evidence.NONE, Evidence.REFUSED])
+@pytest.mark.parametrize("earlier", [Evidence.NONE, Evidence.REJECTED])
 @pytest.mark.parametrize("transition", TRANSITIONS)
-async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, transition: str, earlier: Evidence) -> None:
+async def test_attempt_never_weakens_the_evidence_of_the_mark(fleet: Fleet, transition: str, earlier: Evidence) -> None:
     """For each mark that a worker may find, the status and evidence that its attempt leaves.
 
     What the resumed run knew counts as if the mark had told it.
@@ -178,7 +178,7 @@ async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, trans
         ledger.expect(key_of(request), index)
 
     states = [await claim(ledger, request) for request in requests] if attempt.sent else []
-    ledger.handed_back = attempt.handed_back
+    ledger.requeued = attempt.requeued
     for index, request in enumerate(requests):
         error = attempt.error
         if attempt.sent:
@@ -190,7 +190,7 @@ async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, trans
 
     marks = {int(k): v.decode() for k, v in (await redis_of(fleet).hgetall(batch.marks)).items()}
     told = [ItemMark(marks.get(index, ""), earlier) for index in range(len(FOUND))]
-    if earlier is Evidence.REFUSED:
+    if earlier is Evidence.REJECTED:
         expected = [expected[max(place, 2)] for place in range(len(FOUND))]
     assert [f"{mark.status}:{mark.evidence}" for mark in told] == expected
 
@@ -208,7 +208,7 @@ def note(ledger: BatchLedger, state: CallState, attempt: Attempt) -> None:
     error = attempt.error
     if state.may_have_succeeded and isinstance(error, AuthenticationError):
         error = StreamOutcomeUnknownError("denied, and in doubt", status=401, sent="maybe")
-    elif state.may_have_succeeded and attempt.handed_back:
+    elif state.may_have_succeeded and attempt.requeued:
         error = UNKNOWN
     state.refusals = frozenset(attempt.refusals)
     status = BulkStatus.STARTED if error is None else to_status(error, starting=True)

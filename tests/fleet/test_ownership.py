@@ -144,7 +144,7 @@ async def test_replaced_owner_does_not_release_mark_of_successor(space: Simulate
     sending = asyncio.create_task(send())
     await until(lambda: _holds(lambda: 0 in ledger._claimed))
     await redis_of(fleet).hset(ledger.batch.marks, "0", "i:new")
-    ledger.hand_back()
+    ledger.requeue()
     with pytest.raises(asyncio.CancelledError):
         await sending
     ledger.record_outcome(
@@ -237,7 +237,7 @@ async def test_run_is_either_resumed_or_stopped(
     if state == "stopping":
         await set_marks(fleet, run, {0: "f:unknown:i:"})
         _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
-        with pytest.raises(InvalidRequestError, match="were stopped since"):
+        with pytest.raises(InvalidRequestError, match="have been stopped"):
             await fleet.resume(run)
     else:
         assert await fleet.resume(run, run_id="first") == "first"

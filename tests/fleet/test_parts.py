@@ -50,7 +50,7 @@ def test_planned_items_survive_serialization() -> None:
     starts = [
         PlannedItem(PlannedRequest.from_request(CONFERENCE)),
         PlannedItem(PlannedRequest.from_request(CALL), Evidence.IN_DOUBT),
-        PlannedItem(PlannedRequest.from_request(CALL), Evidence.REFUSED),
+        PlannedItem(PlannedRequest.from_request(CALL), Evidence.REJECTED),
     ]
     assert read_batch(write_batch(starts)) == starts
 
@@ -157,7 +157,7 @@ async def test_connection_logs_outage_once(caplog: pytest.LogCaptureFixture) -> 
         (NotThere("invalid username-password pair"), "rejects this user or password"),
     ],
 )
-async def test_connection_raises_when_patience_ends_or_access_is_refused(failure: Exception, words: str) -> None:
+async def test_connection_raises_on_timeout_or_denied_access(failure: Exception, words: str) -> None:
     with pytest.raises(FleetError, match=words):
         await Connection(Broken([failure]), 0.0).run(lambda redis: redis.get("key"))
 
@@ -271,7 +271,7 @@ def test_docket_url_raises_connection_limit() -> None:
     assert docket_url("memory://") == "memory://"
 
 
-async def test_task_of_submitter_raises() -> None:
+async def test_batch_delivered_to_submitter_raises_client_state_error() -> None:
     with pytest.raises(ClientStateError, match="not a worker"):
         await start_batch("run", 0)
 

@@ -260,7 +260,7 @@ async def test_worker_stopped_before_run_returns_at_once(client: StreamsClient, 
         await worker.run()
 
 
-async def test_worker_stops_before_redis_answers(
+async def test_worker_stops_before_redis_responds(
     client: StreamsClient, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = asyncio.Event()
@@ -358,7 +358,7 @@ class TestAnOwnerThatWasReplaced:
 
         assert (await fleet.status(ledger.run)).counts == {"not_attempted": 3}
 
-    async def test_own_mark_counts_although_its_answer_was_lost(
+    async def test_own_mark_counts_although_its_response_was_lost(
         self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
     ) -> None:
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
@@ -379,7 +379,7 @@ class TestAnOwnerThatWasReplaced:
 
         task = asyncio.create_task(cut())
         await until(lambda: _is_intended(fleet, ledger.run, 1))
-        ledger.hand_back()
+        ledger.requeue()
         with pytest.raises(asyncio.CancelledError):
             await task
         ledger.record_outcome(

@@ -202,7 +202,7 @@ async def test_worker_leaves_items_to_others_if_only_its_claims_are_denied(
     assert len(space.streams) == 7
 
 
-async def test_redis_cluster_is_refused_at_once(space: SimulatedSpace, fleet: Fleet, proxy: RedisProxy) -> None:
+async def test_redis_cluster_is_rejected_at_once(space: SimulatedSpace, fleet: Fleet, proxy: RedisProxy) -> None:
     proxy.spoil(script_of("CREATE_RUN"), "MOVED 3999 127.0.0.1:6381")
     with pytest.raises(FleetError, match="is a Redis Cluster, which is not supported"):
         await fleet.submit(requests_for(space), run_id="nightly")

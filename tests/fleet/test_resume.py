@@ -90,7 +90,7 @@ async def test_unknown_items_stay_unknown_over_resumed_runs(
     assert space.streams.duplicates() == []
 
 
-async def test_resume_with_taken_name_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
+async def test_resume_with_taken_name_is_rejected(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     starts: list[StartConferenceStream | StartCallStream] = [
         *on_conferences(space.conference_sids),
         *on_calls(space.call_sids),
@@ -107,7 +107,7 @@ async def test_resume_with_taken_name_is_refused(nightly: str, space: SimulatedS
     assert (await fleet.status(nightly)).resumed_as == "nightly-r2"
 
 
-async def test_resume_of_partly_expired_run_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
+async def test_resume_of_partly_expired_run_is_rejected(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
     with pytest.raises(InvalidRequestError, match="older than its retention period"):
         await fleet.resume(nightly)
@@ -143,7 +143,7 @@ async def test_resumed_run_asks_workers_for_secrets(space: SimulatedSpace, fleet
     assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
 
 
-async def test_resume_refuses_runs_that_are_running_or_unknown(
+async def test_resume_rejects_runs_that_are_running_or_unknown(
     space: SimulatedSpace, fleet: Fleet, workers: Workers
 ) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
@@ -161,7 +161,7 @@ async def test_resume_refuses_runs_that_are_running_or_unknown(
     await workers.end_all()
     other = await fleet.submit(on_calls(space.call_sids))
     assert [outcome async for outcome in fleet.stop_streams(other, workers.client)] == []
-    with pytest.raises(InvalidRequestError, match="were stopped since: submit a new one"):
+    with pytest.raises(InvalidRequestError, match="have been stopped: submit a new run"):
         await fleet.resume(other)
 
 
@@ -183,6 +183,6 @@ def test_next_run_counts_up(run: str, following: str) -> None:
     assert next_run(run) == following
 
 
-def test_next_run_refuses_names_that_are_too_long() -> None:
+def test_next_run_rejects_names_that_are_too_long() -> None:
     with pytest.raises(InvalidRequestError, match="too long for a run's id: pass an id"):
         next_run("a" * 62)

@@ -139,7 +139,7 @@ async def test_killed_submit_is_completed_by_the_next(space: SimulatedSpace, fle
     assert len(space.streams) == 3
 
 
-async def test_submit_of_other_requests_under_taken_name_is_refused(space: SimulatedSpace, fleet: Fleet) -> None:
+async def test_submit_of_other_requests_under_taken_name_is_rejected(space: SimulatedSpace, fleet: Fleet) -> None:
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, run_id="nightly")
 
@@ -177,7 +177,7 @@ async def test_rejection_keeps_its_error(fleet: Fleet, workers: Workers) -> None
 
 
 @pytest.mark.parametrize("heard_at_last", [True, False])
-async def test_submit_whose_answer_is_lost_loses_no_item(
+async def test_submit_whose_response_is_lost_loses_no_item(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch, heard_at_last: bool
 ) -> None:
     create = Submission._create
@@ -285,7 +285,7 @@ async def test_failed_stop_is_tried_again_by_next_stop_streams(
     assert second.counts == {BulkStatus.STOPPED: 1}
 
 
-async def test_stop_streams_refuses_client_of_another_project(space: SimulatedSpace, fleet: Fleet) -> None:
+async def test_stop_streams_rejects_client_of_another_project(space: SimulatedSpace, fleet: Fleet) -> None:
     async with StreamsClient(base_url=space.base_url, project="another", token="t") as stranger:
         with pytest.raises(InvalidRequestError, match="another Space or project"):
             fleet.stop_streams("nightly", stranger)
@@ -294,7 +294,7 @@ async def test_stop_streams_refuses_client_of_another_project(space: SimulatedSp
 class TestSecrets:
     """Secrets of requests, which Redis does not keep."""
 
-    async def test_submit_refuses_secrets_by_default(self, fleet: Fleet) -> None:
+    async def test_submit_rejects_secrets_by_default(self, fleet: Fleet) -> None:
         for fields in (
             {"parameters": {"key": "hidden"}},
             {"authorization_bearer_token": "hidden"},
@@ -427,7 +427,7 @@ async def test_item_that_waits_for_rate_limiter_is_not_claimed(
         await workers.end(worker)
 
 
-async def test_worker_ends_if_redis_refuses_renewal(
+async def test_worker_ends_if_redis_rejects_renewal(
     fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(_: Leases) -> None:
@@ -453,7 +453,7 @@ async def test_failing_batch_is_logged_and_retried(
     run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), redact_secrets=True)
     workers(secrets=give)
     assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
-    assert f"batch 0 of {run} failed and is retried" in caplog.text
+    assert f"batch 0 of {run} failed and will be retried" in caplog.text
 
 
 async def test_batch_without_requests_is_finished(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -527,7 +527,7 @@ async def test_worker_raises_failure_of_docket(fleet: Fleet, workers: Workers, m
         await workers.running.pop(worker)
 
 
-async def test_invalid_arguments_are_refused(space: SimulatedSpace, url: str) -> None:
+async def test_invalid_arguments_are_rejected(space: SimulatedSpace, url: str) -> None:
     fleet = Fleet(url, space=space.base_url, project=space.project)
     with pytest.raises(ClientStateError, match="async with"):
         await fleet.submit([])

@@ -86,7 +86,7 @@ def test_worker_of_a_newer_release_is_shown_as_far_as_it_is_known() -> None:
     assert WorkerStatus.from_json(json.dumps(asdict(WORKER) | {"mood": "good"})) == WORKER
 
 
-def test_key_names() -> None:
+def test_redis_keys_keep_their_names_across_releases() -> None:
     """Workers and submitters of several releases share one Redis, so the names of its keys are a contract."""
     keys = Keys("https://example.signalwire.com", "p")
     run = RunKeys(keys.run("nightly"), "abc")

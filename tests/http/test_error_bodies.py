@@ -136,7 +136,7 @@ def test_error_body_shapes_are_parsed(document: object, problem: Problem) -> Non
         ("The conference is already completed", False),
     ],
 )
-def test_duplicate_name_wording(sentence: str, *, says: bool) -> None:
+def test_duplicate_name_rejection_is_recognized_by_its_words(sentence: str, *, says: bool) -> None:
     """The callback's words for a duplicate name, and the usual ones, are recognised."""
     assert Problem(sentences=("Something else", sentence)).says_duplicate_name is says
 
@@ -155,7 +155,7 @@ def test_duplicate_name_wording(sentence: str, *, says: bool) -> None:
         ("Url is invalid", False),
     ],
 )
-def test_already_stopped_wording(sentence: str, *, says: bool) -> None:
+def test_already_stopped_rejection_is_recognized_by_its_words(sentence: str, *, says: bool) -> None:
     """A refusal to stop what is stopped already is recognised by its words."""
     assert Problem(sentences=(sentence,)).says_already_stopped is says
 

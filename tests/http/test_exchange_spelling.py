@@ -56,7 +56,7 @@ def spell_stop(kind: TargetKind, *, deadline: Any = None) -> Request:
     ],
     ids=["conference", "call", "unnamed on a conference", "unnamed on a call"],
 )
-def test_start_request(
+def test_start_request_is_post_of_form_to_streams_of_target(
     request_: StartConferenceStream | StartCallStream, kind: Operation, path: str, verb: str
 ) -> None:
     """A start is a POST of its form to the streams of its target."""
@@ -106,7 +106,7 @@ def test_stop_handle_is_recognized_as_sid_or_name(handle: str, kind: Operation) 
     ("kind", "collection", "noun"),
     [(TargetKind.CONFERENCE, "Conferences", "conference"), (TargetKind.CALL, "Calls", "call")],
 )
-def test_stop_request(kind: TargetKind, collection: str, noun: str) -> None:
+def test_stop_request_is_post_of_one_field_to_stream(kind: TargetKind, collection: str, noun: str) -> None:
     """A stop is a POST of one field to the stream, by its sid or its name."""
     exchange = spell_stop(kind, deadline=3)
     assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
@@ -129,14 +129,14 @@ def test_start_and_stop_take_priority_and_state_from_context() -> None:
     assert spell_stop(TargetKind.CALL).state is not context.state
 
 
-def test_read_request() -> None:
+def test_read_request_is_get_without_body() -> None:
     """Reading one item is a GET without a body."""
     exchange = requests.read(ACCOUNT, TargetKind.CONFERENCE, "conf")
     assert (exchange.method, exchange.path, exchange.body) == ("GET", f"{ROOT}/Conferences/conf", None)
     assert (exchange.operation, exchange.target, exchange.required_key) == (Operation.READ, "Conferences/conf", "sid")
 
 
-def test_list_request() -> None:
+def test_list_request_is_get_with_filters_and_items_key() -> None:
     """Reading a list is a GET with its filters; what it expects is the key of its items."""
     exchange = requests.read_list(ACCOUNT, TargetKind.CALL, filters={"Status": "queued", "From": None}, page_size=1000)
     assert exchange.path == f"{ROOT}/Calls?Status=queued&PageSize=1000"

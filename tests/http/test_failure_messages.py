@@ -253,7 +253,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
 
 
 @pytest.mark.parametrize(("error", "line"), LINES.values(), ids=LINES)
-def test_error_message(error: StreamsError, line: str) -> None:
+def test_error_message_is_one_line_with_call_reason_and_evidence(error: StreamsError, line: str) -> None:
     """An error is one line: the call, what happened, a hint if there is one, and the evidence."""
     assert str(error) == line
 

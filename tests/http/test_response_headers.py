@@ -37,7 +37,7 @@ WAITS: dict[str, tuple[dict[str, str], float | None]] = {
 
 
 @pytest.mark.parametrize(("headers", "seconds"), WAITS.values(), ids=WAITS)
-def test_retry_after_headers(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_reads_seconds_milliseconds_and_http_date(headers: dict[str, str], seconds: float | None) -> None:
     """Seconds, milliseconds or an HTTP date are read; a date is measured by the Space's own clock."""
     assert retry_after(CIMultiDict(headers)) == seconds
 
@@ -69,6 +69,6 @@ def test_any_retry_after_text_is_parsed_or_ignored(after: str, milliseconds: str
         ({"X-Request-Id": "x" * 500}, "x" * 128),
     ],
 )
-def test_request_id_headers(headers: dict[str, str], found: str | None) -> None:
+def test_request_id_is_first_printable_one_of_usual_headers(headers: dict[str, str], found: str | None) -> None:
     """The first of the usual headers that holds one printable line is the request's id, not endless."""
     assert request_id(CIMultiDict(headers)) == found

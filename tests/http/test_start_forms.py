@@ -105,7 +105,9 @@ def test_every_field_of_a_call_start() -> None:
     ],
     ids=["bare", "unnamed", "name", "umlaut", "parameter", "empty value", "false", "true"],
 )
-def test_start_form_bytes(request_: StartConferenceStream | StartCallStream, form: bytes) -> None:
+def test_start_form_omits_none_and_percent_encodes_utf8(
+    request_: StartConferenceStream | StartCallStream, form: bytes
+) -> None:
     """Omitted fields are not sent, and the others are percent-encoded UTF-8."""
     assert start_form(request_) == form
 

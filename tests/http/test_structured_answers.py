@@ -270,7 +270,7 @@ NUMBERS: dict[str, tuple[object, int | None, float | None]] = {
 
 
 @pytest.mark.parametrize(("value", "whole", "real"), NUMBERS.values(), ids=NUMBERS)
-def test_numbers(value: object, whole: int | None, real: float | None) -> None:
+def test_number_in_response_is_read_from_number_or_text(value: object, whole: int | None, real: float | None) -> None:
     """Numbers are read from numbers and from text; what is no finite number is None."""
     call = read_item({**CALL_ANSWER, "duration": value, "price": value}, Call)
     assert (call.duration, call.price) == (whole, real)
@@ -279,13 +279,13 @@ def test_numbers(value: object, whole: int | None, real: float | None) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(200, "200"), (0, "0"), ("200", "200"), ("", ""), (True, None), (1.5, None), (None, None)]
 )
-def test_texts(value: object, text: str | None) -> None:
+def test_numeric_code_in_response_becomes_text(value: object, text: str | None) -> None:
     """A code that comes as a number is text all the same."""
     assert read_item({**CALL_ANSWER, "sip_result_code": value}, Call).sip_result_code == text
 
 
 @pytest.mark.parametrize(("value", "flag"), [(True, True), (False, False), ("true", None), (1, None), (None, None)])
-def test_flags(value: object, *, flag: bool | None) -> None:
+def test_flag_in_response_is_true_false_or_none(value: object, *, flag: bool | None) -> None:
     """A switch is True, False or unknown, and never guessed from a word."""
     assert read_item({**PARTICIPANT, "muted": value}, Participant).muted is flag
 
@@ -350,7 +350,7 @@ PAGE: dict[str, Any] = {
     ],
     ids=["conferences", "participants", "calls"],
 )
-def test_documented_page(model: type[Any], key: str, document: dict[str, Any]) -> None:
+def test_page_keeps_item_order_and_page_uris(model: type[Any], key: str, document: dict[str, Any]) -> None:
     """A page keeps its items in order, and the addresses of its neighbours as they came."""
     page = read_page({**PAGE, key: [document, document]}, model, key)
     assert page == Page(items=(read_item(document, model),) * 2, **PAGE)

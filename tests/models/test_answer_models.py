@@ -56,7 +56,7 @@ def test_only_the_id_must_be_known(model: type[Any], key: str) -> None:
 
 
 @each_model
-def test_model_is_a_value(model: type[Any], key: str) -> None:
+def test_model_is_immutable_and_compares_by_value(model: type[Any], key: str) -> None:
     """Models are equal when they say the same, can't be changed, and are shown in one line."""
     made = model(**{key: "x"})
     assert made == model(**{key: "x"})

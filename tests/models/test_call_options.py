@@ -20,7 +20,7 @@ from signalwire_streams.models._validation import (
 @example("%2e%2e")
 @example("\u2025")
 @example("\uff0f")
-def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
+def test_any_text_is_one_path_segment_or_rejected(text: str) -> None:
     """A sid that passes comes back from a URL's path as exactly one segment; any other is refused."""
     try:
         handle = check_path_segment(text, "sid")
@@ -34,7 +34,7 @@ def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
 
 
 @given(st.text(alphabet="ab.:@-_~!$&'()*+,;=é通", min_size=1).filter(lambda text: ".." not in text and text != "."))
-def test_plain_text_is_not_refused(text: str) -> None:
+def test_plain_text_is_not_rejected(text: str) -> None:
     """Text without special characters is used unchanged."""
     assert check_path_segment(text, "sid") == text
 
@@ -50,7 +50,7 @@ def test_deadline_above_zero_is_accepted(seconds: float | None) -> None:
     [0, -1, -0.5, float("inf"), float("-inf"), float("nan"), True, "5", [], b"1", 366 * 86_400 + 1, 10**400],
     ids=lambda seconds: repr(seconds)[:10],
 )
-def test_invalid_deadline_is_refused(seconds: object) -> None:
+def test_invalid_deadline_is_rejected(seconds: object) -> None:
     """A deadline that is no number above 0, or longer than a year, is refused and not repeated."""
     with pytest.raises(
         InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year$"
@@ -65,7 +65,7 @@ def test_sufficient_count_is_accepted(count: int, least: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "3", True, None, float("nan")])
-def test_invalid_count_is_refused(count: object) -> None:
+def test_invalid_count_is_rejected(count: object) -> None:
     """A count that is too small or no whole number is refused by the name of its argument."""
     with pytest.raises(InvalidRequestError, match=r"^concurrency must be a whole number of 1 or more, not "):
         check_count(count, "concurrency")

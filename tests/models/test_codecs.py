@@ -40,7 +40,7 @@ def test_codec_with_modifiers_is_accepted(codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", REFUSED, ids=repr)
-def test_unknown_codec_is_refused_with_choices(codec: Any) -> None:
+def test_unknown_codec_is_rejected_with_choices(codec: Any) -> None:
     """The order of the modifiers, their units and their ranges count, and so does the case."""
     with pytest.raises(InvalidRequestError) as caught:
         StartConferenceStream(conference_sid="a", url=URL, codec=codec)

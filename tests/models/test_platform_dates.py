@@ -56,7 +56,7 @@ READABLE = {
 
 
 @pytest.mark.parametrize(("text", "moment"), READABLE.values(), ids=READABLE)
-def test_readable_dates(text: str, moment: datetime) -> None:
+def test_parse_date_reads_rfc_2822_and_iso_8601_as_aware(text: str, moment: datetime) -> None:
     """RFC 2822, with the documentation's own months, and ISO 8601 are read; without a zone they are UTC."""
     read = parse_date(text)
     assert read == moment

@@ -84,7 +84,7 @@ URL_REFUSALS = {
 
 
 @pytest.mark.parametrize(("url", "advice"), URL_REFUSALS.values(), ids=URL_REFUSALS)
-def test_invalid_stream_url_is_refused(url: object, advice: str) -> None:
+def test_invalid_stream_url_is_rejected(url: object, advice: str) -> None:
     """A url other than a bare wss address is refused with what to write instead."""
     message = refused_alike(url=url)
     assert message.startswith("url ")
@@ -141,7 +141,7 @@ HANDLE_REFUSALS = {
 
 @both_kinds
 @pytest.mark.parametrize("handle", HANDLE_REFUSALS.values(), ids=HANDLE_REFUSALS)
-def test_invalid_sid_is_refused(kind: str, handle: object) -> None:
+def test_invalid_sid_is_rejected(kind: str, handle: object) -> None:
     """A sid that could lead elsewhere than to its own path is refused by the name of its argument."""
     _, target = KINDS[kind]
     message = refusal(kind, **{target: handle})
@@ -150,7 +150,7 @@ def test_invalid_sid_is_refused(kind: str, handle: object) -> None:
 
 
 @pytest.mark.parametrize("handle", HANDLE_REFUSALS.values(), ids=HANDLE_REFUSALS)
-def test_invalid_name_is_refused(handle: object) -> None:
+def test_invalid_name_is_rejected(handle: object) -> None:
     """A stream can be stopped by its name, so a name has to fit a path as a sid does."""
     assert refused_alike(name=handle).startswith("name ")
 
@@ -190,7 +190,7 @@ WORD_REFUSALS = {
 
 
 @pytest.mark.parametrize(("field", "word", "choices"), WORD_REFUSALS.values(), ids=WORD_REFUSALS)
-def test_unknown_track_or_method_is_refused_with_choices(field: str, word: object, choices: str) -> None:
+def test_unknown_track_or_method_is_rejected_with_choices(field: str, word: object, choices: str) -> None:
     """A word that the API does not list is refused, and the listed ones are named."""
     message = refused_alike(**{field: word})
     assert message.startswith(f"{field} {word!r} is unknown")
@@ -198,7 +198,7 @@ def test_unknown_track_or_method_is_refused_with_choices(field: str, word: objec
 
 
 @pytest.mark.parametrize("codec", ["OPUS", "pcmu", "L16@8000", ""])
-def test_unknown_codec_is_refused_with_the_known_ones(codec: str) -> None:
+def test_unknown_codec_is_rejected_with_the_known_ones(codec: str) -> None:
     """A codec that the API does not list is refused, and the listed ones are named."""
     assert "'PCMU', 'PCMA', 'L16', 'L16@16000h', 'L16@24000h'" in refusal("conference", codec=codec)
 
@@ -243,7 +243,7 @@ def test_flag_must_be_bool(kind: str, switch: str, value: object) -> None:
 
 
 @both_kinds
-def test_name_with_unnamed_is_refused(kind: str) -> None:
+def test_name_with_unnamed_is_rejected(kind: str) -> None:
     """A start is either named or unnamed."""
     assert refusal(kind, name="room", unnamed=True) == (
         "name and unnamed=True contradict each other: write one of the two"
@@ -265,7 +265,7 @@ CALLBACK_REFUSALS = {
 
 
 @pytest.mark.parametrize("url", CALLBACK_REFUSALS.values(), ids=CALLBACK_REFUSALS)
-def test_callback_that_is_no_web_address_is_refused(url: str) -> None:
+def test_callback_that_is_not_a_web_address_is_rejected(url: str) -> None:
     """A status callback has to be an absolute http or https address."""
     message = refused_alike(status_callback=url)
     assert message.startswith("status_callback ")
@@ -273,7 +273,7 @@ def test_callback_that_is_no_web_address_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "words"), [("", "is empty: write the https://"), (7, "must be a str, not int")])
-def test_callback_that_is_no_text_is_refused(value: object, words: str) -> None:
+def test_callback_that_is_not_a_string_is_rejected(value: object, words: str) -> None:
     """An empty callback, or one of another type, is refused."""
     assert words in refused_alike(status_callback=value)
 
@@ -307,7 +307,7 @@ PARAMETER_REFUSALS: Mapping[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize(("parameters", "words"), PARAMETER_REFUSALS.values(), ids=PARAMETER_REFUSALS)
-def test_parameters_that_cannot_be_sent_are_refused(parameters: object, words: str) -> None:
+def test_parameters_that_cannot_be_sent_are_rejected(parameters: object, words: str) -> None:
     """At most 99 parameters, each with a name and a text."""
     assert words in refused_alike(parameters=parameters)
 
@@ -340,7 +340,7 @@ TOKEN_REFUSALS = {
 
 
 @pytest.mark.parametrize("token", TOKEN_REFUSALS.values(), ids=TOKEN_REFUSALS)
-def test_bearer_token_that_no_header_can_carry_is_refused(token: object) -> None:
+def test_bearer_token_that_no_header_can_carry_is_rejected(token: object) -> None:
     """A bearer token is visible ASCII; the refusal does not repeat it."""
     message = refused_alike(authorization_bearer_token=token)
     assert message.startswith("authorization_bearer_token ")
@@ -376,7 +376,7 @@ SECRET_KEEPING: Mapping[str, Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", SECRET_KEEPING.values(), ids=SECRET_KEEPING)
-def test_refusal_repeats_no_secret(settings: Mapping[str, Any]) -> None:
+def test_rejection_repeats_no_secret(settings: Mapping[str, Any]) -> None:
     """No refusal repeats a query, a password, a token or a parameter's value."""
     assert "hush" not in refused_alike(**settings)
 
@@ -432,7 +432,7 @@ def test_request_cannot_be_changed(kind: str) -> None:
 
 
 @both_kinds
-def test_requests_that_say_the_same_are_one_in_a_set(kind: str) -> None:
+def test_equal_requests_are_one_member_of_a_set(kind: str) -> None:
     """A request is hashable, parameters and all."""
     requests = {start(kind, parameters={"a": "1"}) for _ in range(2)}
     assert requests == {start(kind, parameters={"a": "1"})}
@@ -453,7 +453,7 @@ def test_changed_copy_is_checked_as_well(kind: str) -> None:
         evolve(named, unnamed=True)
 
 
-def test_options_left_out_are_left_to_the_api() -> None:
+def test_omitted_options_are_not_sent() -> None:
     """Omitted options are not sent, so the API's defaults apply."""
     request = StartConferenceStream(conference_sid="c", url=URL)
     unsaid = (

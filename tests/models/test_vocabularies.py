@@ -70,7 +70,7 @@ def test_is_retry_is_true_for_decisions_after_which_another_attempt_follows() ->
     }
 
 
-def test_priorities() -> None:
+def test_priorities_are_interactive_before_bulk() -> None:
     """Interactive requests go before bulk ones, and there is nothing else."""
     assert list(Priority) == [Priority.INTERACTIVE, Priority.BULK]
 

@@ -190,7 +190,7 @@ async def test_client_that_leaves_before_the_upgrade(client: Any, space: Simulat
 
 
 @pytest.mark.parametrize(("code", "lost"), [(1000, False), (1001, False), (1005, False), (1006, True), (None, False)])
-async def test_end_of_a_socket(code: Any, lost: bool) -> None:
+async def test_asgi_socket_read_raises_only_if_connection_is_lost(code: Any, lost: bool) -> None:
     peer = Peer(CONNECT, text("a"), {"type": "websocket.receive", "bytes": b"b"}, gone(code))
     received: list[str | bytes] = []
     socket = peer.socket()

@@ -217,7 +217,7 @@ async def test_marks_are_events(talking: Any) -> None:
 async def test_simulator_refuses_invalid_keys(trust: ssl.SSLContext) -> None:
     space = SimulatedSpace(conferences=1)
     for wrong in ("", "E", "1 2"):
-        with pytest.raises(ValueError, match="are not keys: write them of 0 to 9"):
+        with pytest.raises(ValueError, match="are not DTMF digits: use 0 to 9"):
             await space.send_dtmf("sid", wrong)
     await space.send_dtmf("sid", "1")  # nothing is dialled here, so nobody hears of it
 

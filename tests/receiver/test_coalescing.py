@@ -197,7 +197,9 @@ async def test_frames_are_not_later_than_they_may_be(start: Start, heard: Heard)
 
 
 @pytest.mark.parametrize("coalesce", [None, 0])
-async def test_off_reads_each_frame(start: Start, heard: Heard, coalesce: float | None) -> None:
+async def test_receiver_without_coalescing_reads_each_frame_at_once(
+    start: Start, heard: Heard, coalesce: float | None
+) -> None:
     speaker = await start(coalesce=coalesce)
     await speaker.speak(60)
     assert speaker.low_water == 1

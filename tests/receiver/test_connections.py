@@ -618,7 +618,9 @@ async def test_system_that_cannot_share_ports(heard: Heard, serve: Any, monkeypa
         await serve(MediaReceiver(heard, bearer_tokens=None), reuse_port=True)
 
 
-async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_serve_on_taken_port_raises_and_releases_addresses_already_bound(
+    heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It raises, and the addresses that were bound before are released."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]  # connections of other tests use ports of this address, too

@@ -329,9 +329,9 @@ async def test_callback_with_bad_signature_is_refused(
 async def test_stream_faults_reject_settings_of_requests(space: SimulatedSpace) -> None:
     """The message says what to write instead."""
     for kind, wrong, match in (
-        ("frames-lost", {"on": "start"}, "happens to a stream that is dialled: leave out on"),
+        ("frames-lost", {"on": "start"}, "happens to a stream that is dialled: omit on"),
         ("frames-lost", {"every": 0}, "every must be a whole number from 1"),
-        ("no-stop", {"executed": True}, "happens to a stream that is dialled: leave out"),
+        ("no-stop", {"executed": True}, "happens to a stream that is dialled: omit"),
         ("callback-lost", {"on": "start"}, "write one of any, stream-error, stream-started, stream-stopped"),
         ("callback-delayed", {}, "needs seconds="),
         ("socket-first", {"executed": False}, "happens to a start that is executed"),

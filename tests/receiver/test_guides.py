@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
-from signalwire_streams.simulator import Silence, SimulatedSpace, Stream, Tone
+from signalwire_streams.simulator import Silence, SimulatedSpace, Stream, Tone, dial_media
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
@@ -197,3 +197,35 @@ async def test_agent_plays_the_whole_answer_until_the_caller_hangs_up(call: Any)
     assert model.truncated == {}
     assert len(there.stream.played_audio) == pytest.approx(16_000, abs=160)
     assert len(model.audio) / 48_000 == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "interrupted_after", "options"),
+    [
+        (0.5, None, {"max_first_audio_ms": 200, "dialect": "twilio"}),
+        (0.5, None, {"codec": "L16@16000h@40i"}),
+        (5.0, 1.4, {"barge_in": True, "max_clear_ms": 500}),
+    ],
+)
+async def test_agent_passes_the_test_by_dialling(
+    serve: Any,
+    certificate: ssl.SSLContext,
+    trust: ssl.SSLContext,
+    answer: float,
+    interrupted_after: float | None,
+    options: dict[str, Any],
+) -> None:
+    async def handle(session: StreamSession) -> None:
+        session.playback.now = asyncio.get_running_loop().time
+        model = Model({"item": answer}, interrupted_after=interrupted_after)
+        async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
+            await guide("Agent")(session, socket).run()
+
+    receiver = MediaReceiver(handle, bearer_tokens="t0ken", bidirectional=True)
+    url = await serve(receiver, ssl_context=certificate)
+    report = await dial_media(
+        url, authorization_bearer_token="t0ken", ssl_context=trust, require_mark=not interrupted_after, **options
+    )
+    assert report.broken_rules == ()
+    assert set(report.payload_sizes) == {report.frame_size}
+    assert report.close_code == 1000

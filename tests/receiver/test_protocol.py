@@ -266,7 +266,7 @@ def test_broken_end_of_a_media_frame_is_malformed(payload: str, tail: str) -> No
         decode_event(frame.removesuffix('"}}') + tail)
 
 
-def test_events_are_values() -> None:
+def test_events_with_equal_fields_are_equal_and_hash_alike() -> None:
     """Equal ones have the same hash, whenever they arrived; those that are rare are immutable as well."""
     event = MediaEvent(track="inbound", payload=b"audio", elapsed=1.0)
     assert event == MediaEvent(track="inbound", payload=b"audio", elapsed=2.0)

@@ -1,6 +1,7 @@
 """Statistics of a stream: missing, repeated and late frames, delay and jitter."""
 
 import random
+from weakref import WeakSet
 
 import pytest
 
@@ -204,3 +205,31 @@ def test_state_stays_small_however_long_the_stream_is() -> None:
     assert sequence._seen.bit_length() <= 64
     assert len(sequence._stamps) == 64
     assert len(sequence._ordinals) == 64
+
+
+def test_counts_are_up_to_date_whenever_tracks_are_read() -> None:
+    statistics = StreamStatistics()
+    for number in range(1, 101):
+        statistics._record(MediaEvent(track="inbound", payload=b"12", chunk=number), 0.0)
+        assert statistics.tracks["inbound"].frames == number
+
+
+def test_repr_has_the_counts_of_all_frames() -> None:
+    statistics = StreamStatistics()
+    statistics._record(MediaEvent(track="inbound", payload=b"12", chunk=1), 0.0)
+    assert "malformed=0, unknown=0, tracks={'inbound': TrackStatistics(frames=1, bytes=2," in repr(statistics)
+
+
+def test_frames_that_wait_to_be_counted_are_few_and_short() -> None:
+    statistics, living = StreamStatistics(), WeakSet[MediaEvent]()
+
+    def record(payload: bytes) -> None:
+        event = MediaEvent(track="inbound", payload=payload)
+        living.add(event)
+        statistics._record(event, 0.0)
+
+    for _ in range(99):
+        record(b"12")
+    assert len(living) < 32
+    record(bytes(5000))
+    assert len(living) == 0

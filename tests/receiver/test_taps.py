@@ -381,7 +381,7 @@ async def test_only_one_loop_iterates() -> None:
     await _all(pcm)
 
 
-async def test_recorder_over_a_tap(tmp_path: Path) -> None:
+async def test_recorder_fed_by_tap_records_whole_stream(tmp_path: Path) -> None:
     stream = Stream()
     frames: list[bytes] = []
 

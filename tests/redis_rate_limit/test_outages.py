@@ -66,7 +66,7 @@ async def test_reads_do_not_wait_for_redis(redis: RedisServer, limiter_for: Limi
     assert limiter._fallback.is_active
 
 
-async def test_refusal_during_outage_is_reported_afterwards(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_rejection_during_outage_is_reported_afterwards(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiter = limiter_for(redis)
     await limiter.acquire(Priority.BULK, 10)
     redis.kill()
@@ -78,7 +78,7 @@ async def test_refusal_during_outage_is_reported_afterwards(redis: RedisServer, 
     assert await limiter_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
 
-async def test_closed_idle_connection_is_no_outage(
+async def test_closed_idle_connection_does_not_count_as_outage(
     redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiter = limiter_for(redis)
@@ -157,7 +157,7 @@ async def test_fallback_client_keeps_its_share_for_a_second(redis: RedisServer, 
     assert len([one for one in times if one > back + 1.1]) >= 20
 
 
-async def test_late_answers_are_an_outage(
+async def test_late_responses_are_an_outage(
     redis: RedisServer, limiter_for: LimiterFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Their tokens are not used."""
@@ -229,7 +229,7 @@ async def test_script_that_failed_is_repeated_and_grants_no_more_than_the_limit(
     assert spoiled.seen > 2
 
 
-async def test_redis_cluster_is_refused_at_once(redis: RedisServer) -> None:
+async def test_redis_cluster_is_rejected_at_once(redis: RedisServer) -> None:
     async with (
         redis_proxy(redis.socket, redis.folder / "cluster.sock") as proxy,
         RedisRateLimiter(proxy.url, space="s") as limiter,

@@ -87,7 +87,7 @@ async def test_lease_loop_uses_returned_tokens_first(monkeypatch: pytest.MonkeyP
     limiter = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
     waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
-    limiter._leases.give_back(float("inf"))
+    limiter._leases.refund(float("inf"))
 
     assert await waiting == 0
     await limiter.aclose()

@@ -44,7 +44,7 @@ async def test_requests_continue_after_the_pause(redis: RedisServer, limiter_for
     assert await refused.acquire(Priority.BULK, 10) == await other.acquire(Priority.BULK, 10) == 0
 
 
-async def test_refusals_at_the_same_time_cut_the_rate_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_rejections_at_the_same_time_cut_the_rate_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiters = [limiter_for(redis), limiter_for(redis)]
     for limiter in limiters:
         await limiter.acquire(Priority.BULK, 10)
@@ -62,7 +62,7 @@ async def test_refusals_at_the_same_time_cut_the_rate_once(redis: RedisServer, l
     assert not limiters[0]._state.has_update
 
 
-async def test_refusal_is_reported_to_an_empty_redis(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_rejection_is_reported_to_an_empty_redis(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiter = limiter_for(redis)
     limiter.on_throttled(time.monotonic(), 30.0)
     await reported(limiter)

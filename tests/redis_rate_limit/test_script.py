@@ -85,7 +85,7 @@ async def test_closed_gate_grants_nothing_to_any_client(shared: Shared) -> None:
     assert (await shared(tokens=5)).tokens == 5
 
 
-async def test_refusals_at_the_same_time_are_one_cut(shared: Shared) -> None:
+async def test_rejections_at_the_same_time_are_one_cut(shared: Shared) -> None:
     first = await shared(update=StateUpdate(throttled_after=0, pause=1.0))
     again = await shared(update=StateUpdate(throttled_after=0, pause=1.0))
     later = await shared(update=StateUpdate(throttled_after=1, pause=0.0, closed_until=100.0), now=70.0)

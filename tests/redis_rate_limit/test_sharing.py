@@ -61,7 +61,7 @@ async def test_three_clients_use_the_limit_evenly(redis: RedisServer, limiter_fo
     assert min(map(len, went)) > max(map(len, went)) / 4
 
 
-async def test_three_clients_are_never_refused_by_the_space(redis: RedisServer) -> None:
+async def test_three_clients_are_never_rejected_by_the_space(redis: RedisServer) -> None:
     async with SimulatedSpace(conferences=240, rate_limit=200, window=1.0) as space:
         await asyncio.gather(*(start_streams(redis, space, space.conference_sids[first::3]) for first in range(3)))
 

@@ -40,7 +40,7 @@ def test_pause_starts_again_after_a_served_request() -> None:
     assert state.update.pause == 1.0
 
 
-def test_refusals_of_requests_sent_before_the_last_cut_are_no_news() -> None:
+def test_rejection_of_request_sent_before_the_last_cut_is_ignored() -> None:
     """Neither after a cut of this client's own, nor after one that another client made."""
     state = LocalState(LIMIT)
     state.receive(State(epoch="e"), 1000.0, 5.0)

@@ -131,11 +131,11 @@ async def test_returned_token_is_used_next_until_it_lapses(bucket: Bucket, clock
     assert await limiter.acquire(Priority.BULK, 10.0) == 0
     leases = len(bucket.leased)
 
-    limiter._leases.give_back(clock.now() + QUOTA.age)
+    limiter._leases.refund(clock.now() + QUOTA.age)
     assert await limiter.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) == leases
 
-    limiter._leases.give_back(clock.now() + QUOTA.age)
+    limiter._leases.refund(clock.now() + QUOTA.age)
     await asyncio.sleep(1.01 * QUOTA.age)
     assert await limiter.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) > leases

@@ -36,14 +36,14 @@ def shown(error: BaseException) -> str:
         f"redis://a:{SECRET}:1@[localhost",
     ],
 )
-def test_invalid_url_is_refused_without_its_password(url: str) -> None:
+def test_invalid_url_is_rejected_without_its_password(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="write it as 'redis://") as caught:
         RedisRateLimiter(url)
 
     assert SECRET not in shown(caught.value)
 
 
-def test_invalid_arguments_are_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(InvalidRequestError, match="url must be a str"):
         RedisRateLimiter(None)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="fallback_clients"):
@@ -103,7 +103,7 @@ async def test_password_with_special_characters_works(redis_server: ServerFactor
         assert await limiter.acquire(Priority.BULK, 10) == 0
 
 
-async def test_user_without_permission_is_told_which(redis_server: ServerFactory) -> None:
+async def test_redis_user_without_permission_gets_error_naming_the_command(redis_server: ServerFactory) -> None:
     redis = redis_server("--user", "weak", "on", ">pw", "~*", "+@all", "-evalsha")
     url = redis.url.replace("unix://", "unix://weak:pw@")
     async with RedisRateLimiter(url, space="example.signalwire.com") as limiter:

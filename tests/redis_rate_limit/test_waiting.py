@@ -14,7 +14,7 @@ from tests.redis_server import RedisServer
 from .conftest import LimiterFactory, until
 
 
-async def test_wait_beyond_timeout_is_refused_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_wait_beyond_timeout_is_rejected_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiter = limiter_for(redis, requests=20, window=10.0)
     assert await limiter.acquire(Priority.BULK, 10) == 0
     limiter.on_throttled(0.0, 30.0)
@@ -25,7 +25,7 @@ async def test_wait_beyond_timeout_is_refused_at_once(redis: RedisServer, limite
     assert time.monotonic() - began < 5
 
 
-async def test_queue_beyond_timeout_is_refused_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_queue_beyond_timeout_is_rejected_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiter = limiter_for(redis, requests=20, window=10.0)
     waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 60)) for _ in range(40)]
     await asyncio.sleep(0)
@@ -107,11 +107,11 @@ async def test_token_leased_for_cancelled_request_serves_the_next(
     assert await limiter.acquire(Priority.BULK, 0.0) > 0
 
 
-async def test_unused_token_lapses(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+async def test_unused_token_expires(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     late = 0.0
     limiter = limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
     for seconds in (5, 9, 7):
-        limiter._leases.give_back(time.monotonic() + seconds)
+        limiter._leases.refund(time.monotonic() + seconds)
 
     assert await limiter.acquire(Priority.BULK, 0.0) == 0
     late = 8.0

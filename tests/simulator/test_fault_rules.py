@@ -151,7 +151,7 @@ def test_connections_trigger_only_rules_for_connections() -> None:
         ("throttle", {"retry_after": [1]}, "retry_after must be seconds or the header's text"),
         ("throttle", {"headers": "X-A: b"}, "headers must be a mapping"),
         ("hang", {"read_body": 1}, "read_body must be True or False"),
-        ("redirect", {"location": 1}, "location must be a text"),
+        ("redirect", {"location": 1}, "location must be a string"),
         ("duplicate-name", {"as_": "error"}, "as_ must be 'http-error' or 'stream-error'"),
         ("duplicate-name", {"on": "stop"}, "is not a scope of 'duplicate-name'; write one of start, start-call-stream"),
         (
@@ -160,11 +160,11 @@ def test_connections_trigger_only_rules_for_connections() -> None:
             "is not a scope of 'duplicate-name'; write one of start, start-call-stream",
         ),
         ("duplicate-name", {"executed": True}, "'duplicate-name' starts nothing"),
-        ("reset-on-connect", {"on": "start"}, "leave out on, use times or every_nth"),
-        ("reset-on-connect", {"target": "a", "executed": False}, "leave out target, executed"),
+        ("reset-on-connect", {"on": "start"}, "omit on; use times or every_nth"),
+        ("reset-on-connect", {"target": "a", "executed": False}, "omit target, executed"),
     ],
 )
-def test_invalid_rule_is_refused_with_a_hint(kind: str, given: dict[str, Any], sentence: str) -> None:
+def test_invalid_rule_is_rejected_with_a_hint(kind: str, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         faults().add(kind, **given)
 

@@ -131,7 +131,7 @@ async def test_page_behind_the_end_is_empty() -> None:
         ({"DateUpdated": "Wed, 19 Sep 2018 21:00:00 +0000"}, 422, 10000),
     ],
 )
-async def test_invalid_query_is_refused(query: dict[str, str], status: int, code: int) -> None:
+async def test_invalid_query_is_rejected(query: dict[str, str], status: int, code: int) -> None:
     async with simulated() as peer:
         reply = await peer.get("Conferences", query=query)
         assert (reply.status, reply.json["code"]) == (status, code)

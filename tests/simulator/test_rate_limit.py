@@ -10,7 +10,7 @@ from .peer import Clock, simulated
 from .shapes import ERROR, mismatches
 
 
-async def test_request_over_the_limit_is_refused_until_the_window_has_moved() -> None:
+async def test_request_over_the_limit_is_rejected_until_the_window_has_moved() -> None:
     clock = Clock()
     async with simulated(rate_limit=3, window=10.0, monotonic=clock) as peer:
         replies = []
@@ -53,7 +53,7 @@ async def test_limit_headers_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(2, "2"), (1.0, "1"), (0.25, "0.25")])
-async def test_refusal_can_have_retry_after(seconds: float, header: str) -> None:
+async def test_rejection_can_have_retry_after(seconds: float, header: str) -> None:
     async with simulated(rate_limit=0, retry_after=seconds) as peer:
         assert (await peer.start()).headers["Retry-After"] == header
 

@@ -141,7 +141,7 @@ async def test_redirect_fault_sends_status_and_location(
         assert_logged(peer, "redirect", status, executed=executed)
 
 
-async def test_duplicate_name_fault_refuses_an_unused_name() -> None:
+async def test_duplicate_name_fault_rejects_an_unused_name() -> None:
     async with simulated() as peer:
         peer.space.faults.add("duplicate-name", times=2)
         on_conference, on_call = await peer.start(Name="n"), await peer.start_on_call(Name="n")

@@ -37,7 +37,7 @@ async def test_spaces_with_one_seed_create_the_same_sids() -> None:
     assert await run() == await run()
 
 
-def test_invalid_arguments_are_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match="conferences"):
         SimulatedSpace(conferences=-1)
     with pytest.raises(ValueError, match="duplicate_names"):

@@ -204,14 +204,14 @@ async def test_unsupported_method_is_404(method: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["init", "completed"])
-async def test_conference_not_in_progress_refuses_a_stream(status: str) -> None:
+async def test_conference_not_in_progress_rejects_a_stream(status: str) -> None:
     async with simulated() as peer:
         reply = await peer.start(peer.space.add_conference(status=status))
         assert (reply.status, reply.json["code"]) == (400, 21220)
 
 
 @pytest.mark.parametrize("status", ["queued", "ringing", "busy", "completed"])
-async def test_call_not_in_progress_refuses_a_stream(status: str) -> None:
+async def test_call_not_in_progress_rejects_a_stream(status: str) -> None:
     async with simulated() as peer:
         reply = await peer.start_on_call(peer.space.add_call(status=status))
         assert (reply.status, reply.json["code"]) == (400, 21220)
@@ -281,7 +281,9 @@ async def test_call_can_be_ended() -> None:
         ("in-progress", {"Colour": "red"}, 422, "in-progress"),
     ],
 )
-async def test_update_of_call(status: str, fields: dict[str, str], answered: int, after: str) -> None:
+async def test_call_update_ends_live_call_and_rejects_others(
+    status: str, fields: dict[str, str], answered: int, after: str
+) -> None:
     async with simulated() as peer:
         call = peer.space.add_call(status)
         assert (await peer.post(fields, "Calls", call)).status == answered

@@ -17,14 +17,14 @@ def written(path: Path, *, channels: int = 1, width: int = 2, rate: int = 8_000,
     return path
 
 
-def test_missing_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_missing_file_is_rejected_at_once(tmp_path: Path) -> None:
     """When it is named, not when the first stream starts."""
     with pytest.raises(FileNotFoundError, match=r"nonexistent\.wav"):
         SimulatedSpace(audio=WavFile(tmp_path / "nonexistent.wav"))
 
 
 @pytest.mark.parametrize(("channels", "width"), [(1, 1), (1, 3), (3, 2)])
-def test_file_of_another_format_is_refused(tmp_path: Path, channels: int, width: int) -> None:
+def test_file_of_another_format_is_rejected(tmp_path: Path, channels: int, width: int) -> None:
     path = written(tmp_path / "a.wav", channels=channels, width=width, audio=bytes(channels * width))
     with pytest.raises(ValueError, match=r"a\.wav is not a WAV file of 16-bit PCM with one or two channels$"):
         WavFile(path)
@@ -34,14 +34,14 @@ def test_file_of_another_format_is_refused(tmp_path: Path, channels: int, width:
     ("content", "sentence"),
     [(b"", "it ends too soon"), (b"no audio at all", "does not start with RIFF"), (b"RIFF\xff\0\0\0WAVE", "missing")],
 )
-def test_file_that_is_not_wav_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_file_that_is_not_wav_is_rejected(tmp_path: Path, content: bytes, sentence: str) -> None:
     """The message names the file."""
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.wav is not a WAV file: .*{sentence}"):
         WavFile(tmp_path / "a.wav")
 
 
-def test_file_without_sample_rate_is_refused(tmp_path: Path) -> None:
+def test_file_without_sample_rate_is_rejected(tmp_path: Path) -> None:
     path = written(tmp_path / "a.wav")
     path.write_bytes(path.read_bytes()[:24] + bytes(4) + path.read_bytes()[28:])
     with pytest.raises(ValueError, match=r"a\.wav is not a WAV file"):
@@ -63,14 +63,14 @@ def test_replaced_file_is_validated_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_named_pipe_is_refused_without_opening_it(tmp_path: Path) -> None:
+def test_named_pipe_is_rejected_without_opening_it(tmp_path: Path) -> None:
     """Opening a pipe that nobody writes to would block for ever."""
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(ValueError, match=r"pipe\.wav is not a regular file: write the path of a WAV file"):
         WavFile(tmp_path / "pipe.wav")
 
 
-def test_file_replaced_by_named_pipe_is_refused_while_playing(tmp_path: Path) -> None:
+def test_file_replaced_by_named_pipe_is_rejected_while_playing(tmp_path: Path) -> None:
     path = written(tmp_path / "a.wav", audio=bytes(3_200))
     clip = WavFile(path).clip("inbound", 8_000)
     path.unlink()

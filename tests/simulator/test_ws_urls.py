@@ -85,6 +85,6 @@ async def test_invalid_message_is_ignored(odd: str | bytes) -> None:
         (True, "ws://[127.0.0.1/"),
     ],
 )
-async def test_other_ws_urls_are_refused(allow_ws: bool, url: str) -> None:
+async def test_other_ws_urls_are_rejected(allow_ws: bool, url: str) -> None:
     async with simulated(allow_ws=allow_ws) as peer:
         assert (await peer.start(Url=url)).status == 422

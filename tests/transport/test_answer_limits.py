@@ -81,7 +81,9 @@ async def test_head_may_have_256_kib(lines: int, space: SimulatedSpace, client_f
 
 
 @pytest.mark.parametrize("kind", ["start", "read"])
-async def test_head_without_end(kind: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_endless_response_head_is_malformed_and_not_read_to_its_end(
+    kind: str, space: SimulatedSpace, client_for: Any
+) -> None:
     """Each line is short enough and they are not too many, but not all of them are read."""
     lines = [f"X-{number}: {'x' * 60_000}\r\n".encode() for number in range(400)]
 
@@ -297,7 +299,9 @@ async def test_expensive_json_is_not_decoded(body: bytes, space: SimulatedSpace,
             await client.conferences.get("room")
 
 
-async def test_refusal_with_many_sentences(space: SimulatedSpace, client_for: Any) -> None:
+async def test_rejection_with_many_errors_keeps_first_ones_and_redacts_them(
+    space: SimulatedSpace, client_for: Any
+) -> None:
     """Only the first of them are kept, and the parameters' values are looked for in those."""
     errors = [f"no {number}: value-7" for number in range(2_000)]
     parameters = {f"parameter-{number}": f"value-{number}" for number in range(99)}

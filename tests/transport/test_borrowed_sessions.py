@@ -67,7 +67,9 @@ class Resolver(AbstractResolver):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [None, *ERRORS], ids=lambda error: type(error).__name__)
-async def test_resolver_that_fails(error: Exception | None, kind: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_request_with_failing_resolver_raises_transport_error_unsent(
+    error: Exception | None, kind: str, space: SimulatedSpace, client_for: Any
+) -> None:
     """No address, or any error: certainly nothing was sent."""
     connector = aiohttp.TCPConnector(resolver=Resolver(error))
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -172,7 +174,9 @@ def repeating(kind: str) -> type[aiohttp.ClientSession]:
 
 
 @pytest.mark.parametrize("kind", ["502", "no response", "at once"])
-async def test_session_that_repeats_requests(kind: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_start_over_session_that_repeats_requests_is_written_once(
+    kind: str, space: SimulatedSpace, client_for: Any
+) -> None:
     """A start is written once: of what its session sends again nothing reaches the Space."""
 
     async def fail(space: RawSpace, connection: RawConnection, request: Request) -> bytes:

@@ -89,7 +89,9 @@ class SlowResolver(NoSuchHost):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_refused(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
+async def test_request_on_refused_connection_fails_unsent_after_retries(
+    space: SimulatedSpace, client: StreamsClient, kind: str
+) -> None:
     """A refused connection is tried one time and three more, whatever was asked for; nothing was sent."""
     async with space.refuse_connections():
         with pytest.raises(TransportError) as caught:
@@ -117,7 +119,7 @@ async def test_retry_succeeds_once_connections_are_accepted(space: SimulatedSpac
 @pytest.mark.parametrize(
     ("resolver", "patience", "words"), [(NoSuchHost(), 5.0, "no address"), (SlowResolver(), 0.02, "timeout")]
 )
-async def test_dns(
+async def test_request_to_unresolvable_host_fails_unsent_after_retries(
     kind: str, resolver: AbstractResolver, patience: float, words: str, client_for: Any, space: SimulatedSpace
 ) -> None:
     """A host that has no address, or whose address does not come in time, was certainly not sent anything."""
@@ -133,7 +135,9 @@ async def test_dns(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("treat", [reset, hang_up])
-async def test_tls_handshake_broken(kind: str, treat: Any, client_for: Any, space: SimulatedSpace) -> None:
+async def test_request_on_broken_tls_handshake_fails_unsent_after_retries(
+    kind: str, treat: Any, client_for: Any, space: SimulatedSpace
+) -> None:
     """A connection that breaks during the TLS handshake is tried again: nothing was sent."""
     async with raw_server(treat) as server:
         client = client_for(space, base_url=f"https://127.0.0.1:{server.port}")
@@ -145,7 +149,9 @@ async def test_tls_handshake_broken(kind: str, treat: Any, client_for: Any, spac
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_bad_certificate(kind: str, client_for: Any, space: SimulatedSpace) -> None:
+async def test_request_to_host_with_untrusted_certificate_fails_without_retry(
+    kind: str, client_for: Any, space: SimulatedSpace
+) -> None:
     """An untrusted certificate fails at once, and the message says so."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
@@ -158,7 +164,9 @@ async def test_bad_certificate(kind: str, client_for: Any, space: SimulatedSpace
 
 
 @pytest.mark.parametrize(("answer", "attempts"), [("407 Proxy Authentication Required", 1), ("502 Bad Gateway", 4)])
-async def test_proxy(answer: str, attempts: int, client_for: Any, space: SimulatedSpace) -> None:
+async def test_request_through_proxy_that_rejects_it_is_retried_if_temporary(
+    answer: str, attempts: int, client_for: Any, space: SimulatedSpace
+) -> None:
     """A proxy that wants a password is final; one that can't reach the Space yet is tried again."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,7 +186,7 @@ async def test_proxy(answer: str, attempts: int, client_for: Any, space: Simulat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_dead_kept_alive_connection(
+async def test_request_on_dead_kept_alive_connection_is_retried_and_sent_once(
     space: SimulatedSpace, client_for: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A kept-alive connection that the Space has reset costs an attempt, and never a second request."""
@@ -240,7 +248,7 @@ class StandsStill(aiohttp.TCPConnector):
         return connection
 
 
-async def test_process_that_stood_still(
+async def test_request_whose_time_ran_out_while_process_was_suspended_is_not_written(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request whose time was over before it was written is not written: others may have made it meanwhile."""
@@ -254,7 +262,7 @@ async def test_process_that_stood_still(
     assert space.requests.count("start-conference-stream") == 1
 
 
-async def test_stale_connection_without_poll(
+async def test_start_on_stale_connection_without_poll_is_never_sent_twice(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without poll, a dead connection may leave a start unknown, but never doubles it."""

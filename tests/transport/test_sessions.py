@@ -53,7 +53,9 @@ def test_client_can_be_made_outside_of_a_loop_and_used_inside() -> None:
     asyncio.run(use())
 
 
-async def test_use_after_close(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_closed_client_raises_client_state_error_and_sends_nothing(
+    space: SimulatedSpace, client: StreamsClient
+) -> None:
     """A closed client says so, before anything is sent."""
     await client.aclose()
 
@@ -65,7 +67,7 @@ async def test_use_after_close(space: SimulatedSpace, client: StreamsClient) -> 
     assert len(space.requests) == 0
 
 
-def test_use_from_another_loop() -> None:
+def test_client_used_in_another_loop_raises_client_state_error() -> None:
     """A client belongs to the loop that first used it, and says so in another."""
     client = StreamsClient(space="example", project="p", token="t")
 
@@ -77,7 +79,7 @@ def test_use_from_another_loop() -> None:
         asyncio.run(enter())
 
 
-def test_plain_with() -> None:
+def test_client_in_with_without_async_raises_type_error_naming_async_with() -> None:
     """A forgotten ``async`` is explained."""
     with pytest.raises(TypeError, match="async with"), StreamsClient(space="example", project="p", token="t"):
         pass
@@ -262,7 +264,7 @@ async def test_close_cancels_waiting_call(
     assert space.connections.opened == 0
 
 
-async def test_timeout_of_caller_propagates(space: SimulatedSpace, client_for: Any) -> None:
+async def test_timeout_error_of_callers_middleware_propagates(space: SimulatedSpace, client_for: Any) -> None:
     """A TimeoutError that a caller's middleware raises is not taken for the client's closing."""
 
     async def impatient(exchange: Request, send: Handler) -> Result:
@@ -273,7 +275,9 @@ async def test_timeout_of_caller_propagates(space: SimulatedSpace, client_for: A
         await client.conferences.get(space.conference_sids[0])
 
 
-async def test_borrowed_pool_that_closes(space: SimulatedSpace, client_for: Any) -> None:
+async def test_call_waiting_in_borrowed_pool_raises_package_error_when_pool_closes(
+    space: SimulatedSpace, client_for: Any
+) -> None:
     """If the owner closes a session, calls that wait in its pool get an error of this package, not a cancellation."""
     space.faults.add("hang", times=1)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
@@ -310,7 +314,7 @@ async def test_pool_with_a_limit_per_host_is_not_overrun(space: SimulatedSpace, 
     assert space.connections.opened == 2
 
 
-async def test_user_agent(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_user_agent_names_the_package_version(space: SimulatedSpace, client: StreamsClient) -> None:
     """The Space sees which version is asking."""
     await client.conferences.get(space.conference_sids[0])
 

@@ -176,7 +176,7 @@ async def test_server_that_speaks_first_gets_no_request(name: str, kind: str, ma
         assert {attempt.result for attempt in attempts} == {AttemptResult.STALE_CONNECTION}
 
 
-async def test_server_that_spoke_first_once(make: Make) -> None:
+async def test_start_after_unsolicited_response_goes_through_on_next_connection(make: Make) -> None:
     """The start goes through on the next connection, and all unasked ones are closed."""
 
     async def speak(connection: RawConnection) -> None:
@@ -208,7 +208,7 @@ each_part_of_a_head = pytest.mark.parametrize("part", PARTS_OF_HEADS)
 
 @each_version
 @pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), b"nobody asked\r\n\r\n", *PARTS_OF_HEADS])
-async def test_unasked_answers_over_tls(
+async def test_unsolicited_data_over_tls_is_rejected_but_session_tickets_are_not(
     unasked: bytes, version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Data over TLS is decrypted before it is checked; session tickets are not data."""
@@ -481,7 +481,7 @@ async def test_stop_that_is_answered_about_another_stream(make: Make) -> None:
         {},
     ],
 )
-async def test_answers_that_contradict_nothing(echo: dict[str, Any], make: Make) -> None:
+async def test_response_with_null_missing_or_extra_keys_loses_no_stream(echo: dict[str, Any], make: Make) -> None:
     """Null, a missing key, another case and a further key lose no stream."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:

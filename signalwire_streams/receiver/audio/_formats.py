@@ -315,7 +315,8 @@ class AudioFormat:
         if isinstance(self.encoding, Encoding):
             return CODECS[self.encoding]
         raise UnknownEncodingError(
-            f"audio encoded as {self.encoding[:80]!r} can't be decoded: use the raw payloads",
+            f"audio encoded as {self.encoding[:80]!r} can't be decoded: use the raw payloads, or have the stream "
+            "encoded as PCMU or L16",
             encoding=self.encoding,
         )
 

@@ -227,4 +227,7 @@ def test_unknown_encoding_raises(use: Any) -> None:
         use(audio)
     assert isinstance(caught.value, StreamsError)
     assert caught.value.encoding == "audio/opus\n"
-    assert str(caught.value) == r"audio encoded as 'audio/opus\n' can't be decoded: use the raw payloads"
+    assert str(caught.value) == (
+        r"audio encoded as 'audio/opus\n' can't be decoded: use the raw payloads, "
+        "or have the stream encoded as PCMU or L16"
+    )

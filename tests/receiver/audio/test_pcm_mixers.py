@@ -213,7 +213,7 @@ def test_absent_track_is_silence(tracks: str, late: str) -> None:
 
 @pytest.mark.parametrize("parts_per_million", [200, -200])
 @pytest.mark.parametrize("late", ["keep", "drop"])
-def test_drift_of_an_hour(parts_per_million: int, late: str) -> None:
+def test_mixer_stays_in_sync_over_an_hour_of_clock_drift(parts_per_million: int, late: str) -> None:
     """The sender's clock differs. Frames of 100 ms, and twice the drift, make it fast."""
     audio = AudioFormat(Encoding.MULAW, 8000)
     sound, rate = Sound(audio), 1 - 10 * parts_per_million / 1e6

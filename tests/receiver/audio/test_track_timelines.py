@@ -68,7 +68,7 @@ def test_jitter_moves_nothing(numbered: bool) -> None:
     assert timeline.statistics == TimelineStatistics(frames=8)
 
 
-def test_lengths_may_change() -> None:
+def test_timeline_uses_each_payload_length_when_lengths_change() -> None:
     """The payload's own length counts, not the previous one's."""
     timeline = TrackTimeline(L16)
 
@@ -109,7 +109,7 @@ def test_gap_of_whole_frames_is_exact() -> None:
     assert timeline.statistics == TimelineStatistics(frames=5, gaps=1, gap_ms=0.0, out_of_order=1)
 
 
-def test_tolerance_is_a_choice() -> None:
+def test_timeline_with_zero_tolerance_still_allows_rounding() -> None:
     """None at all still leaves what rounding takes."""
     strict, loose = TrackTimeline(MULAW, tolerance=0), TrackTimeline(MULAW, tolerance=100)
 
@@ -373,7 +373,7 @@ def test_absurd_number_drops_nothing() -> None:
     assert places(timeline, (0, 1, 20), (20, 1 << 80, 20), (40, 3, 20), (80, 5, 20), (60, 4, 20)) == [0, 20, 40, 80, 60]
 
 
-def test_empty_and_broken_frames() -> None:
+def test_empty_frame_gets_no_place_and_partial_sample_is_dropped() -> None:
     """Nothing has no place; half a sample is left out, and counted."""
     timeline = TrackTimeline(L16)
 

@@ -88,7 +88,7 @@ async def test_bulk_start_with_a_callers_name_is_rejected_if_that_is_taken() -> 
 
 
 @pytest.mark.parametrize("refusal", [*REFUSALS.values(), THROTTLED], ids=[*REFUSALS, "429"])
-async def test_resumed_start_is_already_started_if_it_was_refused_for_now_before(
+async def test_resumed_start_is_already_started_if_it_was_temporarily_rejected_before(
     refusal: bytes, tmp_path: Path
 ) -> None:
     journal = tmp_path / "run.db"
@@ -102,7 +102,7 @@ async def test_resumed_start_is_already_started_if_it_was_refused_for_now_before
 
 
 @pytest.mark.parametrize("request_", [CONFERENCE, CALL], ids=["conference", "call"])
-async def test_stop_started_stops_a_start_that_was_refused_for_now(request_: Any, tmp_path: Path) -> None:
+async def test_stop_started_stops_a_start_that_was_temporarily_rejected(request_: Any, tmp_path: Path) -> None:
     """Without resuming the run; a resumed run that could not send it does not lose it either."""
     journal = tmp_path / "run.db"
     async with raw_space(refusing(*[BUSY] * 1000)) as space, client_of(space) as client:
@@ -160,7 +160,7 @@ async def test_start_that_got_a_429_is_not_attempted_when_the_run_is_shut_down(r
 @pytest.mark.parametrize(
     ("refusal", "request_"), [(http(408), CONFERENCE), (THROTTLED, CALL)], ids=["408, conference", "429, call"]
 )
-async def test_start_that_is_cut_between_attempts_says_what_was_sent(refusal: bytes, request_: Any) -> None:
+async def test_start_cancelled_between_attempts_reports_whether_it_was_sent(refusal: bytes, request_: Any) -> None:
     """Its error agrees with itself: one attempt, which the Space received."""
     waiting = asyncio.Event()
 
@@ -206,7 +206,7 @@ class NeverReady:
     def on_success(self) -> None: ...
 
 
-async def test_caller_that_cancels_after_a_refusal_does_not_make_it_unknown() -> None:
+async def test_caller_that_cancels_after_a_rejection_does_not_make_it_unknown() -> None:
     """A middleware may wait after the call has failed, when nothing is in flight any more."""
     refused = asyncio.Event()
 
@@ -227,7 +227,7 @@ async def test_caller_that_cancels_after_a_refusal_does_not_make_it_unknown() ->
     assert statuses == {BulkStatus.NOT_ATTEMPTED: 1}
 
 
-async def test_stop_that_was_refused_for_now_and_then_rejected_is_not_ambiguous(tmp_path: Path) -> None:
+async def test_stop_rejected_temporarily_and_then_permanently_is_not_ambiguous(tmp_path: Path) -> None:
     """Stopping again is safe, so nothing is in doubt."""
     stream = ConferenceStream(conference_sid="room", name="sws-1-room")
     not_found = http(404, {"code": 20404, "message": "not found", "more_info": "", "status": 404})
@@ -244,7 +244,9 @@ BAD = http(500)
 
 @pytest.mark.parametrize("first", [None, BAD], ids=["alone", "after a 500"])
 @pytest.mark.parametrize("refusal", [*REFUSALS.values(), THROTTLED, BY_CODE], ids=[*REFUSALS, "429", "20429"])
-async def test_stop_that_is_refused_for_now_to_the_end_is_not_attempted(refusal: bytes, first: bytes | None) -> None:
+async def test_stop_that_is_temporarily_rejected_to_the_end_is_not_attempted(
+    refusal: bytes, first: bytes | None
+) -> None:
     """Whichever status or code says so; unless an earlier attempt may have stopped the stream."""
 
     async def answer(space: RawSpace, _: RawConnection, __: Received) -> bytes:

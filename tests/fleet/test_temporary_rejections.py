@@ -50,7 +50,7 @@ async def hand_over(
 
 @pytest.mark.parametrize("status", [503, 429, 408])
 @pytest.mark.parametrize("kind", ["conference", "call"])
-async def test_start_refused_for_now_and_handed_back_is_already_started(
+async def test_start_temporarily_rejected_and_handed_back_is_already_started(
     space: SimulatedSpace,
     fleet: Fleet,
     workers: Workers,
@@ -71,7 +71,7 @@ async def test_start_refused_for_now_and_handed_back_is_already_started(
     assert len(space.streams.active()) == len(space.streams) == 3
 
 
-async def test_second_handover_keeps_the_first_refusal(
+async def test_second_handover_keeps_the_first_rejection(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[[], Awaitable[None]]
 ) -> None:
     """A start that is handed over twice is found running by the third worker."""
@@ -86,7 +86,7 @@ async def test_second_handover_keeps_the_first_refusal(
     assert [outcome.status for outcome in await all_results(fleet, run)] == STARTED_ALREADY
 
 
-async def test_resumed_run_knows_of_refusals_in_the_first(
+async def test_resumed_run_knows_of_rejections_in_the_first(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, client_for: Callable[..., StreamsClient]
 ) -> None:
     """A start that ended as not attempted after a 503 is already started in the resumed run, and can be stopped."""
@@ -108,7 +108,7 @@ async def test_resumed_run_knows_of_refusals_in_the_first(
 
 
 @pytest.mark.parametrize("how", ["cancelled", "resumed"])
-async def test_cancelled_run_keeps_refusals(
+async def test_cancelled_run_keeps_rejections(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[[], Awaitable[None]], how: str
 ) -> None:
     """A run that is cancelled after the handover stops what may run, or tells its resumed run about it."""
@@ -129,7 +129,7 @@ async def test_cancelled_run_keeps_refusals(
             assert [outcome.status for outcome in await all_results(fleet, resumed)] == STARTED_ALREADY
 
 
-async def test_refusal_with_a_name_of_the_caller_is_rejected(
+async def test_rejection_with_a_name_of_the_caller_is_rejected(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[[], Awaitable[None]]
 ) -> None:
     """A name that the caller chose may be another stream's, so its duplicate is no proof."""
@@ -141,7 +141,7 @@ async def test_refusal_with_a_name_of_the_caller_is_rejected(
     assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.REJECTED] * 3
 
 
-async def test_refusal_before_a_denial_is_already_started(
+async def test_rejection_before_a_denial_is_already_started(
     space: SimulatedSpace, fleet: Fleet, workers: Workers
 ) -> None:
     """A worker whose token is rejected after a 503 leaves what it learned to the next worker."""
@@ -159,7 +159,7 @@ async def test_refusal_before_a_denial_is_already_started(
     assert len(space.streams) == 3
 
 
-async def test_refusal_without_the_secrets_is_unknown(
+async def test_rejection_without_the_secrets_is_unknown(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[..., Awaitable[None]]
 ) -> None:
     """A worker that lacks the secrets of a start that may be running does not report it as rejected."""
@@ -175,7 +175,7 @@ async def test_refusal_without_the_secrets_is_unknown(
 
 
 @pytest.mark.parametrize("deliveries", [1, 2])
-async def test_stop_streams_stops_start_that_was_refused_for_now_and_then_rejected(
+async def test_stop_streams_stops_start_rejected_temporarily_and_then_permanently(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[[], Awaitable[None]], deliveries: int
 ) -> None:
     """The rejection of the second attempt does not undo the first, by the same worker or by another."""
