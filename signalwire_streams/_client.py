@@ -126,14 +126,16 @@ class StreamsClient:
         self.origin, self.project = account.origin, account.sid
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
         sessions = SessionManager(connections, session)
-        send: Handler = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
-        for middleware in (
-            RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
-            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
-            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
-        ):
-            send = partial(middleware, send=send)
+        transport = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
+        rate_limits = RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock)
+        breaker = CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock)
+        retries = RetryMiddleware(retry, RetryBudget(), clock, on_attempt)
+        send: Handler = partial(rate_limits, send=transport)
+        # A keeper's polls are what ends an outage, so no breaker holds them back.
+        self._polls = Dispatcher(sessions, chain(middlewares, partial(retries, send=send)))
+        send = partial(retries, send=partial(breaker, send=send))
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
+        self._account = account
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)

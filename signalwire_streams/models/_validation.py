@@ -334,6 +334,10 @@ def _hide_items(value: object) -> object:
     return HiddenItems(value) if isinstance(value, Mapping) else mask(value)
 
 
+def _mask_template(value: object) -> object:
+    return value if callable(value) else _hide_items(value)
+
+
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
     "candidates": mask_each,
@@ -348,6 +352,7 @@ _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "public_url": _mask_url,
     "space": _mask_url,
     "status_callback": _mask_url,
+    "template": _mask_template,
     "url": _mask_url,
 }
 
