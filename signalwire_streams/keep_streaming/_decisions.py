@@ -243,11 +243,13 @@ def _retry_stop(case: _Case, answer: StopAnswered) -> _Case:
     return case.set(pending=None).fail(answer.reason)
 
 
-def _recover(case: _Case, _: KeeperRestarted) -> _Case:
+def _recover(case: _Case, restarted: KeeperRestarted) -> _Case:
     # Sockets of the process before are closed, whether or not the Space has noticed. Elsewhere a stream goes on.
-    lives_on = case.settings.is_guarded and not case.settings.receives
+    lives_on = case.settings.is_guarded and not case.settings.receives and not restarted.replaces
     case = case.turn(Fate.ANSWERED, Fate.HEARD, to=Fate.ANSWERED if lives_on else Fate.ENDING)
     case = case.turn(Fate.SENDING, to=Fate.IN_DOUBT).report(KeepStatus.WAITING)
+    if restarted.replaces:
+        case = case.turn(Fate.IN_DOUBT, to=Fate.ENDING)
     attempts = tuple(evolve(attempt, settles_at=case.now) for attempt in case.state.attempts)
     reported = {"reported": KeepStatus.WAITING, "reported_reason": None}
     return case.set(attempts=attempts, pending=None, check_due=False, failures=0, **reported).wait(0.0)

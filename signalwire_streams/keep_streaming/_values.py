@@ -7,7 +7,7 @@ from typing import TypeAlias
 from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._enums import _Choice
+from signalwire_streams.models._enums import TargetKind, _Choice
 from signalwire_streams.models._validation import validate_flag, validate_seconds
 
 
@@ -86,6 +86,32 @@ class KeepSettings:
         """
         name = f"{prefix}-{target}"
         return f"{name}-{attempt}" if self.names is StreamNames.ONCE else name
+
+
+class OnChange(_Choice):
+    """What becomes of streams that were started with other fields, when a keeper is restarted.
+
+    Attributes:
+        KEEP: they go on; the new fields are for streams that are started from now on.
+        REPLACE: they are stopped, and started again.
+    """
+
+    __field__ = "on_change"
+    KEEP = "keep"
+    REPLACE = "replace"
+
+
+class OnExit(_Choice):
+    """What becomes of the streams when a keeper ends.
+
+    Attributes:
+        LEAVE: nothing is sent. Streams to receivers of this process end with their sockets.
+        STOP: they are stopped.
+    """
+
+    __field__ = "on_exit"
+    LEAVE = "leave"
+    STOP = "stop"
 
 
 class Fate(StrEnum):
@@ -242,7 +268,13 @@ class TargetChecked:
 
 @frozen(kw_only=True)
 class KeeperRestarted:
-    """The state was read from the journal: the keeper was restarted, or took over from another one."""
+    """The state was read from the journal: the keeper was restarted, or took over from another one.
+
+    Attributes:
+        replaces: whether streams that may still run are to be stopped first, since other ones are wanted.
+    """
+
+    replaces: bool = False
 
 
 @frozen(kw_only=True)
@@ -346,44 +378,57 @@ KeepObservation: TypeAlias = (
 
 
 @frozen(kw_only=True)
-class TargetAppeared:
+class TargetEvent:
+    """What happened to one conference or call.
+
+    Attributes:
+        kind: conference or call; None in a decision, which does not know its target.
+        target: its sid.
+    """
+
+    kind: TargetKind | None = None
+    target: str = ""
+
+
+@frozen(kw_only=True)
+class TargetAppeared(TargetEvent):
     """A conference or call was seen for the first time."""
 
 
 @frozen(kw_only=True)
-class StreamingStarted:
+class StreamingStarted(TargetEvent):
     """Its first stream runs, as far as the keeper can know."""
 
 
 @frozen(kw_only=True)
-class StreamingLost:
+class StreamingLost(TargetEvent):
     """Its stream ended, or may have; another one is started as soon as that is safe."""
 
-    reason: str | None
+    reason: str | None = None
 
 
 @frozen(kw_only=True)
-class StreamingRestarted:
+class StreamingRestarted(TargetEvent):
     """A stream runs again."""
 
 
 @frozen(kw_only=True)
-class StreamingInDoubt:
+class StreamingInDoubt(TargetEvent):
     """Nobody can know whether a stream runs, or whose it is."""
 
-    reason: str | None
+    reason: str | None = None
 
 
 @frozen(kw_only=True)
-class TargetFailing:
+class TargetFailing(TargetEvent):
     """Starts fail, or their streams end at once; the waits between them grow."""
 
-    reason: str | None
-    failures: int
+    reason: str | None = None
+    failures: int = 0
 
 
 @frozen(kw_only=True)
-class TargetEnded:
+class TargetEnded(TargetEvent):
     """The conference or call has ended, and is forgotten."""
 
 
@@ -396,6 +441,22 @@ KeepEvent: TypeAlias = (
     | TargetFailing
     | TargetEnded
 )
+
+
+@frozen(kw_only=True)
+class PollingFailed:
+    """The Space does not answer the keeper's polls. Nothing more is reported of them until it does.
+
+    Attributes:
+        reason: the error of the first poll that failed.
+    """
+
+    reason: str
+
+
+@frozen(kw_only=True)
+class PollingRecovered:
+    """The Space answers the keeper's polls again."""
 
 
 @frozen(kw_only=True)

@@ -41,7 +41,7 @@ from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._server import RateLimitedLog, Slot, StreamServer, default_max_pending
 from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
-from signalwire_streams.receiver._start_and_receive import PendingStream
+from signalwire_streams.receiver._start_and_receive import ExpectedStream
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
@@ -466,7 +466,7 @@ class _Admission:
 
     handler: Handler
     slot: Slot
-    pending: PendingStream | None  # if it was started here
+    pending: ExpectedStream | None  # if it was started here
     token: VerifiedToken | None  # if it is signed
 
     def on_socket_failed(self, reason: str) -> None:
