@@ -1,10 +1,10 @@
 """`StreamsClient`: composes the layers and owns their lifetime."""
 
 import os
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypedDict, Unpack
 
 import aiohttp
 
@@ -25,13 +25,16 @@ from signalwire_streams.middleware._rate_limit import (
     choose_rate_limiter,
 )
 from signalwire_streams.middleware._retry import OnAttempt, RetryBudget, RetryMiddleware
-from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
+from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._validation import Secret, check_count, masks_secrets
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
 
 if TYPE_CHECKING:
+    from signalwire_streams import keep_streaming
     from signalwire_streams.bulk._runs import BulkRuns
+    from signalwire_streams.models import Call, Conference
+    from signalwire_streams.receiver import MediaReceiver
 
 __all__ = ["StreamsClient"]
 
@@ -232,6 +235,68 @@ class StreamsClient:
         ``ConferenceStream(conference_sid="...", name="...")``. Other arguments and errors are those of `start_streams`.
         """
         return self._bulk_runs.stop(streams, concurrency=concurrency, journal=journal, resume=resume)
+
+    @masks_secrets
+    def keep_streaming(
+        self,
+        template: "keep_streaming.Template",
+        *,
+        name: str,
+        conferences: bool = True,
+        calls: bool = False,
+        where: "Callable[[Conference | Call], bool] | None" = None,
+        poll: float = 5.0,
+        journal: Path | str = "kept.db",
+        receivers: "Iterable[MediaReceiver]" = (),
+        **options: "Unpack[keep_streaming.KeepOptions]",
+    ) -> "keep_streaming.Keeper":
+        """Keep one stream on each conference: ``async with client.keep_streaming(template, name="audit") as keeper``.
+
+        Each conference or call in progress gets a stream as soon as a list or `Keeper.notice` shows it, and another
+        one whenever that is lost, until it ends. ``async for event in keeper`` yields what happens.
+
+        Args:
+            template: the fields of each start besides target and name, as in ``{"url": "wss://example.com/audio"}``;
+                or a function, ``def`` or ``async def``, of the `Conference` or `Call` that returns them, or None for
+                one that gets no stream.
+            name: first part of the streams' names, which end with the target's sid.
+            conferences: whether conferences get streams.
+            calls: whether calls get streams, among them those of the participants of conferences.
+            where: a function that returns True for each conference or call that gets a stream; None for all.
+            poll: seconds between two lists of what is in progress.
+            journal: SQLite file of this keeper, which it continues from when it is started again. It holds no token
+                and no parameter value.
+            receivers: receivers in this process that the streams lead to. Each stream gets a token of its own there.
+            options: see `KeepOptions`.
+
+        Raises:
+            InvalidRequestError: an argument is invalid; the message says what to write instead.
+        """
+        # Imported here, so that a client without a keeper does not pay for it.
+        from signalwire_streams.keep_streaming._journal import KeeperOwner  # noqa: PLC0415
+        from signalwire_streams.keep_streaming._setup import make_keeper  # noqa: PLC0415
+
+        reads: Mapping[TargetKind, Streams[Any]] = {
+            TargetKind.CONFERENCE: Streams(
+                self._polls, self._account, request=StartConferenceStream, stream=ConferenceStream
+            ),
+            TargetKind.CALL: Streams(self._polls, self._account, request=StartCallStream, stream=CallStream),
+        }
+        return make_keeper(
+            template,
+            name=name,
+            streams={TargetKind.CONFERENCE: self._conference_streams, TargetKind.CALL: self._call_streams},
+            reads=reads,
+            conferences=conferences,
+            calls=calls,
+            where=where,
+            poll=poll,
+            journal=journal,
+            receivers=receivers,
+            options=options,
+            owner=partial(KeeperOwner, self.origin, self.project),
+            clock=self._clock,
+        )
 
     @property
     def _bulk_runs(self) -> "BulkRuns":

@@ -1,0 +1,448 @@
+"""`Keeper`: carries out what is decided for each conference and call, and tells what happens.
+
+All of it runs in one event loop: an observation is decided on at once, and what it leads to is done by a task. At most
+one request about a target is under way at a time, apart from the polls.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from attrs import define, evolve, field, frozen
+
+from signalwire_streams.bulk._journal_file import JournalPath, when_free
+from signalwire_streams.callbacks._events import CallbackEvent
+from signalwire_streams.clock import Clock
+from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
+from signalwire_streams.keep_streaming._decisions import decide
+from signalwire_streams.keep_streaming._journal import KeeperJournal, KeeperOwner, KeptTarget, Target, new_state
+from signalwire_streams.keep_streaming._receiving import AttemptTokens
+from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._template import Item, Start, Template, attempt_of, fingerprint, request_for
+from signalwire_streams.keep_streaming._values import (
+    Fate,
+    GetTarget,
+    KeepAction,
+    KeeperRestarted,
+    KeepEvent,
+    KeepObservation,
+    KeepStatus,
+    OnChange,
+    OnExit,
+    PollingFailed,
+    PollingRecovered,
+    SaveAttempt,
+    StartRejected,
+    StartStream,
+    StopByName,
+    StopBySid,
+    StopResult,
+    StreamingInDoubt,
+    TargetChecked,
+    TargetListed,
+    TargetMissing,
+    TargetState,
+    TimePassed,
+    WaitUntil,
+)
+from signalwire_streams.models import TargetKind
+from signalwire_streams.receiver import MediaReceiver
+
+_LOG = logging.getLogger("signalwire_streams.keep_streaming")
+_MAX_EVENTS = 10_000  # that wait for a reader
+
+KeeperEvent: TypeAlias = KeepEvent | PollingFailed | PollingRecovered
+"""Any event that a `Keeper` yields."""
+
+
+@frozen(kw_only=True)
+class KeeperOptions:
+    """The arguments of `StreamsClient.keep_streaming`, checked."""
+
+    name: str
+    template: Template
+    where: Callable[[Item], bool] | None
+    poll: float
+    on_change: OnChange
+    on_exit: OnExit
+
+
+@define(eq=False)
+class _Kept:
+    """One conference or call, while it is in progress."""
+
+    key: Target
+    state: TargetState
+    tokens: AttemptTokens
+    item: Item | None = None  # as it was listed last
+    fingerprint: str | None = None
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+class Keeper:
+    """Keeps one stream on each conference or call. `StreamsClient.keep_streaming` creates it.
+
+    Use it with ``async with``, and iterate over it for its events. Up to 10,000 events wait for a reader; then the
+    oldest are dropped, and no stream waits for them.
+    """
+
+    def __init__(
+        self,
+        options: KeeperOptions,
+        requests: Mapping[TargetKind, TargetRequests],
+        *,
+        owner: KeeperOwner,
+        journal: JournalPath | PathLike[str] | str,
+        receivers: Sequence[MediaReceiver],
+        clock: Clock,
+    ) -> None:
+        self._options, self._requests, self._owner, self._path = options, requests, owner, journal
+        self._receivers, self._clock = receivers, clock
+        self._targets: dict[str, _Kept] = {}  # the sids of conferences and of calls differ
+        self._ignored: set[str] = set()  # listed, and not to be streamed
+        self._events: deque[KeeperEvent] = deque(maxlen=_MAX_EVENTS)
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._is_silent = False  # the polls fail
+        self._unrecovered: set[str] = set()  # of the keeper before, and not yet taken over
+        self._is_ending = self._has_ended = False
+        self._is_stopping = False  # so that nothing is decided any more
+        self._journal: KeeperJournal
+        self._polling: asyncio.Task[None]
+
+    def __repr__(self) -> str:
+        return f"<Keeper {self._options.name!r}: {len(self._targets)} targets>"
+
+    async def __aenter__(self) -> Self:
+        """Open the journal, and begin.
+
+        Raises:
+            InvalidRequestError: the journal is another keeper's, or another process is using it.
+            JournalError: the journal can't be read or written.
+            ClientStateError: the keeper was used before.
+        """
+        if self._is_ending or hasattr(self, "_journal"):
+            raise ClientStateError("this keeper was used before: call keep_streaming again")
+        opening = partial(KeeperJournal.open, self._path, self._owner, clock=self._clock)
+        self._journal = await when_free(self._clock, opening)
+        self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
+        self._polling = asyncio.create_task(self._guard(self._run()))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._is_ending = True
+        try:
+            self._polling.cancel()
+            await asyncio.wait({self._polling})
+            for kept in self._targets.values():
+                self._cancel_timer(kept)
+            await self._finish()
+            if self._options.on_exit is OnExit.STOP and self._failure is None:
+                self._is_stopping = True
+                for kept in self._targets.values():
+                    if kept.state.attempts:
+                        _ = self._spawn(self._stop_streams(kept))
+                await self._finish()
+        finally:
+            self._is_stopping = True
+            for task in self._tasks:  # if this was cancelled
+                task.cancel()
+            await self._finish()
+            for kept in self._targets.values():
+                kept.tokens.keep_only(())
+            self._has_ended = True
+            self._changed.set()
+            await self._journal.aclose()
+        if error is None and self._failure is not None:
+            raise self._failure
+
+    def __aiter__(self) -> AsyncIterator[KeeperEvent]:
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[KeeperEvent]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._failure is not None:
+                raise self._failure
+            if self._has_ended:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def handle_status_callback(self, event: CallbackEvent) -> None:
+        """Handle a status callback: pass this to a `CallbackReceiver` as its handler, or call it from yours.
+
+        The template's ``status_callback`` has to lead there. Callbacks of other streams are ignored.
+
+        Args:
+            event: a verified callback of `signalwire_streams.callbacks`.
+        """
+        kept = self._targets.get(event.target or "")
+        observation = None if kept is None else observation_of(event, kept.state)
+        if kept is not None and observation is not None:
+            self._observe(kept, observation)
+
+    def notice(self, sid: str) -> None:
+        """Look at a conference or call now, such as one of which a webhook tells, and not only when it is listed.
+
+        Args:
+            sid: that of a conference or call.
+        """
+        kept = self._targets.get(sid)
+        if kept is not None:
+            self._observe(kept, TargetMissing())
+        elif not self._is_ending:
+            _ = self._spawn(self._look_at(sid))
+
+    async def _look_at(self, sid: str) -> None:
+        for requests in self._requests.values():
+            try:
+                item = await requests.get(sid)
+            except StreamsError as error:
+                _LOG.info("%s could not be looked at, and waits for the next list: %s", sid, error)
+                return
+            if item is not None:
+                if item.status == "in-progress":
+                    await self._appear(requests.kind, item)
+                return
+
+    # --- Polls
+
+    async def _run(self) -> None:
+        while self._failure is None:
+            listed = await self._poll()
+            if listed is not None:
+                if self._unrecovered:
+                    records = self._journal.targets.items()
+                    taken = [self._recover(key, kept, listed) for key, kept in records if key[0] in self._requests]
+                    await asyncio.wait([self._spawn(work) for work in taken])
+                self._compare(listed)
+            await self._clock.sleep(self._options.poll)
+
+    async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
+        """Return what is in progress, or None if a list could not be read to its end."""
+        listed: dict[str, tuple[TargetKind, Item]] = {}
+        try:
+            for kind, requests in self._requests.items():
+                async for item in requests.list():
+                    listed[item.sid] = kind, item
+        except ClientStateError:
+            raise
+        except StreamsError as error:
+            if not self._is_silent:
+                self._is_silent = True
+                self._tell(PollingFailed(reason=str(error)))
+            return None
+        if self._is_silent:
+            self._is_silent = False
+            self._tell(PollingRecovered())
+        return listed
+
+    def _compare(self, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
+        self._ignored &= listed.keys()
+        for kept in list(self._targets.values()):
+            found = listed.get(kept.key[1])
+            if found is None:
+                self._observe(kept, TargetMissing())
+            else:
+                kept.item = found[1]
+                self._observe(kept, TargetListed())
+        for sid, (kind, item) in listed.items():
+            if sid not in self._targets and sid not in self._ignored:
+                _ = self._spawn(self._appear(kind, item))
+
+    async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
+        """Take over a target of the keeper before."""
+        kind, sid = key
+        kept = _Kept(key, record.state, AttemptTokens(self._receivers), fingerprint=record.fingerprint)
+        observation: KeepObservation = TargetChecked(in_progress=False)
+        try:
+            kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
+            if kept.item is not None:
+                observation = KeeperRestarted(replaces=await self._is_replaced(kept))
+        except StreamsError as error:
+            _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error)
+            observation = KeeperRestarted()
+        self._targets[sid] = kept
+        self._unrecovered.discard(sid)
+        self._observe(kept, observation)
+
+    async def _is_replaced(self, kept: _Kept) -> bool:
+        if self._options.on_change is OnChange.KEEP or kept.fingerprint is None:
+            return False
+        request = await self._request(kept)
+        return request is None or fingerprint(request) != kept.fingerprint
+
+    async def _appear(self, kind: TargetKind, item: Item) -> None:
+        sid = str(item.sid)
+        if sid in self._targets or sid in self._ignored or sid in self._unrecovered:
+            return
+        self._ignored.add(sid)  # until it is decided, so that another poll does not ask again
+        if self._options.where is not None and not self._options.where(item):
+            return
+        kept = _Kept((kind, sid), new_state(), AttemptTokens(self._receivers), item)
+        try:
+            is_wanted = await self._request(kept) is not None
+        except StreamsError:  # which its start reports
+            is_wanted = True
+        if is_wanted and sid not in self._targets:
+            self._ignored.discard(sid)
+            self._targets[sid] = kept
+            self._observe(kept, TargetListed())
+
+    async def _request(self, kept: _Kept) -> Start | None:
+        """Return the request that the template is for a target, or None for no stream."""
+        kind, sid = kept.key
+        fields: Any = self._options.template
+        if callable(fields):
+            if kept.item is None:
+                kept.item = await self._requests[kind].get(sid)
+            fields = None if kept.item is None else await _call(fields, kept.item)
+        return None if fields is None else request_for(kind, sid, fields)
+
+    # --- Decisions and what follows
+
+    def _observe(self, kept: _Kept, observation: KeepObservation) -> None:
+        if self._is_stopping or self._failure is not None:
+            return
+        kind, sid = kept.key
+        settings = self._requests[kind].settings
+        decision = decide(kept.state, observation, self._clock.now(), settings)
+        kept.state = decision.state
+        for event in decision.events:
+            self._tell(evolve(event, kind=kind, target=sid))
+        kept.tokens.keep_only(attempt.number for attempt in kept.state.attempts)
+        self._cancel_timer(kept)
+        if kept.state.status is KeepStatus.ENDED:
+            if self._targets.pop(sid, None) is not None:
+                self._journal.forget(kept.key)
+            return
+        if not any(isinstance(action, SaveAttempt) for action in decision.actions):
+            self._journal.save_later(kept.key, KeptTarget(state=kept.state, fingerprint=kept.fingerprint))
+        for action in decision.actions:
+            self._carry_out(kept, action)
+
+    def _carry_out(self, kept: _Kept, action: KeepAction) -> None:
+        match action:
+            case WaitUntil():
+                if not self._is_ending:
+                    delay = max(0.0, action.at - self._clock.now())
+                    wake = partial(self._observe, kept, TimePassed())
+                    kept.timer = asyncio.get_running_loop().call_later(delay, wake)
+            case StartStream():  # which saves it first
+                _ = self._spawn(self._start(kept, action.attempt))
+            case StopBySid() | StopByName():
+                _ = self._spawn(self._stop(kept, action))
+            case GetTarget():
+                _ = self._spawn(self._check(kept))
+
+    async def _start(self, kept: _Kept, attempt: int) -> None:
+        kind, sid = kept.key
+        requests = self._requests[kind]
+        try:
+            template = None if self._is_ending else await self._request(kept)
+        except StreamsError as error:
+            self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
+            return
+        if template is None:
+            reason = "the keeper ends" if self._is_ending else "the template has no stream for it"
+            self._observe(kept, StartRejected(attempt=attempt, reason=reason))
+            return
+        kept.fingerprint = fingerprint(template)
+        await self._journal.save(kept.key, KeptTarget(state=kept.state, fingerprint=kept.fingerprint))
+        if self._is_ending:
+            self._observe(kept, StartRejected(attempt=attempt, reason="the keeper ends"))
+            return
+        if kept.state.find(attempt) is None:  # its target has ended
+            self._journal.forget(kept.key)
+            return
+        name = requests.settings.stream_name(self._options.name, sid, attempt)
+        token = kept.tokens.mint(attempt, partial(self._observe, kept))
+        request = attempt_of(template, number=attempt, name=name, token=token)
+        self._observe(kept, await requests.start(request, attempt))
+
+    async def _stop(self, kept: _Kept, stop: StopBySid | StopByName) -> None:
+        kind, sid = kept.key
+        attempt = stop.attempt if isinstance(stop, StopByName) else 0
+        name = self._requests[kind].settings.stream_name(self._options.name, sid, attempt)
+        self._observe(kept, await self._requests[kind].stop(sid, stop, name))
+
+    async def _check(self, kept: _Kept) -> None:
+        kind, sid = kept.key
+        in_progress: bool | None = None
+        try:
+            item = await self._requests[kind].get(sid)
+        except ClientStateError:
+            raise
+        except StreamsError as error:
+            _LOG.info("%s could not be checked: %s", sid, error)
+        else:
+            in_progress, kept.item = item is not None, item or kept.item
+        self._observe(kept, TargetChecked(in_progress=in_progress))
+
+    def _cancel_timer(self, kept: _Kept) -> None:
+        if kept.timer is not None:
+            kept.timer.cancel()
+            kept.timer = None
+
+    def _tell(self, event: KeeperEvent) -> None:
+        self._events.append(event)
+        self._changed.set()
+
+    # --- Tasks and the end
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._guard(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  (of a journal, a template or a client: the reader gets it)
+            self._failure = self._failure or error
+            self._changed.set()
+
+    async def _finish(self) -> None:
+        """Wait for the requests under way, and for what follows from them."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _stop_streams(self, kept: _Kept) -> None:
+        kind, sid = kept.key
+        requests, attempts = self._requests[kind], kept.state.attempts
+        ending = tuple(evolve(attempt, fate=Fate.ENDING) for attempt in attempts)
+        kept.state = evolve(kept.state, attempts=ending)
+        await self._journal.save(kept.key, KeptTarget(state=kept.state, fingerprint=kept.fingerprint))
+        name_of = partial(requests.settings.stream_name, self._options.name, sid)
+        by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
+        by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}
+        answers = [await requests.stop(sid, stop, "") for stop in by_sid]
+        answers += [await requests.stop(sid, stop, name) for name, stop in by_name.items()]
+        doubts = [answer.reason for answer in answers if answer.result is not StopResult.ENDED]
+        if doubts:
+            _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
+            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
+        else:
+            self._journal.forget(kept.key)
+
+
+async def _call(function: Callable[[Item], Any], item: Item) -> Any:  # noqa: ANN401  (`request_for` checks it)
+    try:
+        fields = function(item)
+        return await fields if inspect.isawaitable(fields) else fields
+    except StreamsError:
+        raise
+    except Exception as error:
+        raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error
