@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypedDict, Unpack
 
 import aiohttp
@@ -31,7 +32,7 @@ from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
 
 if TYPE_CHECKING:
-    from signalwire_streams import keep_streaming
+    import signalwire_streams.keep_streaming as keeping
     from signalwire_streams.bulk._runs import BulkRuns
     from signalwire_streams.models import Call, Conference
     from signalwire_streams.receiver import MediaReceiver
@@ -239,7 +240,7 @@ class StreamsClient:
     @masks_secrets
     def keep_streaming(
         self,
-        template: "keep_streaming.Template",
+        template: "keeping.Template",
         *,
         name: str,
         conferences: bool = True,
@@ -248,8 +249,13 @@ class StreamsClient:
         poll: float = 5.0,
         journal: Path | str = "kept.db",
         receivers: "Iterable[MediaReceiver]" = (),
-        **options: "Unpack[keep_streaming.KeepOptions]",
-    ) -> "keep_streaming.Keeper":
+        reassert: float = 60.0,
+        in_doubt: "keeping.InDoubtPolicy | str" = "hold",
+        names: "keeping.StreamNames | str" = "reusable",
+        duplicate_names: "Mapping[str, keeping.DuplicateNames | str]" = MappingProxyType({}),
+        on_change: "keeping.OnChange | str" = "keep",
+        on_exit: "keeping.OnExit | str" = "leave",
+    ) -> "keeping.Keeper":
         """Keep one stream on each conference: ``async with client.keep_streaming(template, name="audit") as keeper``.
 
         Each conference or call in progress gets a stream as soon as a list or `Keeper.notice` shows it, and another
@@ -267,7 +273,15 @@ class StreamsClient:
             journal: SQLite file of this keeper, which it continues from when it is started again. It holds no token
                 and no parameter value.
             receivers: receivers in this process that the streams lead to. Each stream gets a token of its own there.
-            options: see `KeepOptions`.
+            reassert: seconds after which a stream that is not received here is started again, for the Space to refuse
+                its name if it still runs.
+            in_doubt: an `InDoubtPolicy`: what follows a start whose response was lost, where the Space would not
+                refuse a second stream.
+            names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
+            duplicate_names: a `DuplicateNames` for each kind. By default ``{"conference": "refused", "call":
+                "allowed"}``, of which the first is documented.
+            on_change: an `OnChange`: what becomes of streams that this keeper started with other fields before.
+            on_exit: an `OnExit`: what becomes of the streams when the block ends.
 
         Raises:
             InvalidRequestError: an argument is invalid; the message says what to write instead.
@@ -293,7 +307,12 @@ class StreamsClient:
             poll=poll,
             journal=journal,
             receivers=receivers,
-            options=options,
+            reassert=reassert,
+            in_doubt=in_doubt,
+            names=names,
+            duplicate_names=duplicate_names,
+            on_change=on_change,
+            on_exit=on_exit,
             owner=partial(KeeperOwner, self.origin, self.project),
             clock=self._clock,
         )

@@ -1,10 +1,13 @@
-"""Keep one stream on every live conference or call: the decisions, which do no I/O.
+"""Keep one stream on every live conference or call.
 
-`decide` maps the state of one target and an observation of it to a new state, actions and events. Whoever carries out
-the actions has to carry them out in order, and to start each `StartStream` with one request that is never sent again.
+`StreamsClient.keep_streaming` does it. `decide` has its decisions, which do no I/O: it maps the state of one target and
+an observation of it to a new state, actions and events. The actions have to be carried out in order, and each
+`StartStream` with one request that is never sent again.
 """
 
 from signalwire_streams.keep_streaming._decisions import decide
+from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent
+from signalwire_streams.keep_streaming._template import StreamTemplate, Template
 from signalwire_streams.keep_streaming._values import (
     DuplicateNames,
     EndedCallback,
@@ -19,6 +22,10 @@ from signalwire_streams.keep_streaming._values import (
     KeepSettings,
     KeepStatus,
     NameRefused,
+    OnChange,
+    OnExit,
+    PollingFailed,
+    PollingRecovered,
     ResponseLost,
     SaveAttempt,
     SocketClosed,
@@ -40,6 +47,7 @@ from signalwire_streams.keep_streaming._values import (
     TargetAppeared,
     TargetChecked,
     TargetEnded,
+    TargetEvent,
     TargetFailing,
     TargetListed,
     TargetMissing,
@@ -60,8 +68,14 @@ __all__ = [
     "KeepObservation",
     "KeepSettings",
     "KeepStatus",
+    "Keeper",
+    "KeeperEvent",
     "KeeperRestarted",
     "NameRefused",
+    "OnChange",
+    "OnExit",
+    "PollingFailed",
+    "PollingRecovered",
     "ResponseLost",
     "SaveAttempt",
     "SocketClosed",
@@ -76,6 +90,7 @@ __all__ = [
     "StopResult",
     "StreamAttempt",
     "StreamNames",
+    "StreamTemplate",
     "StreamingInDoubt",
     "StreamingLost",
     "StreamingRestarted",
@@ -83,10 +98,12 @@ __all__ = [
     "TargetAppeared",
     "TargetChecked",
     "TargetEnded",
+    "TargetEvent",
     "TargetFailing",
     "TargetListed",
     "TargetMissing",
     "TargetState",
+    "Template",
     "TimePassed",
     "WaitUntil",
     "decide",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from typing import Any, TypedDict
+from typing import Any
 
 from signalwire_streams.bulk._journal_file import journal_path
 from signalwire_streams.clock import Clock
@@ -25,31 +25,11 @@ from signalwire_streams.models._validation import check_flag, check_path_segment
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.resources._streams import Streams
 
-_DUPLICATE_NAMES = {TargetKind.CONFERENCE: DuplicateNames.REFUSED, TargetKind.CALL: DuplicateNames.ALLOWED}
+_DUPLICATE_NAMES: Mapping[str, str] = {
+    TargetKind.CONFERENCE: DuplicateNames.REFUSED,
+    TargetKind.CALL: DuplicateNames.ALLOWED,
+}
 _PLACEHOLDER = "target"
-
-
-class KeepOptions(TypedDict, total=False):
-    """Further arguments of `StreamsClient.keep_streaming`.
-
-    Attributes:
-        reassert: seconds after which a stream that is not received here is started again, for the Space to refuse it;
-            60 by default.
-        in_doubt: an `InDoubtPolicy`; ``"hold"`` by default.
-        names: a `StreamNames`; ``"reusable"`` by default.
-        duplicate_names: a `DuplicateNames` for each kind; by default ``{"conference": "refused", "call": "allowed"}``.
-        patience: seconds in which the socket of a stream has to be opened; 10 by default.
-        on_change: an `OnChange`; ``"keep"`` by default.
-        on_exit: an `OnExit`; ``"leave"`` by default.
-    """
-
-    reassert: float
-    in_doubt: InDoubtPolicy | str
-    names: StreamNames | str
-    duplicate_names: Mapping[str, DuplicateNames | str]
-    patience: float
-    on_change: OnChange | str
-    on_exit: OnExit | str
 
 
 @masks_secrets
@@ -65,7 +45,12 @@ def make_keeper(
     poll: float,
     journal: PathLike[str] | str,
     receivers: Iterable[MediaReceiver],
-    options: KeepOptions,
+    reassert: float,
+    in_doubt: InDoubtPolicy | str,
+    names: StreamNames | str,
+    duplicate_names: Mapping[str, DuplicateNames | str],
+    on_change: OnChange | str,
+    on_exit: OnExit | str,
     owner: Callable[[str], KeeperOwner],
     clock: Clock,
 ) -> Keeper:
@@ -81,11 +66,6 @@ def make_keeper(
         raise InvalidRequestError("neither conferences nor calls are kept: pass conferences=True or calls=True")
     if where is not None and not callable(where):
         raise InvalidRequestError(f"where is {kind_of(where)}: write a function that returns True or False")
-    unknown = sorted(options.keys() - KeepOptions.__annotations__.keys())
-    if unknown:
-        raise InvalidRequestError(
-            f"keep_streaming has no argument {unknown[0]!r}: its options are {', '.join(KeepOptions.__annotations__)}"
-        )
     served = check_receivers(receivers)
     if not callable(template):
         for kind in kinds:
@@ -94,36 +74,31 @@ def make_keeper(
                 raise InvalidRequestError(
                     "each stream gets a token of its own for the receivers: omit authorization_bearer_token"
                 )
-    return Keeper(
-        KeeperOptions(
-            name=name,
-            template=template,
-            where=where,
-            poll=poll,
-            on_change=OnChange(options.get("on_change", OnChange.KEEP)),
-            on_exit=OnExit(options.get("on_exit", OnExit.LEAVE)),
-        ),
-        {
-            kind: TargetRequests(
-                kind=kind,
-                settings=_settings(kind, options, receives=bool(served)),
-                streams=streams[kind],
-                reads=reads[kind],
-            )
-            for kind in kinds
-        },
-        owner=owner(name),
-        journal=journal_path(journal),
-        receivers=served,
-        clock=clock,
+    duplicates = {**_DUPLICATE_NAMES, **_of_each_kind(duplicate_names)}
+    requests = {}
+    for kind in kinds:
+        settings = KeepSettings(
+            duplicate_names=DuplicateNames(duplicates[kind]),
+            names=StreamNames(names),
+            in_doubt=InDoubtPolicy(in_doubt),
+            receives=bool(served),
+            reassert=reassert,
+        )
+        requests[kind] = TargetRequests(kind=kind, settings=settings, streams=streams[kind], reads=reads[kind])
+    options = KeeperOptions(
+        name=name,
+        template=template,
+        where=where,
+        poll=poll,
+        on_change=OnChange(on_change),
+        on_exit=OnExit(on_exit),
     )
+    return Keeper(options, requests, owner=owner(name), journal=journal_path(journal), receivers=served, clock=clock)
 
 
-def _settings(kind: TargetKind, options: KeepOptions, *, receives: bool) -> KeepSettings:
-    duplicate_names = options.get("duplicate_names", {})
+def _of_each_kind(duplicate_names: object) -> Mapping[str, str]:
     if not isinstance(duplicate_names, Mapping) or not duplicate_names.keys() <= set(TargetKind):
         raise InvalidRequestError(
-            "duplicate_names must say it for each kind: write {'conference': 'refused', 'call': 'allowed'}"
+            "duplicate_names says it for each kind: write {'conference': 'refused', 'call': 'allowed'}"
         )
-    given = {name: options[name] for name in ("reassert", "in_doubt", "names", "patience") if name in options}
-    return KeepSettings(duplicate_names=duplicate_names.get(kind, _DUPLICATE_NAMES[kind]), receives=receives, **given)
+    return duplicate_names

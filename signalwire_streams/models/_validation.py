@@ -335,7 +335,7 @@ def _hide_items(value: object) -> object:
 
 
 def _mask_template(value: object) -> object:
-    return value if callable(value) else _hide_items(value)
+    return value if callable(value) or isinstance(value, HiddenItems) else _hide_items(value)
 
 
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {

@@ -1,0 +1,330 @@
+"""A keeper against a Space on a real socket that counts the streams of each conference and call."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import AuthenticationError, Clock, InvalidRequestError, JournalError, StreamsClient
+from signalwire_streams.callbacks import CallbackReceiver, StreamStarted
+from signalwire_streams.keep_streaming import (
+    Keeper,
+    KeeperEvent,
+    PollingFailed,
+    PollingRecovered,
+    StreamingInDoubt,
+    StreamingLost,
+    StreamingRestarted,
+    StreamingStarted,
+    TargetAppeared,
+    TargetEnded,
+    TargetFailing,
+)
+from signalwire_streams.models import TargetKind
+from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.simulator import SimulatedSpace
+from tests import waiting
+
+until = partial(waiting.until, timeout=110.0, interval=0.05)  # on the clock that skips what is idle
+URL = "wss://rx.example.com/audio"
+TEMPLATE: dict[str, Any] = {"url": URL, "parameters": {"tenant": "hush-value"}}
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=3, calls=2, participants=0) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(space: SimulatedSpace, idle_clock: Clock) -> AsyncIterator[StreamsClient]:
+    async with StreamsClient(
+        base_url=space.base_url, project=space.project, token=space.token, clock=idle_clock
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "kept.db"
+
+
+class Events:
+    """The events of a keeper, as they come."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper, self.seen = keeper, list[KeeperEvent]()
+
+    async def read(self) -> None:
+        async for event in self.keeper:
+            self.seen.append(event)
+
+    def of(self, target: str) -> list[type[object]]:
+        return [type(event) for event in self.seen if getattr(event, "target", None) == target]
+
+    def count(self, kind: type[object]) -> int:
+        return sum(isinstance(event, kind) for event in self.seen)
+
+
+@asynccontextmanager
+async def keeping(client: StreamsClient, journal: Path, template: Any = TEMPLATE, **options: Any) -> AsyncIterator[Any]:
+    async with client.keep_streaming(template, name="audit", journal=journal, **options) as keeper:
+        events = Events(keeper)
+        reading = asyncio.create_task(events.read())
+        try:
+            yield events
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+
+
+def alive(space: SimulatedSpace) -> list[str]:
+    return sorted(stream.target_sid for stream in space.streams.active())
+
+
+class TestStart:
+    async def test_each_conference_gets_one_stream(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            new = space.add_conference()
+            await until(lambda: events.count(StreamingStarted) == 4)
+            assert events.of(new) == [TargetAppeared, StreamingStarted]
+            assert {event.kind for event in events.seen} == {TargetKind.CONFERENCE}
+        assert alive(space) == sorted(space.conference_sids)  # they are left alone
+        assert {stream.name for stream in space.streams.active()} == {f"audit-{sid}" for sid in space.conference_sids}
+
+    async def test_calls_are_kept_if_asked_for(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal, conferences=False, calls=True):
+            await until(lambda: alive(space) == sorted(space.call_sids))
+
+    async def test_only_chosen_targets_get_a_stream(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        chosen = space.add_conference(friendly_name="support-1")
+        where: Callable[[Any], bool] = lambda item: (item.friendly_name or "").startswith("support-")  # noqa: E731
+        async with keeping(client, journal, where=where) as events:
+            await until(lambda: space.requests.count("list-conferences") >= 3)
+            assert events.of(chosen) == [TargetAppeared, StreamingStarted]
+        assert alive(space) == [chosen]
+
+    async def test_template_may_be_a_function_that_skips_some(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [skipped, *others] = space.conference_sids
+
+        async def template(item: Any) -> Any:
+            await asyncio.sleep(0)
+            return None if item.sid == skipped else {"url": URL}
+
+        async with keeping(client, journal, template):
+            await until(lambda: space.requests.count("list-conferences") >= 3)
+        assert alive(space) == sorted(others)
+
+    async def test_template_that_raises_makes_its_target_fail(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [broken, *others] = space.conference_sids
+
+        def template(item: Any) -> Any:
+            if item.sid == broken:
+                raise KeyError("hush-value")
+            return {"url": URL}
+
+        async with keeping(client, journal, template) as events:
+            await until(lambda: events.count(TargetFailing))
+            await until(lambda: alive(space) == sorted(others))
+            [failing, *_] = [event for event in events.seen if isinstance(event, TargetFailing)]
+            assert failing.reason == f"the template raised KeyError for {broken}"
+
+    async def test_notice_starts_before_the_next_list(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal, poll=1000.0) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            new = space.add_conference()
+            events.keeper.notice(new)
+            await until(lambda: events.count(StreamingStarted) == 4)
+            space.end_conference(new)
+            events.keeper.notice(new)
+            await until(lambda: TargetEnded in events.of(new))
+            events.keeper.notice("unknown")
+            events.keeper.notice(space.add_conference(status="init"))
+            await until(lambda: space.requests.count("get-conference") == 4)
+            assert space.requests.count("list-conferences") == 1
+        assert len(space.streams.active()) == 3
+
+    async def test_starts_are_sent_once_though_responses_are_lost(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        space.faults.add("disconnect", on="start-conference-stream", executed=True, per_target=2)
+        async with keeping(client, journal):
+            await until(lambda: space.requests.count("start-conference-stream") >= 9)
+            await until(lambda: space.requests.count("list-conferences") >= 5)
+        assert space.streams.duplicates() == []
+        assert alive(space) == sorted(space.conference_sids)
+
+
+class TestLoss:
+    async def test_stream_that_ends_is_started_again(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal, reassert=30.0) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            [stream] = [stream for stream in space.streams.active() if stream.target_sid == sid]
+            await client.conferences.stop_stream(sid, stream.sid)
+            await until(lambda: len(space.streams.active()) == 3)
+        assert space.streams.duplicates() == []
+
+    async def test_end_callback_starts_another_one_at_once(self, client: StreamsClient, journal: Path) -> None:
+        raise NotImplementedError
+
+    async def test_ended_target_is_forgotten(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            space.end_conference(sid)
+            await until(lambda: TargetEnded in events.of(sid))
+        with closing(sqlite3.connect(journal)) as database:
+            assert database.execute("SELECT count(*) FROM targets WHERE sid = ?", (sid,)).fetchone() == (0,)
+        assert space.requests.count("get-conference") == 1
+
+
+class TestOutage:
+    @pytest.mark.parametrize(("fault", "settings"), [("503-api", {}), ("throttle", {}), ("status", {"status": 401})])
+    async def test_outage_is_one_event_and_its_end_another(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, fault: str, settings: dict[str, Any]
+    ) -> None:
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            rule = space.faults.add(fault, on="list-conferences", **settings)
+            await until(lambda: rule.hits >= 8)
+            assert events.count(PollingFailed) == 1
+            rule.remove()
+            await until(lambda: events.count(PollingRecovered) == 1)
+            assert events.count(StreamingLost) == events.count(TargetEnded) == 0
+
+    async def test_polls_go_on_while_the_circuit_breaker_is_open(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        rule = space.faults.add("502", on="start-conference-stream")
+        for _ in range(10):
+            space.add_conference()
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(TargetFailing) >= 13)
+            before = space.requests.count("list-conferences")
+            await until(lambda: space.requests.count("list-conferences") >= before + 5)
+            assert events.count(PollingFailed) == 0
+            rule.remove()
+            await until(lambda: len(space.streams.active()) == 13)
+        assert space.streams.duplicates() == []
+
+
+class TestRestart:
+    async def test_keeper_that_is_started_again_takes_over(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [ended, *others] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        space.end_conference(ended)
+        async with keeping(client, journal) as events:
+            await until(lambda: space.requests.count("start-conference-stream") == 5)
+            await until(lambda: events.count(TargetEnded) == 1)
+        assert alive(space) == sorted(others)
+        assert space.streams.duplicates() == []
+
+    async def test_other_fields_are_for_new_streams_or_replace_those_that_run(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        first = {stream.sid for stream in space.streams.active()}
+        other = {"url": URL, "codec": "PCMU"}
+        async with keeping(client, journal, other):
+            await until(lambda: space.requests.count("start-conference-stream") == 6)
+        assert {stream.sid for stream in space.streams.active()} == first
+        async with keeping(client, journal, TEMPLATE, on_change="replace"):
+            await until(lambda: first.isdisjoint(stream.sid for stream in space.streams.active()))
+            await until(lambda: len(space.streams.active()) == 3)
+        assert space.streams.duplicates() == []
+
+    async def test_second_keeper_of_a_journal_is_rejected(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal):
+            with pytest.raises(InvalidRequestError, match="another process is using the journal"):
+                async with keeping(client, journal):
+                    pass
+
+    async def test_keeper_that_knows_nothing_doubles_nothing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal) as first, keeping(client, journal.with_name("other.db")):
+            await until(lambda: first.count(StreamingStarted) == 3)
+            await until(lambda: space.requests.count("list-conferences") >= 10)
+        assert space.streams.duplicates() == []
+
+
+class TestEnd:
+    async def test_stop_ends_all_streams(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
+        async with keeping(client, journal, on_exit="stop") as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        assert space.streams.active() == []
+        with closing(sqlite3.connect(journal)) as database:
+            assert database.execute("SELECT count(*) FROM targets").fetchone() == (0,)
+
+    async def test_stop_reports_what_may_still_run(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, on_exit="stop") as keeper:
+            await until(lambda: len(space.streams.active()) == 3)
+            await until(lambda: len(keeper._events) >= 6)
+            space.faults.add("status", on="stop-conference-stream", status=403, target=space.conference_sids[0])
+        left = [event async for event in keeper]
+        assert [event.target for event in left if isinstance(event, StreamingInDoubt)] == [space.conference_sids[0]]
+        assert alive(space) == [space.conference_sids[0]]
+
+    async def test_error_of_the_journal_ends_the_keeper(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        with pytest.raises(JournalError):
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal) as keeper:
+                await until(lambda: len(space.streams.active()) == 3)
+                journal.with_name("kept.db.lock").unlink()
+                space.add_conference()
+                async for _ in keeper:
+                    pass
+        assert len(space.streams.active()) == 3
+
+    async def test_refused_token_is_reported(self, space: SimulatedSpace, idle_clock: Clock, journal: Path) -> None:
+        async with (
+            StreamsClient(base_url=space.base_url, project=space.project, token="wrong", clock=idle_clock) as client,
+            keeping(client, journal) as events,
+        ):
+            await until(lambda: events.count(PollingFailed) == 1)
+            assert "401" in events.seen[0].reason
+        assert AuthenticationError is not None
+
+
+async def test_journal_has_no_secret(space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
+    template = {**TEMPLATE, "authorization_bearer_token": "hush-token", "status_callback": "https://a.example/?hush=1"}
+    async with keeping(client, journal, template) as events:
+        await until(lambda: events.count(StreamingStarted) == 3)
+        assert "hush" not in repr(events.keeper) + repr(events.seen)
+        for file in journal.parent.iterdir():
+            assert b"hush" not in file.read_bytes()
+            assert b"rx.example.com" not in file.read_bytes()
+
+
+_ = (CallbackReceiver, StreamStarted, StreamingRestarted, MediaReceiver, StreamSession)
