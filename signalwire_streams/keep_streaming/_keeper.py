@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, ParamSpec, Self, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
@@ -55,6 +55,7 @@ from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
+_Arguments = ParamSpec("_Arguments")
 _MAX_EVENTS = 10_000  # that wait for a reader
 
 KeeperEvent: TypeAlias = KeepEvent | PollingFailed | PollingRecovered
@@ -133,7 +134,7 @@ class Keeper:
         opening = partial(KeeperJournal.open, self._path, self._owner, clock=self._clock)
         self._journal = await when_free(self._clock, opening)
         self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
-        self._polling = asyncio.create_task(self._guard(self._run()))
+        self._polling = asyncio.create_task(self._guard(self._run))
         return self
 
     async def __aexit__(
@@ -150,7 +151,7 @@ class Keeper:
                 self._is_stopping = True
                 for kept in self._targets.values():
                     if kept.state.attempts:
-                        _ = self._spawn(self._stop_streams(kept))
+                        _ = self._spawn(self._stop_streams, kept)
                 await self._finish()
         finally:
             self._is_stopping = True
@@ -202,7 +203,7 @@ class Keeper:
         if kept is not None:
             self._observe(kept, TargetMissing())
         elif not self._is_ending:
-            _ = self._spawn(self._look_at(sid))
+            _ = self._spawn(self._look_at, sid)
 
     async def _look_at(self, sid: str) -> None:
         for requests in self._requests.values():
@@ -223,9 +224,8 @@ class Keeper:
             listed = await self._poll()
             if listed is not None:
                 if self._unrecovered:
-                    records = self._journal.targets.items()
-                    taken = [self._recover(key, kept, listed) for key, kept in records if key[0] in self._requests]
-                    await asyncio.wait([self._spawn(work) for work in taken])
+                    records = [(key, kept) for key, kept in self._journal.targets.items() if key[0] in self._requests]
+                    await asyncio.wait([self._spawn(self._recover, key, kept, listed) for key, kept in records])
                 self._compare(listed)
             await self._clock.sleep(self._options.poll)
 
@@ -259,7 +259,7 @@ class Keeper:
                 self._observe(kept, TargetListed())
         for sid, (kind, item) in listed.items():
             if sid not in self._targets and sid not in self._ignored:
-                _ = self._spawn(self._appear(kind, item))
+                _ = self._spawn(self._appear, kind, item)
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
@@ -340,11 +340,11 @@ class Keeper:
                     wake = partial(self._observe, kept, TimePassed())
                     kept.timer = asyncio.get_running_loop().call_later(delay, wake)
             case StartStream():  # which saves it first
-                _ = self._spawn(self._start(kept, action.attempt))
+                _ = self._spawn(self._start, kept, action.attempt)
             case StopBySid() | StopByName():
-                _ = self._spawn(self._stop(kept, action))
+                _ = self._spawn(self._stop, kept, action)
             case GetTarget():
-                _ = self._spawn(self._check(kept))
+                _ = self._spawn(self._check, kept)
 
     async def _start(self, kept: _Kept, attempt: int) -> None:
         kind, sid = kept.key
@@ -401,15 +401,17 @@ class Keeper:
 
     # --- Tasks and the end
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(self._guard(work))
+    def _spawn(
+        self, work: Callable[_Arguments, Coroutine[Any, Any, None]], *arguments: _Arguments.args, **_: _Arguments.kwargs
+    ) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._guard(partial(work, *arguments)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # noqa: BLE001  (of a journal, a template or a client: the reader gets it)
             self._failure = self._failure or error
             self._changed.set()

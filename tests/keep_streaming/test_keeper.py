@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from signalwire_streams import AuthenticationError, Clock, InvalidRequestError, JournalError, StreamsClient
-from signalwire_streams.callbacks import CallbackReceiver, StreamStarted
+from signalwire_streams import ClientStateError, Clock, InvalidRequestError, JournalError, StreamsClient
+from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, StreamStopped
 from signalwire_streams.keep_streaming import (
     Keeper,
     KeeperEvent,
@@ -27,12 +28,12 @@ from signalwire_streams.keep_streaming import (
 )
 from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver, StreamSession
-from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace
 from tests import waiting
 
-until = partial(waiting.until, timeout=110.0, interval=0.05)  # on the clock that skips what is idle
+until = partial(waiting.until, timeout=110.0, interval=0.5)  # on the clock that skips what is idle
 URL = "wss://rx.example.com/audio"
-TEMPLATE: dict[str, Any] = {"url": URL, "parameters": {"tenant": "hush-value"}}
+TEMPLATE: Any = {"url": URL, "parameters": {"tenant": "hush-value"}}
 
 
 @pytest.fixture
@@ -186,9 +187,6 @@ class TestLoss:
             await until(lambda: len(space.streams.active()) == 3)
         assert space.streams.duplicates() == []
 
-    async def test_end_callback_starts_another_one_at_once(self, client: StreamsClient, journal: Path) -> None:
-        raise NotImplementedError
-
     async def test_ended_target_is_forgotten(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
         [sid, *_] = space.conference_sids
         async with keeping(client, journal) as events:
@@ -298,14 +296,17 @@ class TestEnd:
     async def test_error_of_the_journal_ends_the_keeper(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
-        with pytest.raises(JournalError):
+        async def keep() -> None:
             async with client.keep_streaming(TEMPLATE, name="audit", journal=journal) as keeper:
                 await until(lambda: len(space.streams.active()) == 3)
                 journal.with_name("kept.db.lock").unlink()
                 space.add_conference()
                 async for _ in keeper:
                     pass
-        assert len(space.streams.active()) == 3
+
+        with pytest.raises(JournalError, match=r"kept\.db\.lock was removed"):
+            await keep()
+        assert len(space.streams.active()) == 3  # what can't be recorded is not started
 
     async def test_refused_token_is_reported(self, space: SimulatedSpace, idle_clock: Clock, journal: Path) -> None:
         async with (
@@ -313,8 +314,177 @@ class TestEnd:
             keeping(client, journal) as events,
         ):
             await until(lambda: events.count(PollingFailed) == 1)
-            assert "401" in events.seen[0].reason
-        assert AuthenticationError is not None
+            [failed] = events.seen
+            assert isinstance(failed, PollingFailed)
+            assert "401" in failed.reason
+
+
+@asynccontextmanager
+async def told(space: SimulatedSpace, events: "list[CallbackEvent]") -> AsyncIterator[tuple[str, list[Keeper]]]:
+    """Serve callbacks of the Space; the keepers in the list get them."""
+    keepers: list[Keeper] = []
+
+    async def handle(event: CallbackEvent) -> None:
+        events.append(event)
+        for keeper in keepers:
+            await keeper.handle_status_callback(event)
+
+    receiver = CallbackReceiver(handle, keys=[space.signing_key], allowed_hosts=["127.0.0.1"])
+    application = web.Application()
+    application.router.add_post("/callbacks", receiver.handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/callbacks?tenant=1", keepers
+    finally:
+        await receiver.aclose()
+        await runner.cleanup()
+
+
+class TestCallbacks:
+    async def test_end_callback_starts_another_stream_at_once(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        space.callbacks = True
+        [sid, *_] = space.conference_sids
+        seen: list[CallbackEvent] = []
+        async with told(space, seen) as (url, keepers):
+            template = {"url": URL, "status_callback": url}
+            async with keeping(client, journal, template, reassert=1000.0, poll=1000.0) as events:
+                keepers.append(events.keeper)
+                await until(lambda: len(seen) == 3)
+                assert all(event.extra["keep_attempt"].isdigit() for event in seen)
+                await asyncio.sleep(20.0)  # of a clock that skips them: by now an end is no failure
+                [stream] = [stream for stream in space.streams.active() if stream.target_sid == sid]
+                await client.conferences.stop_stream(sid, stream.sid)
+                await until(lambda: StreamingRestarted in events.of(sid))
+                assert events.of(sid) == [TargetAppeared, StreamingStarted, StreamingLost, StreamingRestarted]
+        assert len(space.streams.active()) == 3
+
+    async def test_callbacks_of_other_streams_change_nothing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            before = list(events.seen)
+            for event in (
+                StreamStopped(conference_sid=sid, stream_name=f"audit-{sid}", stream_sid="other"),
+                StreamStopped(conference_sid=sid, extra={"keep_attempt": "1"}),
+                StreamStopped(conference_sid="unknown", stream_name="audit-unknown"),
+                StreamStopped(),
+            ):
+                await events.keeper.handle_status_callback(event)
+            await asyncio.sleep(20.0)
+            assert events.seen == before
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Certificates:
+    return Certificates.make()
+
+
+class TestReceivers:
+    @pytest.fixture
+    async def space(self, certificates: Certificates) -> AsyncIterator[SimulatedSpace]:
+        async with SimulatedSpace(
+            conferences=3, calls=2, participants=0, audio=Silence(), ssl_context=certificates.trust
+        ) as running:
+            yield running
+
+    @pytest.mark.parametrize("kind", ["conference", "call"])
+    async def test_lost_socket_is_followed_by_another_stream(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, certificates: Certificates, kind: str
+    ) -> None:
+        sessions: list[StreamSession] = []
+        leaves: list[asyncio.Event] = []
+
+        async def handle(session: StreamSession) -> None:
+            """Return when the test says so, which closes the socket."""
+            sessions.append(session)
+            leaves.append(asyncio.Event())
+            await leaves[-1].wait()
+
+        receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
+        kinds = {"conferences": kind == "conference", "calls": kind == "call"}
+        sids = space.conference_sids if kind == "conference" else space.call_sids
+        async with receiver.serve(ssl_context=certificates.server) as url:
+            async with keeping(client, journal, {"url": url}, receivers=[receiver], **kinds) as events:
+                await until(lambda: len(sessions) == len(sids))
+                attempts = {session.start.custom_parameters["keep_attempt"] for session in sessions}
+                assert len(attempts) == len(sids)
+                await asyncio.sleep(15.0)
+                [target] = [each.target_sid for each in space.streams.active() if each.sid == sessions[0].stream_sid]
+                leaves[0].set()
+                await until(lambda: StreamingRestarted in events.of(target))
+                assert len(sessions) == len(sids) + 1
+                assert alive(space) == sorted(sids)
+            assert receiver.rejected_upgrades == 0
+
+    async def test_late_socket_of_a_keeper_that_ended_is_rejected(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, certificates: Certificates
+    ) -> None:
+        async def handle(session: StreamSession) -> None:
+            await session.wait_closed()
+
+        receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
+        space.faults.add("socket-slow", seconds=3.0)
+        async with receiver.serve(ssl_context=certificates.server) as url:
+            async with keeping(client, journal, {"url": url}, receivers=[receiver]):
+                await until(lambda: space.requests.count("start-conference-stream") == 3)
+            await until(lambda: receiver.rejected_upgrades == 3)
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"name": "a/b"}, "name 'a/b' can't be part of a path"),
+            ({"template": {}}, "the template has no url"),
+            ({"template": URL}, "write the fields of a start"),
+            ({"template": {"url": URL, "codec": "PCMU"}, "calls": True}, "codec is for conference streams only"),
+            ({"conferences": False}, "pass conferences=True or calls=True"),
+            ({"conferences": "yes"}, "conferences"),
+            ({"where": "support"}, "where is .*: write a function"),
+            ({"poll": 0}, "poll"),
+            ({"reassert": -1}, "reassert"),
+            ({"journal": ""}, "journal is empty"),
+            ({"receivers": [URL]}, "receivers has a str: write receivers="),
+            ({"receivers": MediaReceiver()}, r"receivers has a MediaReceiver|no handler"),
+            ({"receivers": [MediaReceiver()]}, "has no handler for the streams"),
+            ({"in_doubt": "guess"}, "in_doubt 'guess' is unknown: write one of 'hold', 'restart'"),
+            ({"names": "twice"}, "names 'twice' is unknown"),
+            ({"duplicate_names": "refused"}, "duplicate_names says it for each kind"),
+            ({"duplicate_names": {"room": "refused"}}, "duplicate_names says it for each kind"),
+            ({"duplicate_names": {"call": "maybe"}, "calls": True}, "duplicate_names 'maybe' is unknown"),
+            ({"on_change": "drop"}, "on_change 'drop' is unknown"),
+            ({"on_exit": "drop"}, "on_exit 'drop' is unknown"),
+        ],
+    )
+    async def test_wrong_argument_is_one_sentence(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, arguments: dict[str, Any], message: str
+    ) -> None:
+        given: dict[str, Any] = {"template": TEMPLATE, "name": "audit", "journal": journal, **arguments}
+        with pytest.raises(InvalidRequestError, match=message):
+            client.keep_streaming(given.pop("template"), **given)
+        assert list(journal.parent.iterdir()) == []
+        assert space.requests.count() == 0
+
+    async def test_token_of_the_template_and_receivers_exclude_each_other(self, client: StreamsClient) -> None:
+        async def handle(session: StreamSession) -> None:
+            raise AssertionError
+
+        receiver = MediaReceiver(handle, bearer_tokens=None)
+        template: Any = {"url": URL, "authorization_bearer_token": "mine"}
+        with pytest.raises(InvalidRequestError, match="omit authorization_bearer_token"):
+            client.keep_streaming(template, name="audit", receivers=[receiver])
+
+    async def test_keeper_is_used_once(self, client: StreamsClient, journal: Path) -> None:
+        keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal)
+        async with keeper:
+            with pytest.raises(ClientStateError, match="was used before"):
+                await keeper.__aenter__()
 
 
 async def test_journal_has_no_secret(space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
@@ -325,6 +495,3 @@ async def test_journal_has_no_secret(space: SimulatedSpace, client: StreamsClien
         for file in journal.parent.iterdir():
             assert b"hush" not in file.read_bytes()
             assert b"rx.example.com" not in file.read_bytes()
-
-
-_ = (CallbackReceiver, StreamStarted, StreamingRestarted, MediaReceiver, StreamSession)
