@@ -7,6 +7,7 @@ ended, and no token, no parameter value and no address.
 import json
 import secrets
 import sqlite3
+from collections.abc import Mapping
 from contextlib import ExitStack
 from os import PathLike
 from typing import Self, TypeAlias, TypeVar
@@ -61,19 +62,21 @@ class KeptTarget:
 
     Attributes:
         state: what a keeper that restarts has to know of it.
-        fingerprint: that of the last request that was sent, or None if none was.
+        fingerprints: those of the requests of its attempts, by number.
     """
 
     state: TargetState
-    fingerprint: str | None = None
+    fingerprints: Mapping[int, str] = field(factory=dict)
 
     def encode(self) -> str:
         state = self.state
         content: dict[str, object] = {
             "last": state.last,
-            "attempts": [[attempt.number, attempt.fate, attempt.sid] for attempt in state.attempts],
+            "attempts": [
+                [attempt.number, attempt.fate, attempt.sid, self.fingerprints.get(attempt.number)]
+                for attempt in state.attempts
+            ],
             "has_streamed": state.has_streamed,
-            "fingerprint": self.fingerprint,
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -83,15 +86,15 @@ class KeptTarget:
         content = json.loads(text)
         attempts = tuple(
             StreamAttempt(number=_checked(number, int), fate=Fate(fate), sid=sid and _checked(sid, str))
-            for number, fate, sid in content["attempts"]
+            for number, fate, sid, _ in content["attempts"]
         )
         state = TargetState(
             last=_checked(content["last"], int),
             attempts=attempts,
             has_streamed=_checked(content["has_streamed"], bool),
         )
-        fingerprint = content["fingerprint"]
-        return cls(state=state, fingerprint=fingerprint and _checked(fingerprint, str))
+        known = {number: _checked(text, str) for number, *_, text in content["attempts"] if text is not None}
+        return cls(state=state, fingerprints=known)
 
 
 def _checked(value: object, kind: type[_Value]) -> _Value:

@@ -52,6 +52,7 @@ from signalwire_streams.keep_streaming._values import (
     WaitUntil,
 )
 from signalwire_streams.models import TargetKind
+from signalwire_streams.models._validation import check_path_segment
 from signalwire_streams.receiver import MediaReceiver
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
@@ -82,8 +83,13 @@ class _Kept:
     state: TargetState
     tokens: AttemptTokens
     item: Item | None = None  # as it was listed last
-    fingerprint: str | None = None
+    fingerprints: dict[int, str] = field(factory=dict)  # of the requests of its attempts
+    prepared: Start | None = None  # what the template returned when it appeared
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+    @property
+    def record(self) -> KeptTarget:
+        return KeptTarget(state=self.state, fingerprints=self.fingerprints)
 
 
 class Keeper:
@@ -107,6 +113,7 @@ class Keeper:
         self._receivers, self._clock = receivers, clock
         self._targets: dict[str, _Kept] = {}  # the sids of conferences and of calls differ
         self._ignored: set[str] = set()  # listed, and not to be streamed
+        self._ended: set[str] = set()  # since the last list was begun, which may still have them
         self._events: deque[KeeperEvent] = deque(maxlen=_MAX_EVENTS)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -198,7 +205,14 @@ class Keeper:
 
         Args:
             sid: that of a conference or call.
+
+        Raises:
+            InvalidRequestError: it can't be a sid.
+            ClientStateError: the keeper is not open: use it within ``async with``.
         """
+        check_path_segment(sid, "sid")
+        if not hasattr(self, "_journal"):
+            raise ClientStateError("this keeper is not open: write 'async with client.keep_streaming(...) as keeper'")
         kept = self._targets.get(sid)
         if kept is not None:
             self._observe(kept, TargetMissing())
@@ -232,6 +246,7 @@ class Keeper:
     async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
         """Return what is in progress, or None if a list could not be read to its end."""
         listed: dict[str, tuple[TargetKind, Item]] = {}
+        self._ended.clear()
         try:
             for kind, requests in self._requests.items():
                 async for item in requests.list():
@@ -258,13 +273,13 @@ class Keeper:
                 kept.item = found[1]
                 self._observe(kept, TargetListed())
         for sid, (kind, item) in listed.items():
-            if sid not in self._targets and sid not in self._ignored:
+            if sid not in self._targets and sid not in self._ended:
                 _ = self._spawn(self._appear, kind, item)
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
         kind, sid = key
-        kept = _Kept(key, record.state, AttemptTokens(self._receivers), fingerprint=record.fingerprint)
+        kept = _Kept(key, record.state, AttemptTokens(self._receivers), fingerprints=dict(record.fingerprints))
         observation: KeepObservation = TargetChecked(in_progress=False)
         try:
             kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
@@ -278,23 +293,25 @@ class Keeper:
         self._observe(kept, observation)
 
     async def _is_replaced(self, kept: _Kept) -> bool:
-        if self._options.on_change is OnChange.KEEP or kept.fingerprint is None:
+        if self._options.on_change is OnChange.KEEP or not kept.fingerprints:
             return False
         request = await self._request(kept)
-        return request is None or fingerprint(request) != kept.fingerprint
+        return request is None or set(kept.fingerprints.values()) != {fingerprint(request)}
 
     async def _appear(self, kind: TargetKind, item: Item) -> None:
         sid = str(item.sid)
-        if sid in self._targets or sid in self._ignored or sid in self._unrecovered:
+        if sid in self._targets or sid in self._unrecovered or sid in self._ignored:
             return
         self._ignored.add(sid)  # until it is decided, so that another poll does not ask again
         if self._options.where is not None and not self._options.where(item):
             return
         kept = _Kept((kind, sid), new_state(), AttemptTokens(self._receivers), item)
         try:
-            is_wanted = await self._request(kept) is not None
+            kept.prepared = await self._request(kept)
         except StreamsError:  # which its start reports
             is_wanted = True
+        else:
+            is_wanted = kept.prepared is not None
         if is_wanted and sid not in self._targets:
             self._ignored.discard(sid)
             self._targets[sid] = kept
@@ -321,14 +338,18 @@ class Keeper:
         kept.state = decision.state
         for event in decision.events:
             self._tell(evolve(event, kind=kind, target=sid))
-        kept.tokens.keep_only(attempt.number for attempt in kept.state.attempts)
+        numbers = {attempt.number for attempt in kept.state.attempts}
+        kept.fingerprints = {number: text for number, text in kept.fingerprints.items() if number in numbers}
+        kept.tokens.keep_only(numbers)
         self._cancel_timer(kept)
         if kept.state.status is KeepStatus.ENDED:
-            if self._targets.pop(sid, None) is not None:
+            if self._targets.get(sid) is kept:
+                del self._targets[sid]
+                self._ended.add(sid)
                 self._journal.forget(kept.key)
             return
         if not any(isinstance(action, SaveAttempt) for action in decision.actions):
-            self._journal.save_later(kept.key, KeptTarget(state=kept.state, fingerprint=kept.fingerprint))
+            self._journal.save_later(kept.key, kept.record)
         for action in decision.actions:
             self._carry_out(kept, action)
 
@@ -350,7 +371,7 @@ class Keeper:
         kind, sid = kept.key
         requests = self._requests[kind]
         try:
-            template = None if self._is_ending else await self._request(kept)
+            template = None if self._is_ending else kept.prepared or await self._request(kept)
         except StreamsError as error:
             self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
             return
@@ -358,12 +379,13 @@ class Keeper:
             reason = "the keeper ends" if self._is_ending else "the template has no stream for it"
             self._observe(kept, StartRejected(attempt=attempt, reason=reason))
             return
-        kept.fingerprint = fingerprint(template)
-        await self._journal.save(kept.key, KeptTarget(state=kept.state, fingerprint=kept.fingerprint))
+        kept.prepared = None
+        kept.fingerprints[attempt] = fingerprint(template)
+        await self._journal.save(kept.key, kept.record)
         if self._is_ending:
             self._observe(kept, StartRejected(attempt=attempt, reason="the keeper ends"))
             return
-        if kept.state.find(attempt) is None:  # its target has ended
+        if sid not in self._targets:  # it has ended meanwhile
             self._journal.forget(kept.key)
             return
         name = requests.settings.stream_name(self._options.name, sid, attempt)
@@ -426,7 +448,7 @@ class Keeper:
         requests, attempts = self._requests[kind], kept.state.attempts
         ending = tuple(evolve(attempt, fate=Fate.ENDING) for attempt in attempts)
         kept.state = evolve(kept.state, attempts=ending)
-        await self._journal.save(kept.key, KeptTarget(state=kept.state, fingerprint=kept.fingerprint))
+        await self._journal.save(kept.key, kept.record)
         name_of = partial(requests.settings.stream_name, self._options.name, sid)
         by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
         by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}

@@ -1,5 +1,6 @@
 """What responses and status callbacks tell of a target's streams, as observations of its attempts."""
 
+import re
 from typing import Any, TypeAlias
 
 from attrs import frozen
@@ -59,6 +60,7 @@ _MAY_HAVE_STARTED = REFUSED_FOR_NOW - {AttemptResult.THROTTLED}
 _NO_FAILURE = frozenset({None, AttemptResult.DONE, AttemptResult.ACCEPTED})
 _MODELS: dict[TargetKind, type[Item]] = {TargetKind.CONFERENCE: Conference, TargetKind.CALL: Call}
 _MAX_DIGITS = 20  # a number of ours is shorter, and a very long one would take long to parse
+_VOLATILE = re.compile(r" \([^()]*(retry after|request id)[^()]*\)$")
 _NO_SID = "the Space accepted it, but its response does not say which stream it started"
 
 
@@ -108,7 +110,7 @@ class TargetRequests:
             if context.state.result is AttemptResult.DUPLICATE_NAME:
                 return NameRefused(attempt=attempt)
             answer = ResponseLost if self._may_run(error, context.state) else StartRejected
-            return answer(attempt=attempt, reason=str(error))
+            return answer(attempt=attempt, reason=_reason(error))
         if stream.sid is None or stream.ambiguous:
             return ResponseLost(attempt=attempt, reason=_NO_SID)
         return StartAccepted(attempt=attempt, sid=stream.sid)
@@ -131,8 +133,13 @@ class TargetRequests:
         except StreamsError as error:
             is_unknown = isinstance(error, NotFoundError) and not _is_bare(error)
             result = StopResult.NOT_FOUND if is_unknown else StopResult.FAILED
-            return StopAnswered(stop=stop, result=result, reason=str(error))
+            return StopAnswered(stop=stop, result=result, reason=_reason(error))
         return StopAnswered(stop=stop, result=StopResult.ENDED)
+
+
+def _reason(error: StreamsError) -> str:
+    """Return an error's message without what differs each time, so that it is reported once."""
+    return _VOLATILE.sub("", str(error))
 
 
 def _is_bare(error: ApiError) -> bool:

@@ -105,7 +105,7 @@ class OnExit(_Choice):
     """What becomes of the streams when a keeper ends.
 
     Attributes:
-        LEAVE: nothing is sent. Streams to receivers of this process end with their sockets.
+        LEAVE: nothing is sent. Streams to receivers of this process go on until those are closed.
         STOP: they are stopped.
     """
 

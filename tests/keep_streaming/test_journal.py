@@ -28,7 +28,7 @@ STATE = TargetState(
     ),
     has_streamed=True,
 )
-KEPT = KeptTarget(state=STATE, fingerprint="ab")
+KEPT = KeptTarget(state=STATE, fingerprints={7: "ab"})
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def test_reopened_journal_has_what_a_restarted_keeper_needs(tmp_path: Path
     async with opened(tmp_path / "kept.db") as journal:
         found = journal.targets
     assert found.keys() == {ROOM, CALL}
-    assert found[ROOM].fingerprint == "ab"
+    assert found[ROOM].fingerprints == {7: "ab"}
     assert [(each.number, each.fate, each.sid) for each in found[ROOM].state.attempts] == [
         (6, Fate.HEARD, "s6"),
         (7, Fate.SENDING, None),
@@ -175,12 +175,12 @@ async def test_journal_whose_log_was_lost_is_rejected(tmp_path: Path) -> None:
     [
         "",
         "[]",
-        '{"last":1,"attempts":[[1,"dreaming",null]],"has_streamed":true,"fingerprint":null}',
-        '{"last":1,"attempts":[["1","heard",null]],"has_streamed":true,"fingerprint":null}',
-        '{"last":true,"attempts":[],"has_streamed":true,"fingerprint":null}',
-        '{"last":1,"attempts":[],"has_streamed":1,"fingerprint":null}',
-        '{"last":1,"attempts":[],"has_streamed":true,"fingerprint":2}',
-        '{"last":1,"attempts":[[1,"heard",5]],"has_streamed":true,"fingerprint":null}',
+        '{"last":1,"attempts":[[1,"dreaming",null,null]],"has_streamed":true}',
+        '{"last":1,"attempts":[["1","heard",null,null]],"has_streamed":true}',
+        '{"last":true,"attempts":[],"has_streamed":true}',
+        '{"last":1,"attempts":[],"has_streamed":1}',
+        '{"last":1,"attempts":[[1,"heard","s",2]],"has_streamed":true}',
+        '{"last":1,"attempts":[[1,"heard",5,null]],"has_streamed":true}',
     ],
 )
 async def test_record_of_another_version_is_rejected(tmp_path: Path, text: str) -> None:

@@ -159,8 +159,12 @@ class TestStart:
             events.keeper.notice(new)
             await until(lambda: TargetEnded in events.of(new))
             events.keeper.notice("unknown")
+            rule = space.faults.add("status", on="get-conference", status=403, times=2)
+            events.keeper.notice("unreadable")
+            events.keeper.notice(space.conference_sids[0])
+            await until(lambda: rule.hits == 2)
             events.keeper.notice(space.add_conference(status="init"))
-            await until(lambda: space.requests.count("get-conference") == 4)
+            await until(lambda: space.requests.count("get-conference") == 6)
             assert space.requests.count("list-conferences") == 1
         assert len(space.streams.active()) == 3
 
@@ -245,6 +249,9 @@ class TestRestart:
     async def test_other_fields_are_for_new_streams_or_replace_those_that_run(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
+        space.duplicate_names = (
+            "http-error"  # else nobody knows that the second start of a name is the one without a stream
+        )
         async with keeping(client, journal) as events:
             await until(lambda: events.count(StreamingStarted) == 3)
         first = {stream.sid for stream in space.streams.active()}
@@ -252,7 +259,10 @@ class TestRestart:
         async with keeping(client, journal, other):
             await until(lambda: space.requests.count("start-conference-stream") == 6)
         assert {stream.sid for stream in space.streams.active()} == first
-        async with keeping(client, journal, TEMPLATE, on_change="replace"):
+        async with keeping(client, journal, TEMPLATE, on_change="replace"):  # those that run are of this one
+            await until(lambda: space.requests.count("start-conference-stream") == 9)
+        assert {stream.sid for stream in space.streams.active()} == first
+        async with keeping(client, journal, other, on_change="replace"):
             await until(lambda: first.isdisjoint(stream.sid for stream in space.streams.active()))
             await until(lambda: len(space.streams.active()) == 3)
         assert space.streams.duplicates() == []
@@ -273,8 +283,113 @@ class TestRestart:
             await until(lambda: space.requests.count("list-conferences") >= 10)
         assert space.streams.duplicates() == []
 
+    async def test_target_that_can_not_be_looked_at_is_taken_over(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal, lambda _: TEMPLATE) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        space.end_conference(sid)
+        rule = space.faults.add("status", on="get-conference", status=403)
+        async with keeping(client, journal, lambda _: TEMPLATE, on_change="replace") as events:
+            await until(lambda: rule.hits >= 5)
+            assert TargetEnded not in events.of(sid)
+            rule.remove()
+            await until(lambda: TargetEnded in events.of(sid))
+        assert len(space.streams.active()) == 2
+
+    async def test_template_that_skips_a_running_stream_replaces_it_by_none(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        async with keeping(client, journal, lambda _: None, on_change="replace") as events:
+            await until(lambda: space.streams.active() == [])
+            await until(lambda: events.count(TargetFailing) >= 3)
+            [failing, *_] = [event for event in events.seen if isinstance(event, TargetFailing)]
+            assert failing.reason == "the template has no stream for it"
+
+    async def test_streams_of_another_kind_stay_in_the_journal(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async with keeping(client, journal, calls=True) as events:
+            await until(lambda: events.count(StreamingStarted) == 5)
+        async with keeping(client, journal):
+            await until(lambda: space.requests.count("list-conferences") >= 4)
+        with closing(sqlite3.connect(journal)) as database:
+            assert database.execute("SELECT count(*) FROM targets WHERE kind = 'call'").fetchone() == (2,)
+
 
 class TestEnd:
+    async def test_start_under_way_is_waited_for(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        space.faults.add("latency", on="start-conference-stream", seconds=3.0)
+        async with client.keep_streaming(TEMPLATE, name="audit", journal=journal) as keeper:
+            await until(lambda: space.requests.count("start-conference-stream") == 3)
+        events = [event async for event in keeper]
+        assert sum(isinstance(event, StreamingStarted) for event in events) == 3
+        keeper.notice(space.conference_sids[0])  # which changes nothing any more
+        keeper.notice("unknown")
+        assert space.requests.count("start-conference-stream") == 3
+
+    async def test_cancelled_end_closes_the_journal_and_leaves_a_doubt(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        space.faults.add("hang", on="start-conference-stream", times=3)
+
+        async def keep() -> None:
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal):
+                await until(lambda: space.requests.count("start-conference-stream") == 3)
+
+        with suppress(TimeoutError):
+            await asyncio.wait_for(keep(), 3.0)
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        assert space.streams.duplicates() == []
+        assert len(space.streams.active()) == 3
+
+    async def test_starts_that_wait_for_their_template_are_not_sent(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        called, ending = list[str](), asyncio.Event()
+
+        async def template(item: Any) -> Any:
+            called.append(item.sid)
+            if len(called) > 3:  # the second time, after a start that failed
+                await ending.wait()
+            return TEMPLATE
+
+        space.faults.add("status", on="start-conference-stream", status=403, times=3)
+        async with client.keep_streaming(template, name="audit", journal=journal):
+            await until(lambda: len(called) == 6)
+            asyncio.get_running_loop().call_later(1.0, ending.set)
+        assert space.requests.count("start-conference-stream") == 3
+
+    async def test_client_that_is_closed_ends_the_keeper(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async def keep() -> None:
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal):
+                await until(lambda: len(space.streams.active()) == 3)
+                await client.aclose()
+                await asyncio.sleep(20.0)
+
+        with pytest.raises(ClientStateError, match="this client is closed"):
+            await keep()
+
+    async def test_where_that_raises_ends_the_keeper(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async def keep() -> None:
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=lambda item: item.nothing):
+                await until(lambda: space.requests.count("list-conferences") == 1)
+                await asyncio.sleep(20.0)
+
+        with pytest.raises(AttributeError, match="nothing"):
+            await keep()
+        assert space.requests.count("start-conference-stream") == 0
+
     async def test_stop_ends_all_streams(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
         async with keeping(client, journal, on_exit="stop") as events:
             await until(lambda: events.count(StreamingStarted) == 3)
@@ -459,6 +574,7 @@ class TestArguments:
             ({"duplicate_names": {"room": "refused"}}, "duplicate_names says it for each kind"),
             ({"duplicate_names": {"call": "maybe"}, "calls": True}, "duplicate_names 'maybe' is unknown"),
             ({"on_change": "drop"}, "on_change 'drop' is unknown"),
+            ({"template": lambda _: TEMPLATE, "in_doubt": "guess"}, "in_doubt 'guess' is unknown"),
             ({"on_exit": "drop"}, "on_exit 'drop' is unknown"),
         ],
     )
@@ -479,6 +595,13 @@ class TestArguments:
         template: Any = {"url": URL, "authorization_bearer_token": "mine"}
         with pytest.raises(InvalidRequestError, match="omit authorization_bearer_token"):
             client.keep_streaming(template, name="audit", receivers=[receiver])
+
+    async def test_notice_needs_an_open_keeper_and_a_sid(self, client: StreamsClient) -> None:
+        keeper = client.keep_streaming({"url": URL}, name="audit")
+        with pytest.raises(ClientStateError, match="write 'async with"):
+            keeper.notice("room")
+        with pytest.raises(InvalidRequestError, match="sid 'a/b' can't be part of a path"):
+            keeper.notice("a/b")
 
     async def test_keeper_is_used_once(self, client: StreamsClient, journal: Path) -> None:
         keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal)
