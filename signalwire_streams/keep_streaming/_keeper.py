@@ -330,9 +330,9 @@ class Keeper:
     # --- Decisions and what follows
 
     def _observe(self, kept: _Kept, observation: KeepObservation) -> None:
-        if self._is_stopping or self._failure is not None:
-            return
         kind, sid = kept.key
+        if self._is_stopping or self._failure is not None or self._targets.get(sid) is not kept:
+            return
         settings = self._requests[kind].settings
         decision = decide(kept.state, observation, self._clock.now(), settings)
         kept.state = decision.state
@@ -343,10 +343,9 @@ class Keeper:
         kept.tokens.keep_only(numbers)
         self._cancel_timer(kept)
         if kept.state.status is KeepStatus.ENDED:
-            if self._targets.get(sid) is kept:
-                del self._targets[sid]
-                self._ended.add(sid)
-                self._journal.forget(kept.key)
+            del self._targets[sid]
+            self._ended.add(sid)
+            self._journal.forget(kept.key)
             return
         if not any(isinstance(action, SaveAttempt) for action in decision.actions):
             self._journal.save_later(kept.key, kept.record)
@@ -371,23 +370,17 @@ class Keeper:
         kind, sid = kept.key
         requests = self._requests[kind]
         try:
-            template = None if self._is_ending else kept.prepared or await self._request(kept)
+            template = kept.prepared or await self._request(kept)
         except StreamsError as error:
             self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
             return
-        if template is None:
+        if template is None or self._is_ending:
             reason = "the keeper ends" if self._is_ending else "the template has no stream for it"
             self._observe(kept, StartRejected(attempt=attempt, reason=reason))
             return
         kept.prepared = None
         kept.fingerprints[attempt] = fingerprint(template)
         await self._journal.save(kept.key, kept.record)
-        if self._is_ending:
-            self._observe(kept, StartRejected(attempt=attempt, reason="the keeper ends"))
-            return
-        if sid not in self._targets:  # it has ended meanwhile
-            self._journal.forget(kept.key)
-            return
         name = requests.settings.stream_name(self._options.name, sid, attempt)
         token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
@@ -404,8 +397,6 @@ class Keeper:
         in_progress: bool | None = None
         try:
             item = await self._requests[kind].get(sid)
-        except ClientStateError:
-            raise
         except StreamsError as error:
             _LOG.info("%s could not be checked: %s", sid, error)
         else:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from signalwire_streams.keep_streaming import (
     TargetEnded,
     TargetFailing,
 )
+from signalwire_streams.keep_streaming._receiving import AttemptSocket
 from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace
@@ -131,21 +133,25 @@ class TestStart:
             await until(lambda: space.requests.count("list-conferences") >= 3)
         assert alive(space) == sorted(others)
 
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [(KeyError("hush-value"), "the template raised KeyError for {}"), (InvalidRequestError("no {}"), "no {}")],
+    )
     async def test_template_that_raises_makes_its_target_fail(
-        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, error: Exception, reason: str
     ) -> None:
         [broken, *others] = space.conference_sids
 
         def template(item: Any) -> Any:
             if item.sid == broken:
-                raise KeyError("hush-value")
+                raise error
             return {"url": URL}
 
         async with keeping(client, journal, template) as events:
             await until(lambda: events.count(TargetFailing))
             await until(lambda: alive(space) == sorted(others))
             [failing, *_] = [event for event in events.seen if isinstance(event, TargetFailing)]
-            assert failing.reason == f"the template raised KeyError for {broken}"
+            assert failing.reason == (reason.format(broken) if isinstance(error, KeyError) else reason)
 
     async def test_notice_starts_before_the_next_list(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
@@ -159,6 +165,7 @@ class TestStart:
             events.keeper.notice(new)
             await until(lambda: TargetEnded in events.of(new))
             events.keeper.notice("unknown")
+            await until(lambda: space.requests.count("get-conference") == 3)
             rule = space.faults.add("status", on="get-conference", status=403, times=2)
             events.keeper.notice("unreadable")
             events.keeper.notice(space.conference_sids[0])
@@ -249,9 +256,7 @@ class TestRestart:
     async def test_other_fields_are_for_new_streams_or_replace_those_that_run(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
-        space.duplicate_names = (
-            "http-error"  # else nobody knows that the second start of a name is the one without a stream
-        )
+        space.duplicate_names = "http-error"  # otherwise the refusal is in a callback only
         async with keeping(client, journal) as events:
             await until(lambda: events.count(StreamingStarted) == 3)
         first = {stream.sid for stream in space.streams.active()}
@@ -381,8 +386,11 @@ class TestEnd:
     async def test_where_that_raises_ends_the_keeper(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
+        def broken(item: Any) -> bool:
+            raise AttributeError("nothing")
+
         async def keep() -> None:
-            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=lambda item: item.nothing):
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=broken):
                 await until(lambda: space.requests.count("list-conferences") == 1)
                 await asyncio.sleep(20.0)
 
@@ -391,11 +399,12 @@ class TestEnd:
         assert space.requests.count("start-conference-stream") == 0
 
     async def test_stop_ends_all_streams(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
+        space.faults.add("status", on="start-conference-stream", status=403, target=space.add_conference())
         async with keeping(client, journal, on_exit="stop") as events:
             await until(lambda: events.count(StreamingStarted) == 3)
         assert space.streams.active() == []
         with closing(sqlite3.connect(journal)) as database:
-            assert database.execute("SELECT count(*) FROM targets").fetchone() == (0,)
+            assert database.execute("SELECT count(*) FROM targets").fetchone() == (1,)  # which has no stream
 
     async def test_stop_reports_what_may_still_run(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
@@ -549,6 +558,23 @@ class TestReceivers:
             async with keeping(client, journal, {"url": url}, receivers=[receiver]):
                 await until(lambda: space.requests.count("start-conference-stream") == 3)
             await until(lambda: receiver.rejected_upgrades == 3)
+
+    async def test_socket_without_a_sid_is_not_served(self, caplog: pytest.LogCaptureFixture) -> None:
+        """It could not be stopped."""
+        seen: list[object] = []
+
+        async def handle(session: StreamSession) -> None:
+            raise AssertionError
+
+        receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
+        socket = AttemptSocket(attempt=7, receiver=receiver, observe=seen.append)
+        session: Any = SimpleNamespace(stream_sid=None)
+        await socket.on_session(session)
+        with caplog.at_level("INFO", "signalwire_streams.keep_streaming"):
+            socket.on_socket_failed("the connection broke")
+        assert seen == []
+        assert "attempt 7 is closed, since its start event has no sid" in caplog.text
+        assert "the socket of attempt 7 failed: the connection broke" in caplog.text
 
 
 class TestArguments:
