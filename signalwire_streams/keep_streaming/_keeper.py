@@ -79,7 +79,7 @@ class KeeperOptions:
 class _Kept:
     """One conference or call, while it is in progress."""
 
-    key: Target
+    target: Target
     state: TargetState
     tokens: AttemptTokens
     item: Item | None = None  # as it was listed last
@@ -266,7 +266,7 @@ class Keeper:
     def _compare(self, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         self._ignored &= listed.keys()
         for kept in list(self._targets.values()):
-            found = listed.get(kept.key[1])
+            found = listed.get(kept.target[1])
             if found is None:
                 self._observe(kept, TargetMissing())
             else:
@@ -319,7 +319,7 @@ class Keeper:
 
     async def _request(self, kept: _Kept) -> Start | None:
         """Return the request that the template is for a target, or None for no stream."""
-        kind, sid = kept.key
+        kind, sid = kept.target
         fields: Any = self._options.template
         if callable(fields):
             if kept.item is None:
@@ -330,7 +330,7 @@ class Keeper:
     # --- Decisions and what follows
 
     def _observe(self, kept: _Kept, observation: KeepObservation) -> None:
-        kind, sid = kept.key
+        kind, sid = kept.target
         if self._is_stopping or self._failure is not None or self._targets.get(sid) is not kept:
             return
         settings = self._requests[kind].settings
@@ -345,10 +345,10 @@ class Keeper:
         if kept.state.status is KeepStatus.ENDED:
             del self._targets[sid]
             self._ended.add(sid)
-            self._journal.forget(kept.key)
+            self._journal.forget(kept.target)
             return
         if not any(isinstance(action, SaveAttempt) for action in decision.actions):
-            self._journal.save_later(kept.key, kept.record)
+            self._journal.save_later(kept.target, kept.record)
         for action in decision.actions:
             self._carry_out(kept, action)
 
@@ -367,7 +367,7 @@ class Keeper:
                 _ = self._spawn(self._check, kept)
 
     async def _start(self, kept: _Kept, attempt: int) -> None:
-        kind, sid = kept.key
+        kind, sid = kept.target
         requests = self._requests[kind]
         try:
             template = kept.prepared or await self._request(kept)
@@ -380,20 +380,20 @@ class Keeper:
             return
         kept.prepared = None
         kept.fingerprints[attempt] = fingerprint(template)
-        await self._journal.save(kept.key, kept.record)
+        await self._journal.save(kept.target, kept.record)
         name = requests.settings.stream_name(self._options.name, sid, attempt)
         token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
         self._observe(kept, await requests.start(request, attempt))
 
     async def _stop(self, kept: _Kept, stop: StopBySid | StopByName) -> None:
-        kind, sid = kept.key
+        kind, sid = kept.target
         attempt = stop.attempt if isinstance(stop, StopByName) else 0
         name = self._requests[kind].settings.stream_name(self._options.name, sid, attempt)
         self._observe(kept, await self._requests[kind].stop(sid, stop, name))
 
     async def _check(self, kept: _Kept) -> None:
-        kind, sid = kept.key
+        kind, sid = kept.target
         in_progress: bool | None = None
         try:
             item = await self._requests[kind].get(sid)
@@ -435,11 +435,11 @@ class Keeper:
             await asyncio.wait(self._tasks)
 
     async def _stop_streams(self, kept: _Kept) -> None:
-        kind, sid = kept.key
+        kind, sid = kept.target
         requests, attempts = self._requests[kind], kept.state.attempts
         ending = tuple(evolve(attempt, fate=Fate.ENDING) for attempt in attempts)
         kept.state = evolve(kept.state, attempts=ending)
-        await self._journal.save(kept.key, kept.record)
+        await self._journal.save(kept.target, kept.record)
         name_of = partial(requests.settings.stream_name, self._options.name, sid)
         by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
         by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}
@@ -450,7 +450,7 @@ class Keeper:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
             self._tell(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
-            self._journal.forget(kept.key)
+            self._journal.forget(kept.target)
 
 
 async def _call(function: Callable[[Item], Any], item: Item) -> Any:  # noqa: ANN401  (`request_for` checks it)
