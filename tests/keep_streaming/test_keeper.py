@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
@@ -236,6 +237,45 @@ class TestOutage:
             assert events.count(PollingFailed) == 0
             rule.remove()
             await until(lambda: len(space.streams.active()) == 13)
+        assert space.streams.duplicates() == []
+
+
+_KEEP = """
+import asyncio, sys
+from signalwire_streams import StreamsClient
+
+async def main(base_url, project, token, journal):
+    async with StreamsClient(base_url=base_url, project=project, token=token) as client:
+        template = {"url": "wss://rx.example.com/audio"}
+        async with client.keep_streaming(template, name="audit", journal=journal) as keeper:
+            async for event in keeper:
+                pass
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_killed_keepers_leave_no_second_stream_and_no_gap(journal: Path) -> None:
+    """Each is killed while its starts are under way, some of whose responses are lost."""
+    async with SimulatedSpace(conferences=200, participants=0) as space:
+        space.faults.add("disconnect", on="start-conference-stream", executed=True, every_nth=7)
+        command = [sys.executable, "-c", _KEEP, space.base_url, space.project, space.token, str(journal)]
+
+        def has_started(least: int) -> bool:
+            return len(space.streams.active()) >= least
+
+        for started in (20, 60, 100):
+            process = await asyncio.create_subprocess_exec(*command)
+            try:
+                await waiting.until(partial(has_started, started), timeout=60.0)
+            finally:
+                process.kill()
+                await process.wait()
+        async with (
+            StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
+            client.keep_streaming(TEMPLATE, name="audit", journal=journal),
+        ):
+            await waiting.until(partial(has_started, 200), timeout=60.0)
         assert space.streams.duplicates() == []
 
 
