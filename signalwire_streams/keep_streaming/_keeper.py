@@ -265,13 +265,15 @@ class Keeper:
 
     def _compare(self, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         self._ignored &= listed.keys()
+        now = self._clock.now()
         for kept in list(self._targets.values()):
             found = listed.get(kept.target[1])
             if found is None:
                 self._observe(kept, TargetMissing())
             else:
                 kept.item = found[1]
-                self._observe(kept, TargetListed())
+                if now >= kept.state.next_at:  # before that nothing is decided
+                    self._observe(kept, TargetListed())
         for sid, (kind, item) in listed.items():
             if sid not in self._targets and sid not in self._ended:
                 _ = self._spawn(self._appear, kind, item)
