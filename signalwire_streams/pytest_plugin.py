@@ -33,7 +33,7 @@ except ImportError:
 if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
     from signalwire_streams.models import OpenOptions
     from signalwire_streams.receiver import MediaReceiver, StreamSession
-    from signalwire_streams.receiver._start_and_receive import Starts
+    from signalwire_streams.receiver._pending_stream import Starts
     from signalwire_streams.simulator import Certificates, DialReport, SimulatedSpace
 
 __all__ = ["StreamReceiver", "dial_media", "signalwire_certificates", "signalwire_space", "stream_receiver"]

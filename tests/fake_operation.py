@@ -5,23 +5,23 @@ from functools import partial
 from typing import Any
 
 from signalwire_streams import BulkOutcome, CallStream, ConferenceStream
-from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams._http.exchange import CallState
 
 
 class FakeOperation:
-    """Starts streams by a function that is passed the item and the context."""
+    """Starts streams by a function that is passed the item and the state of its call."""
 
     is_start = True
 
-    def __init__(self, send: Callable[[str, CallContext], Awaitable[ConferenceStream]]) -> None:
+    def __init__(self, send: Callable[[str, CallState], Awaitable[ConferenceStream]]) -> None:
         self._send = send
 
     async def begin(self) -> None: ...
 
     async def end(self) -> None: ...
 
-    def prepare(self, item: str, context: CallContext) -> Callable[[], Awaitable[ConferenceStream | CallStream]]:
-        return partial(self._send, item, context)
+    def prepare(self, item: str, state: CallState) -> Callable[[], Awaitable[ConferenceStream | CallStream]]:
+        return partial(self._send, item, state)
 
     def recorded(self, item: str) -> None: ...
 

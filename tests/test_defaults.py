@@ -67,6 +67,7 @@ def default_of(function: Callable[..., Any], name: str) -> object:
         pytest.param(default_of(StreamsClient, "connections"), 256, id="connections"),
         pytest.param(default_of(SignedTokens, "ttl"), 300.0, id="seconds of a signed token"),
         pytest.param(default_of(MediaReceiver, "max_queue"), 500, id="media events that wait"),
+        pytest.param(MediaReceiver(max_queue=100)._queue_limits.max_bytes, 409_600, id="bytes of 100 media events"),
         pytest.param(default_of(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
         pytest.param(default_of(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
         pytest.param(default_of(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),

@@ -201,6 +201,26 @@ def test_bare_error_says_nothing_was_sent_or_attempted(kind: type[StreamsError])
     assert (error.sent, error.attempts, error.retry_after, error.request_id) == ("no", 0, None, None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    [
+        (TransportError, {"phase": Phase.QUEUED}),
+        (CircuitOpenError, {"phase": Phase.QUEUED}),
+        (MalformedResponseError, {"status": None}),
+        (OpenError, {"stage": "start"}),
+        (ApiError, {"status": 0, "code": None, "errors": (), "more_info": None}),
+        (
+            StreamOutcomeUnknownError,
+            {"target": "", "name": None, "phase": Phase.WAITING, "status": None, "accepted": False},
+        ),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_defaults_of_an_error_kind(kind: type[StreamsError], defaults: dict[str, object]) -> None:
+    error = kind("x")
+    assert {name: value for name, value in known(error).items() if name not in COMMON} == defaults
+
+
 def test_phases_are_declared_in_order_of_occurrence() -> None:
     """The phases of an attempt are in the order in which they occur."""
     assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "answered"]

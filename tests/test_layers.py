@@ -99,5 +99,5 @@ async def test_start_and_bulk_item_pass_through_few_files() -> None:
     """The limits are what is reached now: a change that needs more is to be looked at."""
     start, item = (await traces()).values()
     assert {"resources/_conferences.py", "middleware/_retry.py", "_http/transport.py"} <= set(start.calls)
-    assert (len(set(start.calls)) <= 14, len(start.visits) <= 40) == (True, True), start
-    assert (len(set(item.calls)) <= 20, len(item.visits) <= 52) == (True, True), item
+    assert (len(set(start.calls)) <= 12, len(start.visits) <= 29) == (True, True), start
+    assert (len(set(item.calls)) <= 18, len(item.visits) <= 44) == (True, True), item

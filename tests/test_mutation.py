@@ -23,6 +23,7 @@ def changes(source: str) -> set[tuple[str, str]]:
         ("def f(a, b):\n    x = (a) not in (b)", {("not in", "in")}),
         ("def f(a, b):\n    x = a and b", {("and", "or")}),
         ("def f(a):\n    x = not a", {("not a", "(a)")}),
+        ("def f(a):\n    return False", {("False", "True")}),
         ("LIMIT = 32", {("32", "33"), ("32", "(31)"), ("32", "512"), ("32", "2.0")}),
         ("def f(a):\n    x = a[1]", {("1", "2"), ("1", "(0)")}),
         ("def f(a=True): ...", {("True", "False")}),
@@ -122,14 +123,34 @@ def test_tests_that_run_the_line_of_a_mutant_run_first(
 
     mutation.main()
 
-    assert len(runs.read_text()) == len(["without a mutant", "with coverage", "against the mutant of line 6"])
+    assert len(runs.read_text()) == len(["without a mutant", "against the mutant of line 6"])
+
+
+def test_tests_that_use_a_setting_run_first(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own line is run by the import, and by no test."""
+    runs = tmp_path / "runs"
+    (project / "signalwire_streams" / "_http" / "__init__.py").write_text(
+        "LEAST, MOST = 1, 2\n\n\ndef first():\n    raise [KeyError, OSError][LEAST]\n"
+    )
+    (project / "tests" / "http" / "test_http.py").write_text(
+        "import pytest\nfrom signalwire_streams._http import first\n\n"
+        "def test_first():\n    with pytest.raises(OSError):\n        first()\n"
+    )
+    (project / "tests" / "http" / "test_another.py").write_text(
+        f"def test_another():\n    with open({str(runs)!r}, 'a') as file:\n        file.write('.')\n"
+    )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0", "--only", "[constant] 1 -> (0)"])
+
+    mutation.main()
+
+    assert len(runs.read_text()) == len(["without a mutant"])
 
 
 @pytest.mark.parametrize(("output", "words"), [("1 failed", "1 failed"), ("", "ran for more than 7 s")])
 def test_tests_that_fail_without_a_mutant_are_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str
 ) -> None:
-    monkeypatch.setattr(mutation, "_copy_project", lambda copy: (copy / "tests" / "http").mkdir(parents=True))
     monkeypatch.setattr(mutation, "_run_tests", lambda *_: ("killed", output, 7.0))
     monkeypatch.setattr(sys, "argv", ["mutation", "_http"])
     with pytest.raises(SystemExit, match=f"the tests of _http fail without any mutant:\n.*{words}"):
@@ -140,4 +161,4 @@ def test_unknown_packages_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "argv", ["mutation", "elsewhere"])
     with pytest.raises(SystemExit):
         mutation.main()
-    assert "unknown package elsewhere: choose from _http, bulk," in capsys.readouterr().err
+    assert "unknown package elsewhere: choose from _asgi, _client," in capsys.readouterr().err

@@ -14,9 +14,10 @@ from benchmarks.callgrind import compile_helper, counted_child, counting
 from benchmarks.figures import Plan, Rounds, Section
 from benchmarks.processes import Respond
 from signalwire_streams.receiver import EndReason, MediaEvent, Playback, StartEvent, StreamSession, decode_event
-from signalwire_streams.receiver._session import QueueLimits
+from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat
+from signalwire_streams.receiver.audio._resampling import Resampler
 
 HAND = "async for, decoded by hand"
 _TRACKS = ("inbound", "outbound")
@@ -68,26 +69,37 @@ async def consumer(_: dict[str, Any]) -> AsyncIterator[Respond]:
     """Consume a stream that is made in this process."""
 
     async def respond(command: dict[str, Any]) -> dict[str, Any]:
+        Resampler(8000, 16_000)  # so that no packages are imported meanwhile
         tracks = _TRACKS[: command["tracks"]]
         session = _session(tracks)
         consume = _consume_pcm(session, command["options"]) if command["options"] else _consume_by_hand(session)
         consuming = asyncio.create_task(consume)
         sent = [_frame(track, number) for number in range(_WARM_UP + command["frames"]) for track in tracks]
         with _skipped_waits():
-            await _send(session, sent[: _WARM_UP * len(tracks)], tracks)
+            await _send(session, sent[: _WARM_UP * len(tracks)], len(tracks))
             with counting(enabled=True):
-                await _send(session, sent[_WARM_UP * len(tracks) :], tracks)
+                await _send(session, sent[_WARM_UP * len(tracks) :], len(tracks))
             session._close(EndReason.STOPPED)  # noqa: SLF001
             return {"octets": await consuming}
 
     yield respond
 
 
-async def _send(session: StreamSession, frames: list[str], tracks: tuple[str, ...]) -> None:
+async def _send(session: StreamSession, frames: list[str], tracks: int) -> None:
+    """Have the frames arrive in their time, each as when a socket's bytes are read: in a callback of the loop."""
     loop = asyncio.get_running_loop()
-    for number, frame in enumerate(frames):
-        await asyncio.sleep(0.001 if number % len(tracks) else 0.021 - 0.001 * len(tracks))
+    began, remaining, sent = loop.time(), iter(frames), loop.create_future()
+
+    def receive(number: int) -> None:
+        if (frame := next(remaining, None)) is None:
+            sent.set_result(None)
+            return
+        loop.call_at(began + 0.02 * ((number + 1) // tracks) + 0.001 * ((number + 1) % tracks), receive, number + 1)
         session._enqueue(decode_event(frame, elapsed=loop.time()), loop.time())  # noqa: SLF001
+        session._on_read()  # noqa: SLF001
+
+    receive(0)
+    await sent
 
 
 async def _consume_by_hand(session: StreamSession) -> int:

@@ -38,7 +38,7 @@ from signalwire_streams._cli.output import (
     write_table,
 )
 from signalwire_streams._cli.streams import Noun, resource_of
-from signalwire_streams.models._requests import SECRET
+from signalwire_streams.models._validation import SECRET
 
 _HIDDEN = "***"
 _PAGE_SIZE = 1_000

@@ -17,8 +17,8 @@ from attrs import evolve, fields, frozen
 
 from signalwire_streams import InvalidRequestError, SignedTokens, StartConferenceStream, StreamsClient
 from signalwire_streams._cli.output import Failure, verbose_option
-from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
-from signalwire_streams.models._validation import CODEC_NAMES
+from signalwire_streams.models._requests import SCOPE, WIRE_NAME
+from signalwire_streams.models._validation import CODEC_NAMES, SECRET
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
 BEARER = "SIGNALWIRE_STREAMS_TOKEN"

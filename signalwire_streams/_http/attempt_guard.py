@@ -12,7 +12,9 @@ import select
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from types import SimpleNamespace
+from typing import Any, Self
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -22,7 +24,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from multidict import CIMultiDict
 
-from signalwire_streams._http.messages import Request
+from signalwire_streams._http.exchange import Request
 from signalwire_streams._http.session import Deadline
 from signalwire_streams._http.transport_errors import RepeatedRequestError, SilentResendError, UnaskedAnswerError
 from signalwire_streams.errors import Phase
@@ -35,12 +37,16 @@ ONE_WRITE = 64 * 1024
 _CONNECTING, _WRITING, _WAITING, _ANSWERED = Phase.CONNECTING, Phase.WRITING, Phase.WAITING, Phase.ANSWERED
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 _MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
+_VALUE = itemgetter(1)
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
 _RECORD_HEADER, _RECORD_TAG, _RECORD_NONCE = 5, 16, 8  # bytes of a TLS record besides its content
 _TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; on event loops that hide it, what needs it is not checked
 _NO_TLS = object()
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
+_UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
+"""What a prepared request does not have, by aiohttp's names."""
+_WRITTEN: Any = SimpleNamespace(output_size=0)
 
 
 class AttemptGuard:
@@ -61,13 +67,17 @@ class AttemptGuard:
         self._wrappers: list[_ProtocolWrapper] = []
         self._writer: AbstractStreamWriter | None = None
 
+    def __deepcopy__(self, _: object) -> Self:
+        """Return the guard itself: what mocks aiohttp copies the arguments of a request, and this leads to the loop."""
+        return self
+
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         self._check_not_written()
         if self.headers is not None:
             request.headers.update(self.headers)
-        if not isinstance(request, SelfWritingRequest):
+        if not isinstance(request, PreparedRequest):
             # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the
             # instance.
             request.send = partial(self._send, request.send)  # type: ignore[method-assign]
@@ -92,25 +102,24 @@ class AttemptGuard:
     async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        await self._watch(conn)
+        await self._watch(conn).check()
         response = await send(conn)
         if not self._has_body:
             self._record_written(in_one_write=True)
         return response
 
-    async def _watch(self, conn: Connection) -> asyncio.Transport:
-        """Check a connection, and watch it from now on.
+    def _watch(self, conn: Connection) -> "_ProtocolWrapper":
+        """Watch a connection from now on.
 
         Raises:
-            aiohttp.ClientConnectionError: the request must not be written to it.
+            aiohttp.ClientConnectionError: it is closed.
         """
         self.transport = transport = conn.transport
         if conn.protocol is None or transport is None:
             raise aiohttp.ClientConnectionResetError(_CLOSED)
         wrapper = _ProtocolWrapper(self, conn.protocol, transport)
         self._wrappers.append(wrapper)
-        await wrapper.check()
-        return transport
+        return wrapper
 
     async def write_prepared(self, conn: Connection, body: "PreparedBody") -> None:
         """Write head and body at once.
@@ -119,10 +128,12 @@ class AttemptGuard:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
             RepeatedRequestError: it is written already.
         """
-        transport = await self._watch(conn)
+        wrapper = self._watch(conn)
+        if wrapper.is_doubtful():
+            await wrapper.check()
         self._check_not_written()
         self.state.phase = _WRITING
-        transport.write(body.head + body.content)
+        wrapper.transport.write(body.head + body.content)
         self._record_written(in_one_write=True)
 
     async def write(self, writer: AbstractStreamWriter, payload: "GuardedPayload") -> None:
@@ -173,12 +184,8 @@ class GuardedPayload(BytesPayload):
         await self._guard.write(writer, self)
 
 
-class SelfWritingRequest(aiohttp.ClientRequest):
-    """A request whose `send` lets the guard write a prepared body."""
-
-
 class PreparedBody:
-    """The body of a request whose head is prepared too, for `OwnSession`.
+    """The body of a request whose head is prepared too.
 
     Any other class of requests takes it for the payload that its attempt's guard writes, since aiohttp looks that up by
     its type. So it is never written without the guard.
@@ -199,6 +206,63 @@ class _PreparedPayload(GuardedPayload):
         super().__init__(body.content, body.guard)
 
 
+def _omit(*_: object) -> None:
+    """Do nothing, since the head and the body are prepared."""
+
+
+class PreparedRequest(aiohttp.ClientRequest):
+    """A request of our own session, which writes prepared bytes instead of making them from headers and a payload.
+
+    A request with anything that the bytes do not have becomes one of aiohttp's own: without a body, through a proxy,
+    with trace hooks, with another header. An instrumentation of aiohttp may have added these.
+    """
+
+    _prepared: PreparedBody
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (aiohttp's own)
+        body = options.get("data")
+        if (
+            isinstance(body, PreparedBody)
+            and options["headers"] == body.headers
+            and not any(map(options.get, _UNPREPARED))
+        ):
+            self._prepared = body
+        else:
+            self.__class__ = aiohttp.ClientRequest  # type: ignore[assignment]
+        aiohttp.ClientRequest.__init__(self, *arguments, **options)
+
+    def update_headers(self, headers: Any) -> None:  # noqa: ANN401
+        self.headers = headers
+
+    update_host: Any = _omit
+    update_auto_headers: Any = _omit
+    update_cookies: Any = _omit
+    update_content_encoding: Any = _omit
+    update_auth: Any = _omit
+    update_body_from_data: Any = _omit
+    update_transfer_encoding: Any = _omit
+    update_expect_continue: Any = _omit
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        response = self.respond()  # before anything is written
+        await self._prepared.guard.write_prepared(conn, self._prepared)
+        return response
+
+    def respond(self) -> aiohttp.ClientResponse:
+        return self.response_class(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=_WRITTEN,
+        )
+
+
 class _ProtocolWrapper(asyncio.Protocol):
     """Receives what arrives until the response is complete, and passes it on to aiohttp's protocol.
 
@@ -213,7 +277,7 @@ class _ProtocolWrapper(asyncio.Protocol):
     def __init__(self, guard: AttemptGuard, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
         self._guard = guard
         self._protocol = protocol
-        self._transport = transport
+        self.transport = transport
         self._overhead = 0
         self._body: aiohttp.StreamReader | None = None
         self._body_bytes = 0
@@ -232,7 +296,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to it.
         """
-        if not (self._is_unfit() or self._has_data()):
+        if not self.is_doubtful():
             return
         # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
         # that another one may have taken the request over, the timer of this attempt ends it here.
@@ -240,22 +304,26 @@ class _ProtocolWrapper(asyncio.Protocol):
             await asyncio.sleep(0)
         if isinstance(self._protocol.exception(), UnaskedAnswerError):
             raise UnaskedAnswerError
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             raise aiohttp.ClientConnectionResetError(_CLOSED)
         # Over TLS it may have been a session ticket, which never reaches the protocol.
-        if self._transport.get_extra_info("ssl_object") is None or self._is_unfit():
+        if self.transport.get_extra_info("ssl_object") is None or self._is_unfit():
             raise UnaskedAnswerError
+
+    def is_doubtful(self) -> bool:
+        """Return False if `check` would find nothing."""
+        return self._is_unfit() or self._has_data()
 
     def _is_unfit(self) -> bool:
         return (
-            self._transport.is_closing()
+            self.transport.is_closing()
             or self._protocol.should_close
             or self._guard.deadline.ends_at < asyncio.get_running_loop().time()
         )
 
     def _has_data(self) -> bool:
         """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
-        connection = self._transport.get_extra_info("socket")
+        connection = self.transport.get_extra_info("socket")
         if _poll is None or connection is None or connection.fileno() < 0:
             return False
         poll = _poll()
@@ -275,23 +343,23 @@ class _ProtocolWrapper(asyncio.Protocol):
 
     def _remove(self) -> None:
         self._removed = True
-        if getattr(self._transport, _TLS_PROTOCOL, self) is None:
+        if getattr(self.transport, _TLS_PROTOCOL, self) is None:
             return  # closed; its connection_lost is still to come
-        if self._transport.get_protocol() is self:
-            self._transport.set_protocol(self._protocol)
+        if self.transport.get_protocol() is self:
+            self.transport.set_protocol(self._protocol)
             if self._tls is not None:
                 del self._tls.buffer_updated
 
     def data_received(self, data: bytes) -> None:
         body = self._body
         # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
-        if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self._transport)):
+        if body is None and (self._guard.state.phase is not _WAITING or _unsent_bytes(self.transport)):
             self._guard.record_unwritten()
-            self._refuse(UnaskedAnswerError())
+            self._reject(UnaskedAnswerError())
             return
         self._decrypted += len(data)
         if self._tls is not None and self._decrypted > self._encrypted:
-            self._refuse(UnaskedAnswerError())
+            self._reject(UnaskedAnswerError())
             return
         self._protocol.data_received(data)
         self._overhead += len(data)
@@ -304,7 +372,7 @@ class _ProtocolWrapper(asyncio.Protocol):
             if complete:
                 self._remove()
         if self._overhead > _MAX_OVERHEAD and not complete:
-            self._refuse(HttpProcessingError(code=400, message="the head is too long"))
+            self._reject(HttpProcessingError(code=400, message="the head is too long"))
 
     def eof_received(self) -> None:
         self._guard.record_unwritten()
@@ -321,9 +389,9 @@ class _ProtocolWrapper(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
 
-    def _refuse(self, reason: Exception) -> None:
+    def _reject(self, reason: Exception) -> None:
         self._protocol.set_exception(reason)
-        self._transport.abort()
+        self.transport.abort()
 
 
 def _unsent_bytes(transport: asyncio.Transport | None) -> int:
@@ -332,7 +400,7 @@ def _unsent_bytes(transport: asyncio.Transport | None) -> int:
     # asyncio drops the protocol of a TLS transport that is closed.
     while transport is not None and (tls := getattr(transport, _TLS_PROTOCOL, _NO_TLS)) is not None:
         size += transport.get_write_buffer_size()
-        transport = getattr(tls, "_transport", None)
+        transport = None if tls is _NO_TLS else getattr(tls, "_transport", None)
     return size
 
 
@@ -348,7 +416,10 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
 
     A gateway may quote a status line in one of its headers; that belongs to the response.
     """
-    if _STATUS_LINE.search((response.reason or "").encode("utf-8", "surrogateescape")):
+    reason = response.reason or ""
+    if "HTTP/" in reason and _STATUS_LINE.search(reason.encode("utf-8", "surrogateescape")):
         return True
-    quoted = (_STATUS_LINE.search(value) for _, value in response.raw_headers)
-    return any(int(line[1]) != response.status for line in quoted if line is not None)
+    values = [*map(_VALUE, response.raw_headers)]
+    if b"HTTP/" not in b"".join(values):
+        return False
+    return any(int(line[1]) != response.status for line in map(_STATUS_LINE.search, values) if line is not None)

@@ -76,7 +76,7 @@ _FIRST_CODE = 10_000
 _BAD_REQUEST, _UNPROCESSABLE, _NO_STATUS = 400, 422, 600
 
 # The HTTP wording of a duplicate is not documented; the callback says "Duplicated stream name". The name of a
-# parameter, a codec or a project may be refused in the same words, so the noun in front of it counts.
+# parameter, a codec or a project may be rejected in the same words, so the noun in front of it counts.
 _DUPLICATE_NAME = re.compile(
     r"""
     duplicate\w*\s+(?:stream\s+)?name
@@ -134,7 +134,7 @@ class Problem:
 
     @property
     def says_target_ended(self) -> bool:
-        """Whether it refuses a stop because the call or conference is not in progress, and so no stream of it runs."""
+        """Whether it rejects a stop because the call or conference is not in progress, and so no stream of it runs."""
         said = " ".join(self.sentences)
         if self.code == NOT_IN_PROGRESS:
             return not self._is_for_now and bool(_TARGET.search(said) or not _STREAM.search(said))

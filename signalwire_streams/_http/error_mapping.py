@@ -1,11 +1,11 @@
-"""Typed errors from the results of calls: one line each, with the evidence, without secrets."""
+"""The results of calls in words, and their typed errors: one line each, with the evidence, without secrets."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, redact, request_id
-from signalwire_streams._http.messages import Request, Response, Result
+from signalwire_streams._http.exchange import Request, Response, Result
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -97,23 +97,39 @@ def _is_http_error(error: BaseException | None) -> bool:
     return any(kind.__module__.partition(".")[0] == "aiohttp" for kind in type(error).__mro__)
 
 
+def describe_result(request: Request, result: Result) -> str:
+    """Return how an attempt or a call ended, for an error or a log line: without secrets and any part of a body."""
+    response, words = result.response, result.attempt_result.description
+    if result.sent != "no":  # an earlier attempt was, or may have been
+        words = words.replace("not sent", "not sent again")
+    how = redact(result.detail, request.secrets) if response is None else _status(response)
+    return f"{words}: {how}" if how else words
+
+
+def describe_unknown(result: Result, evidence: str) -> str:
+    """Return what is known of a start whose outcome is unknown, and the evidence of its last attempt."""
+    accepted = result.attempt_result is AttemptResult.ACCEPTED
+    state = "the stream is running, but its sid was lost" if accepted else "the stream may or may not be running"
+    last = "" if result.attempts == 1 else "last attempt: "
+    return f"{state} ({last}{evidence})"
+
+
 def _evidence(request: Request, result: Result) -> str:
     response = result.response
-    detail = redact(result.detail, request.secrets)
     if response is None:
-        happened = result.attempt_result.description
-        if result.sent != "no":  # an earlier attempt was, or may have been
-            happened = happened.replace("not sent", "not sent again")
-        return f"{happened}: {detail}" if detail else happened
-    problem = response.problem or Problem()
-    said = redact("; ".join(problem.sentences), request.secrets)
-    code = f" [code {problem.code}]" if problem.code is not None else ""
-    return f"HTTP {response.status}{code}" + (f": {said}" if said else _body_kind(request, response, detail))
+        return describe_result(request, result)
+    said = redact("; ".join(response.problem.sentences), request.secrets) if response.problem is not None else ""
+    return _status(response) + (f": {said}" if said else _body_kind(request, response, result.detail))
+
+
+def _status(response: Response) -> str:
+    code = response.problem.code if response.problem is not None else None
+    return f"HTTP {response.status}" + (f" [code {code}]" if code is not None else "")
 
 
 def _body_kind(request: Request, response: Response, detail: str) -> str:
     if detail:
-        return f": {detail}"
+        return f": {redact(detail, request.secrets)}"
     if not response.body:
         return ", no body"
     kind = response.headers.get("Content-Type", "no content type")
@@ -155,23 +171,20 @@ def _api_error(request: Request, result: Result, response: Response) -> ApiError
 
 
 def _unknown_error(request: Request, result: Result) -> StreamOutcomeUnknownError:
-    accepted = result.attempt_result is AttemptResult.ACCEPTED
-    state = "the stream is running, but its id was lost" if accepted else "the stream may or may not be running"
     if request.name is None:
         advice = "it was sent without a name, so starting again may start a second one"
     elif request.operation is Operation.CALL_START:
         advice = f"stop it by its name {request.name!r}; starting again, even under that name, may start a second one"
     else:
         advice = f"stop it by its name {request.name!r}, or start it again with that name and may_be_running=True"
-    last = "" if result.attempts == 1 else "last attempt: "
     return _error(
         StreamOutcomeUnknownError,
         request,
         result,
-        f"{state} ({last}{_evidence(request, result)}); {advice}",
+        f"{describe_unknown(result, _evidence(request, result))}; {advice}",
         target=request.target,
         name=request.name,
         phase=result.phase,
         status=result.response.status if result.response is not None else None,
-        accepted=accepted,
+        accepted=result.attempt_result is AttemptResult.ACCEPTED,
     )

@@ -9,13 +9,13 @@ from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote, quote_plus
 
 from attrs import evolve, fields
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.messages import CallContext, CallState, Request, create_request
+from signalwire_streams._http.exchange import CallState, Request, create_request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import (
     GENERATED_NAME,
@@ -26,7 +26,7 @@ from signalwire_streams.models import (
     TargetKind,
 )
 from signalwire_streams.models._requests import WIRE_NAME
-from signalwire_streams.models._validation import check_count, needs_no_escaping
+from signalwire_streams.models._validation import check_count, needs_no_escaping, secrets_of
 
 # How the encoding of half a surrogate pair begins; no valid text encodes so.
 _SURROGATE = re.compile("%ED%[AB]")
@@ -45,11 +45,16 @@ _SHORT_NAME = 64
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
 _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
+# The fields of a form besides the address and the name: how it calls them, how to get them, and what they are if unset.
 _WIRE_NAMES = {
     model: {each.name: each.metadata[WIRE_NAME] for each in fields(model) if WIRE_NAME in each.metadata}
     for model in (StartConferenceStream, StartCallStream)
 }
-_VALUES = {model: attrgetter(*names) for model, names in _WIRE_NAMES.items()}
+_OPTIONS = {model: [name for name in names if name not in {"url", "name"}] for model, names in _WIRE_NAMES.items()}
+_VALUES = {model: attrgetter(*names) for model, names in _OPTIONS.items()}
+_UNSET: dict[type[Start], tuple[object, ...]] = {
+    model: tuple({} if name == "parameters" else None for name in names) for model, names in _OPTIONS.items()
+}
 
 
 def start_form(request: Start) -> bytes:
@@ -58,19 +63,26 @@ def start_form(request: Start) -> bytes:
     Raises:
         InvalidRequestError: a string contains a lone surrogate, which cannot be encoded.
     """
-    form: dict[str, str] = {}
     model = type(request)
-    for wire_name, value in zip(_WIRE_NAMES[model].values(), _VALUES[model](request), strict=True):
-        if value is None:
-            continue
+    form = f"Url={_quoted_address(request.url)}"
+    if request.name is not None:
+        form += f"&Name={_quoted(request.name)}"
+    if (values := _VALUES[model](request)) != _UNSET[model]:  # compared as a whole, since few requests have any
+        form += _encoded_options(model, values)
+    return form.encode("ascii")
+
+
+def _encoded_options(model: type[Start], values: tuple[Any, ...]) -> str:
+    form: dict[str, str] = {}
+    for name, value in zip(_OPTIONS[model], values, strict=True):
+        wire_name = _WIRE_NAMES[model][name]
         if isinstance(value, dict):
             for number, (key, text) in enumerate(value.items(), start=1):
                 form[f"{wire_name}{number}.Name"] = key
                 form[f"{wire_name}{number}.Value"] = text
-        elif not isinstance(value, SignedTokens):  # each attempt adds its own
+        elif value is not None and not isinstance(value, SignedTokens):  # each attempt adds its own
             form[wire_name] = _text(value)
-    url = f"Url={_quoted_address(form.pop('Url'))}"
-    return (f"{url}&{_encode(form)}" if form else url).encode("ascii")
+    return f"&{_encode(form)}" if form else ""
 
 
 def _minter(request: Start, tokens: SignedTokens, state: CallState) -> Callable[[], bytes]:
@@ -96,8 +108,12 @@ def path_of(account: Account, collection: str, *segments: str) -> str:
     """Return the path of one of the account's collections, or below it; each segment is percent-encoded."""
     path = account.root + collection
     for segment in segments:
-        path += "/" + (segment if needs_no_escaping(segment) else quote(segment, safe="@:"))
+        path += f"/{_escaped(segment)}"
     return path
+
+
+def _escaped(segment: str) -> str:
+    return segment if needs_no_escaping(segment) else quote(segment, safe="@:")
 
 
 def _quoted(text: str) -> str:
@@ -151,28 +167,28 @@ def _comes_back(name: str) -> bool:
     return name.startswith(GENERATED_NAME) or (len(name) <= _SHORT_NAME and needs_no_escaping(name) is not None)
 
 
-def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
+def start(account: Account, request: Start, *, deadline: float | None, state: CallState) -> Request:
     kind, name, tokens = request.kind, request.name, request.authorization_bearer_token
-    if isinstance(tokens, SignedTokens) and context.state.mint is None:  # else it is another part of the same call
-        context.state.mint = _minter(request, tokens, context.state)
+    if isinstance(tokens, SignedTokens) and state.mint is None:  # else it is another part of the same call
+        state.mint = _minter(request, tokens, state)
     target: str = getattr(request, kind.target_key)
     echo = {kind.target_key: target, "account_sid": account.sid}
     if name is not None and _comes_back(name):
         echo["name"] = name
     return create_request(
         method="POST",
-        path=f"{path_of(account, kind.collection, target)}/Streams",
+        path=f"{account.root}{kind.collection}/{_escaped(target)}/Streams",
         operation=kind.start if name is not None else Operation.UNNAMED_START,
-        description=f"start a stream on {kind}",
+        description="start a stream on " + kind,
         target=target,
         body=start_form(request),
         name=name,
         has_unique_name=name is not None and name.startswith(GENERATED_NAME),
-        priority=context.priority,
+        priority=state.priority,
         deadline=deadline,
         echo=echo,
-        redact=account.secrets + request.secrets,
-        state=context.state,
+        redact=account.secrets + secrets_of(request),
+        state=state,
     )
 
 
@@ -189,7 +205,7 @@ def stop(
     operation: Operation,
     *,
     deadline: float | None,
-    context: CallContext,
+    state: CallState,
 ) -> Request:
     echo = {kind.target_key: target}
     if operation is not Operation.STOP_BY_NAME:
@@ -204,11 +220,11 @@ def stop(
         target=target,
         body=STOP,
         name=handle,
-        priority=context.priority,
+        priority=state.priority,
         deadline=deadline,
         echo=echo,
         redact=account.secrets,
-        state=context.state,
+        state=state,
     )
 
 

@@ -4,13 +4,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 from weakref import WeakKeyDictionary
 
 import aiohttp
 from attrs import field, frozen
 
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.exchange import Handler, Request, Result
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import AttemptResult, RetryDecision
 from signalwire_streams.models._validation import validate_seconds
@@ -84,16 +84,16 @@ class Deadline:
     Made by `DeadlineTimer.within`: ``with timer.within(5.0) as deadline``.
     """
 
-    def __init__(self, timer: "DeadlineTimer", ends_at: float) -> None:
+    def __init__(self, timer: "DeadlineTimer", ends_at: float, *, latest: float) -> None:
         self.ends_at: float = ends_at  # on the loop's clock
         self.expired: bool = False
-        self._latest = ends_at
+        self._latest = latest
         self._timer = timer
         self._task: asyncio.Task[object]
-        self._cancelling = 0
+        self._cancelling: int
 
     def __enter__(self) -> Self:
-        self._task = cast("asyncio.Task[object]", asyncio.current_task())  # a coroutine runs in one
+        self._task = asyncio.current_task()  # type: ignore[assignment]  # a coroutine runs in one
         self._cancelling = self._task.cancelling()
         self._timer.running[self] = None
         self._timer.fire_by(self.ends_at)
@@ -128,9 +128,10 @@ class DeadlineTimer:
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = _NEVER
 
-    def within(self, seconds: float | None) -> Deadline:
-        """Return a deadline this many seconds from now; with None, one that only `Deadline.expire` ends."""
-        return Deadline(self, _NEVER if seconds is None else asyncio.get_running_loop().time() + seconds)
+    def within(self, seconds: float, *, step: float = _NEVER) -> Deadline:
+        """Return a deadline this many seconds from now, whose first step may take *step* seconds."""
+        now = asyncio.get_running_loop().time()
+        return Deadline(self, now + min(seconds, step), latest=now + seconds)
 
     def fire_by(self, moment: float) -> None:
         if moment < self._fires_at:
@@ -205,7 +206,7 @@ class SessionManager:
         limits = (self.connections, connector.limit, connector.limit_per_host)
         return min(limit for limit in limits if limit)  # 0 is aiohttp's word for no limit
 
-    def refuse_new(self) -> None:
+    def reject_new(self) -> None:
         self._guard.leave()
 
     async def close(self) -> None:
@@ -233,12 +234,13 @@ def idle_in_lent_sessions(port: int | None) -> int:
 
 
 class Dispatcher:
-    """Sends requests through the middlewares, and ends the calls in flight when the client closes."""
+    """Sends requests through the middleware, and ends the calls in flight when the client closes."""
 
     def __init__(self, sessions: SessionManager, handler: Handler) -> None:
         self.sessions = sessions
         self._handler = handler
-        self._in_flight: set[Deadline] = set()
+        self._in_flight: dict[Request, asyncio.Task[object]] = {}
+        self._cut: set[Request] = set()
         self._idle = asyncio.Event()
 
     async def send(self, request: Request) -> Result:
@@ -248,31 +250,36 @@ class Dispatcher:
             ClientStateError: the client is closed, or belongs to another event loop.
         """
         self.sessions.check()
-        cut = self.sessions.timer.within(None)
+        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]  # a coroutine runs in one
+        self._in_flight[request] = task
+        cancelling = task.cancelling()
         try:
-            with cut:
-                self._in_flight.add(cut)
-                return await self._handler(request)
-        except TimeoutError:
-            if not cut.expired:
+            return await self._handler(request)
+        except asyncio.CancelledError:
+            # A cancellation by somebody else must still reach the task.
+            if request not in self._cut or task.cancelling() - 1 > cancelling:
                 raise
             return _cut(request)
         finally:
-            self._in_flight.discard(cut)
+            del self._in_flight[request]
             if not self._in_flight:
                 self._idle.set()
+            if request in self._cut:
+                self._cut.remove(request)
+                task.uncancel()
 
     async def aclose(self) -> None:
-        """Refuse new calls, wait up to five seconds for those in flight, cancel the rest, close the session."""
-        self.sessions.refuse_new()
+        """Reject new calls, wait up to five seconds for those in flight, cancel the rest, close the session."""
+        self.sessions.reject_new()
         try:
             if self._in_flight:
                 self._idle.clear()
                 async with asyncio.timeout(_SHUTDOWN_TIMEOUT):
                     await self._idle.wait()
         except TimeoutError:
-            for cut in self._in_flight:
-                cut.expire()
+            for request in self._in_flight.keys() - self._cut:
+                self._cut.add(request)
+                self._in_flight[request].cancel()
         finally:
             await self.sessions.close()
 

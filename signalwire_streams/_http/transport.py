@@ -2,17 +2,27 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import cache
+from platform import python_version
+from typing import cast
 
 import aiohttp
 from attrs import evolve
+from multidict import CIMultiDict, istr
 from yarl import URL
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.attempt_guard import FORM, AttemptGuard, GuardedPayload, PreparedBody
-from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
+from signalwire_streams._http.attempt_guard import (
+    FORM,
+    ONE_WRITE,
+    AttemptGuard,
+    GuardedPayload,
+    PreparedBody,
+    PreparedRequest,
+)
 from signalwire_streams._http.error_bodies import retry_after
-from signalwire_streams._http.messages import Request, Result, create_result
-from signalwire_streams._http.own_session import OwnSession, user_agent
+from signalwire_streams._http.exchange import Request, Result, create_result
+from signalwire_streams._http.responses import classify, confirms, contradiction, read_response
 from signalwire_streams._http.session import SessionManager, Timeouts
 from signalwire_streams._http.transport_errors import without_response
 from signalwire_streams.clock import Clock
@@ -20,7 +30,7 @@ from signalwire_streams.errors import Phase
 from signalwire_streams.models import AttemptResult, Operation
 
 _SMALL_ANSWER = 64 * 1024
-"""Limit in bytes of the unpacked response to a start or a stop, or of a refusal; real ones have a few hundred."""
+"""Limit in bytes of the unpacked response to a start or a stop, or of a rejection; real ones have a few hundred."""
 _LARGE_ANSWER = 4 * 1024 * 1024
 """Limit in bytes of the unpacked response to a read."""
 _LARGE_ANSWERS = 8
@@ -29,12 +39,76 @@ _BUFFER = 64 * 1024
 """Bytes that aiohttp unpacks ahead; a borrowed session may use any other value."""
 _MAX_LINE, _MAX_HEADERS = 64 * 1024, 512
 """Gateways add cookies and policies that are longer than aiohttp's 8,190 bytes, and more of them than its 128."""
-_REFUSED = 300
+_REDIRECT = 300
+_KEEPALIVE = 10.0
 _AUTHORIZATION = "Authorization"
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
 _CONNECTING, _ANSWERED = Phase.CONNECTING, Phase.ANSWERED
 _DONE = AttemptResult.DONE
 _NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+
+
+@cache  # the version is read from a file, which would be half of what a client costs
+def user_agent() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  (slow to import, and not needed before)
+
+    return f"signalwire-streams/{version('signalwire-streams')} aiohttp/{aiohttp.__version__} Python/{python_version()}"
+
+
+class OwnSession:
+    """Creates the client's own session, and the bodies of its requests."""
+
+    def __init__(self, root: URL, headers: Mapping[str, str]) -> None:
+        self._root, self._headers = root, CIMultiDict(headers)
+        self._head: bytes | None = None  # of a POST, from behind its path up to its last value; where it is prepared
+
+    def create(self) -> aiohttp.ClientSession:
+        can_prepare = self._can_prepare()
+        self._head = self._post_head() if can_prepare else None
+        return aiohttp.ClientSession(
+            # The rate-limit middleware limits the concurrency.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            request_class=PreparedRequest if can_prepare else aiohttp.ClientRequest,
+        )
+
+    def _can_prepare(self) -> bool:
+        """Return False for an aiohttp whose requests are different: its own class knows them."""
+        own = [name for name in vars(PreparedRequest) if not name.startswith("_") and name != "respond"]
+        if not all(hasattr(aiohttp.ClientRequest, name) for name in own):
+            return False
+        loop, kind, guard = asyncio.get_running_loop(), aiohttp.ClientResponse, cast("AttemptGuard", None)
+        body = PreparedBody(b"", guard, b"", self._headers)
+        try:
+            PreparedRequest(
+                "POST", self._root, headers=self._headers, data=body, loop=loop, response_class=kind
+            ).respond()
+        except Exception:  # noqa: BLE001  (whatever is different)
+            return False
+        return True
+
+    def _post_head(self) -> bytes:
+        encodings = aiohttp.ClientRequest.DEFAULT_HEADERS[istr("Accept-Encoding")]
+        lines = {
+            "Host": self._root.host_port_subcomponent,
+            **self._headers,
+            "Content-Type": FORM,
+            "Accept-Encoding": encodings,
+        }
+        written = "".join(f"\r\n{name}: {value}" for name, value in lines.items())
+        return f" HTTP/1.1{written}\r\nContent-Length: ".encode("ascii")
+
+    def body(self, request: Request, url: URL, guard: AttemptGuard) -> GuardedPayload | PreparedBody | None:
+        if request.body is None:
+            return None
+        path, size = url.raw_path_qs, len(request.body)
+        # A path that a middleware has changed may be one that aiohttp rejects.
+        is_plain = path.isascii() and path.isprintable() and " " not in path
+        if self._head is None or request.method != "POST" or size > ONE_WRITE or not is_plain:
+            return GuardedPayload(request.body, guard)
+        head = b"POST %b%b%d\r\n\r\n" % (path.encode("ascii"), self._head, size)
+        return PreparedBody(request.body, guard, head, self._headers)
 
 
 class HttpTransport:
@@ -70,8 +144,7 @@ class HttpTransport:
         content, complete = b"", False
         limit = min(self._timeouts.attempt, state.deadline_at - self._clock.now())
         try:
-            with self._sessions.timer.within(limit) as deadline:
-                deadline.allow(self._timeouts.connect)
+            with self._sessions.timer.within(limit, step=self._timeouts.connect) as deadline:
                 guard = AttemptGuard(request, deadline, self._timeouts.read)
                 content, complete = await self._exchange(session, request, guard, received)
         except asyncio.CancelledError:
@@ -127,7 +200,7 @@ class HttpTransport:
             if request.body is not None:
                 body, headers = GuardedPayload(request.body, guard), {"Content-Type": FORM, **headers}
             if session.trust_env:
-                # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
+                # aiohttp rejects the header beside an entry of netrc, so the guard sets it later.
                 guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
                 headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
         response = await session.request(
@@ -164,7 +237,7 @@ class HttpTransport:
         body = bytearray()
         try:
             complete = await _read_up_to(limit, body, stream, guard)
-            if not complete and request.operation is Operation.READ and response.status < _REFUSED:
+            if not complete and request.operation is Operation.READ and response.status < _REDIRECT:
                 limit = _LARGE_ANSWER
                 async with self._large_answers:
                     complete = await _read_up_to(limit, body, stream, guard)

@@ -8,7 +8,7 @@ import os
 
 import aiohttp
 
-from signalwire_streams._http.messages import Request, Result
+from signalwire_streams._http.exchange import Request, Result
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import AttemptResult
 

@@ -6,7 +6,7 @@ from signalwire_streams.adapters._agent_audio import check_format
 from signalwire_streams.adapters._agent_speech import AgentSpeech
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver import StreamSession
-from signalwire_streams.receiver.audio._pcm_mixer import PcmTracks
+from signalwire_streams.receiver.audio._pcm_frames import PcmTracks
 
 try:
     from livekit import rtc

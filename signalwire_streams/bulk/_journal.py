@@ -356,7 +356,7 @@ class Journal(JournalWriter):
         stream, error = outcome.stream, outcome.error
         self._commits.write_later(
             _COMPLETE,
-            outcome.status.value,
+            str(outcome.status),
             stream.sid if stream is not None else None,
             int(stream.ambiguous) if stream is not None else 0,
             outcome.attempts,

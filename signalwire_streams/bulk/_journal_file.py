@@ -110,7 +110,7 @@ class JournalPath:
     def lock(self) -> sqlite3.Connection:
         """Lock a run for this process. The lock ends with the process, even if that is killed."""
         try:
-            lock = sqlite3.connect(self.beside(LOCK), timeout=_PROBE_TIMEOUT, isolation_level=None)
+            lock = sqlite3.connect(self.beside(LOCK), timeout=_OWNER_TIMEOUT, isolation_level=None)
         except (sqlite3.OperationalError, OSError):
             raise InvalidRequestError(f"the journal {self} can't be opened: name a file in a writable folder") from None
         try:
@@ -252,7 +252,7 @@ IN_DOUBT = "in_doubt"
 """The state of an item whose request may have gone out, and whose outcome the journal does not know."""
 STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
 
-_PROBE_TIMEOUT = 0.2  # seconds; another process may be checking whether the journal is locked
+_OWNER_TIMEOUT = 0.2  # seconds; another process may be checking whether the journal is locked
 _LOCK_TIMEOUT = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
 _STEP = 0.02  # seconds between two attempts
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._journal import ItemRecord, Journal
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
@@ -90,7 +90,7 @@ class Ledger(Protocol):
         """
 
     def record_outcome(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
-        """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.refusals`."""
+        """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.rejections`."""
 
 
 class Operation(Protocol[_Item_contra]):
@@ -101,7 +101,7 @@ class Operation(Protocol[_Item_contra]):
     async def end(self) -> None:
         """Called after the last item. Safe to repeat."""
 
-    def prepare(self, item: _Item_contra, context: CallContext, /) -> Send:
+    def prepare(self, item: _Item_contra, state: CallState, /) -> Send:
         """Return the function that sends an item, which is called again after each pause.
 
         Raises:
@@ -147,17 +147,16 @@ class StartStreams(_StreamOperation[Start]):
         if self._ledger is not None:
             self._run = self._ledger.run
 
-    def prepare(self, request: Start, context: CallContext) -> Send:
+    def prepare(self, request: Start, state: CallState) -> Send:
         canonical_target = self._duplicates.check(request)
-        kind, target = target_of(request)
         request = self._named(request, canonical_target)
         if self._ledger is not None:
-            running = self._consult(self._ledger, ItemKey(kind, target, request.name), context.state)
+            running = self._consult(self._ledger, ItemKey(*target_of(request), request.name), state)
             if running is not None:
                 return _returning(running)
         if isinstance(request, StartConferenceStream):
-            return partial(self._conferences.start, request, deadline=self._deadline, context=context)
-        return partial(self._calls.start, request, deadline=self._deadline, context=context)
+            return partial(self._conferences.start, request, deadline=self._deadline, state=state)
+        return partial(self._calls.start, request, deadline=self._deadline, state=state)
 
     def recorded(self, request: Start) -> Stream | StreamsError | None:
         if self._ledger is None or not isinstance(request, StartConferenceStream | StartCallStream):
@@ -186,7 +185,7 @@ class StartStreams(_StreamOperation[Start]):
                     why = "without a name" if key.name is None else "on a call, where a duplicate may not be rejected"
                     raise outcome_unknown(key, f"{_EARLIER_PART} {why}, so it is not sent again")
                 state.may_have_succeeded = True
-            state.was_refused_for_now = True
+            state.was_rejected_for_now = True
         # Only when it is its turn, so that items that were merely queued are not in doubt after a crash.
         state.before_sending = partial(ledger.intend, key, state, record)
         return None
@@ -197,17 +196,17 @@ class StopStreams(_StreamOperation[Stream]):
 
     is_start = False
 
-    def prepare(self, stream: Stream, context: CallContext) -> Send:
+    def prepare(self, stream: Stream, state: CallState) -> Send:
         send: Send
         if isinstance(stream, ConferenceStream):
             target = stream.conference_sid
-            send = partial(self._conferences.stop, target, stream, deadline=self._deadline, context=context)
+            send = partial(self._conferences.stop, target, stream, deadline=self._deadline, state=state)
         elif isinstance(stream, CallStream):
-            send = partial(self._calls.stop, stream.call_sid, stream, deadline=self._deadline, context=context)
+            send = partial(self._calls.stop, stream.call_sid, stream, deadline=self._deadline, state=state)
         else:
             raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
         if self._ledger is not None:
-            key, state = _stop_key(stream), context.state
+            key = _stop_key(stream)
             record = self._ledger.known(key, state)
             stopped = _stopped(stream, record)
             if stopped is not None:
@@ -329,7 +328,7 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
     if outcome.status not in _INCONCLUSIVE or not isinstance(request, StartConferenceStream | StartCallStream):
         return outcome
     has_unique_name = state.name is not None and state.name.startswith(GENERATED_NAME)
-    if not (record.ambiguous or (has_unique_name and state.refusals - _NOTHING_STARTED)):
+    if not (record.ambiguous or (has_unique_name and state.rejections - _NOTHING_STARTED)):
         return outcome
     key = ItemKey(*target_of(request), request.name)
     return evolve(outcome, stream=_recorded_stream(key, evolve(record, ambiguous=True)))

@@ -16,8 +16,7 @@ from signalwire_streams.models import (
     StartCallStream,
     StartConferenceStream,
 )
-from signalwire_streams.models._requests import SECRET
-from signalwire_streams.models._validation import redact_url
+from signalwire_streams.models._validation import SECRET, redact_url
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 Stream: TypeAlias = ConferenceStream | CallStream

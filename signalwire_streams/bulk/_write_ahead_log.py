@@ -397,7 +397,8 @@ class GroupCommitter:
 
     def write_later(self, statement: str, *values: object) -> None:
         self._waiting.append((statement, values, None))
-        self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
+        if self._timer is None:  # else it is due by then
+            self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
 
     async def write(self, statement: str, *values: object) -> None:
         """Write a record, and return once it is on disk. If this is cancelled before that, nothing is written."""

@@ -90,7 +90,7 @@ class Leases:
             replies = await self._connection.pipeline(queue)
             for lease, reply in zip(leases, replies, strict=False):  # the heartbeat has replies too
                 if decode(reply) == "ok":
-                    lease.renewed_at = max(lease.renewed_at, asked_at)
+                    lease.renewed_at = asked_at
                 else:
                     lease.lose()
             await asyncio.sleep(self._duration / _RENEWALS)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from attrs import evolve
 
-from signalwire_streams._http.messages import CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey, outcome_unknown
@@ -79,7 +79,7 @@ class BatchLedger(_FleetLedger):
         index = self._take(key)
         self._sending[state] = index, key, cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
-        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REJECTED}
+        state.was_rejected_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REJECTED}
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
@@ -147,8 +147,8 @@ class BatchLedger(_FleetLedger):
 
     def _evidence(self, index: int, state: CallState) -> Evidence:
         """Return the evidence about an item that is not known to be running."""
-        rejected = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REJECTED
-        return self._mark(index).evidence | (rejected if state.refusals else Evidence.NONE)
+        rejected = Evidence.THROTTLED if state.rejections <= {AttemptResult.THROTTLED} else Evidence.REJECTED
+        return self._mark(index).evidence | (rejected if state.rejections else Evidence.NONE)
 
     def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
         expected = self._claim if index in self._claimed else self._mark(index).text

@@ -359,7 +359,7 @@ class FleetWorker:
             started_at=self._started_at,
             active_batches=len(self._leases.active),
             completed=self._completed,
-            rate=round(self._rate(), 1),
+            rate=self._rate(),
             limit=round(rate_limiter.rate, 1) if isinstance(rate_limiter, SpaceRateLimiter) else None,
             draining=self._stop.is_set(),
         )

@@ -81,7 +81,7 @@ class _Kept:
 
     target: Target
     state: TargetState
-    tokens: AttemptTokens
+    tokens: AttemptTokens = field(repr=False)
     item: Item | None = None  # as it was listed last
     fingerprints: dict[int, str] = field(factory=dict)  # of the requests of its attempts
     prepared: Start | None = None  # what the template returned when it appeared

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from attrs import frozen
 
-from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._serialization import stream_of
 from signalwire_streams.callbacks._events import CallbackEvent, StreamStarted
 from signalwire_streams.errors import (
@@ -30,7 +30,7 @@ from signalwire_streams.keep_streaming._values import (
     StopResult,
     TargetState,
 )
-from signalwire_streams.middleware._retry import REFUSED_FOR_NOW
+from signalwire_streams.middleware._retry import REJECTED_FOR_NOW
 from signalwire_streams.models import (
     AttemptResult,
     Call,
@@ -56,7 +56,7 @@ _ENDED = frozenset(
         CallStatus.NO_ANSWER,
     }
 )
-_MAY_HAVE_STARTED = REFUSED_FOR_NOW - {AttemptResult.THROTTLED}
+_MAY_HAVE_STARTED = REJECTED_FOR_NOW - {AttemptResult.THROTTLED}
 _NO_FAILURE = frozenset({None, AttemptResult.DONE, AttemptResult.ACCEPTED})
 _MODELS: dict[TargetKind, type[Item]] = {TargetKind.CONFERENCE: Conference, TargetKind.CALL: Call}
 _MAX_DIGITS = 20  # a number of ours is shorter, and a very long one would take long to parse
@@ -100,16 +100,15 @@ class TargetRequests:
 
     async def start(self, request: Start, attempt: int) -> StartAnswer:
         """Start a stream with one request."""
-        context = CallContext(Priority.BULK)
-        context.state.is_sent_once = True
+        state = CallState(priority=Priority.BULK, is_sent_once=True)
         try:
-            stream = await self.streams.start(request, context=context)
+            stream = await self.streams.start(request, state=state)
         except ClientStateError:  # the keeper can't go on
             raise
         except StreamsError as error:
-            if context.state.result is AttemptResult.DUPLICATE_NAME:
+            if state.result is AttemptResult.DUPLICATE_NAME:
                 return NameRefused(attempt=attempt)
-            answer = ResponseLost if self._may_run(error, context.state) else StartRejected
+            answer = ResponseLost if self._may_run(error, state) else StartRejected
             return answer(attempt=attempt, reason=_reason(error))
         if stream.sid is None or stream.ambiguous:
             return ResponseLost(attempt=attempt, reason=_NO_SID)
@@ -127,7 +126,7 @@ class TargetRequests:
         handle = {"sid": stop.sid} if isinstance(stop, StopBySid) else {"name": name}
         stream = stream_of(self.kind, target, **handle)
         try:
-            await self.streams.stop(target, stream, context=CallContext(Priority.BULK))
+            await self.streams.stop(target, stream, state=CallState(priority=Priority.BULK))
         except ClientStateError:
             raise
         except StreamsError as error:

@@ -5,11 +5,12 @@ from collections import deque
 
 from attrs import frozen
 
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.error_mapping import describe_result
+from signalwire_streams._http.exchange import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy
-from signalwire_streams.middleware._retry import SERVED, describe_call, describe_result
+from signalwire_streams.middleware._retry import SERVED, describe_call
 from signalwire_streams.models import AttemptResult
 
 _LOG = logging.getLogger("signalwire_streams.circuit_breaker")
@@ -84,14 +85,16 @@ class CircuitBreaker:
         if permit.is_probe:
             self._is_probing = False
 
-    def record(self, permit: Permit, result: AttemptResult, now: float) -> None:
-        failed = result in _FAILED
+    def record(self, permit: Permit, result: AttemptResult, now: float) -> bool:
+        """Record a result. Return True if the breaker has opened or closed with it."""
+        failed, was_open = result in _FAILED, self._open_until is not None
         if permit.is_probe:
             self._is_probing = False
             if result not in _NOT_TRIED:
                 self._open_until = now + self.policy.open_duration if failed else None
         elif self._open_until is None and (failed or result in SERVED):
             self._count(now, failed=failed)
+        return (self._open_until is not None) is not was_open
 
     def _count(self, now: float, *, failed: bool) -> None:
         steps = self._steps
@@ -125,9 +128,9 @@ class CircuitBreakerMiddleware:
         except BaseException:  # a probe that is cancelled must not keep the breaker waiting for it for ever
             breaker.release(permit)
             raise
-        was_open = breaker.is_open
-        breaker.record(permit, result.attempt_result, self._clock.now())
-        if breaker.is_open and not was_open:
+        if not breaker.record(permit, result.attempt_result, self._clock.now()):
+            return result
+        if breaker.is_open:
             _LOG.warning(
                 "circuit breaker opened: at least %g %% of the last requests failed, most recently %s: %s; "
                 "no requests for %g s, then one probe",
@@ -136,6 +139,6 @@ class CircuitBreakerMiddleware:
                 describe_result(request, result),
                 breaker.policy.open_duration,
             )
-        elif was_open and not breaker.is_open:
+        else:
             _LOG.info("circuit breaker closed: the probe succeeded")
         return result

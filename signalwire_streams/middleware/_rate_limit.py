@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Protocol, runtime_checkable
 
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.exchange import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RateLimit
@@ -66,12 +66,12 @@ class TokenBucket:
 
     def try_acquire(self, now: float) -> float:
         """Take a token and return 0, or return the seconds after which to try again."""
-        wait = self.time_until_open(now)
-        if wait:
-            return wait
-        self._recover(now)
+        if now < self._closed_until:
+            return self._closed_until - now
+        if self._cut_at is not None:
+            self._recover(now, self._cut_at)
         if now > self._filled_at:
-            self._tokens = min(self._burst, self._tokens + self.rate * min(now - self._filled_at, 1e6))
+            self._tokens = min(self._burst, self._tokens + self.rate * (now - self._filled_at))
             self._filled_at = now
         if self._tokens < 1.0:
             return (1.0 - self._tokens) / self.rate
@@ -85,9 +85,10 @@ class TokenBucket:
         """Pause and slow down after a 429; one of a request from before the last cut does not cut the rate again."""
         pause = retry_after
         if self._cut_at is None or sent_at > self._cut_at:
-            self._recover(now)
+            if self._cut_at is not None:
+                self._recover(now, self._cut_at)
             self._rate_before_cut, self._cut_at = self.rate, now
-            self._recover(now)
+            self._recover(now, now)
             self._pause = next_pause(self._pause)
             pause = self._pause if retry_after is None else retry_after
         if pause is not None:
@@ -97,19 +98,18 @@ class TokenBucket:
         """Start with a short pause again at the next 429."""
         self._pause = 0.0
 
-    def _recover(self, now: float) -> None:
-        if self._cut_at is not None:
-            elapsed, window = now - self._cut_at, self.limit.window
-            self.rate = recovered_rate(self._rate_before_cut, elapsed, window=window, ceiling=self._ceiling)
-            if self.rate >= self._ceiling:
-                self._cut_at = None
+    def _recover(self, now: float, cut_at: float) -> None:
+        elapsed, window = now - cut_at, self.limit.window
+        self.rate = recovered_rate(self._rate_before_cut, elapsed, window=window, ceiling=self._ceiling)
+        if self.rate >= self._ceiling:
+            self._cut_at = None
 
 
 class PriorityQueue:
     """Requests that wait for a grant. A grant is the time until which it may be used."""
 
-    def __init__(self, give_back: Callable[[float], object]) -> None:
-        self._give_back = give_back  # is passed a grant that came at the moment when its wait was cancelled
+    def __init__(self, refund: Callable[[float], object]) -> None:
+        self._refund = refund  # is passed a grant that came at the moment when its wait was cancelled
         self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class PriorityQueue:
             return turn.result() if _was_granted(turn) else None
         except asyncio.CancelledError:
             if _was_granted(turn) and turn.exception() is None:
-                self._give_back(turn.result())
+                self._refund(turn.result())
             raise
         finally:
             for turns in self._waiting.values():
@@ -153,7 +153,7 @@ class PriorityQueue:
         turn.set_result(usable_until)
         return True
 
-    def refuse(self, error: Exception) -> None:
+    def reject(self, error: Exception) -> None:
         while (turn := self._next()) is not None:
             turn.set_exception(copy(error))  # each raises its own, or their tracebacks would become one
 
@@ -192,7 +192,7 @@ class PrioritySemaphore:
         return await self._queue.wait(self._queue.add(priority), timeout) is not None
 
     def release(self) -> None:
-        if not self._queue.grant():
+        if self.free > 0 or not self._queue.grant():  # nobody waits while one is free
             self.free += 1
 
 

@@ -7,10 +7,10 @@ from functools import cache
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.error_bodies import redact
-from signalwire_streams._http.messages import Handler, Request, Result, create_result
+from signalwire_streams._http.error_mapping import describe_result, describe_unknown
+from signalwire_streams._http.exchange import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import Phase
+from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.models import Attempt, AttemptResult, Operation, Priority, RetryDecision
 
@@ -25,9 +25,9 @@ def _always(decision: RetryDecision) -> _Row:
 
 
 _STOPS = frozenset(operation for operation in Operation if operation.is_stop)
-REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
+REJECTED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     AttemptResult.TARGET_ENDED: _STOPS,
-    # The sid of an ambiguous start may be that of a second stream that was refused, while the first one runs.
+    # The sid of an ambiguous start may be that of a second stream that was rejected, while the first one runs.
     AttemptResult.ALREADY_STOPPED: _STOPS - {Operation.STOP_AMBIGUOUS},
     # The Space returned this sid from a start, so a stream that it no longer knows has ended. A caller's text may be
     # misspelt, and a Space may not find streams by their names.
@@ -38,7 +38,7 @@ REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
 _REJECTIONS = frozenset(
     {
         AttemptResult.REJECTED,
-        AttemptResult.UNREADABLE_REFUSAL,
+        AttemptResult.UNREADABLE_REJECTION,
         AttemptResult.FORBIDDEN,
         AttemptResult.DUPLICATE_NAME,
         AttemptResult.NOT_FOUND,
@@ -49,8 +49,11 @@ _REJECTIONS = frozenset(
 _DENIALS = frozenset({AttemptResult.REJECTED, AttemptResult.NOT_FOUND})
 SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
-REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-"""Temporary rejections. (A gateway may respond like this although the Space has accepted the request.)"""
+REJECTED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
+"""The Space rejects it for now and asks to come back.
+
+A gateway may respond like this although the Space has accepted the request.
+"""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
@@ -78,7 +81,7 @@ RULES: Mapping[AttemptResult, _Row] = {
     # The Space rejected it permanently.
     AttemptResult.REDIRECTED: _always(RetryDecision.FAIL),
     **dict.fromkeys(_REJECTIONS, _always(RetryDecision.FAIL)),
-    # The Space refused it for now.
+    # The Space rejected it for now.
     AttemptResult.TRY_AGAIN: _always(RetryDecision.RETRY),
     AttemptResult.UNAVAILABLE: _always(RetryDecision.RETRY),
     AttemptResult.THROTTLED: _always(RetryDecision.WAIT_FOR_RATE_LIMIT),
@@ -87,8 +90,8 @@ _RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
     **RULES,
     # It was carried out.
     AttemptResult.DUPLICATE_NAME: _always(RetryDecision.ALREADY_STARTED),
-    # What can't be read may be the refusal of a duplicate, or of a stream that has ended.
-    AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
+    # What can't be read may be the rejection of a duplicate, or of a stream that has ended.
+    AttemptResult.UNREADABLE_REJECTION: _MAY_HAVE_HAPPENED,
 }
 """The rules once an earlier attempt of the call may have been carried out."""
 
@@ -114,7 +117,7 @@ REWARD = 1  # added to the budget by a success without a retry
 @cache
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
     """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
-    if operation in REFUSED_STOPS.get(result, ()):
+    if operation in REJECTED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
     # A call or conference that the Space no longer knows was ended by that attempt, or by somebody else.
     if operation is Operation.END and result is AttemptResult.NOT_FOUND and ambiguous_before:
@@ -166,9 +169,10 @@ class Decision:
 
     action: RetryDecision
     delay: float = 0.0
+    is_final: bool = field(init=False)
 
-    @property
-    def is_final(self) -> bool:
+    @is_final.default
+    def _is_final(self) -> bool:
         return self.action not in _RETRIES
 
 
@@ -186,7 +190,7 @@ class RetryState:
     deadline_at: float
     ambiguous_since: float | None = None  # when an attempt was first made that may have been carried out
     has_unique_name: bool = False
-    was_refused_for_now: bool = False  # in this call, or before it
+    was_rejected_for_now: bool = False  # in this call, or before it
     _accepted: bool = False
     _retries: dict[RetryDecision, int] = field(factory=dict)
     _spent: int = 0
@@ -197,14 +201,14 @@ class RetryState:
 
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
         """Return what follows an attempt with this result, if the Space asked to wait *retry_after* seconds."""
-        # Only an earlier attempt of this start can have used a unique name, even one that was refused by its answer.
-        is_repeated = self.ambiguous or (self.has_unique_name and self.was_refused_for_now)
+        # Only an earlier attempt of this start can have used a unique name, even one that was rejected for now.
+        is_repeated = self.ambiguous_since is not None or (self.has_unique_name and self.was_rejected_for_now)
         action = rule_for(self.operation, result, ambiguous_before=is_repeated)
         if action in SUCCESSES:
             self.budget.refund(self._spent or REWARD)
             return _ENDS[action]
         self._accepted |= result is AttemptResult.ACCEPTED
-        self.was_refused_for_now |= result in REFUSED_FOR_NOW
+        self.was_rejected_for_now |= result in REJECTED_FOR_NOW
         may_have_happened = _row(result, ambiguous_before=is_repeated)[-1] is RetryDecision.UNKNOWN
         if may_have_happened and self.ambiguous_since is None:
             self.ambiguous_since = now
@@ -310,7 +314,7 @@ class RetryMiddleware:
             deadline_at=state.deadline_at,
             ambiguous_since=now() if state.may_have_succeeded else None,
             has_unique_name=request.has_unique_name,
-            was_refused_for_now=state.was_refused_for_now,
+            was_rejected_for_now=state.was_rejected_for_now,
         )
         ambiguous_phase = _QUEUED
         last: Result | None = None
@@ -322,7 +326,8 @@ class RetryMiddleware:
             try:
                 result = await send(request)
             except CancelledError:
-                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL])
+                sent = state.record_attempt()
+                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL], sent=sent)
                 raise
             if result.attempt_result is _DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
@@ -333,15 +338,18 @@ class RetryMiddleware:
                 )
             last = result
             state.result = result.attempt_result
-            ambiguous_before = retry.ambiguous
+            ambiguous_before = retry.ambiguous_since is not None
             decision = retry.decide(result.attempt_result, now(), result.retry_after)
+            is_ambiguous = retry.ambiguous_since is not None
             ambiguous_before |= decision.action is _ALREADY_STARTED
-            self._report(request, result, number, started_at, decision)
-            if result.attempt_result in REFUSED_FOR_NOW:
-                state.refusals |= {result.attempt_result}
-                state.was_refused_for_now = True
-            state.may_have_succeeded |= retry.ambiguous
-            if retry.ambiguous and not ambiguous_before:
+            sent = state.record_attempt()
+            if self._on_attempt is not None or not decision.is_final:
+                self._report(request, result, number, started_at, decision, sent=sent)
+            if result.attempt_result in REJECTED_FOR_NOW:
+                state.rejections |= {result.attempt_result}
+                state.was_rejected_for_now = True
+            state.may_have_succeeded |= is_ambiguous
+            if is_ambiguous and not ambiguous_before:
                 ambiguous_phase = result.phase
             if decision.is_final:
                 break
@@ -367,8 +375,9 @@ class RetryMiddleware:
         self._outcome_log.record(request, result, now())
         return result
 
-    def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
-        sent = request.state.record_attempt()
+    def _report(
+        self, request: Request, result: Result, number: int, started_at: float, decision: Decision, *, sent: Sent
+    ) -> None:
         if not decision.is_final and _RETRY_LOG.isEnabledFor(logging.DEBUG):
             _RETRY_LOG.debug(
                 "%s: attempt %d: %s; %s, next attempt in %.2f s",
@@ -443,26 +452,14 @@ class OutcomeLog:
 
 def _describe_outcome(request: Request, result: Result) -> str:
     if result.decision is _UNKNOWN:
-        lost = result.attempt_result is AttemptResult.ACCEPTED
-        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
-        return f"outcome unknown, {state}: {describe_result(request, result)}"
-    is_refused = result.decision is _ALREADY_STARTED
-    is_repeated = is_refused or request.state.may_have_succeeded
+        return f"outcome unknown: {describe_unknown(result, describe_result(request, result))}"
+    is_duplicate = result.decision is _ALREADY_STARTED
+    is_repeated = is_duplicate or request.state.may_have_succeeded
     reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
     advice = "its sid may be another stream's" if request.name is None else "stop it by its name"
-    return f"{'already running' if is_refused else 'started'}, ambiguous because {reason}: {advice}"
+    return f"{'already running' if is_duplicate else 'started'}, ambiguous because {reason}: {advice}"
 
 
 def describe_call(request: Request) -> str:
     name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
     return f"{request.description} {request.target}{name}"
-
-
-def describe_result(request: Request, result: Result) -> str:
-    """Return the result of an attempt in words for a log line, without secrets and without a part of a body."""
-    response, words = result.response, result.attempt_result.description
-    if response is None:
-        detail = redact(result.detail, request.secrets)
-        return f"{words} ({detail})" if detail else words
-    code = response.problem.code if response.problem is not None else None
-    return f"{words} (HTTP {response.status}" + (f", code {code})" if code is not None else ")")

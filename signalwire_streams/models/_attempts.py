@@ -65,7 +65,7 @@ class AttemptResult(_Word):
     ACCEPTED = "accepted", "accepted, but the response can't be parsed"
     REDIRECTED = "redirected", "redirected"
     REJECTED = "rejected", "rejected"
-    UNREADABLE_REFUSAL = "unreadable_refusal", "rejected, but not by a readable error of the API"
+    UNREADABLE_REJECTION = "unreadable_rejection", "rejected, but not by a readable error of the API"
     FORBIDDEN = "forbidden", "access denied"
     DUPLICATE_NAME = "duplicate_name", "rejected as a duplicate name"
     NOT_FOUND = "not_found", "not found"

@@ -2,22 +2,23 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from copy import copy
-from functools import cache
-from typing import Any, ClassVar, Self, TypedDict, TypeVar
+from typing import ClassVar, Self, TypedDict, TypeVar
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, field, frozen
 from attrs.converters import optional as maybe
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._enums import CallbackMethod, Codec, TargetKind, Track
 from signalwire_streams.models._signed_tokens import SignedTokens
 from signalwire_streams.models._validation import (
+    SECRET,
     check_codec,
+    check_flag,
     check_parameters,
     if_given,
     masks_secrets_of_init,
     redact_url,
-    secrets_in,
+    secrets_of,
     validate_bearer_token,
     validate_callback_url,
     validate_flag,
@@ -26,7 +27,6 @@ from signalwire_streams.models._validation import (
 )
 
 _Item = TypeVar("_Item")
-_Start = TypeVar("_Start", bound="StartStream")
 
 
 class StartOptions(TypedDict, total=False):
@@ -55,15 +55,17 @@ GENERATED_NAME = "sws-"
 
 WIRE_NAME = "wire_name"
 """Metadata key: the form field that the API calls it by. ``parameters`` become ``Parameter1.Name`` and so on."""
-SECRET = "secret"  # noqa: S105  (the key of a mark, not a secret)
-"""Metadata key: True if the value is never shown or stored, ``"partly"`` if only `redact_url` of it is."""
 SCOPE = "scope"
 """Metadata key: ``"conference"`` for a field that calls do not have."""
 
 
-def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:  # noqa: ANN401
-    if value is not None:
-        raise InvalidRequestError(f"{attribute.name} is for conference streams only: omit it on a call")
+def _not_on_a_call(_: object, attribute: "Attribute[None]", __: object) -> None:
+    raise InvalidRequestError(f"{attribute.name} is for conference streams only: omit it on a call")
+
+
+def _validate_unnamed(request: "StartStream", attribute: "Attribute[bool]", value: object) -> None:
+    if check_flag(value, attribute.name) and request.name is not None:
+        raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
 
 
 def _redacted_url(url: str | None) -> str:
@@ -74,7 +76,6 @@ def _parameter_names(parameters: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
 
-@masks_secrets_of_init
 @frozen(kw_only=True)
 class StartStream:
     """Fields that all starts share. Use `StartConferenceStream` or `StartCallStream`.
@@ -102,7 +103,7 @@ class StartStream:
 
     url: str = field(validator=validate_stream_url, metadata={WIRE_NAME: "Url"})
     name: str | None = field(default=None, validator=if_given(validate_path_segment), metadata={WIRE_NAME: "Name"})
-    unnamed: bool = field(default=False, validator=validate_flag)
+    unnamed: bool = field(default=False, validator=_validate_unnamed)
     track: Track | None = field(default=None, converter=maybe(Track), metadata={WIRE_NAME: "Track"})
     status_callback: str | None = field(
         default=None,
@@ -127,10 +128,6 @@ class StartStream:
         metadata={WIRE_NAME: "AuthorizationBearerToken", SECRET: True},
     )
 
-    def __attrs_post_init__(self) -> None:
-        if self.unnamed and self.name is not None:
-            raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
-
     def with_name(self, name: str) -> Self:
         """Return a copy under a name that was generated for it; its fields are not validated again."""
         twin = copy(self)
@@ -146,21 +143,7 @@ class StartStream:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Values that must never be shown: secret fields, and the private parts of URLs."""
-        found: tuple[str, ...] = ()
-        for name, secret in _secret_fields(type(self)):  # type: ignore[arg-type]  # mypy: no class is hashable
-            value = getattr(self, name)
-            if not value:
-                continue
-            if isinstance(value, dict):
-                found += tuple(value.values())
-            elif isinstance(value, str):
-                found += (value,) if secret is True else secrets_in(value)
-        return found
-
-
-@cache
-def _secret_fields(model: type[StartStream]) -> list[tuple[str, object]]:
-    return [(each.name, each.metadata[SECRET]) for each in fields(model) if SECRET in each.metadata]
+        return secrets_of(self)
 
 
 @masks_secrets_of_init
@@ -203,15 +186,8 @@ class StartCallStream(StartStream):
     kind: ClassVar[TargetKind] = TargetKind.CALL
 
     call_sid: str = field(validator=validate_path_segment)
-    codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
-    realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
-
-
-def from_masked(model: type[_Start], **fields: Any) -> _Start:  # noqa: ANN401  (each field has its own type)
-    """Create a request from arguments that `masks_secrets` has masked already."""
-    request = model.__new__(model)
-    model.__init__.__wrapped__(request, **fields)  # type: ignore[attr-defined]
-    return request
+    codec: None = field(default=None, validator=if_given(_not_on_a_call), repr=False, metadata={SCOPE: "conference"})
+    realtime: None = field(default=None, validator=if_given(_not_on_a_call), repr=False, metadata={SCOPE: "conference"})
 
 
 async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:

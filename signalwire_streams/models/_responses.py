@@ -19,7 +19,7 @@ from signalwire_streams.models._enums import (
 )
 
 # The documentation's own examples spell months with four letters ("25 Sept 2018"), which RFC 2822 does not
-# know and the standard parser refuses.
+# know and the standard parser rejects.
 _LONG_MONTH = re.compile(r"\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]+\b", re.IGNORECASE)
 # "2018-09-25 20:00:00 UTC" and "2018-09-25 20:00:00 +0200", as many servers write a time for people.
 _ZONE = re.compile(r"(?<=\d)\s*(?:(UTC|GMT|Z)|([+-]\d\d(?::?\d\d)?))$", re.IGNORECASE)
@@ -103,7 +103,7 @@ class _Stream(_Updated):
     """Fields of the streams of conferences and of calls.
 
     Attributes:
-        sid: the stream's id. None if the Space started the stream but its id was lost; then ``name`` is the handle.
+        sid: None if the Space started the stream but its sid was lost; then ``name`` is the handle.
         name: the ``Name`` it was started under, or None.
         status: a `StreamStatus`, or the unknown text as received.
         account_sid: the project.

@@ -9,15 +9,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from itertools import zip_longest
 from typing import Any, ParamSpec, SupportsIndex, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit
 
-from attrs import Attribute, frozen
+from attrs import Attribute, fields, frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._enums import Codec
+from signalwire_streams.models._fast import fast_init
 
 MAX_PARAMETERS = 99
 """``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
@@ -57,6 +58,29 @@ def secrets_in(url: str) -> tuple[str, ...]:
     return tuple(part for part in (query, *values, userinfo, userinfo.partition(":")[2]) if part)
 
 
+SECRET = "secret"  # noqa: S105  (the key of a mark, not a secret)
+"""Metadata key: True if the value is never shown or stored, ``"partly"`` if only `redact_url` of it is."""
+
+
+def secrets_of(request: object) -> tuple[str, ...]:
+    """Return the secret values of a request, and the private parts of its URLs."""
+    found: tuple[str, ...] = ()
+    for name, mark in _secret_fields(type(request)):  # type: ignore[arg-type]  # mypy: no class is hashable
+        value = getattr(request, name)
+        if not value:
+            continue
+        if isinstance(value, dict):
+            found += tuple(value.values())
+        elif isinstance(value, str):
+            found += (value,) if mark is True else secrets_in(value)
+    return found
+
+
+@cache
+def _secret_fields(model: type[Any]) -> list[tuple[str, object]]:
+    return [(each.name, each.metadata[SECRET]) for each in fields(model) if SECRET in each.metadata]
+
+
 def is_path_segment(value: str) -> bool:
     """Return True if a text can be one segment of a URL path."""
     return bool(
@@ -69,6 +93,8 @@ def check_path_segment(value: object, what: str) -> str:
     """Check a sid or a stream's name, which becomes one segment of a URL path, and return it."""
     if not isinstance(value, str):
         raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if needs_no_escaping(value):
+        return value
     if not value:
         raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
     if not is_path_segment(value):
@@ -399,6 +425,7 @@ def masks_secrets(function: Callable[_Arguments, _Result]) -> Callable[_Argument
 def if_given(validate: Callable[[object, "Attribute[Any]", Any], None]) -> Callable[..., None]:
     """Return a validator that accepts None as well; attrs's own is a class, and four times as expensive."""
 
+    @wraps(validate)
     def validate_given(model: object, attribute: "Attribute[Any]", value: object) -> None:
         if value is not None:
             validate(model, attribute, value)
@@ -407,9 +434,16 @@ def if_given(validate: Callable[[object, "Attribute[Any]", Any], None]) -> Calla
 
 
 def masks_secrets_of_init(model: type[_Model]) -> type[_Model]:
-    """Decorate a class whose generated ``__init__`` takes secrets."""
-    model.__init__ = masks_secrets(model.__init__)  # type: ignore[method-assign]  # it has the same signature
+    """Decorate a class whose generated ``__init__`` takes secrets, and is to be fast."""
+    model.__init__ = masks_secrets(fast_init(model))  # type: ignore[method-assign]  # it has the same signature
     return model
+
+
+def from_masked(model: type[_Model], **values: Any) -> _Model:  # noqa: ANN401  (each field has its own type)
+    """Create an instance of such a class from arguments that `masks_secrets` has masked already."""
+    instance = model.__new__(model)
+    model.__init__.__wrapped__(instance, **values)  # type: ignore[attr-defined]
+    return instance
 
 
 def validate_count(_: object, attribute: "Attribute[Any]", value: object) -> None:

@@ -18,7 +18,7 @@ from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 
 from signalwire_streams.errors import MalformedFrameError
-from signalwire_streams.receiver._coalescing import CoalescedReads, Coalescer
+from signalwire_streams.receiver._read_coalescing import CoalescedReads, Coalescer
 from signalwire_streams.receiver._socket import OnMessage
 
 _ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written

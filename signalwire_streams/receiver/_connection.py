@@ -5,10 +5,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.models._signed_tokens import RejectedTokenError
+from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
     ConnectedEvent,
@@ -18,7 +20,7 @@ from signalwire_streams.receiver._protocol import (
     memory_of,
 )
 from signalwire_streams.receiver._server import RateLimitedLog
-from signalwire_streams.receiver._session import EndReason, QueueLimits, StreamSession
+from signalwire_streams.receiver._session import EndReason, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
@@ -143,6 +145,12 @@ class Connection:
         except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
             self._on_bug()
 
+    def _on_read(self, session: StreamSession) -> None:
+        try:
+            session._on_read()
+        except Exception:  # noqa: BLE001  (the same)
+            self._on_bug()
+
     def _on_early_message(self, data: str | bytes) -> None:
         """Open the session with the start event; store an event that precedes it."""
         if self._opened.done():
@@ -176,7 +184,7 @@ class Connection:
             session._enqueue(early, self._started_at)
         self._early.clear()
         self._opened.set_result(session)
-        self.socket.on_read = session._queue.wake
+        self.socket.on_read = partial(self._on_read, session)
 
     def _end(self, reason: EndReason, failure: Exception) -> None:
         """End the session, or the wait for it."""

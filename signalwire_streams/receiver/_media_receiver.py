@@ -34,15 +34,16 @@ from signalwire_streams.receiver._auth import (
     bearer_token,
     mask_tokens,
 )
-from signalwire_streams.receiver._coalescing import Coalescer
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
+from signalwire_streams.receiver._event_queue import BYTES_PER_EVENT, Overflow, QueueLimits
+from signalwire_streams.receiver._open import StarterMixin
+from signalwire_streams.receiver._pending_stream import ExpectedStream
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
+from signalwire_streams.receiver._read_coalescing import Coalescer
 from signalwire_streams.receiver._server import RateLimitedLog, Slot, StreamServer, default_max_pending
-from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
+from signalwire_streams.receiver._session import EndReason, StreamSession
 from signalwire_streams.receiver._socket import CloseCode, Socket
-from signalwire_streams.receiver._start_and_receive import ExpectedStream
-from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
@@ -191,7 +192,7 @@ class MediaReceiver(StarterMixin):
         await self._serve(connection, admission)
 
     async def _receive(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
-        # aiohttp's limit is the first size that it refuses.
+        # aiohttp's limit is the first size that it rejects.
         socket = AudioSocket(
             request.transport,
             max_msg_size=self._frame_limit + 1,
@@ -392,14 +393,18 @@ class MediaReceiver(StarterMixin):
                 await server.close()
 
     async def aclose(self, deadline: float = 5.0) -> None:
-        """Refuse new streams, close those that are open at the deadline with code 1001, and stop their handlers.
+        """Reject new streams, close those that are open at the deadline with code 1001, and stop their handlers.
 
         It returns at most two seconds after the deadline: a handler has one second to return after its stream was
         closed, and another one after it was cancelled. A handler that is still running is logged and abandoned.
 
         Args:
             deadline: seconds that open streams may continue.
+
+        Raises:
+            InvalidRequestError: the deadline is no number of seconds; the receiver goes on.
         """
+        check_patience(deadline, "deadline")
         self._closing.set()
         self._pending_streams.close()
         try:

@@ -20,8 +20,8 @@ from signalwire_streams.errors import InvalidRequestError, StreamsError, Transpo
 from signalwire_streams.receiver._heard import HeardAudio, SentMark, Utterance
 from signalwire_streams.receiver._socket import TextSender
 from signalwire_streams.receiver._statistics import StreamStatistics
-from signalwire_streams.receiver.audio._formats import AudioFormat
-from signalwire_streams.receiver.audio._resampling import Resampler
+from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat, whole_number
+from signalwire_streams.receiver.audio._resampling import Resampler, check_packages, is_prepared
 
 _KEYS = frozenset("0123456789*#ABCD")
 _PACKET_TIME = 20  # milliseconds, as long as no frame has arrived
@@ -29,7 +29,7 @@ _MAX_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is play
 _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the mark
 _MAX_MARKS = 1_000  # that are remembered though nothing waits for them, if the Space returns none
 _FINISH = "signalwire-streams-finish"
-_PCM_SIZE, _MAX_PCM_RATE = 2, 768_000
+_MAX_PCM_RATE = 768_000
 _MILLISECONDS = 1000
 
 
@@ -125,7 +125,7 @@ class Playback:
         self._check_open()
         audio = _checked(audio)
         samples = len(audio) / self.audio_format.sample_size
-        return await self._play(lambda: self._end_pcm() + audio, samples)
+        return await self._play(lambda: self._end_pcm() + audio, samples, self.audio_format.sample_rate)
 
     async def play_pcm(self, pcm: bytes, *, rate: int) -> int:
         """Convert linear PCM to the stream's encoding and rate, and `play` it.
@@ -149,16 +149,15 @@ class Playback:
         audio_format = self.audio_format
         if audio_format.sample_size and audio_format.channels != 1:
             raise InvalidRequestError(f"the stream has {audio_format.channels} channels: use play, with encoded audio")
-        pcm, rate = _checked(pcm), _validated_rate(rate)
-        samples = len(pcm) / _PCM_SIZE * audio_format.sample_rate / rate
-        resampler = Resampler(rate, audio_format.sample_rate) if self._pcm is None or self._pcm[0] != rate else None
-        return await self._play(partial(self._convert, pcm, rate, resampler), samples)
+        pcm, rate = _checked(pcm), whole_number("rate", rate, 1, _MAX_PCM_RATE)
+        check_packages(rate, audio_format.sample_rate)
+        samples = len(pcm) / PCM_SIZE * audio_format.sample_rate / rate
+        return await self._play(partial(self._convert, pcm, rate), samples, rate)
 
-    def _convert(self, pcm: bytes, rate: int, resampler: Resampler | None) -> bytes:
+    def _convert(self, pcm: bytes, rate: int) -> bytes:
         end = b""
-        if self._pcm is None or self._pcm[0] != rate:  # meanwhile another rate may have had its turn
-            resampler = resampler or Resampler(rate, self.audio_format.sample_rate)
-            end, self._pcm = self._end_pcm(), (rate, resampler)
+        if self._pcm is None or self._pcm[0] != rate:
+            end, self._pcm = self._end_pcm(), (rate, Resampler(rate, self.audio_format.sample_rate))
         return end + self.audio_format.from_pcm(self._pcm[1].process(pcm))
 
     def _end_pcm(self) -> bytes:
@@ -168,9 +167,11 @@ class Playback:
         (_, resampler), self._pcm = self._pcm, None
         return self.audio_format.from_pcm(resampler.process(b"", last=True))
 
-    async def _play(self, encode: Callable[[], bytes], samples: float) -> int:
-        clears = self._clears
+    async def _play(self, encode: Callable[[], bytes], samples: float, rate: int) -> int:
+        clears, rates = self._clears, (rate, self.audio_format.sample_rate)
         async with self._turn:
+            if not is_prepared(*rates):
+                await asyncio.get_running_loop().run_in_executor(None, Resampler, *rates)
             if self._clears != clears:
                 return 0
             self._check_open()
@@ -368,9 +369,3 @@ def _checked(audio: bytes) -> bytes:
     if not isinstance(audio, bytes | bytearray | memoryview):
         raise InvalidRequestError(f"audio must be bytes, not {type(audio).__name__}")
     return bytes(audio)
-
-
-def _validated_rate(rate: int) -> int:
-    if type(rate) is not int or not 1 <= rate <= _MAX_PCM_RATE:
-        raise InvalidRequestError(f"rate must be a whole number from 1 to {_MAX_PCM_RATE}, not {rate!r}")
-    return rate

@@ -1,203 +1,20 @@
-"""One stream's session, and the bounded queue between its socket and its handler."""
+"""One stream as it is received: its events, taps and PCM, and the way back."""
 # ruff: noqa: SLF001  (what is private to users is not to this package)
 
 import asyncio
 import re
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextvars import Context
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from secrets import token_hex
-from typing import TypeAlias
 
-from attrs import frozen
-
-from signalwire_streams.errors import ClientStateError
 from signalwire_streams.receiver._auth import TokenClaims
+from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
 from signalwire_streams.receiver._playback import Playback
-from signalwire_streams.receiver._protocol import (
-    AudioEvent,
-    KeptEvent,
-    MarkEvent,
-    MediaEvent,
-    StartEvent,
-    UnknownEvent,
-    memory_of,
-)
+from signalwire_streams.receiver._protocol import AudioEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver._taps import EventFeed, Listeners, PcmStream, Tap, check_max_frames
 from signalwire_streams.receiver.audio._formats import AudioFormat
-from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmTracks
-
-# An overflowing queue drops these: stale audio is worthless, and nothing depends on an unknown event.
-Droppable: TypeAlias = MediaEvent | UnknownEvent
-BYTES_PER_EVENT = 4096  # of the queue's default limit; more than 40 ms of 48 kHz audio
-
-
-class Overflow(StrEnum):
-    """The action when the handler is too slow and the queue is full."""
-
-    DROP_OLDEST = "drop_oldest"
-    """Drop the oldest audio and count it, so that the handler catches up."""
-    CLOSE = "close"
-    """End the session with `EndReason.OVERFLOW`. The handler still gets the queued events."""
-
-
-@frozen
-class QueueLimits:
-    max_events: int  # that may be dropped, and again of the others; likewise for the bytes
-    max_bytes: int  # which the last event may exceed
-    overflow: Overflow = Overflow.DROP_OLDEST
-
-
-class _Waiter:
-    """What one task at a time waits for. Unlike a future, it is used again, and can resume the task at once.
-
-    A new future and another turn of the event loop would cost as much as decoding a frame does. The methods are those
-    that asyncio's tasks call on whatever they wait for.
-    """
-
-    def __init__(self) -> None:
-        self._asyncio_future_blocking = False
-        self._loop = asyncio.get_running_loop()
-        self._waiting: tuple[Callable[[_Waiter], object], Context] | None = None  # what resumes the task
-        self._cancellation: asyncio.CancelledError | None = None
-
-    def __await__(self) -> Generator["_Waiter", None, None]:
-        self._asyncio_future_blocking = True
-        yield self
-
-    def wake(self) -> None:
-        """Resume the task in the loop's next turn."""
-        if self._waiting is not None:
-            resume, context = self._waiting
-            self._waiting = None
-            self._loop.call_soon(resume, self, context=context)
-
-    def resume(self) -> None:
-        """Resume the task at once, or in the loop's next turn if a task is running."""
-        if self._waiting is None:
-            return
-        if asyncio.current_task(self._loop) is not None:
-            self.wake()
-            return
-        resume, context = self._waiting
-        self._waiting = None
-        context.run(resume, self)
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop
-
-    def add_done_callback(self, callback: "Callable[[_Waiter], object]", *, context: Context) -> None:
-        self._waiting = callback, context
-
-    def cancel(self, msg: object = None) -> bool:
-        if self._waiting is None:
-            return False
-        self._cancellation = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
-        self.wake()
-        return True
-
-    def result(self) -> None:
-        if self._cancellation is not None:
-            cancellation, self._cancellation = self._cancellation, None
-            raise cancellation
-
-
-class EventQueue:
-    """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
-
-    It is its own iterator, for one consumer at a time, which has to be woken when events were added. Cancelling
-    `__anext__` loses no event.
-    """
-
-    def __init__(self, limits: QueueLimits, on_drop: Callable[[Droppable], None]) -> None:
-        self.max_events, self.max_bytes = limits.max_events, limits.max_bytes
-        self._on_drop = on_drop
-        self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
-        self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
-        self._bytes = self._kept_bytes = 0
-        self._removed = 0  # droppable events, while others are kept
-        self._is_closed = False
-        self._waiter = _Waiter()
-        self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
-        self._is_awaited = False
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._droppable) >= self.max_events or self._bytes >= self.max_bytes
-
-    @property
-    def droppable(self) -> Iterator[Droppable]:
-        """The droppable events that wait."""
-        return (event for _, event in self._droppable)
-
-    def put(self, event: Droppable) -> None:
-        """Add a droppable event; drop the oldest ones if the queue overflows."""
-        size = memory_of(event)
-        droppable = self._droppable
-        droppable.append((size, event))
-        self._bytes += size
-        room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
-        while len(droppable) > room or self._bytes - size >= self.max_bytes:
-            self._on_drop(self._pop_droppable())
-
-    def keep(self, event: KeptEvent) -> bool:
-        """Add an event that is never dropped. Return False, and add nothing, if too many of them are waiting."""
-        if len(self._kept) >= self.max_events or self._kept_bytes >= self.max_bytes:
-            return False
-        self._kept.append((self._removed + len(self._droppable), event))
-        self._kept_bytes += memory_of(event)
-        return True
-
-    def remove_media(self) -> None:
-        """Remove the media events; the others stay in their order."""
-        others: deque[tuple[int, Droppable]] = deque()
-        kept: deque[tuple[int, KeptEvent]] = deque()
-        for number, droppable in enumerate(self._droppable, self._removed):
-            while self._kept and self._kept[0][0] <= number:
-                kept.append((len(others), self._kept.popleft()[1]))
-            if isinstance(droppable[1], UnknownEvent):
-                others.append(droppable)
-        kept.extend((len(others), event) for _, event in self._kept)
-        self._droppable, self._kept, self._removed = others, kept, 0
-        self._bytes = sum(size for size, _ in others)
-
-    def close(self) -> None:
-        self._is_closed = True
-        self._waiter.wake()
-
-    def __aiter__(self) -> "EventQueue":
-        return self
-
-    async def __anext__(self) -> AudioEvent:
-        while not (self._droppable or self._kept):
-            if self._is_closed:
-                raise StopAsyncIteration
-            if self._is_awaited:
-                raise ClientStateError("only one loop at a time can iterate over a stream")
-            # The event is not passed through the waiter, since it would be lost if this is cancelled.
-            self._is_awaited = True
-            try:
-                await self._waiter
-            finally:
-                self._is_awaited = False
-        return self._pop_kept() if self._kept and self._kept[0][0] <= self._removed else self._pop_droppable()
-
-    def _pop_kept(self) -> KeptEvent:
-        event = self._kept.popleft()[1]
-        self._kept_bytes -= memory_of(event)
-        if not self._kept:
-            self._removed = 0
-        return event
-
-    def _pop_droppable(self) -> Droppable:
-        size, event = self._droppable.popleft()
-        if self._kept:
-            self._removed += 1
-        self._bytes -= size
-        return event
-
+from signalwire_streams.receiver.audio._pcm_frames import Late, PcmTracks
 
 _SAFE_NAME = re.compile(r"[0-9A-Za-z_-]{1,100}")
 
@@ -264,7 +81,7 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
-        self._overflow = limits.overflow
+        self._closes_on_overflow = limits.overflow is Overflow.CLOSE
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
         self._listeners = Listeners()
@@ -287,6 +104,8 @@ class StreamSession:
         """Open a listener beside the handler: the media events as they arrive, for monitoring or a recording.
 
         Any number of taps can be open. A tap whose loop is too slow drops its oldest events, and slows nothing else.
+        If there are taps and no loop over the session, its queue never ends it: the oldest DTMF and marks that wait
+        there are dropped and counted (`StreamStatistics.dropped`).
 
         Media events that waited because nobody listened come first: in each tap that is opened, and in a loop over the
         session that begins, before the next one arrives. After that a tap begins with what arrives next, and so does a
@@ -334,8 +153,8 @@ class StreamSession:
 
         Args:
             rate: samples per second, up to 192,000. At another rate than the stream's own, the extra ``audio`` is
-                needed, and a frame goes out when the next one has arrived. The first call in a process imports numpy
-                and soxr, and the event loop stands still for about 100 ms.
+                needed, and a frame goes out when the next one has arrived. For the first call in a process, a thread
+                imports numpy and soxr, during which audio waits.
             tracks: ``inbound``, ``outbound``, ``mixed`` (both added), or ``stereo`` (``inbound`` on the left). A track
                 that the stream does not have is silence.
             frame_ms: length of a frame, from 1 to 1,000 milliseconds.
@@ -366,31 +185,40 @@ class StreamSession:
         """Wait until the stream has ended."""
         await self._ended.wait()
 
+    def _on_read(self) -> None:
+        """Resume those who wait for the events that were enqueued."""
+        self._queue.wake()
+        for feed in self._listeners.feeds:
+            feed.on_read()
+
     def _enqueue(self, event: AudioEvent, now: float) -> bool:
         """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
             self.statistics._record(event, now)
-            for feed in self._listeners.feeds:
+            feeds = self._listeners.feeds
+            for feed in feeds:
                 feed.put(event, now)
             if self._is_handed_over:
                 self._is_handed_over = False
                 self._queue.remove_media()
-            if self._is_only_tapped:
+            if feeds and not self._has_loop:
                 return True
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
             if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
                 return True
-            return self._queue.keep(event) or self._is_only_tapped
-        if self._overflow is Overflow.CLOSE and self._queue.is_full and not self._is_only_tapped:
+            return self._queue.keep(event, make_room=self._is_only_tapped)
+        if self._closes_on_overflow and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)
             return False
         self._queue.put(event)
         return True
 
-    def _on_drop(self, event: Droppable) -> None:
-        if isinstance(event, MediaEvent) and not self._is_handed_over:
+    def _on_drop(self, event: AudioEvent) -> None:
+        if not isinstance(event, MediaEvent):
+            self.statistics.dropped += 1
+        elif not self._is_handed_over:
             self.statistics.of(event.track).dropped += 1
 
     def _close(self, reason: EndReason) -> None:

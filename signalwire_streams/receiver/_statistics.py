@@ -295,10 +295,13 @@ class StreamStatistics:
     Attributes:
         malformed: frames that could not be decoded.
         unknown: events that this version does not know.
+        dropped: events other than media that were dropped: too many waited, and nothing iterated over the session, or
+            they were unknown.
     """
 
     malformed: int = 0
     unknown: int = 0
+    dropped: int = 0
     _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
     _uncounted: list[tuple[MediaEvent, float]] = field(init=False, factory=list)
 

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from math import inf
-from typing import Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
-from signalwire_streams.errors import ClientStateError, InvalidRequestError
+from signalwire_streams.errors import ClientStateError
+from signalwire_streams.receiver._event_queue import Waiter
 from signalwire_streams.receiver._protocol import MediaEvent, StartEvent
-from signalwire_streams.receiver.audio._drop_mixer import DropMixer
-from signalwire_streams.receiver.audio._formats import AudioFormat
-from signalwire_streams.receiver.audio._keep_mixer import KeepMixer
-from signalwire_streams.receiver.audio._pcm_mixer import Late, PcmFrame, PcmOptions, PcmTracks
+from signalwire_streams.receiver.audio._formats import AudioFormat, whole_number
+from signalwire_streams.receiver.audio._mixers import Mixer, mixer_for
+from signalwire_streams.receiver.audio._pcm_frames import Late, PcmFrame, PcmOptions, PcmTracks
 
 _MAX_FRAMES = 100_000
 _BYTES_PER_FRAME = 4096  # on average
@@ -26,40 +27,21 @@ class _Feed(Generic[_Item]):
 
     def __init__(self) -> None:
         self.is_closed: bool = False
+        self.is_awaited: bool = False  # a loop waits for the next item
+        self.error: BaseException | None = None  # to raise at the end
         self.items: deque[_Item] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self.take: Callable[[], _Item] = self.items.popleft
+        self.waiter: Waiter = Waiter()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a loop waits for the next item."""
-        return self._waiter is not None
+    def on_read(self) -> None:
+        """Resume the loop if there is something for it, at once if no task is running."""
+        if self.is_awaited and (self.items or self.is_closed):
+            self.waiter.resume()
 
     def end(self) -> None:
         """Add no further items."""
         self.is_closed = True
-        self._wake()
-
-    async def next(self, _: object) -> _Item:
-        """Return the next item; raise `StopAsyncIteration` at the end. Cancelling it loses nothing.
-
-        The argument is the listener, which lives as long as somebody waits: in ``await anext(session.pcm())`` nothing
-        else has it.
-        """
-        while not self.items:
-            if self.is_closed:
-                raise StopAsyncIteration
-            if self._waiter is not None:
-                raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self.items.popleft()
+        self.waiter.wake()
 
 
 class EventFeed(_Feed[MediaEvent]):
@@ -67,6 +49,7 @@ class EventFeed(_Feed[MediaEvent]):
 
     def __init__(self, max_frames: int) -> None:
         super().__init__()
+        self.take: Callable[[], MediaEvent] = self._take
         self.dropped: int = 0
         self.max_frames: int = max_frames
         self._bytes = 0
@@ -76,12 +59,11 @@ class EventFeed(_Feed[MediaEvent]):
         items.append(event)
         self._bytes += len(event.payload)
         while len(items) > self.max_frames or (self._bytes > self.max_frames * _BYTES_PER_FRAME and len(items) > 1):
-            self._bytes -= len(items.popleft().payload)
+            self._take()
             self.dropped += 1
-        self._wake()
 
-    async def next(self, _: object) -> MediaEvent:
-        event = await super().next(_)
+    def _take(self) -> MediaEvent:
+        event = self.items.popleft()
         self._bytes -= len(event.payload)
         return event
 
@@ -96,26 +78,36 @@ class PcmFeed(_Feed[PcmFrame]):
     def __init__(self, options: PcmOptions, announced: tuple[str, ...], max_frames: int) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._mixer = (KeepMixer if options.late == "keep" else DropMixer)(options, self._loop.time(), announced)
+        self._options, self._announced, self._opened_at = options, announced, self._loop.time()
+        self._has_begun = False
+        self._mixer: Mixer  # from `begin` on
+        self.put: Callable[[MediaEvent, float], None]  # the same; `on_read` makes the frames
         self._max_items = max(1, max_frames * _FRAME_MS // options.frame_ms)
-        self._frame_ms = options.frame_ms
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
-        self._collect(self._loop.time())
 
-    def put(self, event: MediaEvent, now: float) -> None:
-        self._mixer.add(event, now)
-        self._collect(now)
+    def begin(self, events: Iterable[MediaEvent]) -> None:
+        """Make frames, of these events and of what is put from now on."""
+        self._has_begun = True
+        self._mixer, now = mixer_for(self._options, self._opened_at, self._announced), self._loop.time()
+        self.put = self._mixer.add
+        for event in events:
+            self._mixer.add(event, now)
+        self._collect()
 
-    def _collect(self, now: float) -> None:
+    def on_read(self) -> None:
+        self._collect()
+        if self.is_awaited and (self.items or self.is_closed):
+            self.waiter.resume()
+
+    def _collect(self) -> None:
         """Take the frames that are due, and set the timer for the next one."""
-        mixer, items = self._mixer, self.items
-        while (frame := mixer.frame(now)) is not None:
+        items, mixer, now = self.items, self._mixer, self._loop.time()
+        for frame in mixer.frames(now):
             items.append(frame)
             if len(items) > self._max_items:
                 dropped = items.popleft()
-                items[0].missing_ms += dropped.missing_ms + self._frame_ms
-            self._wake()
+                items[0].missing_ms += dropped.missing_ms + self._options.frame_ms
         if mixer.is_finished and mixer.is_empty:
             self.end()
             return
@@ -128,13 +120,14 @@ class PcmFeed(_Feed[PcmFrame]):
 
     def _on_time(self) -> None:
         self._timer, self._timer_at = None, inf
-        self._collect(self._loop.time())
+        self.on_read()
 
     def close(self) -> None:
         """Add no further events. What has arrived still becomes frames in its time."""
-        if not self._mixer.is_finished:
+        if self._has_begun and not self._mixer.is_finished:
             self._mixer.finish()
-            self._collect(self._loop.time())
+            self._collect()
+            self.waiter.wake()
 
     def end(self) -> None:
         if self._timer is not None:
@@ -169,7 +162,32 @@ class Listeners:
             feed.close()
 
 
-class Tap:
+class _Listener(Generic[_Item]):
+    """An iterator over what waits in a feed. Cancelling a wait loses nothing."""
+
+    _feed: _Feed[_Item]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Item:
+        feed = self._feed
+        while not feed.items:
+            if feed.error is not None:
+                raise feed.error
+            if feed.is_closed:
+                raise StopAsyncIteration
+            if feed.is_awaited:
+                raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
+            feed.is_awaited = True
+            try:
+                await feed.waiter
+            finally:
+                feed.is_awaited = False
+        return feed.take()
+
+
+class Tap(_Listener[MediaEvent]):
     """A listener beside the handler of a session, from `StreamSession.tap`: ``async for event in tap``.
 
     It yields the session's media events as they arrive, until the stream ends. It never slows the session, its handler
@@ -184,14 +202,18 @@ class Tap:
         self._start = start
         self._audio_format = audio_format
         self._listeners = listeners
-        self._events = feed
-        self._feed: Feed = feed
+        self._feed: EventFeed = feed
+        self._pcm: PcmFeed | None = None
         listeners.add(feed)
+
+    @property
+    def _feeds(self) -> tuple[Feed, ...]:
+        return (self._feed,) if self._pcm is None else (self._feed, self._pcm)
 
     @property
     def dropped(self) -> int:
         """Media events that were dropped because the loop was too slow."""
-        return self._events.dropped
+        return self._feed.dropped
 
     def pcm(
         self,
@@ -212,33 +234,46 @@ class Tap:
         options = PcmOptions(
             audio_format=self._audio_format, rate=rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms
         )
-        events = self._events
-        if self._feed is not events or events.is_awaited:
+        if self._pcm is not None or self._feed.is_awaited:
             raise ClientStateError("this tap is in use: open another tap for this pcm")
-        self._feed = feed = PcmFeed(options, self._start.tracks, events.max_frames)
+        self._pcm = feed = PcmFeed(options, self._start.tracks, self._feed.max_frames)
+        if options.is_prepared:
+            self._begin_pcm(feed)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(None, options.resampler).add_done_callback(partial(self._on_prepared, feed))
+        return PcmStream(self, feed)
+
+    def _on_prepared(self, feed: PcmFeed, prepared: "asyncio.Future[Any]") -> None:
+        feed.error = prepared.exception()
+        if feed.error is None:
+            self._begin_pcm(feed)
+            feed.on_read()
+        else:
+            self.close()
+            feed.end()
+
+    def _begin_pcm(self, feed: PcmFeed) -> None:
+        """Have a pcm take over from the tap's own feed, and what waits there."""
+        events = self._feed
         self._listeners.remove(events)
-        now = asyncio.get_running_loop().time()
-        for event in events.items:
-            feed.put(event, now)
+        feed.begin(events.items)
         events.items.clear()
         if events.is_closed:
             feed.close()
         else:
             self._listeners.add(feed)
-        return PcmStream(self, feed)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Awaitable[MediaEvent]:
-        if self._feed is not self._events:
+    def __anext__(self) -> Coroutine[Any, Any, MediaEvent]:
+        if self._pcm is not None:
             raise ClientStateError("this tap feeds a pcm: open another tap to iterate over its events")
-        return self._events.next(self)
+        return super().__anext__()
 
     def close(self) -> None:
         """End the tap: what waits is still yielded. Closing again has no effect."""
-        self._listeners.remove(self._feed)
-        self._feed.close()
+        for feed in self._feeds:
+            self._listeners.remove(feed)
+            feed.close()
 
     def __enter__(self) -> Self:
         return self
@@ -248,11 +283,12 @@ class Tap:
 
     def __del__(self) -> None:
         # Nobody can listen any more: a loop was left without closing its tap.
-        self._listeners.remove(self._feed)
-        self._feed.end()
+        for feed in self._feeds:
+            self._listeners.remove(feed)
+            feed.end()
 
 
-class PcmStream:
+class PcmStream(_Listener[PcmFrame]):
     """PCM frames of one stream, from `StreamSession.pcm` or `Tap.pcm`: ``async for frame in session.pcm()``.
 
     It yields one `PcmFrame` after another, and ends with the stream. One loop at a time can iterate over it, and a
@@ -262,13 +298,7 @@ class PcmStream:
     def __init__(self, tap: Tap, feed: PcmFeed) -> None:
         """Created by `StreamSession.pcm` and `Tap.pcm`."""
         self._tap = tap  # which is closed when nobody has it any more
-        self._feed = feed
-
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Awaitable[PcmFrame]:
-        return self._feed.next(self)
+        self._feed: PcmFeed = feed
 
     def close(self) -> None:
         """End the stream, and the tap it is made from; what has arrived is still yielded."""
@@ -281,6 +311,4 @@ def check_max_frames(value: int) -> int:
     Raises:
         InvalidRequestError: it is invalid.
     """
-    if type(value) is not int or not 1 <= value <= _MAX_FRAMES:
-        raise InvalidRequestError(f"max_frames must be a whole number from 1 to {_MAX_FRAMES}, not {value!r}")
-    return value
+    return whole_number("max_frames", value, 1, _MAX_FRAMES)

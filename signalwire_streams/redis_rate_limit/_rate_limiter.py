@@ -84,7 +84,7 @@ class LeaseLoop:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        self.queue.refuse(ClientStateError("this rate limiter is closed: create a new RedisRateLimiter"))
+        self.queue.reject(ClientStateError("this rate limiter is closed: create a new RedisRateLimiter"))
 
     async def _run(self) -> None:
         try:
@@ -93,7 +93,7 @@ class LeaseLoop:
                 if delay:
                     await self._clock.sleep(delay)
         except Exception as error:  # noqa: BLE001  (the waiting requests must fail with it, whatever it is)
-            self.queue.refuse(error)
+            self.queue.reject(error)
 
     async def _step(self) -> float:
         """Serve the requests that can be served now. Return the seconds until the next step."""

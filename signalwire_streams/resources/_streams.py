@@ -9,12 +9,18 @@ from attrs import evolve
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.decoding import read_item, read_page, read_stream
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.messages import CallContext, Request, Result
+from signalwire_streams._http.exchange import CallState, Request, Result
+from signalwire_streams._http.responses import read_item, read_page, read_stream
 from signalwire_streams._http.session import Dispatcher
-from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, StartAgain, StreamOutcomeUnknownError
-from signalwire_streams.middleware._retry import REFUSED_STOPS, SUCCESSES
+from signalwire_streams.errors import (
+    InvalidRequestError,
+    MalformedResponseError,
+    StartAgain,
+    StreamOutcomeUnknownError,
+    StreamsError,
+)
+from signalwire_streams.middleware._retry import REJECTED_STOPS, SUCCESSES
 from signalwire_streams.models import (
     GENERATED_NAME,
     AttemptResult,
@@ -27,12 +33,13 @@ from signalwire_streams.models import (
     StreamStatus,
     TargetKind,
 )
-from signalwire_streams.models._requests import from_masked
-from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment
+from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment, from_masked
 
 _Item = TypeVar("_Item")
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_SUCCEED, _ALREADY_STARTED = RetryDecision.SUCCEED, RetryDecision.ALREADY_STARTED
 # Empty pages, or pages of items that were listed before. A filter, or items that move while they are read, leave some.
 _PAGES_WITHOUT_NEWS = 10
 
@@ -117,7 +124,7 @@ class Streams(Generic[_Stream]):
         request = requests.end(self._account, self._kind, sid, deadline=check_deadline(deadline))
         result = await self._send(request)
         document: object = {"sid": sid, "status": "completed"}
-        if result.response is not None and result.decision is RetryDecision.SUCCEED:
+        if result.response is not None and result.decision is _SUCCEED:
             document = result.response.document
         return read_item(document, model)
 
@@ -142,8 +149,9 @@ class Streams(Generic[_Stream]):
         check_deadline(deadline)
         if name is None and not (unnamed or may_be_running):
             name = f"{GENERATED_NAME}{token_hex(12)}"
-        parameters = {} if parameters is None else parameters
-        request = from_masked(self._request, name=name, unnamed=unnamed, parameters=parameters, **fields)
+        if parameters is not None:
+            fields["parameters"] = parameters
+        request = from_masked(self._request, name=name, unnamed=unnamed, **fields)
         return await self.start(request, may_be_running=may_be_running, deadline=deadline)
 
     async def start(
@@ -152,32 +160,36 @@ class Streams(Generic[_Stream]):
         *,
         may_be_running: bool = False,
         deadline: float | None = None,
-        context: CallContext | None = None,
+        state: CallState | None = None,
     ) -> _Stream:
         """Start a stream; if one of that name may be running, the result is as ambiguous as after another attempt."""
-        context = context or CallContext()
+        state = state or CallState()
         if may_be_running:
             if request.name is None:
                 raise InvalidRequestError(
                     "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
                 )
-            context.state.may_have_succeeded = True
-        start = requests.start(self._account, request, deadline=deadline, context=context)
-        try:
-            result = await self._send(start)
-        except StreamOutcomeUnknownError as error:
-            error.keep_start(self._starter(request))
-            raise
+            state.may_have_succeeded = True
+        start = requests.start(self._account, request, deadline=deadline, state=state)
+        result = await self._dispatcher.send(start)
+        if result.decision not in SUCCESSES:
+            raise self._start_error(request, start, result)
         known: dict[str, object] = {
             self._kind.target_key: start.target,
             "ambiguous": result.ambiguous,
-            "already_started": result.decision is RetryDecision.ALREADY_STARTED,
+            "already_started": result.decision is _ALREADY_STARTED,
         }
         if request.name is not None:
             known["name"] = request.name
         # The rejection of a second stream says nothing about the first one.
-        response = result.response if result.decision is RetryDecision.SUCCEED else None
+        response = result.response if result.decision is _SUCCEED else None
         return read_stream(response and response.document, self._model, known)
+
+    def _start_error(self, request: requests.Start, start: Request, result: Result) -> StreamsError:
+        error = to_exception(start, result)
+        if isinstance(error, StreamOutcomeUnknownError):
+            error.keep_start(self._starter(request))
+        return error
 
     def _starter(self, request: requests.Start) -> StartAgain:
         # Not a partial, whose repr shows its arguments.
@@ -192,7 +204,7 @@ class Streams(Generic[_Stream]):
         stream: _Stream | str | None,
         *,
         deadline: float | None = None,
-        context: CallContext | None = None,
+        state: CallState | None = None,
     ) -> _Stream:
         """Stop a stream, passed as an object, or by its call or conference and its sid or name.
 
@@ -212,9 +224,7 @@ class Streams(Generic[_Stream]):
         sid = check_path_segment(own_target if target is None else target, field)
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {field}: pass that one, or none")
-        build = partial(
-            requests.stop, self._account, self._kind, sid, deadline=deadline, context=context or CallContext()
-        )
+        build = partial(requests.stop, self._account, self._kind, sid, deadline=deadline, state=state or CallState())
         if not isinstance(stream, str):
             return await self._stop_known(build, stream)
         handle = check_path_segment(stream, "stream")
@@ -257,7 +267,7 @@ class Streams(Generic[_Stream]):
         stopped = self._stopped(by_name, result, stream)
         # A call may have taken the second stream too, and so may a conference whose first one had ended by then.
         took_one = self._model is ConferenceStream or stopped.sid == sid
-        if not sid or (result.decision is RetryDecision.SUCCEED and took_one):
+        if not sid or (result.decision is _SUCCEED and took_one):
             return stopped
         second_stopped = await self._send_stop(build(sid, returned), stream)
         return second_stopped if stopped.already_ended else stopped
@@ -267,12 +277,12 @@ class Streams(Generic[_Stream]):
 
     def _stopped(self, request: Request, result: Result, stream: _Stream) -> _Stream:
         """Return the stopped stream, as in the response, or else as it was known."""
-        if result.response is not None and result.decision is RetryDecision.SUCCEED:
+        if result.response is not None and result.decision is _SUCCEED:
             known: Mapping[str, object] = {self._kind.target_key: request.target}
             stopped = read_stream(result.response.document, self._model, known)
             # A name that a caller passed may be the stream's sid after all.
             is_named = stopped.name is not None or stream.name == stopped.sid
             return stopped if is_named else evolve(stopped, name=stream.name)
         # After an attempt of this stop that may have succeeded, nobody knows what ended the stream.
-        ended_before = result.attempt_result in REFUSED_STOPS and not result.ambiguous
+        ended_before = result.attempt_result in REJECTED_STOPS and not result.ambiguous
         return evolve(stream, status=StreamStatus.STOPPED, already_ended=ended_before)

@@ -256,7 +256,7 @@ def _reason(error: Exception, *, has_token: bool) -> str:
             what = f"accepted the upgrade with a response that is no WebSocket handshake: {error.message}"
         case aiohttp.WSServerHandshakeError():
             token = f", with{'' if has_token else 'out'} a bearer token" if error.status in _UNAUTHORIZED else ""
-            what = f"refused the upgrade with HTTP {error.status}{token}"
+            what = f"rejected the upgrade with HTTP {error.status}{token}"
         case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError():
             what = "did not answer the upgrade with HTTP"
         case TimeoutError():

@@ -30,7 +30,7 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams._http.messages import CallContext
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
@@ -203,7 +203,7 @@ async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_f
 
 
 async def test_item_that_meets_an_open_breaker_for_a_minute_is_not_attempted() -> None:
-    async def never_served(item: str, _: CallContext) -> ConferenceStream:
+    async def never_served(item: str, _: CallState) -> ConferenceStream:
         raise CircuitOpenError("not sent, the circuit breaker is open", retry_after=5.0)
 
     clock = Clock.fake()

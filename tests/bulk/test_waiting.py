@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkRun, BulkStatus, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
-from signalwire_streams._http.messages import CallContext
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from tests.fake_operation import FakeOperation
 
@@ -20,8 +20,8 @@ class Turns:
         self.errors = list(errors)
         self.pauses: list[float] = []
 
-    async def send(self, item: str, context: CallContext) -> ConferenceStream:
-        context.state.attempts += 1
+    async def send(self, item: str, state: CallState) -> ConferenceStream:
+        state.attempts += 1
         if self.errors:
             raise self.errors.pop(0)
         return STREAM

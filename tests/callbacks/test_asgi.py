@@ -96,17 +96,71 @@ async def test_client_that_leaves_amid_its_body_is_rejected() -> None:
         raise AssertionError
 
     arriving: asyncio.Queue[Any] = asyncio.Queue()
-    arriving.put_nowait({"type": "http.request", "body": b"a=1", "more_body": True})
+    arriving.put_nowait({"type": "http.request", "body": form(STARTED), "more_body": True})
     arriving.put_nowait({"type": "http.disconnect"})
+    receiver = CallbackReceiver(fail, keys=[KEY], public_url="https://example.com/callbacks")
+    signature = form_signature("https://example.com/callbacks", STARTED)
+    headers = [(SIGNATURE_HEADER.lower().encode(), signature.encode()), (b"content-type", FORM.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/callbacks", "headers": headers}
+    assert await response_of(receiver, scope, arriving) == response(403)
+
+
+def response(status: int, *headers: tuple[bytes, bytes]) -> list[dict[str, Any]]:
+    return [
+        {"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"0")]},
+        {"type": "http.response.body", "body": b""},
+    ]
+
+
+async def response_of(receiver: CallbackReceiver, scope: Any, arriving: "asyncio.Queue[Any]") -> list[Any]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    receiver = CallbackReceiver(fail, keys=[KEY], public_url="https://example.com/callbacks")
-    scope = {"type": "http", "method": "POST", "path": "/ä", "headers": []}  # the scheme and the query are optional
     await receiver.asgi(scope, arriving.get, send)
-    assert [message.get("status") for message in sent] == [403, None]
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("scope", "url"),
+    [
+        ({"path": "/ä b"}, "http://x/%C3%A4%20b"),
+        ({"path": "/ä", "raw_path": b"/%c3%a4", "query_string": b"a=%20", "scheme": "https"}, "https://x/%c3%a4?a=%20"),
+        ({"path": "/", "raw_path": None, "query_string": b""}, "http://x/"),
+    ],
+)
+async def test_server_may_omit_what_asgi_makes_optional(scope: dict[str, Any], url: str) -> None:
+    """The signature is checked for the URL as it was requested."""
+    events: list[CallbackEvent] = []
+
+    async def store(event: CallbackEvent) -> None:
+        events.append(event)
+
+    arriving: asyncio.Queue[Any] = asyncio.Queue()
+    body = form(STARTED)
+    for message in ({"body": body[:9], "more_body": True}, {"more_body": True}, {"body": body[9:]}):
+        arriving.put_nowait({"type": "http.request", **message})
+    headers = {"Host": "x", SIGNATURE_HEADER: form_signature(url, STARTED), "Content-Type": FORM}
+    lines = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    async with CallbackReceiver(store, keys=[KEY], allowed_hosts=["x"]) as receiver:
+        signed = {"type": "http", "method": "POST", "headers": lines, **scope}
+        assert await response_of(receiver, signed, arriving) == response(204)
+        await until(lambda: events)
+
+
+async def test_refusal_of_a_closed_receiver_says_when_to_try_again() -> None:
+    async def fail(_: CallbackEvent) -> None:
+        raise AssertionError
+
+    arriving: asyncio.Queue[Any] = asyncio.Queue()
+    arriving.put_nowait({"type": "http.request", "body": form(STARTED)})
+    receiver = CallbackReceiver(fail, keys=[KEY], public_url="https://example.com/callbacks")
+    await receiver.aclose()
+    signature = form_signature("https://example.com/callbacks", STARTED)
+    headers = [(SIGNATURE_HEADER.lower().encode(), signature.encode()), (b"content-type", FORM.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/callbacks", "headers": headers}
+    assert await response_of(receiver, scope, arriving) == response(503, (b"retry-after", b"1"))
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,16 @@ def test_diagnosis_over_its_time_limit_reports_untried_keys(monkeypatch: pytest.
     assert "the request's own project" in str(explanation)
 
 
+def test_search_ends_after_two_seconds_of_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is a tenth of a second later here."""
+    looks = count()
+    monkeypatch.setattr(_diagnostics, "thread_time", lambda: 100 + next(looks) / 10)
+    explanation = explained("https://elsewhere.example/", headers={"X-Twilio-Signature": "x"})
+
+    assert explanation.summary.endswith("time limit was reached.")
+    assert next(looks) == 1 + 20
+
+
 @pytest.mark.parametrize("body", [b"a=" + b"x" * (MAX_BODY - 2), b"[" + b" " * (MAX_BODY - 2) + b"]"])
 def test_diagnosis_with_many_keys_and_a_large_body_stays_within_its_limit(
     body: bytes, monkeypatch: pytest.MonkeyPatch

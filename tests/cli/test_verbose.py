@@ -38,7 +38,7 @@ async def test_verbose_logs_each_retry(shell: Shell, space: SimulatedSpace, *, b
     ran = await shell(*(("-v", *arguments) if before else (*arguments, "--verbose")))
     assert len(ran.lines) == 3
     [line] = ran.err.splitlines()
-    assert line.startswith("debug: list Conferences: attempt 1: the Space failed (HTTP 500); retry, next attempt in ")
+    assert line.startswith("debug: list Conferences: attempt 1: the Space failed: HTTP 500; retry, next attempt in ")
     assert LIBRARY.level == logging.NOTSET
     space.faults.add("500", on="list", times=1)
     assert (await shell(*arguments)).err == ""

@@ -19,7 +19,7 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsError,
 )
-from signalwire_streams._http.messages import CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._results import to_status
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, completed_mark, key_of
@@ -114,13 +114,13 @@ class Attempt:
     """What a worker's attempt ended in; an error of None stands for a stream.
 
     Attributes:
-        refusals: how the Space refused it for now before that.
+        rejections: how the Space refused it for now before that.
         requeued: whether the worker leaves its items to others.
         sent: False if the item is settled without being claimed.
     """
 
     error: StreamsError | None
-    refusals: set[AttemptResult] | frozenset[AttemptResult] = NO_429
+    rejections: set[AttemptResult] | frozenset[AttemptResult] = NO_429
     requeued: bool = False
     sent: bool = True
 
@@ -210,7 +210,7 @@ def note(ledger: BatchLedger, state: CallState, attempt: Attempt) -> None:
         error = StreamOutcomeUnknownError("denied, and in doubt", status=401, sent="maybe")
     elif state.may_have_succeeded and attempt.requeued:
         error = UNKNOWN
-    state.refusals = frozenset(attempt.refusals)
+    state.rejections = frozenset(attempt.rejections)
     status = BulkStatus.STARTED if error is None else to_status(error, starting=True)
     stream = ConferenceStream(conference_sid="c", sid="s") if error is None else None
     ledger.record_outcome(state, BulkOutcome(index=0, item=None, status=status, stream=stream, error=error, attempts=1))

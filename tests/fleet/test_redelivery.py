@@ -1,6 +1,7 @@
 """Batches that are delivered again after a worker died, stalled or was cut off."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -10,12 +11,13 @@ from attrs import evolve
 from signalwire_streams import (
     BulkOutcome,
     BulkStatus,
+    Clock,
     RetryPolicy,
     StartConferenceStream,
     StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams._http.messages import CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.fleet._items import Batch, ItemMark, key_of
@@ -147,6 +149,26 @@ async def test_stop_streams_waits_for_starts_in_flight(
 
     assert report.counts == {BulkStatus.STOPPED: 3}
     assert space.streams.active() == []
+
+
+async def test_stop_streams_waits_half_a_minute_for_starts_of_a_live_worker(
+    space: SimulatedSpace, fleet: Fleet, client: StreamsClient, idle_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks every second, and then stops what may be running."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await set_marks(fleet, run, {0: DEAD})
+    asked: list[float] = []
+
+    async def workers() -> tuple[str, ...]:
+        asked.append(idle_clock.now())
+        return ("alive",)
+
+    monkeypatch.setattr(fleet, "workers", workers)
+    report = await fleet.stop_streams(run, client).report()
+
+    asked_by_cancel, *pauses = [round(later - earlier, 1) for earlier, later in itertools.pairwise(asked)]
+    assert (asked_by_cancel, pauses) == (0.0, [1.0] * 29)
+    assert report.total == 1
 
 
 async def _is_intended(fleet: Fleet, run: str, count: int) -> bool:

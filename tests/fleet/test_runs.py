@@ -1,13 +1,17 @@
 """Runs from submit to results, with workers in this process."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from attrs import evolve
+from docket import Docket
 
 from signalwire_streams import (
     AuthenticationError,
@@ -27,10 +31,12 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
+from signalwire_streams.fleet import Fleet, FleetWorker, WorkerStatus, stop_on_signals
 from signalwire_streams.fleet._leases import Leases
+from signalwire_streams.fleet._redis import Connection
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
@@ -111,6 +117,18 @@ async def test_results_cache_few_batches(
     run = await fleet.submit(requests)
 
     assert [outcome.item for outcome in await all_results(fleet, run)] == requests
+
+
+async def test_submit_that_is_repeated_or_rejected_leaves_no_requests_behind(
+    space: SimulatedSpace, fleet: Fleet
+) -> None:
+    requests = on_conferences(space.conference_sids)
+    for _ in range(2):
+        await fleet.submit(requests, run_id="nightly")
+    with pytest.raises(InvalidRequestError, match="already exists"):
+        await fleet.submit(requests[:1], run_id="nightly")
+
+    assert len(await redis_of(fleet).keys(f"{fleet._keys.run('nightly')}:*:requests:*")) == 1
 
 
 async def test_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -545,6 +563,76 @@ async def test_invalid_arguments_are_rejected(space: SimulatedSpace, url: str) -
         for wrong_name in ("", "a b", "a:b", 7):
             with pytest.raises(InvalidRequestError, match="a run's id"):
                 await fleet.submit([], run_id=wrong_name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(0.01, 1.0), (1.0, 1.0), (1.5, 1.5)])
+def test_retention_is_a_second_at_least(space: SimulatedSpace, url: str, given: float, kept: float) -> None:
+    """Redis rejects a key that would expire at once."""
+    assert Fleet(url, space=space.base_url, project=space.project, retention=given).retention == kept
+
+
+@pytest.mark.parametrize(("given", "lasts"), [(0.01, 0.05), (0.05, 0.05), (0.06, 0.06)])
+async def test_lease_lasts_a_twentieth_of_a_second_at_least(
+    client: StreamsClient, url: str, given: float, lasts: float
+) -> None:
+    assert FleetWorker(url, client, lease_seconds=given).lease_seconds == lasts
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "requests", "batches"),
+    [(200, None, 8), (24, None, 1), (50, None, 2), (200, 13_800, 8), (200, 100, 3), (200, 1, 1)],
+)
+async def test_worker_has_as_many_batches_as_the_shared_limit_takes_in_ten_seconds(
+    space: SimulatedSpace, url: str, concurrency: int, requests: int | None, batches: int
+) -> None:
+    """One at least, of 25 starts each."""
+    limiter = None
+    if requests is not None:
+        limiter = RedisRateLimiter("redis://localhost", rate_limit=RateLimit(requests=requests, utilization=1.0))
+    async with StreamsClient(base_url=space.base_url, project="p", token="t", rate_limiter=limiter) as client:
+        worker = FleetWorker(url, client, concurrency=concurrency, name="w", lease_seconds=7.0)
+        docket_worker = worker._docket_worker(Docket(name="fleet", url=url))
+    assert docket_worker.concurrency == batches
+    assert (docket_worker.name, docket_worker.redelivery_timeout) == ("w", timedelta(seconds=7))
+    assert docket_worker.minimum_check_interval == timedelta(milliseconds=20)
+    assert docket_worker.reconnection_delay == timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(("lease", "kept"), [(7.4, 7), (0.1, 1)])
+async def test_heartbeat_reports_the_worker_for_a_lease(
+    space: SimulatedSpace, url: str, lease: float, kept: int
+) -> None:
+    """Redis keeps it for whole seconds, one at least."""
+    sent: list[tuple[Any, ...]] = []
+
+    class Pipe:
+        def set(self, *values: Any, ex: int) -> None:
+            sent.append((*values, ex))
+
+        def sadd(self, *values: Any) -> None:
+            sent.append(values)
+
+    limiter = RedisRateLimiter("redis://localhost", rate_limit=RateLimit())
+    async with StreamsClient(base_url=space.base_url, project="p", token="t", rate_limiter=limiter) as client:
+        worker = FleetWorker(url, client, name="w", lease_seconds=lease)
+        worker._leases = Leases(Connection(None, 0.0), duration=lease, heartbeat=worker._heartbeat)
+        worker._recent.append((asyncio.get_running_loop().time(), 7))
+        worker._completed = 3
+        worker._heartbeat(Pipe())
+
+    [(key, text, seconds), member] = sent
+    assert (key, seconds) == (worker._keys.worker("w"), kept)
+    assert member == (worker._keys.workers, "w")
+    status = WorkerStatus.from_json(text)
+    assert (status.name, status.host, status.pid) == ("w", socket.gethostname(), os.getpid())
+    assert (status.active_batches, status.completed, status.draining) == (0, 3, False)
+    assert (status.rate, status.limit) == (1.4, 1205.5)
+
+
+async def test_reprs_of_a_fleet_and_its_worker(client: StreamsClient, url: str) -> None:
+    fleet = Fleet(url, space="example", project="p", retention=60.0)
+    assert repr(fleet) == "Fleet(space='example', project='p', retention=60.0)"
+    assert repr(FleetWorker(url, client, name="w", concurrency=75)) == "FleetWorker(name='w', concurrency=75)"
 
 
 async def test_empty_run_is_finished(fleet: Fleet) -> None:

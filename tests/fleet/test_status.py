@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 from attrs import asdict, define, evolve, field
+from docket import Docket
 from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 from signalwire_streams.fleet._lua import LuaCall
-from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer
+from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer, connect
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import free_port
 
 from .conftest import Workers
-from .helpers import URL, Pipe, all_results, keys_of, on_conferences, redis_of, until
+from .helpers import URL, Pipe, all_results, connection_of, keys_of, on_conferences, redis_of, until
 
 WORKER = WorkerStatus(
     name="w", host="h", pid=1, started_at="2026", active_batches=0, completed=0, rate=1.5, limit=None, draining=False
@@ -184,6 +186,29 @@ class TestConnection:
         with pytest.raises(FleetError, match="unavailable: gone"):
             await Connection(redis, 5.0).run(lambda redis: redis.get("key"))
         assert 3.9 < idle_clock.now() - began <= 5.0
+
+    async def test_fleet_waits_three_seconds_for_redis_when_it_is_entered(self, idle_clock: Clock) -> None:
+        began = idle_clock.now()
+        with pytest.raises(FleetError, match="unavailable"):
+            async with Fleet(f"redis://127.0.0.1:{free_port()}", space="example", project="p"):
+                raise AssertionError("it was entered")
+        assert 1.9 < idle_clock.now() - began <= 3.1
+
+    async def test_redis_gets_ten_seconds_to_connect_and_to_respond(self) -> None:
+        async with connect("redis://localhost", Docket(name="fleet"), 60.0) as connection:
+            settings = connection.client.connection_pool.connection_kwargs
+        assert (settings["socket_connect_timeout"], settings["socket_timeout"]) == (10.0, 10.0)
+
+    async def test_call_waits_half_a_minute_for_redis(self, fleet: Fleet, idle_clock: Clock) -> None:
+        class Gone:
+            async def zrange(self, *_: object) -> None:
+                raise NotThere("gone")
+
+        connection_of(fleet).client = Gone()
+        began = idle_clock.now()
+        with pytest.raises(FleetError, match="unavailable: gone"):
+            await fleet.runs()
+        assert 28.9 < idle_clock.now() - began <= 30.1
 
     async def test_writer_sends_at_most_500_calls_at_once(self, idle_clock: Clock) -> None:
         """Calls gather for a hundredth of a second."""

@@ -5,6 +5,9 @@ from typing import Any, Self
 
 import pytest
 
+from signalwire_streams import Clock, StreamsClient
+from signalwire_streams.fleet import FleetWorker
+from signalwire_streams.fleet._redis import Connection
 from signalwire_streams.fleet._worker import Supervisor
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -44,15 +47,21 @@ class Stuck:
             await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize(("where", "cancelled"), [("begin", 0), ("work", 3), ("end", 0), ("nowhere", 0)])
-async def test_supervisor_stops_wherever_docket_hangs(where: str, cancelled: int) -> None:
-    """It is cancelled until it ends; an orderly end needs no cancelling."""
+@pytest.mark.parametrize(
+    ("where", "cancelled", "seconds"), [("begin", 0, 2.0), ("work", 3, 6.0), ("end", 0, 2.0), ("nowhere", 0, 0.0)]
+)
+async def test_supervisor_stops_wherever_docket_hangs(
+    where: str, cancelled: int, seconds: float, idle_clock: Clock
+) -> None:
+    """It is cancelled every two seconds until it ends; an orderly end needs no cancelling."""
     worker: Any = Stuck(where)
     engine = Supervisor(worker)
     await asyncio.sleep(0)
+    began = idle_clock.now()
 
     await engine.stop()
 
+    assert idle_clock.now() - began == pytest.approx(seconds, abs=0.1)
     assert engine.task.done()
     assert worker.cancelled == cancelled
     engine.raise_failure()
@@ -85,3 +94,28 @@ async def test_supervisor_raises_failure_of_docket() -> None:
 
     with pytest.raises(RuntimeError, match="broken"):
         engine.raise_failure()
+
+
+async def test_worker_waits_five_seconds_for_redis_when_it_deregisters(
+    client: StreamsClient, idle_clock: Clock
+) -> None:
+    """Its entry expires anyway."""
+
+    class Hanging:
+        def pipeline(self) -> Any:
+            return self
+
+        def srem(self, *_: object) -> None: ...
+
+        def delete(self, *_: object) -> None: ...
+
+        async def execute(self) -> None:
+            await asyncio.Event().wait()
+
+    worker = FleetWorker("redis://localhost", client)
+    worker._connection = Connection(Hanging(), 60.0)
+    began = idle_clock.now()
+
+    await worker._deregister()
+
+    assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)

@@ -6,7 +6,7 @@ import pytest
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams._http.exchange import CallState
 from signalwire_streams.errors import InvalidRequestError, Phase, Sent
 from signalwire_streams.middleware import Request
 from signalwire_streams.models import Operation, Priority, StartCallStream, StartConferenceStream, TargetKind
@@ -17,13 +17,11 @@ URL = "wss://audio.example.com/stream"
 
 
 def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
-    return requests.start(ACCOUNT, request, deadline=deadline, context=CallContext())
+    return requests.start(ACCOUNT, request, deadline=deadline, state=CallState())
 
 
 def spell_stop(kind: TargetKind, *, deadline: Any = None) -> Request:
-    return requests.stop(
-        ACCOUNT, kind, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, context=CallContext()
-    )
+    return requests.stop(ACCOUNT, kind, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, state=CallState())
 
 
 @pytest.mark.parametrize(
@@ -115,18 +113,16 @@ def test_stop_request_is_post_of_one_field_to_stream(kind: TargetKind, collectio
     assert exchange.redact == ACCOUNT.secrets
 
 
-def test_start_and_stop_take_priority_and_state_from_context() -> None:
-    """Starts and stops take priority and state from their context, which several requests may share."""
-    context = CallContext(priority=Priority.BULK)
-    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, context=context)
-    stop = requests.stop(
-        ACCOUNT, TargetKind.CALL, "call", "room", Operation.STOP_BY_NAME, deadline=None, context=context
-    )
+def test_start_and_stop_have_priority_and_state_of_their_call() -> None:
+    """Several requests may share them."""
+    state = CallState(priority=Priority.BULK)
+    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, state=state)
+    stop = requests.stop(ACCOUNT, TargetKind.CALL, "call", "room", Operation.STOP_BY_NAME, deadline=None, state=state)
     for exchange in (start, stop):
         assert exchange.priority is Priority.BULK
-        assert exchange.state is context.state
+        assert exchange.state is state
     assert spell_stop(TargetKind.CALL).priority is Priority.INTERACTIVE
-    assert spell_stop(TargetKind.CALL).state is not context.state
+    assert spell_stop(TargetKind.CALL).state is not state
 
 
 def test_read_request_is_get_without_body() -> None:

@@ -11,9 +11,9 @@ from multidict import CIMultiDict
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.decoding import classify, read_response
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.messages import CallContext
+from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.responses import classify, read_response
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -62,11 +62,11 @@ HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
 def start() -> Request:
-    return requests.start(ACCOUNT, NAMED, deadline=None, context=CallContext())
+    return requests.start(ACCOUNT, NAMED, deadline=None, state=CallState())
 
 
 def unnamed_start() -> Request:
-    return requests.start(ACCOUNT, UNNAMED, deadline=None, context=CallContext())
+    return requests.start(ACCOUNT, UNNAMED, deadline=None, state=CallState())
 
 
 def read() -> Request:
@@ -193,7 +193,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     "a stop": (
         answered(
             requests.stop(
-                ACCOUNT, TargetKind.CALL, "call", "room-7", Operation.STOP_BY_NAME, deadline=None, context=CallContext()
+                ACCOUNT, TargetKind.CALL, "call", "room-7", Operation.STOP_BY_NAME, deadline=None, state=CallState()
             ),
             404,
         ),
@@ -333,7 +333,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, on a call": (
         unanswered(
-            requests.start(ACCOUNT, ON_A_CALL, deadline=None, context=CallContext()),
+            requests.start(ACCOUNT, ON_A_CALL, deadline=None, state=CallState()),
             AttemptResult.NO_RESPONSE,
             detail="timeout",
             decision=RetryDecision.UNKNOWN,
@@ -386,7 +386,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     "accepted": (
         answered(unnamed_start(), 200, b"{}", decision=RetryDecision.UNKNOWN),
         (
-            "start a stream on call call: the stream is running, but its id was lost"
+            "start a stream on call call: the stream is running, but its sid was lost"
             " (HTTP 200, no content type body, 2 bytes long);"
             " it was sent without a name, so starting again may start a second one"
         ),
@@ -423,7 +423,7 @@ def test_named_start_accepted_without_sid_can_be_unknown() -> None:
     error = answered(start(), 200, b"{}", decision=RetryDecision.UNKNOWN)
     assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
-    assert "the stream is running, but its id was lost" in str(error)
+    assert "the stream is running, but its sid was lost" in str(error)
     assert "stop it by its name 'room-7'" in str(error)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from attrs import fields
 from hypothesis import given, strategies as st
 
-from signalwire_streams._http.decoding import read_item, read_page, read_stream
 from signalwire_streams._http.error_bodies import read_problem
+from signalwire_streams._http.responses import read_item, read_page, read_stream
 from signalwire_streams.errors import StreamsError
 from signalwire_streams.models import Call, CallStream, Conference, ConferenceStream, Participant
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
-from signalwire_streams._http.decoding import classify, read_response
+from signalwire_streams._http.responses import classify, read_response
 from signalwire_streams.middleware import Request, Response
 from signalwire_streams.models import AttemptResult, Operation
 
@@ -64,21 +64,21 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (307, None, AttemptResult.REDIRECTED),
         (308, None, AttemptResult.REDIRECTED),
         (400, API_ERROR, AttemptResult.REJECTED),
-        (400, None, AttemptResult.UNREADABLE_REFUSAL),
-        (400, ["x"], AttemptResult.UNREADABLE_REFUSAL),
-        (404, {"message": "no route"}, AttemptResult.UNREADABLE_REFUSAL),
-        (404, {"code": 404, "message": "no route", "status": 404}, AttemptResult.UNREADABLE_REFUSAL),
+        (400, None, AttemptResult.UNREADABLE_REJECTION),
+        (400, ["x"], AttemptResult.UNREADABLE_REJECTION),
+        (404, {"message": "no route"}, AttemptResult.UNREADABLE_REJECTION),
+        (404, {"code": 404, "message": "no route", "status": 404}, AttemptResult.UNREADABLE_REJECTION),
         (422, {"code": 21402}, AttemptResult.REJECTED),
         (401, API_ERROR, AttemptResult.FORBIDDEN),
         (401, None, AttemptResult.FORBIDDEN),
         (403, None, AttemptResult.FORBIDDEN),
-        (405, None, AttemptResult.UNREADABLE_REFUSAL),
+        (405, None, AttemptResult.UNREADABLE_REJECTION),
         (408, None, AttemptResult.TRY_AGAIN),
-        (409, None, AttemptResult.UNREADABLE_REFUSAL),
+        (409, None, AttemptResult.UNREADABLE_REJECTION),
         (422, {"errors": ["Url is invalid"]}, AttemptResult.REJECTED),
         (425, None, AttemptResult.TRY_AGAIN),
         (429, None, AttemptResult.THROTTLED),
-        (499, None, AttemptResult.UNREADABLE_REFUSAL),
+        (499, None, AttemptResult.UNREADABLE_REJECTION),
         (500, None, AttemptResult.SERVER_FAULT),
         (500, API_ERROR, AttemptResult.SERVER_FAULT),
         (501, None, AttemptResult.SERVER_FAULT),
@@ -154,9 +154,9 @@ def test_refusal_without_readable_api_error_is_unreadable(kind: Operation, statu
     error = json.dumps({"errors": ["Duplicated stream name"]}).encode()
     for body in (b"", error[:-2], error):
         broken = read_response(status, CIMultiDict(), body, complete=False)
-        assert classify(asking(kind), broken) is AttemptResult.UNREADABLE_REFUSAL
+        assert classify(asking(kind), broken) is AttemptResult.UNREADABLE_REJECTION
     for body in (b"", b"<html>", error[:-2], b"[]", b'{"message": "no route"}', b'{"errors": []}', b'{"code": 404}'):
-        assert classify(asking(kind), reply(status, body=body)) is AttemptResult.UNREADABLE_REFUSAL
+        assert classify(asking(kind), reply(status, body=body)) is AttemptResult.UNREADABLE_REJECTION
 
 
 @pytest.mark.parametrize("kind", Operation)
@@ -230,7 +230,7 @@ def test_503_with_retry_after_is_unavailable(kind: Operation, headers: dict[str,
     ids=["sentences", "message", "objects"],
 )
 def test_start_refused_for_its_name_is_duplicate(kind: Operation, status: int, document: object) -> None:
-    """The wording distinguishes a duplicate name from other refusals."""
+    """The wording distinguishes a duplicate name from other rejections."""
     assert classify(asking(kind), reply(status, document)) is AttemptResult.DUPLICATE_NAME
 
 
@@ -243,8 +243,8 @@ def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None
 @pytest.mark.parametrize(
     ("status", "document", "event"),
     [
-        (404, None, AttemptResult.UNREADABLE_REFUSAL),
-        (404, {"message": "Not Found"}, AttemptResult.UNREADABLE_REFUSAL),
+        (404, None, AttemptResult.UNREADABLE_REJECTION),
+        (404, {"message": "Not Found"}, AttemptResult.UNREADABLE_REJECTION),
         (404, {"code": 20404, "message": "Not found", "more_info": "", "status": 404}, AttemptResult.NOT_FOUND),
         (400, {"message": "Stream is already stopped"}, AttemptResult.ALREADY_STOPPED),
         (409, {"errors": ["stream not running"]}, AttemptResult.ALREADY_STOPPED),
@@ -265,8 +265,8 @@ def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None
         (400, {"message": "Stream is already stopped, so it can't be stopped again"}, AttemptResult.ALREADY_STOPPED),
         (400, {"errors": ["Stream is not in progress yet"]}, AttemptResult.REJECTED),
         (400, {"errors": ["Stream is not running", "Try again in a moment"]}, AttemptResult.REJECTED),
-        (400, {"message": "The worker is not running, try again later"}, AttemptResult.UNREADABLE_REFUSAL),
-        (400, {"message": "The worker is not running"}, AttemptResult.UNREADABLE_REFUSAL),
+        (400, {"message": "The worker is not running, try again later"}, AttemptResult.UNREADABLE_REJECTION),
+        (400, {"message": "The worker is not running"}, AttemptResult.UNREADABLE_REJECTION),
         (400, {"message": "not running"}, AttemptResult.ALREADY_STOPPED),
         (400, {"message": "It is not in progress"}, AttemptResult.ALREADY_STOPPED),
         (422, {"errors": ["Status is invalid"]}, AttemptResult.REJECTED),
@@ -341,7 +341,7 @@ def test_undecodable_body_yields_no_document(body: bytes) -> None:
     expected = AttemptResult.ACCEPTED if is_empty else AttemptResult.MALFORMED
     assert classify(asking(Operation.UNNAMED_START), succeeded) is expected
     refused = reply(400, body=body)
-    assert classify(asking(Operation.UNNAMED_START), refused) is AttemptResult.UNREADABLE_REFUSAL
+    assert classify(asking(Operation.UNNAMED_START), refused) is AttemptResult.UNREADABLE_REJECTION
     assert refused.problem is not None
     assert refused.problem.sentences == ()
 
@@ -402,4 +402,4 @@ def test_any_bytes_are_classified_without_exception(
     assert isinstance(event, AttemptResult)
     assert (event is AttemptResult.DONE) <= (200 <= status < 300)
     assert (event is AttemptResult.MALFORMED) <= (status not in range(300, 600))
-    assert (event is AttemptResult.UNREADABLE_REFUSAL) <= (status in range(400, 500))
+    assert (event is AttemptResult.UNREADABLE_REJECTION) <= (status in range(400, 500))

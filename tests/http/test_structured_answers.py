@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from attrs import fields
 
-from signalwire_streams._http.decoding import has_key, read_item, read_page, read_stream
+from signalwire_streams._http.responses import has_key, read_item, read_page, read_stream
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,

@@ -222,10 +222,10 @@ def test_ambiguous_attempt_at_time_zero_counts() -> None:
     assert retrying.decide(AttemptResult.NO_RESPONSE, 31.0).action is RetryDecision.UNKNOWN
 
 
-REFUSED_FOR_NOW = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE]
+REJECTED_FOR_NOW = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE]
 
 
-@pytest.mark.parametrize("event", REFUSED_FOR_NOW)
+@pytest.mark.parametrize("event", REJECTED_FOR_NOW)
 @pytest.mark.parametrize("kind", SAFE)
 def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Operation, event: AttemptResult) -> None:
     """No other start has a generated name, so an earlier attempt made the stream, whatever its response was."""
@@ -235,7 +235,7 @@ def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Operation
     assert retrying.decide(AttemptResult.DUPLICATE_NAME, 1.0) == Decision(RetryDecision.ALREADY_STARTED)
 
 
-@pytest.mark.parametrize("event", REFUSED_FOR_NOW)
+@pytest.mark.parametrize("event", REJECTED_FOR_NOW)
 def test_duplicate_of_chosen_name_after_refusal_is_rejected(event: AttemptResult) -> None:
     """A name that the caller chose may be that of another stream."""
     retrying = call(Operation.CONFERENCE_START)
@@ -253,9 +253,9 @@ def test_duplicate_of_generated_name_that_was_never_sent_is_rejected(event: Atte
     assert retrying.decide(AttemptResult.DUPLICATE_NAME, 1.0) == Decision(RetryDecision.FAIL)
 
 
-@pytest.mark.parametrize("before", [*AMBIGUOUS, *REFUSED_FOR_NOW])
+@pytest.mark.parametrize("before", [*AMBIGUOUS, *REJECTED_FOR_NOW])
 @pytest.mark.parametrize("kind", SAFE)
-def test_unreadable_refusal_of_a_start_that_may_run_is_no_proof(kind: Operation, before: AttemptResult) -> None:
+def test_unreadable_rejection_of_a_start_that_may_run_is_no_proof(kind: Operation, before: AttemptResult) -> None:
     """It may be the refusal of a duplicate, so the start is sent again, and ends as unknown or as started."""
     policy = RetryPolicy(resend_call_starts=True, max_attempts=5)
     for is_switched_on in (True, False) if kind is Operation.CALL_START else (True,):
@@ -266,10 +266,10 @@ def test_unreadable_refusal_of_a_start_that_may_run_is_no_proof(kind: Operation,
             lambda: 0.0,
             1e9,
             has_unique_name=True,
-            was_refused_for_now=True,  # by an earlier call of the same item, or just now
+            was_rejected_for_now=True,  # by an earlier call of the same item, or just now
         )
         assert not retrying.ambiguous
-        decision = retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 0.0)
+        decision = retrying.decide(AttemptResult.UNREADABLE_REJECTION, 0.0)
         assert retrying.ambiguous
         assert decision.action is (RetryDecision.RESEND if is_switched_on else RetryDecision.UNKNOWN)
         assert retrying.decide(AttemptResult.REJECTED, 1.0) == Decision(RetryDecision.UNKNOWN)
@@ -277,7 +277,7 @@ def test_unreadable_refusal_of_a_start_that_may_run_is_no_proof(kind: Operation,
 
     retrying = RetryState(policy, kind, RetryBudget(), lambda: 0.0, 1e9, has_unique_name=True)
     retrying.decide(before, 0.0)
-    actions = [retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 1.0).action for _ in range(3)]
+    actions = [retrying.decide(AttemptResult.UNREADABLE_REJECTION, 1.0).action for _ in range(3)]
     assert actions[0] is RetryDecision.RESEND
     assert actions[-1] is RetryDecision.UNKNOWN
     assert RetryDecision.FAIL not in actions
@@ -285,18 +285,20 @@ def test_unreadable_refusal_of_a_start_that_may_run_is_no_proof(kind: Operation,
 
 @pytest.mark.parametrize("before", [None, *CERTAIN])
 @pytest.mark.parametrize("kind", [*SAFE, Operation.UNNAMED_START, Operation.STOP, Operation.READ])
-def test_unreadable_refusal_of_what_was_not_carried_out_is_final(kind: Operation, before: AttemptResult | None) -> None:
-    """A chosen name may be another stream's, so a refusal for now is believed."""
+def test_unreadable_rejection_of_what_was_not_carried_out_is_final(
+    kind: Operation, before: AttemptResult | None
+) -> None:
+    """A chosen name may be another stream's, so a temporary rejection is believed."""
     retrying = call(kind)
     if before is not None:
         retrying.decide(before, 0.0)
-    assert retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 1.0) == Decision(RetryDecision.FAIL)
+    assert retrying.decide(AttemptResult.UNREADABLE_REJECTION, 1.0) == Decision(RetryDecision.FAIL)
 
 
 @pytest.mark.parametrize("before", AMBIGUOUS)
-def test_unreadable_refusal_of_a_repeated_stop_is_retried(before: AttemptResult) -> None:
+def test_unreadable_rejection_of_a_repeated_stop_is_retried(before: AttemptResult) -> None:
     """It may say that the stream has ended; a readable answer is what proves it."""
     retrying = call(Operation.STOP_RETURNED)
     retrying.decide(before, 0.0)
-    assert retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 1.0).action is RetryDecision.RETRY
+    assert retrying.decide(AttemptResult.UNREADABLE_REJECTION, 1.0).action is RetryDecision.RETRY
     assert retrying.decide(AttemptResult.NOT_FOUND, 2.0) == Decision(RetryDecision.ALREADY_STOPPED)

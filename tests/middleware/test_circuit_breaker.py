@@ -18,7 +18,7 @@ SERVED = [
     AttemptResult.DONE,
     AttemptResult.ACCEPTED,
     AttemptResult.REJECTED,
-    AttemptResult.UNREADABLE_REFUSAL,
+    AttemptResult.UNREADABLE_REJECTION,
     AttemptResult.FORBIDDEN,
     AttemptResult.DUPLICATE_NAME,
     AttemptResult.NOT_FOUND,
@@ -121,6 +121,19 @@ def test_requests_before_the_window_do_not_count() -> None:
     assert not is_open(breaker, 132.0)
     pass_through(breaker, AttemptResult.NO_RESPONSE, 132.0)
     assert is_open(breaker, 132.0)
+
+
+def test_window_moves_in_steps_of_a_second() -> None:
+    """A request counts for thirty seconds after the beginning of its step."""
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
+    for _ in range(10):
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 101.0)
+    for _ in range(9):
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 131.0)
+    assert not is_open(breaker, 131.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 131.0)
+    assert is_open(breaker, 131.0)
 
 
 def test_requests_of_the_last_thirty_seconds_count_together() -> None:

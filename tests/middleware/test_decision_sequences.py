@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import RetryPolicy
-from signalwire_streams.middleware._retry import REFUSED_STOPS, RetryBudget, RetryState
+from signalwire_streams.middleware._retry import REJECTED_STOPS, RetryBudget, RetryState
 from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
 AMBIGUOUS = {
@@ -32,7 +32,7 @@ def possible(kind: Operation) -> list[AttemptResult]:
     if kind not in STARTS:
         never.add(AttemptResult.DUPLICATE_NAME)
     if not kind.is_stop:
-        never |= set(REFUSED_STOPS)
+        never |= set(REJECTED_STOPS)
     return [event for event in AttemptResult if event not in never]
 
 
@@ -103,7 +103,7 @@ def check(kind: Operation, policy: RetryPolicy, told: Told) -> None:
     if told.end is RetryDecision.ALREADY_STOPPED:
         assert kind.is_stop
         last = told[-1][0]
-        assert doubtful or kind in REFUSED_STOPS.get(last, ())
+        assert doubtful or kind in REJECTED_STOPS.get(last, ())
     for event, action in told:
         if event is AttemptResult.DONE:
             assert action is RetryDecision.SUCCEED

@@ -23,13 +23,30 @@ from signalwire_streams.middleware import Request, Result
 from signalwire_streams.middleware._retry import OutcomeLog
 from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace
-from tests.raw_space import VICTIM, http, raw_space
+from tests.raw_space import VICTIM, RawConnection, RawSpace, Request as RawRequest, http, raw_space
 
 URL = "wss://rx.example.com/audio"
 ClientFactory = Callable[..., StreamsClient]
 Lines = list[tuple[str, str]]
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
+
+
+class ClosingRateLimiter:
+    """Lets one request through, and then none for an hour."""
+
+    def __init__(self) -> None:
+        self._waits = iter([0.0])
+
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (the protocol's)
+        return next(self._waits, 3600.0)
+
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (the protocol's)
+        return 0.0
+
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None: ...
+
+    def on_success(self) -> None: ...
 
 
 def lines(caplog: pytest.LogCaptureFixture, logger: str) -> Lines:
@@ -56,7 +73,7 @@ async def test_debug_logs_each_attempt_that_is_retried(
     assert first[1].startswith(f"{prefix} 1: ")
     assert second[1].startswith(f"{prefix} 2: ")
     texts = first[1] + second[1]
-    assert "unavailable (HTTP 503" in texts
+    assert "unavailable: HTTP 503" in texts
     assert "retry, next attempt in " in texts
 
 
@@ -69,7 +86,7 @@ async def test_debug_logs_the_decision_and_the_delay(
     async for _ in client.conferences.list():
         pass
     assert lines(caplog, "retry") == [
-        ("DEBUG", "list Conferences: attempt 1: the Space failed (HTTP 500, code 20001); retry, next attempt in 0.00 s")
+        ("DEBUG", "list Conferences: attempt 1: the Space failed: HTTP 500 [code 20001]; retry, next attempt in 0.00 s")
     ]
 
 
@@ -119,8 +136,46 @@ async def test_unknown_outcome_logs_a_warning(
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
     assert text.startswith(
-        f"start a stream on call {call} (name 'audit-1'): outcome unknown, the stream may be running: no response"
+        f"start a stream on call {call} (name 'audit-1'): outcome unknown: "
+        "the stream may or may not be running (no response"
     )
+
+
+async def executed_and_cut(space: RawSpace, connection: RawConnection, request: RawRequest) -> bytes:
+    """Carry a start out, and close the connection instead of responding."""
+    space.start(request)
+    connection.writer.close()
+    return b""
+
+
+LATER: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "circuit breaker": (
+        lambda: {"circuit_breaker": CircuitBreakerPolicy(min_requests=1)},
+        "not sent again, the circuit breaker is open",
+    ),
+    "rate limiter": (lambda: {"rate_limiter": ClosingRateLimiter()}, "not sent again in time: "),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), LATER.values(), ids=LATER)
+async def test_log_line_and_error_of_a_start_that_was_not_sent_again_agree(
+    space: SimulatedSpace,
+    client_for: ClientFactory,
+    caplog: pytest.LogCaptureFixture,
+    options: Callable[[], dict[str, Any]],
+    words: str,
+) -> None:
+    """The first attempt was carried out and its response lost, so "not sent" alone would be wrong."""
+    async with raw_space(executed_and_cut) as raw:
+        client = client_for(space, base_url=raw.url, **options())
+        with pytest.raises(StreamOutcomeUnknownError) as caught:
+            await client.conferences.start_stream("room", url=URL, name="audit")
+
+    assert (len(raw.requests), len(raw.sids_of("room"))) == (1, 1)
+    known, separator, _ = str(caught.value).partition("; stop it by its name")
+    assert f"the stream may or may not be running (last attempt: {words}" in known
+    [(_, text)] = lines(caplog, "outcome")
+    assert (separator, text.partition("outcome unknown: ")[2]) == ("; stop it by its name", known.partition(": ")[2])
 
 
 async def test_lost_sid_logs_a_warning(
@@ -131,7 +186,7 @@ async def test_lost_sid_logs_a_warning(
         await start(client, space, unnamed=True)
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
-    assert "outcome unknown, the stream is running, but its sid was lost: " in text
+    assert "outcome unknown: the stream is running, but its sid was lost (" in text
     assert "(name" not in text
 
 
@@ -214,7 +269,7 @@ async def test_cancelled_start_logs_a_warning_only_if_it_may_run(
         await task
     found = lines(caplog, "outcome")
     assert [level for level, _ in found] == ["WARNING"] * warnings
-    assert all(text.endswith("outcome unknown, the stream may be running: cancelled") for _, text in found)
+    assert all(text.endswith("outcome unknown: the stream may or may not be running (cancelled)") for _, text in found)
 
 
 async def test_start_cancelled_between_attempts_logs_a_warning_if_the_first_may_have_started_it(
@@ -307,7 +362,7 @@ async def test_circuit_breaker_warns_once_per_opening(
         "WARNING",
         (
             f"circuit breaker opened: at least 50 % of the last requests failed, most recently get Conferences/{sid}: "
-            "the Space failed (HTTP 500); no requests for 5 s, then one probe"
+            "the Space failed: HTTP 500; no requests for 5 s, then one probe"
         ),
     )
     assert closed == ("INFO", "circuit breaker closed: the probe succeeded")

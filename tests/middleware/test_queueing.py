@@ -104,7 +104,7 @@ async def test_cancelled_wait_gives_its_grant_back_but_not_an_error(refused: boo
     waiting = asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60))
     await asyncio.sleep(0)
     if refused:
-        queue.refuse(ClientStateError("closed"))
+        queue.reject(ClientStateError("closed"))
     else:
         queue.grant(5.0)
     waiting.cancel()
@@ -117,7 +117,7 @@ async def test_refused_queue_ends_each_wait_with_an_error_of_its_own() -> None:
     queue = PriorityQueue(unexpected)
     waits = [asyncio.create_task(queue.wait(queue.add(Priority.BULK), 60)) for _ in range(2)]
     await asyncio.sleep(0)
-    queue.refuse(ClientStateError("closed"))
+    queue.reject(ClientStateError("closed"))
     first, second = await asyncio.gather(*waits, return_exceptions=True)
     assert isinstance(first, ClientStateError)
     assert str(first) == str(second) == "closed"

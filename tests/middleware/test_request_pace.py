@@ -59,7 +59,7 @@ class Driver:
                 self.sent.append(self.now)
             self.now = began + number * tick
 
-    def give_back(self) -> None:
+    def refund(self) -> None:
         if self.sent:
             self.sent.pop()
             self.bucket.refund()
@@ -91,7 +91,7 @@ def drive(driver: Driver, steps: list[Step]) -> None:
             case "served":
                 bucket.on_success()
             case "give back":
-                driver.give_back()
+                driver.refund()
 
 
 @st.composite

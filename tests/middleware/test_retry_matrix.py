@@ -65,7 +65,7 @@ ROWS: dict[str, Row] = {
     ),
     "3xx": everywhere(AttemptResult.REDIRECTED, RetryDecision.FAIL),
     "400 404 409 422": everywhere(AttemptResult.REJECTED, RetryDecision.FAIL),
-    "400 404 409 422 without an error of the API": everywhere(AttemptResult.UNREADABLE_REFUSAL, RetryDecision.FAIL),
+    "400 404 409 422 without an error of the API": everywhere(AttemptResult.UNREADABLE_REJECTION, RetryDecision.FAIL),
     "401 403": everywhere(AttemptResult.FORBIDDEN, RetryDecision.FAIL),
     "408 425": everywhere(AttemptResult.TRY_AGAIN, RetryDecision.RETRY),
     "429 or 20429": everywhere(AttemptResult.THROTTLED, RetryDecision.WAIT_FOR_RATE_LIMIT),
@@ -123,7 +123,7 @@ def test_duplicate_name_is_already_started_only_after_an_ambiguous_attempt(kind:
 
 
 STOPPED, FAILED = RetryDecision.ALREADY_STOPPED, RetryDecision.FAIL
-REFUSED_STOPS = [
+REJECTED_STOPS = [
     # what the Space says,     what the handle is,     at the first attempt, after one that may have worked
     (AttemptResult.TARGET_ENDED, Operation.STOP_RETURNED, STOPPED, STOPPED),
     (AttemptResult.TARGET_ENDED, Operation.STOP, STOPPED, STOPPED),
@@ -143,7 +143,7 @@ REFUSED_STOPS = [
 ]
 
 
-@pytest.mark.parametrize(("event", "kind", "first", "after_attempt"), REFUSED_STOPS)
+@pytest.mark.parametrize(("event", "kind", "first", "after_attempt"), REJECTED_STOPS)
 def test_refused_stop_is_success_where_it_proves_that_stream_ended(
     event: AttemptResult, kind: Operation, first: RetryDecision, after_attempt: RetryDecision
 ) -> None:
@@ -155,7 +155,7 @@ def test_refused_stop_is_success_where_it_proves_that_stream_ended(
 def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:
     """No combination is left out."""
     stops = [kind for kind in Operation if kind.is_stop]
-    assert {(event, kind) for event, kind, _, _ in REFUSED_STOPS} == {
+    assert {(event, kind) for event, kind, _, _ in REJECTED_STOPS} == {
         (event, kind) for event in STOPS for kind in stops
     }
 

@@ -14,8 +14,8 @@ from multidict import CIMultiDict
 from signalwire_streams import RetryPolicy
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
-from signalwire_streams._http.messages import CallContext
+from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.responses import classify, confirms, contradiction, read_response
 from signalwire_streams.middleware import Request
 from signalwire_streams.middleware._retry import RetryBudget, RetryState
 from signalwire_streams.models import (
@@ -107,7 +107,7 @@ def start(kind: Operation, name: str | None) -> Request:
         request: Any = StartCallStream(call_sid="room", **fields)
     else:
         request = StartConferenceStream(conference_sid="room", **fields)
-    return requests.start(ACCOUNT, request, deadline=None, context=CallContext())
+    return requests.start(ACCOUNT, request, deadline=None, state=CallState())
 
 
 STARTS: dict[str, Request] = {
@@ -123,7 +123,7 @@ def stop(kind: Operation) -> Request:
     if kind is Operation.END:
         return requests.end(ACCOUNT, TargetKind.CALL, SID, deadline=None)
     handle = NAME if kind is Operation.STOP_BY_NAME else SID
-    return requests.stop(ACCOUNT, TargetKind.CALL, "room", handle, kind, deadline=None, context=CallContext())
+    return requests.stop(ACCOUNT, TargetKind.CALL, "room", handle, kind, deadline=None, state=CallState())
 
 
 STOPS = {kind.value: stop(kind) for kind in Operation if kind.is_stop}
@@ -264,7 +264,7 @@ def test_start_under_a_name_that_is_taken_is_never_told_as_refused_if_it_runs() 
 
 
 BELIEVED = {"302", "401", "404", "409", "422"}
-"""Refusals that are no refusals of a duplicate, so they say that no earlier attempt was carried out either."""
+"""Refusals that are no rejections of a duplicate, so they say that no earlier attempt was carried out either."""
 
 
 @pytest.mark.parametrize("operation", ["generated name", "call"])

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve, frozen
 from attrs.exceptions import FrozenInstanceError
 
-from signalwire_streams import CallStream, ConferenceStream, Phase
-from signalwire_streams._http.messages import Result
+from signalwire_streams import CallStream, ConferenceStream, Phase, Track
+from signalwire_streams._http.exchange import Result
 from signalwire_streams.models import AttemptResult, StartConferenceStream
 from signalwire_streams.models._fast import fast_constructor
-from signalwire_streams.models._requests import from_masked
+from signalwire_streams.models._validation import from_masked
 
+URL = "wss://rx.example.com/audio"
 create_stream = fast_constructor(ConferenceStream)
 CREATED = create_stream(conference_sid="room", name="audit", extra={"region": "eu"})
 MADE = ConferenceStream(conference_sid="room", name="audit", extra={"region": "eu"})
@@ -74,3 +76,51 @@ def test_request_from_masked_arguments_is_validated() -> None:
     """Arguments that were masked before are checked as usual."""
     with pytest.raises(ValueError, match="url is empty"):
         from_masked(StartConferenceStream, conference_sid="room", url="", parameters={})
+
+
+@pytest.mark.parametrize("fields", [{}, {"conference_sid": "room"}, {"conference_sid": "room", "url": URL, "sid": "x"}])
+def test_request_takes_what_its_fields_are(fields: dict[str, str]) -> None:
+    """A field that is missing or unknown is an error."""
+    with pytest.raises(TypeError):
+        StartConferenceStream(**fields)  # type: ignore[arg-type]
+
+
+def test_each_request_has_parameters_of_its_own() -> None:
+    """The default, and a copy of what was passed."""
+    first, second = (StartConferenceStream(conference_sid="room", url=URL) for _ in range(2))
+    passed = {"tenant": "acme"}
+    third = evolve(first, parameters=passed)
+
+    assert first.parameters == second.parameters == {}
+    assert first.parameters is not second.parameters
+    assert third.parameters == passed
+    assert third.parameters is not passed
+
+
+class Recorded(StartConferenceStream):
+    """A subclass of a caller's, which attrs does not know."""
+
+
+@frozen(kw_only=True)
+class Tagged(StartConferenceStream):
+    tag: str = "none"
+
+
+@pytest.mark.parametrize("model", [StartConferenceStream, Recorded, Tagged])
+def test_request_of_a_subclass_is_of_that_class_and_frozen(model: type[StartConferenceStream]) -> None:
+    """It is converted and validated as well."""
+    request = model(conference_sid="room", url=URL, name="audit", track="both_tracks")
+
+    assert (type(request), request.track, request.name, request.unnamed) == (model, Track.BOTH, "audit", False)
+    with pytest.raises(FrozenInstanceError):
+        request.url = "wss://elsewhere.example.com"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="url is empty"):
+        model(conference_sid="room", url="")
+
+
+def test_default_that_is_passed_is_not_an_error() -> None:
+    """Each of a caller's arguments may be None, as far as its default is."""
+    request = StartConferenceStream(
+        conference_sid="room", url=URL, name=None, unnamed=False, track=None, codec=None, realtime=None
+    )
+    assert request == StartConferenceStream(conference_sid="room", url=URL)

@@ -10,7 +10,7 @@ from attrs.exceptions import FrozenInstanceError
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallbackMethod, Codec, StartCallStream, StartConferenceStream, Track
-from signalwire_streams.models._requests import SECRET
+from signalwire_streams.models._validation import SECRET
 
 URL = "wss://audio.example.com/stream"
 KINDS: Mapping[str, tuple[type[StartConferenceStream] | type[StartCallStream], str]] = {

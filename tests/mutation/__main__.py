@@ -10,6 +10,7 @@ import compileall
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -33,9 +34,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "signalwire_streams"
 EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
+    "_asgi": (["tests/callbacks/test_asgi.py", "tests/receiver/test_asgi.py"],),
+    "_client": (["tests/client"], [*EVERYWHERE, "tests/bulk", "tests/middleware/test_pacing.py"]),
     "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
+    "_signals": (["tests/test_signals.py"],),
     "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
+    "clock": (["tests/test_clock.py"], ["tests/client"]),
+    "errors": (["tests/test_errors.py"], ["tests/http", "tests/client"]),
     "fleet": (["tests/fleet"], EVERYWHERE),
     "keep_streaming": (["tests/keep_streaming"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
@@ -45,35 +51,22 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
         [*EVERYWHERE, "tests/middleware/test_policies.py", "tests/callbacks/test_masked_keys.py"],
         ["tests/client"],
     ),
+    "pytest_plugin": (["tests/test_pytest_plugin.py"],),
     "receiver": (["tests/receiver"], EVERYWHERE),
     "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),
     "resources": (["tests/client"], ["tests/transport", "tests/http"]),
 }
-"""The packages that are mutated, and the tests that concern each: its own ones first, then those of its users."""
+"""The packages and modules that are mutated, and the tests of each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
 
 _NO_TESTS_COLLECTED = 5
 _MOST_COVERING = 30  # test functions that run first against a mutant
 _COVERED_BEFORE = 5  # lines in which the statement of a mutant may have begun
-_LONGEST_BASELINE = 600.0  # seconds
+_ASSIGNED = re.compile(r"\s*([\w, ]+)(?::[^=]*)?=[^=]")  # also the default of an argument in a line of its own
+_LONGEST_BASELINE = 1200.0  # seconds
 _SHOWN = 4000  # characters of a failed run
 _MOST_MEMORY = 6 * 1024**3
 _LARGEST_FILE = 1024**3
-
-
-@frozen
-class Stage:
-    """Tests that run against each mutant that survived the stage before.
-
-    Attributes:
-        tests: their paths.
-        baseline: how many seconds they take without a mutant.
-        limit: how many seconds they may take with one.
-    """
-
-    tests: Sequence[str]
-    baseline: float
-    limit: float
 
 
 @frozen
@@ -145,7 +138,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("packages", nargs="*", metavar="package", help=f"{', '.join(TESTS)}; all by default")
     parser.add_argument("--number", type=int, default=20, help="mutants per package (default: %(default)s); 0 for all")
     parser.add_argument("--seed", type=int, default=1, help="which mutants are sampled (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, help="time limit per mutant; by default twice the unmutated run")
+    parser.add_argument("--seconds", type=float, help="time limit per mutant; by default twice the baseline")
     parser.add_argument("--only", default="", help="only mutants whose description contains this text")
     parser.add_argument("--tests", nargs="+", help="run these tests instead of those that concern the package")
     parser.add_argument("--at-most", type=float, help="fail if more than this percentage of a package survives")
@@ -172,7 +165,7 @@ def _copy_project(copy: Path) -> None:
 
 def _test_package(copy: Path, package: str, options: argparse.Namespace) -> PackageResult:
     began = time.monotonic()
-    sources = sorted((copy / PACKAGE / package).rglob("*.py"))
+    sources = _sources(copy, package)
     mutants = [
         mutant for path in sources for mutant in mutants_of(path.relative_to(copy).as_posix(), path.read_bytes())
     ]
@@ -180,12 +173,15 @@ def _test_package(copy: Path, package: str, options: argparse.Namespace) -> Pack
     if options.number:
         order = random.Random(f"{options.seed}:{package}")  # noqa: S311
         chosen = order.sample(chosen, min(options.number, len(chosen)))
-    stages = [_baseline(copy, tests, options.seconds) for tests in _stages(copy, package, options.tests)]
-    seconds = sum(stage.baseline for stage in stages)
-    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s without one", flush=True)
-    coverage = _Coverage(copy, package, stages)
-    verdicts = [_test_mutant(copy, coverage.stages_for(mutant), mutant) for mutant in chosen]
+    baseline = _Baseline(copy, package, _stages(copy, package, options.tests), options.seconds)
+    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {baseline.seconds:.0f} s without one", flush=True)
+    verdicts = [_test_mutant(copy, baseline, mutant) for mutant in chosen]
     return PackageResult(package, len(mutants), verdicts, time.monotonic() - began)
+
+
+def _sources(copy: Path, package: str) -> list[Path]:
+    path = copy / PACKAGE / package
+    return sorted(path.rglob("*.py")) or [path.with_suffix(".py")]  # a module has no folder
 
 
 def _stages(copy: Path, package: str, chosen: list[str] | None) -> list[list[str]]:
@@ -193,55 +189,68 @@ def _stages(copy: Path, package: str, chosen: list[str] | None) -> list[list[str
     return [tests for tests in stages if tests]
 
 
-def _baseline(copy: Path, tests: Sequence[str], limit: float | None) -> Stage:
-    result, output, seconds = _run_tests(copy, tests, limit or _LONGEST_BASELINE)
-    if result != "survived":
-        raise BaselineError(output[-_SHOWN:] or f"they ran for more than {seconds:.0f} s")
-    return Stage(tests, seconds, limit or 2 * seconds + 5)
+class _Baseline:
+    """All tests without a mutant: how long they take, and which of them run each line.
 
-
-class _Coverage:
-    """Which tests run each line: they detect most mutants, in a small part of the time of all tests.
-
-    What a test runs in another process is not known. So all tests run against a mutant that survives these.
+    Those that run the line of a mutant detect most mutants, in a small part of the time of all tests. What a test runs
+    in another process is not known. So all tests run against a mutant that survives these.
     """
 
-    def __init__(self, copy: Path, package: str, stages: Sequence[Stage]) -> None:
+    def __init__(self, copy: Path, package: str, stages: Sequence[Sequence[str]], limit: float | None) -> None:
         self._stages = stages
         self._lines: dict[tuple[str, int], set[str]] = {}
         data = copy / ".coverage"
         data.unlink(missing_ok=True)
-        tests = [name for stage in stages for name in stage.tests]
+        tests = [name for tests in stages for name in tests]
         options = ["-p", "pytest_cov", f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
-        result, output, _ = _run_tests(copy, [*options, *tests], 2 * _LONGEST_BASELINE)
+        result, output, self.seconds = _run_tests(copy, [*options, *tests], _LONGEST_BASELINE)
         if result != "survived":
-            raise BaselineError(output[-_SHOWN:] or "they ran for too long with coverage")
+            raise BaselineError(output[-_SHOWN:] or f"they ran for more than {self.seconds:.0f} s")
+        self.limit = limit or 2 * self.seconds + 5
         covered = CoverageData(str(data))
         covered.read()
-        for path in (copy / PACKAGE / package).rglob("*.py"):
+        self._texts: dict[str, list[str]] = {}
+        for path in _sources(copy, package):
+            self._texts[path.relative_to(copy).as_posix()] = path.read_text("utf-8").splitlines()
             for line, contexts in covered.contexts_by_lineno(str(path.resolve())).items():
                 # All cases of a test function, since an id may have characters that a command line must not have.
                 functions = {context.partition("|")[0].partition("[")[0] for context in contexts} - {""}
                 self._lines[path.relative_to(copy).as_posix(), line] = functions
         self._sizes = Counter(function for functions in self._lines.values() for function in functions)
 
-    def stages_for(self, mutant: Mutant) -> list[Stage]:
+    def stages_for(self, mutant: Mutant) -> list[Sequence[str]]:
         """Return the stages of a mutant: the tests that run its line and little else, then all tests."""
-        before = range(mutant.line, mutant.line - _COVERED_BEFORE, -1)
-        functions = next(filter(None, (self._lines.get((mutant.path, line)) for line in before)), set())
-        covering = sorted(functions, key=lambda function: (self._sizes[function], function))[:_MOST_COVERING]
-        first = Stage(covering, 0.0, sum(stage.limit for stage in self._stages))
-        return [*([first] if covering else []), *self._stages]
+        covering = sorted(self._covering(mutant), key=lambda function: (self._sizes[function], function))
+        return [*([covering[:_MOST_COVERING]] if covering else []), *self._stages]
+
+    def _covering(self, mutant: Mutant) -> set[str]:
+        for line in range(mutant.line, mutant.line - _COVERED_BEFORE, -1):
+            if functions := self._lines.get((mutant.path, line)):
+                return functions
+        # Settings are run when their module is imported, by no test: those that run a line with its name are as good.
+        lines = self._texts[mutant.path][: mutant.line]
+        if mutant.kind == "lua":  # within a string
+            lines = [line for line in lines if line.endswith('"""') and _ASSIGNED.match(line)]
+        assigned = _ASSIGNED.match(lines[-1])
+        names = set(re.findall(r"\w+", assigned[1])) if assigned else set()
+        return set().union(
+            *(
+                self._lines.get((path, number), set())
+                for path, lines in self._texts.items()
+                for number, line in enumerate(lines, 1)
+                if not names.isdisjoint(re.findall(r"\w+", line))
+            )
+        )
 
 
-def _test_mutant(copy: Path, stages: Sequence[Stage], mutant: Mutant) -> Verdict:
+def _test_mutant(copy: Path, baseline: _Baseline, mutant: Mutant) -> Verdict:
     path = copy / mutant.path
     source = path.read_bytes()
     path.write_bytes(mutant.apply(source))
     total, result = 0.0, "survived"
     try:
-        for stage in stages:
-            result, _, seconds = _run_tests(copy, stage.tests, stage.limit)
+        for tests in baseline.stages_for(mutant):
+            result, _, seconds = _run_tests(copy, tests, baseline.limit)
             total += seconds
             if result != "survived":
                 break

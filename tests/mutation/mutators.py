@@ -34,6 +34,7 @@ _ARITHMETIC: dict[type[ast.operator], str] = {
 }
 _EXCHANGED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _SCALE = 16  # a setting that is wrong by this factor is no rounding error
+_AS_GOOD_AS_NONE = frozenset({"None", "False"})
 _UNTESTABLE_ARGUMENTS = frozenset({"init", "kw_only", "eq", "order", "hash", "alias", "slots"})
 _UNTESTABLE_CALLS = frozenset({"TypeVar", "cast", "TypeAlias", "debug", "info"})
 
@@ -183,8 +184,9 @@ class _Generator(ast.NodeVisitor):
     def visit_Return(self, node: ast.Return) -> None:
         if node.value is None:
             self._add("statement", node, "pass")
-        elif not (isinstance(node.value, ast.Constant) and node.value.value is None):
-            self._add("return", node, "return None")
+        else:
+            if ast.unparse(node.value) not in _AS_GOOD_AS_NONE:
+                self._add("return", node, "return None")
             self.visit(node.value)
 
     def visit_If(self, node: ast.If) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import cache
+from threading import Event
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -11,6 +13,7 @@ import pytest
 import trustme
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.receiver.audio import _resampling
 from tests import waiting
 from tests.uvicorn_server import AIOHTTP, served_by_uvicorn
 
@@ -101,3 +104,28 @@ async def dial(trust: ssl.SSLContext) -> AsyncIterator[Callable[..., Any]]:
             return await stack.enter_async_context(session.ws_connect(url, headers=headers))
 
         yield connect
+
+
+class Importing:
+    """The packages of a resampler, as if no one had been created; their import takes until the test ends it."""
+
+    def __init__(self) -> None:
+        self.may_end = Event()
+        self.error: Exception | None = None
+        packages = _resampling._packages
+
+        @cache
+        def imported() -> Any:
+            assert self.may_end.wait(10)
+            if self.error is not None:
+                raise self.error
+            return packages()
+
+        self.packages = imported
+
+
+@pytest.fixture
+def importing(monkeypatch: pytest.MonkeyPatch) -> Importing:
+    importing = Importing()
+    monkeypatch.setattr(_resampling, "_packages", importing.packages)
+    return importing

@@ -179,6 +179,33 @@ async def test_server_that_knows_no_denial_responses_rejects_in_its_own_way() ->
     assert peer.sent == [{"type": "websocket.close"}]
 
 
+async def test_server_that_knows_denial_responses_gets_the_status_and_its_headers() -> None:
+    peer = Peer(CONNECT)
+    scope = WEBSOCKET | {"extensions": {"websocket.http.response": {}}}
+    await MediaReceiver().asgi(scope, peer.arriving.get, peer.send)
+    headers = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]
+    assert peer.sent == [
+        {"type": "websocket.http.response.start", "status": 401, "headers": headers},
+        {"type": "websocket.http.response.body", "body": b""},
+    ]
+
+
+async def test_receiver_is_closed_before_it_confirms_the_shutdown() -> None:
+    receiver = MediaReceiver()
+    peer = Peer({"type": "lifespan.startup"})
+    living = asyncio.create_task(receiver.asgi({"type": "lifespan"}, peer.arriving.get, peer.send))
+    await until(lambda: peer.sent)
+    assert peer.sent == [{"type": "lifespan.startup.complete"}]
+    assert not receiver._closing.is_set()
+    peer.ready.clear()
+    peer.arriving.put_nowait({"type": "lifespan.shutdown"})
+    await until(receiver._closing.is_set)
+    assert len(peer.sent) == 1
+    peer.ready.set()
+    await living
+    assert peer.sent[1:] == [{"type": "lifespan.shutdown.complete"}]
+
+
 async def test_client_that_leaves_before_the_upgrade(client: Any, space: SimulatedSpace) -> None:
     receiver = MediaReceiver()
     peer = Peer(gone(1006))

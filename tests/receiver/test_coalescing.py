@@ -13,7 +13,7 @@ import pytest
 
 from signalwire_streams import Clock, InvalidRequestError
 from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, _aiohttp_socket
-from signalwire_streams.receiver._coalescing import CoalescedReads
+from signalwire_streams.receiver._read_coalescing import CoalescedReads
 
 from .conftest import Heard, until
 from .test_receiver import START, media, reset

@@ -303,6 +303,18 @@ async def test_token_checks_that_ignore_their_cancellation_are_bounded(
     assert (await rest_of(await connect(url, head))).startswith(b"HTTP/1.1 401")
 
 
+@pytest.mark.parametrize(("stuck", "status"), [(999, b"401"), (1_000, b"503")])
+async def test_thousand_token_checks_may_ignore_their_cancellation(
+    heard: Heard, serve: Any, connect: Any, stuck: int, status: bytes
+) -> None:
+    receiver = MediaReceiver(heard, bearer_tokens=lambda _: False)
+    receiver._stuck_checks.update(asyncio.create_task(asyncio.Event().wait()) for _ in range(stuck))
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
+    assert (await rest_of(await connect(await serve(receiver), head))).startswith(b"HTTP/1.1 " + status)
+    for task in receiver._stuck_checks:
+        task.cancel()
+
+
 async def test_token_checks_that_never_return_do_not_delay_other_streams(
     heard: Heard, serve: Any, connect: Any, dial: Any
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from signalwire_streams import ClientStateError
 from signalwire_streams.receiver import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
-from signalwire_streams.receiver._session import Droppable, EventQueue, QueueLimits
+from signalwire_streams.receiver._event_queue import EventQueue, QueueLimits
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
@@ -22,7 +22,7 @@ class Queue(EventQueue):
     """A queue that remembers the events that it dropped."""
 
     def __init__(self, max_events: int, max_bytes: int = 1 << 20) -> None:
-        self.dropped: list[Droppable] = []
+        self.dropped: list[AudioEvent] = []
         super().__init__(QueueLimits(max_events, max_bytes), self.dropped.append)
 
     def add(self, *events: AudioEvent) -> None:

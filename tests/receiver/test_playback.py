@@ -376,6 +376,39 @@ async def test_mark_that_could_not_come_back_is_refused(name: Any, match: str) -
     assert not playback._marks
 
 
+async def test_mark_whose_echo_just_fits_is_sent() -> None:
+    """128 bytes are left for what the Space adds to it."""
+    line = Line()
+    playback = Playback(line, "sid", AudioFormat("audio/x-mulaw"), True, sleep=line.sleep, max_message=1000)
+    begun = asyncio.ensure_future(playback.mark("x"))
+    await asyncio.sleep(0)
+    size = len(json.dumps(line.sent[0])) - 1
+    longest = "x" * (1000 - 128 - size)
+    waiting = asyncio.ensure_future(playback.mark(longest))
+    await asyncio.sleep(0)
+    assert line.sent[1]["mark"]["name"] == longest
+    with pytest.raises(InvalidRequestError, match="would exceed frame_limit"):
+        await playback.mark(longest + "x")
+    for mark in (begun, waiting):
+        mark.cancel()
+
+
+async def test_thousand_marks_that_nothing_waits_for_are_remembered() -> None:
+    """Those of a Space that returns none must not fill the memory; one that is waited for is never forgotten."""
+    playback = Line().playback()
+    waited = asyncio.ensure_future(playback.mark("waited for"))
+    for number in range(1_003):
+        given_up = asyncio.ensure_future(playback.mark(str(number)))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        if number == 500:
+            assert len(playback._marks) == 502
+            playback._on_mark("waited for")
+            await waited
+    assert [mark.name for mark in playback._marks] == [str(number) for number in range(3, 1_003)]
+
+
 @pytest.mark.parametrize("digits", ["", "1w", "\uff11", "a", None, 5, b"1", ["1"]])
 async def test_dtmf_that_is_no_key_is_refused(digits: Any) -> None:
     line = Line()

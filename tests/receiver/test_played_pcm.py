@@ -14,7 +14,8 @@ from signalwire_streams.receiver import MediaEvent, Playback
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 
-from .conftest import until
+from .audio.pcm_streams import Whole
+from .conftest import Importing, until
 from .test_playback import Line, payloads
 
 MULAW, ALAW = AudioFormat("audio/x-mulaw"), AudioFormat("audio/x-alaw")
@@ -123,6 +124,12 @@ async def test_wrong_pcm_is_one_clear_sentence(arguments: tuple[Any, Any], match
     assert payloads(line) == [bytes(160)]
 
 
+async def test_rate_may_be_a_whole_number_of_any_type() -> None:
+    line = Line()
+    assert await playback_over(line, MULAW).play_pcm(bytes(320), rate=Whole(8000)) == 20  # type: ignore[arg-type]
+    assert payloads(line) == [b"\xff" * 160]
+
+
 async def test_encoded_audio_must_be_bytes() -> None:
     line = Line()
     playback = playback_over(line, MULAW)
@@ -151,6 +158,22 @@ async def test_another_rate_without_the_extra_is_one_clear_sentence(monkeypatch:
         await playback.play_pcm(bytes(160), rate=16_000)
     await playback.play_pcm(bytes(160), rate=8000)
     assert len(payloads(line)) == 1
+
+
+async def test_first_conversion_imports_beside_the_loop(importing: Importing) -> None:
+    """What is played meanwhile takes its turn behind it, and a clear drops both."""
+    line = Line()
+    playback = playback_over(line, MULAW)
+    for is_cleared in (True, False):
+        playing = [asyncio.ensure_future(playback.play_pcm(bytes(640), rate=16_000))]
+        playing.append(asyncio.ensure_future(playback.play(bytes(160))))
+        await asyncio.sleep(0)
+        if is_cleared:
+            assert payloads(line) == []
+            await playback.clear()
+        importing.may_end.set()
+        assert await asyncio.gather(*playing) == ([0, 0] if is_cleared else [20, 20])
+    assert payloads(line) == [b"\xff" * 160, bytes(160)]
 
 
 @pytest.mark.parametrize("before", [0, 400, 1601])

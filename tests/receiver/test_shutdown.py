@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from signalwire_streams import InvalidRequestError
 from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
 
-from .conftest import until
+from .conftest import Heard, until
 from .test_connections import UPGRADE, port_of
 from .test_receiver import START
 
@@ -210,7 +211,7 @@ async def test_aclose_ends_requests_of_an_application(dial: Any, caplog: pytest.
     await begun.wait()
     closed, ending = asyncio.create_task(peer.receive()), asyncio.get_running_loop().time()
     await runner.cleanup()
-    assert asyncio.get_running_loop().time() - ending < 3.0
+    assert asyncio.get_running_loop().time() - ending == pytest.approx(1.0 + 1.0, abs=0.1)
     assert (await closed).data == 1001
     assert "1 handlers are still running" in caplog.text
     end.set()
@@ -269,3 +270,40 @@ async def test_client_that_connects_while_the_server_closes(turns: int, caplog: 
     with client, contextlib.suppress(ConnectionResetError):
         assert client.recv(1) == b""
     assert not caplog.records
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), None, "5", True])
+async def test_deadline_that_is_no_time_is_refused(wrong: Any, heard: Heard, serve: Any, dial: Any) -> None:
+    """The receiver goes on."""
+    receiver = MediaReceiver(heard, bearer_tokens=None)
+    url = await serve(receiver)
+    with pytest.raises(InvalidRequestError, match="deadline must be a number of seconds, 0 or more"):
+        await receiver.aclose(wrong)
+    peer = await dial(url)
+    await peer.send_json(START)
+    await until(lambda: bool(receiver.sessions))
+
+
+@pytest.mark.parametrize("late", ["keep", "drop"])
+@pytest.mark.parametrize("deadline", [0, 0.5])
+async def test_loops_over_taps_and_pcm_end_with_the_receiver(late: Any, deadline: float, serve: Any, dial: Any) -> None:
+    """In the handler or beside it, whatever the stream does."""
+    tasks: list[asyncio.Task[int]] = []
+
+    async def count(source: Any) -> int:
+        return len([item async for item in source])
+
+    async def handler(session: StreamSession) -> None:
+        tasks.append(asyncio.create_task(count(session.tap())))
+        await count(session.pcm(8000, late=late))
+        ended.append(asyncio.get_running_loop().time())
+
+    ended: list[float] = []
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    await until(lambda: bool(tasks))
+    closing_at = asyncio.get_running_loop().time()
+    await receiver.aclose(deadline)
+    assert ended[0] - closing_at == pytest.approx(deadline, abs=0.1)
+    assert await tasks[0] == 0

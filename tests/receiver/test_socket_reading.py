@@ -9,13 +9,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from signalwire_streams import TransportError
+from signalwire_streams import Clock, TransportError
 from signalwire_streams.receiver import (
     EndReason,
     MediaEvent,
     MediaReceiver,
     StreamSession,
-    _aiohttp_socket as audio_socket,
     _connection as connections,
 )
 
@@ -122,6 +121,20 @@ async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: H
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
+async def test_silent_peer_has_half_a_heartbeat_to_answer_its_ping(
+    serve: Any, deaf: Any, heard: Heard, idle_clock: Clock
+) -> None:
+    """Both are checked four times in each heartbeat, and the pong is allowed one more check."""
+    peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=10.0)))
+    await peer.send_json(START)
+    began = idle_clock.now()
+    assert (await peer.receive()).type is aiohttp.WSMsgType.PING
+    pinged = idle_clock.now()
+    await heard.end()
+    assert 9.9 <= pinged - began <= 12.6
+    assert idle_clock.now() - pinged == pytest.approx(5.0 + 2.5, abs=0.1)
+
+
 async def test_silent_peer_that_answers_pings_is_kept(serve: Any, deaf: Any, dial: Any, heard: Heard) -> None:
     """Each silence is asked about anew, on each of the sockets."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.05))
@@ -164,9 +177,23 @@ async def test_peer_that_stops_reading_does_not_block_its_stream(serve: Any, dea
     assert told
 
 
-async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_frame_that_is_not_answered_is_given_up_after_two_seconds(
+    serve: Any, deaf: Any, idle_clock: Clock
+) -> None:
+    ended: list[float] = []
+
+    async def handler(_: StreamSession) -> None:
+        ended.append(idle_clock.now())
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    peer = await deaf(await serve(receiver))
+    await peer.send_json(START)
+    await until(lambda: bool(ended) and not receiver.sessions)
+    assert idle_clock.now() - ended[0] == pytest.approx(2.0, abs=0.1)
+
+
+async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, idle_clock: Clock) -> None:
     """A handler that has enough is done, also where its peer takes nothing any more."""
-    monkeypatch.setattr(audio_socket, "CLOSE_TIMEOUT", 0.05)
     blocked: list[tuple[StreamSession, asyncio.Task[None]]] = []
 
     async def handler(session: StreamSession) -> None:
@@ -177,7 +204,10 @@ async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, m
     receiver = MediaReceiver(handler, bearer_tokens=None, bidirectional=True, heartbeat=None)
     peer = await deaf(await serve(receiver))
     await peer.send_json(START)
-    await until(lambda: bool(blocked) and not receiver.sessions)
+    await until(lambda: bool(blocked))
+    ended = idle_clock.now()
+    await until(lambda: not receiver.sessions)
+    assert idle_clock.now() - ended == pytest.approx(3.0, abs=0.1)
     [(session, sending)] = blocked
     assert session.end_reason is EndReason.HANDLER_RETURNED
     with pytest.raises(TransportError):

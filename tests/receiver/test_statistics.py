@@ -136,10 +136,15 @@ def test_least_delayed_frame_may_begin_a_span() -> None:
 
 
 def test_pause_counts_as_delay() -> None:
-    """What was least delayed is remembered until frames come again."""
+    """What was least delayed is remembered until frames come again, up to a minute later."""
     statistics = heard(0, 0)
-    statistics._record(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=40), 30.04)
-    assert statistics.delay_ms == pytest.approx(30_000)
+    statistics._record(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=0), 60.0)
+    assert statistics.delay_ms == 60_000
+
+
+def test_frame_a_tenth_of_a_second_before_the_least_delayed_one_is_believed() -> None:
+    statistics = heard(*[0] * 10, -100)
+    assert heard(0, statistics=statistics).delay_ms == pytest.approx(100)
 
 
 @pytest.mark.parametrize("absurd", [10.0**15, -(10.0**15), 60_001.0, -60_001.0])
@@ -190,9 +195,15 @@ def test_tracks_are_counted_separately_and_are_bounded() -> None:
     assert statistics.of(None) is statistics.of("")
     for number in range(1000):
         statistics.of(f"track-{number}").frames += 1
-    assert len(statistics.tracks) <= 9
-    assert StreamStatistics().of("a" * 101) is not None
+    assert list(statistics.tracks) == ["inbound", "outbound", "", *(f"track-{number}" for number in range(5)), "others"]
     assert sum(track.frames for track in statistics.tracks.values()) == 1000
+
+
+def test_track_with_a_very_long_name_is_counted_with_others() -> None:
+    statistics = StreamStatistics()
+    for length in (100, 101):
+        statistics.of("a" * length)
+    assert list(statistics.tracks) == ["a" * 100, "others"]
 
 
 def test_state_stays_small_however_long_the_stream_is() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from signalwire_streams.receiver import (
     AudioEvent,
     DtmfEvent,
     EndReason,
+    MarkEvent,
     MediaEvent,
     Overflow,
     Playback,
@@ -21,23 +23,30 @@ from signalwire_streams.receiver import (
     UnknownEvent,
     decode_event,
 )
+from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._protocol import StartEvent
-from signalwire_streams.receiver._session import QueueLimits
 from signalwire_streams.receiver._statistics import StreamStatistics
-from signalwire_streams.receiver.audio import AudioFormat, PcmFrame, UnknownEncodingError, WavRecorder, _pcm_mixer
+from signalwire_streams.receiver.audio import (
+    AudioFormat,
+    PcmFrame,
+    UnknownEncodingError,
+    WavRecorder,
+)
 from signalwire_streams.receiver.audio._resampling import Resampler
-from tests.receiver.audio.pcm_streams import Sound
+from tests.receiver.audio.pcm_streams import Sound, Whole
 from tests.receiver.audio.wavs import read_wav
+from tests.receiver.conftest import Importing
 
 MULAW = AudioFormat("audio/x-mulaw")
 SOUND = Sound(MULAW)
 
 
 @pytest.fixture(autouse=True)
-async def skip_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def skip_waits() -> AsyncIterator[None]:
     """Advance the loop's clock to its next timer at once: there are no sockets here, which `idle_clock` waits for."""
     loop: Any = asyncio.get_running_loop()
     select, now = loop._selector.select, loop.time()
+    Resampler(8000, 16_000)  # so that a thread need not prepare the first one, during which no time should pass
 
     def skip(seconds: float | None) -> Any:
         nonlocal now
@@ -45,8 +54,10 @@ async def skip_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         now += seconds if seconds and not events else 0.0
         return events
 
-    monkeypatch.setattr(loop._selector, "select", skip)
-    monkeypatch.setattr(loop, "time", lambda: now)
+    with pytest.MonkeyPatch.context() as patched:  # until before the loop is closed, which waits for threads
+        patched.setattr(loop._selector, "select", skip)
+        patched.setattr(loop, "time", lambda: now)
+        yield
 
 
 class Stream:
@@ -69,7 +80,9 @@ class Stream:
     def send(self, event: AudioEvent) -> bool:
         if isinstance(event, MediaEvent):
             event.elapsed = self._loop.time() - self._started_at
-        return self.session._enqueue(event, self._loop.time())
+        is_open = self.session._enqueue(event, self._loop.time())
+        self.session._on_read()
+        return is_open
 
     def burst(self, begin: int, end: int, *tracks: str) -> None:
         for number in range(begin, end):
@@ -128,7 +141,7 @@ async def test_stuck_tap_harms_nobody() -> None:
     read = [asyncio.create_task(_all(tap)) for tap in (*taps, stream.session)]
     await stream.talk(0, 200)
     assert stuck.dropped == 390
-    assert len(stuck._events.items) == 10
+    assert len(stuck._feed.items) == 10
     assert len(slow_pcm._feed.items) == 10
     stream.close()
     assert {len(events) for events in await asyncio.gather(*read)} == {400}
@@ -145,11 +158,20 @@ async def test_big_events_of_a_stuck_tap_are_bounded_too() -> None:
     stream = Stream()
     tap = stream.session.tap(max_frames=2)
     for number in range(5):
-        stream.send(MediaEvent("inbound", bytes(4000), number + 1, 20 * number))
-        assert sum(len(event.payload) for event in tap._events.items) <= 8192
+        stream.send(MediaEvent("inbound", bytes(4096), number + 1, 20 * number))
+        assert sum(len(event.payload) for event in tap._feed.items) == min(number + 1, 2) * 4096
+    stream.send(MediaEvent("inbound", bytes(4097), 6, 100))
+    assert len(tap._feed.items) == 1
     stream.send(MediaEvent("inbound", bytes(9000), 6, 100))
     stream.close()
     assert [len(event.payload) for event in await _all(tap)] == [9000]
+
+
+async def test_tap_holds_500_events_unless_it_is_told_otherwise() -> None:
+    stream = Stream()
+    taps = [stream.session.tap(), stream.session.tap(max_frames=1), stream.session.tap(max_frames=100_000)]
+    await stream.talk(0, 300)
+    assert [len(tap._feed.items) for tap in taps] == [500, 1, 600]
 
 
 @pytest.mark.parametrize("late", ["keep", "drop"])
@@ -181,6 +203,20 @@ async def test_transcriber_that_closes_after_silence_stays_open(late: Any, rate:
     await task
     stream.close()
     await _all(pcm)
+
+
+async def test_track_that_pauses_holds_up_the_other_one_for_the_delay_only() -> None:
+    stream, loop = Stream(), asyncio.get_running_loop()
+    pcm, began = stream.session.pcm(8000, delay_ms=30), loop.time()
+    talking = asyncio.create_task(stream.talk(0, 50, "inbound"))
+    held: list[float] = []
+    while len(held) < 45:
+        frame = await anext(pcm)
+        held.append(loop.time() - began - (frame.timestamp_ms + 20) / 1000)
+    assert held[20:] == [pytest.approx(0.03, abs=0.002)] * 25
+    await talking
+    stream.close()
+    assert heard(await _all(pcm)) == sent(50)[-5 * 320 :]
 
 
 async def test_pcm_ends_with_the_stream() -> None:
@@ -335,13 +371,32 @@ async def test_pcm_that_begins_late_has_no_silence_for_what_was_before() -> None
 
 
 async def test_stream_that_is_only_tapped_does_not_overflow() -> None:
+    """The oldest of what nobody takes is dropped, and counted."""
     stream = Stream(max_events=10, overflow=Overflow.CLOSE)
     pcm = stream.session.pcm(8000, tracks="inbound")
     await stream.talk(0, 50)
-    assert all(stream.send(DtmfEvent(digit="1")) for _ in range(30))
+    kinds: list[Any] = [
+        lambda number: DtmfEvent(digit=str(number % 10)),
+        lambda number: MarkEvent(name=f"mark {number}"),
+        lambda number: UnknownEvent(name="weather", document={"day": number}),
+    ]
+    assert all(stream.send(kind(number)) for kind in kinds for number in range(30))
     stream.close()
     assert heard(await _all(pcm)) == sent(50)
-    assert stream.session.statistics.of("inbound").dropped == 0
+    assert (stream.session.statistics.of("inbound").dropped, stream.session.statistics.dropped) == (0, 70)
+    assert await _all(stream.session) == [kind(number) for kind in kinds[1:] for number in range(20, 30)]
+
+
+async def test_audio_that_a_tap_has_is_not_dropped() -> None:
+    """When other events push it out of the session's queue."""
+    stream = Stream(max_events=3)
+    stream.burst(0, 3, "inbound")
+    tap = stream.session.tap()
+    for day in range(3):
+        stream.send(UnknownEvent(name="weather", document={"day": day}))
+    stream.close()
+    assert len(await _all(tap)) == len(await _all(stream.session)) == 3
+    assert (stream.session.statistics.of("inbound").dropped, stream.session.statistics.dropped) == (0, 0)
 
 
 async def test_left_taps_are_forgotten() -> None:
@@ -407,6 +462,7 @@ async def test_recorder_fed_by_tap_records_whole_stream(tmp_path: Path) -> None:
     [
         ({"rate": 0}, "rate must be a whole number from 1 to 192000, not 0"),
         ({"rate": 16_000.0}, "rate must be a whole number"),
+        ({"rate": "8000"}, "rate must be a whole number"),
         ({"rate": True}, "rate must be a whole number"),
         ({"frame_ms": 0}, "frame_ms must be a whole number from 1 to 1000, not 0"),
         ({"delay_ms": -1}, "delay_ms must be a whole number from 0 to 10000, not -1"),
@@ -445,6 +501,15 @@ async def test_stream_with_less_than_a_sample_in_each_frame_is_refused(rate: int
     with pytest.raises(InvalidRequestError, match=told):
         session.pcm(8000, frame_ms=least - 1, late=late)
     session.pcm(8000, frame_ms=least, late=late).close()
+
+
+async def test_whole_numbers_of_any_type_are_taken() -> None:
+    stream, numbers = Stream(), {"rate": Whole(8000), "frame_ms": Whole(40), "delay_ms": Whole(0)}
+    pcm = stream.session.pcm(**numbers, tracks="inbound")  # type: ignore[arg-type]
+    tap = stream.session.tap(max_frames=Whole(1))  # type: ignore[arg-type]
+    stream.burst(0, 2, "inbound")
+    assert repr(await anext(pcm)) == "PcmFrame(data=<640 bytes>, timestamp_ms=0, rate=8000, channels=1, missing_ms=0)"
+    assert tap.dropped == 1
 
 
 async def test_audio_that_has_no_pcm_is_refused() -> None:
@@ -492,21 +557,50 @@ async def test_repr_of_a_frame_has_no_audio() -> None:
     assert repr(await anext(stream.session.pcm(8000, tracks="inbound"))) == shown
 
 
-async def test_first_pcm_sends_no_silence_for_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop: Any = asyncio.get_running_loop()
-    time, late = loop.time, 0.0
-
-    class SlowResampler(Resampler):
-        def __init__(self, *args: int) -> None:
-            nonlocal late
-            super().__init__(*args)
-            late = 0.5  # seconds that the first one takes
-
-    monkeypatch.setattr(loop, "time", lambda: time() + late)
-    monkeypatch.setattr(_pcm_mixer, "Resampler", SlowResampler)
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_audio_waits_while_the_packages_are_imported(importing: Importing, is_closed: bool) -> None:
+    """In a thread, so that the loop goes on meanwhile."""
     stream = Stream()
-    frames = asyncio.create_task(_all(stream.session.pcm(tracks="inbound")))
-    assert late
-    await stream.talk(0, 10)
+    pcm = stream.session.pcm(tracks="inbound")
+    await stream.talk(0, 10, "inbound")
+    if is_closed:
+        pcm.close()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await anext(pcm)
+    importing.may_end.set()
+    frames = [await anext(pcm)]
+    await stream.talk(10, 20, "inbound")
     stream.close()
-    assert [frame.timestamp_ms for frame in await frames] == list(range(0, 200, 20))
+    frames += await _all(pcm)
+    assert [frame.timestamp_ms for frame in frames] == list(range(0, 200 if is_closed else 400, 20))
+    assert all(any(frame.data) for frame in frames)
+
+
+async def test_pcm_that_is_left_during_the_import_is_forgotten(importing: Importing) -> None:
+    stream = Stream()
+    stream.session.pcm()
+    importing.may_end.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(0)
+    gc.collect()
+    stream.burst(0, 1)
+    assert stream.session._listeners.feeds == ()
+
+
+async def test_import_that_fails_is_raised_by_the_loop_over_pcm(
+    importing: Importing, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream()
+    pcm = stream.session.pcm()
+    waiting = asyncio.create_task(_all(pcm))
+    await stream.talk(0, 5)
+    importing.error = ImportError("a library is broken")
+    importing.may_end.set()
+    with pytest.raises(ImportError, match="a library is broken"):
+        await waiting
+    with pytest.raises(ImportError, match="a library is broken"):
+        await anext(pcm)
+    assert stream.session._listeners.feeds == ()
+    assert stream.send(SOUND.event("inbound", 5))
+    assert not caplog.records

@@ -277,6 +277,16 @@ async def test_socket_with_too_many_frames_before_the_start_is_closed(
     await until(lambda: "too many frames arrived before the start event" in caplog.text)
 
 
+async def test_hundred_frames_without_an_event_may_precede_the_start(connect: Connect, heard: Heard) -> None:
+    """However small the queue is; one more is too many."""
+    peers = [await connect(max_queue=1) for _ in range(2)]
+    await peers[0].send(frame(TEXT, b"not JSON") * 100 + text(START))
+    await until(lambda: bool(heard.sessions))
+    await peers[1].send(frame(TEXT, b"not JSON") * 101 + text(START))
+    assert await peers[1].close_code() == 1008
+    assert len(heard.sessions) == 1
+
+
 async def test_bug_in_reading_ends_its_own_stream(
     connect: Connect, heard: Heard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,11 @@ def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert outage.try_acquire(3.0) == 0
 
 
+def test_redis_gets_two_seconds_to_connect_and_one_to_respond() -> None:
+    settings = Store("redis://localhost")._redis.connection_pool.connection_kwargs
+    assert (settings["socket_connect_timeout"], settings["socket_timeout"]) == (2.0, 1.0)
+
+
 def test_reload_without_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 

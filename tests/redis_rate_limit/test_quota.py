@@ -51,14 +51,25 @@ def test_no_window_exceeds_the_limit(requests: int, share: float, clients: int, 
 def test_quota_uses_most_of_the_limit() -> None:
     quota = Quota.from_limit(REAL)
 
-    assert 0.96 < quota.rate * REAL.window / REAL.max_requests < 1
+    assert quota.rate * REAL.window / REAL.max_requests == pytest.approx(0.9706, abs=0.0001)
     assert (quota.burst, quota.reserve, quota.age) == (62, 15, 0.2)
 
 
 @pytest.mark.parametrize("requests", [1, 2, 3])
 def test_quota_of_tiny_limit_has_a_rate(requests: int) -> None:
     """Even a limit that leaves nothing for the rate lets a request through now and then."""
-    assert Quota.from_limit(RateLimit(requests=requests, utilization=1.0)).rate > 0
+    assert Quota.from_limit(RateLimit(requests=requests, utilization=1.0)).rate == pytest.approx(
+        max(0.5 / 10, (requests - 2) / 10.2)
+    )
+
+
+def test_share_of_one_client_of_many_has_a_request_and_a_burst() -> None:
+    quota = Quota.from_limit(REAL)
+
+    share = quota.share(quota.rate, 1_000)
+    assert (share.requests, share.burst) == (12 + 1, 1)
+    share = quota.share(0.5, 1_000)
+    assert (share.requests, share.burst, share.window) == (1 + 1, 1, 10.0)
 
 
 @pytest.mark.parametrize("clients", [1, 3, 7])

@@ -202,6 +202,13 @@ def test_connection_lost_while_script_is_loaded_is_an_outage() -> None:
     assert isinstance(Store("redis://localhost")._translate(error), RedisUnavailableError)
 
 
+@pytest.mark.parametrize("error", [ConnectionLost, ResponseError])
+def test_error_of_redis_is_one_line_of_200_characters_at_most(error: type[Exception]) -> None:
+    translated = str(Store("redis://localhost")._translate(error("a\n  b " + "c" * 300)))
+
+    assert translated.removeprefix("the Redis at redis://localhost can't be used: ") == "a b " + "c" * 196
+
+
 def test_errors_that_pass_are_transient() -> None:
     """Before Redis 7 an error within a script has a text of its own, without the code at its start."""
     store = Store("redis://localhost")

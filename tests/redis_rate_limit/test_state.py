@@ -35,9 +35,11 @@ def test_pause_starts_again_after_a_served_request() -> None:
 
     state.on_throttled(6.0, sent_at=5.5, retry_after=None)
     assert state.update.pause == 8.0
+    assert state.time_until_open(6.0) == 8.0, "this client pauses before Redis knows"
     state.on_success()
     state.on_throttled(8.0, sent_at=7.0, retry_after=None)
     assert state.update.pause == 1.0
+    assert state.time_until_open(8.0) == 6.0, "the longer pause counts"
 
 
 def test_rejection_of_request_sent_before_the_last_cut_is_ignored() -> None:
@@ -48,8 +50,9 @@ def test_rejection_of_request_sent_before_the_last_cut_is_ignored() -> None:
     assert state.update == StateUpdate(throttled_after=0, pause=1.0)
     state.reported(state.update)
 
-    state.on_throttled(6.5, sent_at=5.15, retry_after=None)
-    assert not state.has_update
+    for sent_at in (5.15, 5.2):
+        state.on_throttled(6.5, sent_at=sent_at, retry_after=None)
+        assert not state.has_update
     state.receive(State(epoch="e", cuts=2, cut_at=1002.0, rate_before=900.0, pause=2.0), 1002.0, 7.0)
     state.on_throttled(7.1, sent_at=6.9, retry_after=None)
     assert not state.has_update

@@ -432,10 +432,10 @@ UPGRADED = (
 @pytest.mark.parametrize(
     ("response", "token", "sentence"),
     [
-        (http("401 Unauthorized"), "t0ken", "refused the upgrade with HTTP 401, with a bearer token"),
-        (http("403 Forbidden"), None, "refused the upgrade with HTTP 403, without a bearer token"),
-        (http("404 Not Found"), "t0ken", "refused the upgrade with HTTP 404"),
-        (http("200 OK"), None, "refused the upgrade with HTTP 200"),
+        (http("401 Unauthorized"), "t0ken", "rejected the upgrade with HTTP 401, with a bearer token"),
+        (http("403 Forbidden"), None, "rejected the upgrade with HTTP 403, without a bearer token"),
+        (http("404 Not Found"), "t0ken", "rejected the upgrade with HTTP 404"),
+        (http("200 OK"), None, "rejected the upgrade with HTTP 200"),
         (
             UPGRADED,
             None,
@@ -627,8 +627,8 @@ def fastapi_endpoint() -> FastAPI:
     ("path", "sentences"),
     [
         ("good", []),
-        ("missing", ["the endpoint refused the upgrade with HTTP 403, without a bearer token"]),
-        ("refuses", ["the endpoint refused the upgrade with HTTP 403, without a bearer token"]),
+        ("missing", ["the endpoint rejected the upgrade with HTTP 403, without a bearer token"]),
+        ("refuses", ["the endpoint rejected the upgrade with HTTP 403, without a bearer token"]),
         (
             "fails",
             [

@@ -1,4 +1,4 @@
-"""The Space-wide rate limit: a strict window, its headers, its refusals."""
+"""The Space-wide rate limit: a strict window, its headers, its rejections."""
 
 import pytest
 from hypothesis import given, strategies as st

@@ -208,7 +208,7 @@ async def test_request_on_dead_kept_alive_connection_is_retried_and_sent_once(
     assert attempts[0].sent == ("maybe" if kind == "read" and attempts[0].phase != Phase.CONNECTING else "no")
     assert space.streams.duplicates() == []
     # Nothing arrived on it, so the log must not send anyone to look for stray responses.
-    assert "the kept-alive connection was dead (Client" in caplog.text
+    assert "the kept-alive connection was dead: Client" in caplog.text
     assert "a response arrived" not in caplog.text
 
 

@@ -82,7 +82,7 @@ async def test_step_ends_at_its_own_limit_but_no_later_than_the_block(limits: De
 
 
 async def test_deadline_can_be_expired_once(limits: DeadlineTimer) -> None:
-    limit = limits.within(None)
+    limit = limits.within(60)
 
     async def run() -> None:
         with limit:
@@ -100,7 +100,7 @@ async def test_foreign_cancellation_is_kept(limits: DeadlineTimer) -> None:
     """Time that is up and a cancellation at once: the task is cancelled."""
 
     async def run() -> None:
-        with limits.within(None) as limit:
+        with limits.within(60) as limit:
             asyncio.get_running_loop().call_soon(limit.expire)
             await forever()
 

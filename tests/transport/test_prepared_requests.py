@@ -11,8 +11,7 @@ from attrs import evolve
 from multidict import CIMultiDict
 
 from signalwire_streams import StreamOutcomeUnknownError, StreamsClient, StreamsError
-from signalwire_streams._http.attempt_guard import PreparedBody
-from signalwire_streams._http.own_session import PreparedRequest
+from signalwire_streams._http.attempt_guard import PreparedBody, PreparedRequest
 from signalwire_streams.middleware import Handler, Middleware, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 from tests.raw_space import http, raw_space

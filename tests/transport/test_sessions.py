@@ -20,6 +20,7 @@ from signalwire_streams import (
     Timeouts,
     TransportError,
 )
+from signalwire_streams._http.session import SessionManager
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
@@ -201,6 +202,29 @@ async def test_close_cancels_calls_after_shutdown_timeout(
         await start
     assert type(caught.value).__name__ == "StreamOutcomeUnknownError"
     assert space.requests.count() == 1
+
+
+async def test_call_that_is_cancelled_while_the_client_closes_is_cancelled(
+    space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the client cuts the call as well does not hide its caller's cancellation."""
+    monkeypatch.setattr("signalwire_streams._http.session._SHUTDOWN_TIMEOUT", 0.01)
+    close = SessionManager.close
+
+    async def cancel_and_close(sessions: SessionManager) -> None:
+        start.cancel()
+        await close(sessions)
+
+    monkeypatch.setattr(SessionManager, "close", cancel_and_close)
+    space.faults.add("hang", executed=True)
+    client = client_for(space)
+    start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+    await space.requests.wait_for(1)
+    await client.aclose()
+
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert (start.cancelling(), space.requests.count()) == (1, 1)
 
 
 async def test_failures_leave_no_connection(space: SimulatedSpace, nothing_left: None) -> None:

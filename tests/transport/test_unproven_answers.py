@@ -162,7 +162,7 @@ async def test_stop_whose_2xx_are_never_of_the_api_is_no_success(answer: bytes, 
 
 
 @each_unreadable
-async def test_unreadable_refusal_of_a_start_that_was_carried_out_is_already_started(refusal: bytes) -> None:
+async def test_unreadable_rejection_of_a_start_that_was_carried_out_is_already_started(refusal: bytes) -> None:
     """A 503 carried the start out, and a refusal that can't be read may be that of a duplicate."""
     async with raw_space(Script(BUSY, refusal, executed=1)) as space, client_of(space) as client:
         stream = await client.conferences.start_stream(ROOM, url=URL)
@@ -171,7 +171,7 @@ async def test_unreadable_refusal_of_a_start_that_was_carried_out_is_already_sta
 
 
 @each_unreadable
-async def test_unreadable_refusals_of_a_start_that_was_carried_out_are_unknown(refusal: bytes) -> None:
+async def test_unreadable_rejections_of_a_start_that_was_carried_out_are_unknown(refusal: bytes) -> None:
     """On a conference after all attempts, and on a call at once."""
     async with raw_space(Script(BUSY, *[refusal] * 9, executed=1)) as space, client_of(space) as client:
         with pytest.raises(StreamOutcomeUnknownError) as caught:
@@ -184,7 +184,7 @@ async def test_unreadable_refusals_of_a_start_that_was_carried_out_are_unknown(r
 
 
 @each_unreadable
-async def test_unreadable_refusal_after_a_reset_is_sent_again(refusal: bytes) -> None:
+async def test_unreadable_rejection_after_a_reset_is_sent_again(refusal: bytes) -> None:
     """With a name of the caller's as well, since the reset attempt may have used it."""
     for carried_out in (0, 1):
         async with (
@@ -198,7 +198,7 @@ async def test_unreadable_refusal_after_a_reset_is_sent_again(refusal: bytes) ->
 
 @each_unreadable
 @pytest.mark.parametrize("before", [0, 1])
-async def test_unreadable_refusal_of_a_start_that_was_not_carried_out_is_final(refusal: bytes, before: int) -> None:
+async def test_unreadable_rejection_of_a_start_that_was_not_carried_out_is_final(refusal: bytes, before: int) -> None:
     """At the first attempt, and under a name of the caller's after a refusal for now."""
     async with raw_space(Script(*[BUSY] * before, *[refusal] * 9)) as space, client_of(space) as client:
         with pytest.raises((UnprocessableError, NotFoundError, Exception), match=r"HTTP 4\d\d") as caught:
@@ -209,7 +209,7 @@ async def test_unreadable_refusal_of_a_start_that_was_not_carried_out_is_final(r
 
 @each_unreadable
 @pytest.mark.parametrize("kind", ["conference", "call"])
-async def test_unreadable_refusal_of_a_resumed_start_is_unknown(refusal: bytes, kind: str, tmp_path: Path) -> None:
+async def test_unreadable_rejection_of_a_resumed_start_is_unknown(refusal: bytes, kind: str, tmp_path: Path) -> None:
     """An earlier part of the run was refused for now, and the stream may have been started then."""
     journal = tmp_path / "run.db"
     item: Any = StartConferenceStream(conference_sid=ROOM, url=URL)
@@ -232,7 +232,7 @@ async def test_unreadable_refusal_of_a_resumed_start_is_unknown(refusal: bytes, 
 
 @each_unreadable
 @pytest.mark.parametrize("handle", [VICTIM, NAME])
-async def test_unreadable_refusal_of_a_repeated_stop_is_asked_again(refusal: bytes, handle: str) -> None:
+async def test_unreadable_rejection_of_a_repeated_stop_is_asked_again(refusal: bytes, handle: str) -> None:
     """The lost attempt stopped the stream; only a readable answer says so, and at the first attempt it is final."""
     async with (
         raw_space(Script(cut(500, b""), refusal, ALREADY_STOPPED)) as space,

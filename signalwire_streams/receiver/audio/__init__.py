@@ -21,9 +21,9 @@ from signalwire_streams.receiver.audio._formats import (
     pcm_to_alaw,
     pcm_to_mulaw,
 )
-from signalwire_streams.receiver.audio._pcm_mixer import PcmFrame
+from signalwire_streams.receiver.audio._pcm_frames import PcmFrame
 from signalwire_streams.receiver.audio._timeline import Correction, TimelineStatistics, TrackTimeline
-from signalwire_streams.receiver.audio._wav import Layout, WavEncoding, WavRecorder
+from signalwire_streams.receiver.audio._wav_recorder import Layout, WavEncoding, WavRecorder
 
 __all__ = [
     "AudioFormat",

@@ -6,6 +6,7 @@ their size in bytes.
 Source: https://signalwire.com/docs/compatibility-api/
 """
 
+import operator
 import re
 import struct
 from array import array
@@ -14,9 +15,9 @@ from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, TypeGuard
+from typing import Any, Literal, Self, TypeAlias
 
-from attrs import Attribute, define, field, frozen
+from attrs import define, field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
 from signalwire_streams.receiver._protocol import StartEvent
@@ -142,7 +143,7 @@ ByteOrder: TypeAlias = Literal["little", "big"]
 
 _TELEPHONY_RATE, _MAX_RATE, _MAX_CHANNELS = 8000, 768_000, 16
 _MILLISECONDS = 1000
-_PCM_SIZE = 2
+PCM_SIZE = 2
 PCM_TAG = 1
 
 
@@ -185,14 +186,32 @@ def _encoding(text: str) -> Encoding | str:
     return _ENCODINGS.get(name.removeprefix("audio/").removeprefix("x-"), text)
 
 
-def _is_within(value: object, most: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+def _as_int(value: Any) -> int | None:  # noqa: ANN401
+    """Return a whole number as an int, whichever type it has (numpy's are usual in audio); None if it is none."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
-def _validate_range(_: object, attribute: "Attribute[int]", value: object) -> None:
-    most = attribute.metadata["most"]
-    if not _is_within(value, most):
-        raise InvalidRequestError(f"{attribute.name} must be a whole number from 1 to {most}, not {value!r}")
+def whole_number(name: str, value: Any, least: int, most: int) -> int:  # noqa: ANN401
+    """Return a whole number as an int.
+
+    Raises:
+        InvalidRequestError: it is none, or beyond the limits.
+    """
+    number = _as_int(value)
+    if number is None or not least <= number <= most:
+        raise InvalidRequestError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    return number
+
+
+def _sample_rate(value: int) -> int:
+    return whole_number("sample_rate", value, 1, _MAX_RATE)
+
+
+def _channels(value: int) -> int:
+    return whole_number("channels", value, 1, _MAX_CHANNELS)
 
 
 def _validate_byte_order(_: object, __: object, value: object) -> None:
@@ -219,9 +238,9 @@ class AudioFormat:
     """
 
     encoding: Encoding | str = field(converter=_encoding)
-    sample_rate: int = field(default=_TELEPHONY_RATE, validator=_validate_range, metadata={"most": _MAX_RATE})
+    sample_rate: int = field(default=_TELEPHONY_RATE, converter=_sample_rate)
     byte_order: ByteOrder = field(default="little", validator=_validate_byte_order)
-    channels: int = field(default=1, validator=_validate_range, metadata={"most": _MAX_CHANNELS})
+    channels: int = field(default=1, converter=_channels)
 
     @classmethod
     def from_start_event(
@@ -237,7 +256,7 @@ class AudioFormat:
         For a stream whose frames you decode yourself with `decode_event`; `StreamSession.audio_format` has been created
         in the same way.
 
-        A missing sample rate, or one that is not an int, is taken from the encoding (``L16@16000h``,
+        A missing sample rate, or one that is no whole number, is taken from the encoding (``L16@16000h``,
         ``audio/L16;rate=16000``). A rate that is still missing, or invalid, is 8000; an invalid number of channels is
         1.
 
@@ -251,13 +270,14 @@ class AudioFormat:
             media = start.media_format
             start, sample_rate, channels = media.encoding, media.sample_rate, media.channels
         text = start if isinstance(start, str) else ""
-        if type(sample_rate) is not int and (found := _RATE.search(text)):
-            sample_rate = int(found[1] or found[2])
+        rate, number = _as_int(sample_rate), _as_int(channels)
+        if rate is None and (found := _RATE.search(text)):
+            rate = int(found[1] or found[2])
         return cls(
             encoding=text,
-            sample_rate=sample_rate if _is_within(sample_rate, _MAX_RATE) else _TELEPHONY_RATE,
+            sample_rate=rate if rate is not None and 1 <= rate <= _MAX_RATE else _TELEPHONY_RATE,
             byte_order=byte_order,
-            channels=channels if _is_within(channels, _MAX_CHANNELS) else 1,
+            channels=number if number is not None and 1 <= number <= _MAX_CHANNELS else 1,
         )
 
     @property
@@ -300,7 +320,7 @@ class AudioFormat:
 
         Bytes at the end that are less than a sample are left out.
         """
-        return self._convert(self._codec().encode, _whole(pcm, _PCM_SIZE * self.channels))
+        return self._convert(self._codec().encode, _whole(pcm, PCM_SIZE * self.channels))
 
     def _convert(self, convert: Callable[[bytes], bytes] | None, audio: bytes) -> bytes:
         if convert is not None:

@@ -6,17 +6,20 @@ holds back 10 ms, always. As resampling is linear, soxr does it once for the usu
 by what became of each of its samples, which takes a tenth of the time.
 """
 
-from functools import lru_cache
+from functools import cache
+from importlib.util import find_spec
 from math import gcd
 from typing import Any
 
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.receiver.audio._formats import PCM_SIZE, whole_number
 
 _MAX_RATE, _MAX_CHANNELS = 768_000, 16
-_SAMPLE = 2  # bytes
 _CONTEXT = 100  # per second: the filter's reach at each side is 10 ms of the lower rate's telephony bandwidth
 _MAX_MATRIX = 48_000 * 16_000  # product of the rates: 5 MB
+_MAX_MATRICES = 8
 _LEAST = 200  # per second: less than 5 ms of new audio waits for more, since a call costs the same for any length
+
+_matrices: dict[tuple[int, int], Any] = {}  # of `_Blocks`, by their rates
 
 
 class Resampler:
@@ -34,19 +37,15 @@ class Resampler:
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int = 1) -> None:
-        for name, value, most in (
-            ("from_rate", from_rate, _MAX_RATE),
-            ("to_rate", to_rate, _MAX_RATE),
-            ("channels", channels, _MAX_CHANNELS),
-        ):
-            if type(value) is not int or not 1 <= value <= most:
-                raise InvalidRequestError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
-        self._block = _SAMPLE * channels
+        from_rate = whole_number("from_rate", from_rate, 1, _MAX_RATE)
+        to_rate = whole_number("to_rate", to_rate, 1, _MAX_RATE)
+        channels = whole_number("channels", channels, 1, _MAX_CHANNELS)
+        self._block = PCM_SIZE * channels
         self._partial = b""  # less than a sample, until its rest comes
         self._soxr: _Blocks | _Pieces | None = None
         if from_rate != to_rate:
-            is_simple = from_rate % _LEAST == to_rate % _LEAST == 0 and from_rate * to_rate <= _MAX_MATRIX
-            self._soxr = (_Blocks if is_simple else _Pieces)(from_rate, to_rate, channels)
+            check_packages(from_rate, to_rate)
+            self._soxr = (_Blocks if _has_matrix(from_rate, to_rate) else _Pieces)(from_rate, to_rate, channels)
         self.delay: int = self._soxr.context if self._soxr is not None else 0
 
     def process(self, pcm: bytes, *, last: bool = False) -> bytes:
@@ -64,16 +63,40 @@ class Resampler:
         return bytes(pcm) if self._soxr is None else self._soxr.process(pcm, last=last)
 
 
-def _imported(from_rate: int, to_rate: int) -> tuple[Any, Any]:
-    try:
-        import numpy as np  # noqa: PLC0415  (of an extra)
-        import soxr  # noqa: PLC0415
-    except ImportError:
+def check_packages(from_rate: int, to_rate: int) -> None:
+    """Check that a resampler of these rates can be created, without the imports that the first one makes.
+
+    Raises:
+        ModuleNotFoundError: the rates differ, and the extra ``audio`` is not installed.
+    """
+    if from_rate != to_rate and None in map(find_spec, ("numpy", "soxr")):
         raise ModuleNotFoundError(
             f"to convert audio from {from_rate} to {to_rate} Hz, more packages are needed: "
             "pip install 'signalwire-streams[audio]'",
             name="soxr",
-        ) from None
+        )
+
+
+def is_prepared(from_rate: int, to_rate: int) -> bool:
+    """Whether a resampler of these rates takes no time to create.
+
+    The first one of all imports for 150 ms, and the first one of its rates computes for up to 65 ms.
+    """
+    if from_rate == to_rate:
+        return True
+    is_imported = _packages.cache_info().currsize > 0
+    return is_imported and ((from_rate, to_rate) in _matrices or not _has_matrix(from_rate, to_rate))
+
+
+def _has_matrix(from_rate: int, to_rate: int) -> bool:
+    return from_rate % _LEAST == to_rate % _LEAST == 0 and from_rate * to_rate <= _MAX_MATRIX
+
+
+@cache
+def _packages() -> tuple[Any, Any]:
+    import numpy as np  # noqa: PLC0415  (of an extra)
+    import soxr  # noqa: PLC0415
+
     return np, soxr
 
 
@@ -88,7 +111,7 @@ class _Blocks:
     """Resamples blocks of 5 ms, which are whole samples at both rates."""
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
-        self._np, _ = _imported(from_rate, to_rate)
+        self._np, _ = _packages()
         self._from_rate, self._to_rate = from_rate, to_rate
         self._block, self.context = from_rate // _LEAST, 2 * from_rate // _LEAST
         self._matrix = _matrix(from_rate, to_rate)
@@ -116,18 +139,23 @@ class _Blocks:
             self._returned += blocks * self._matrix.shape[1] if blocks > 0 else 0
             return resampled
         whole = (2 * self._added * self._to_rate + self._from_rate) // (2 * self._from_rate)
-        resampled = resampled[: (whole - self._returned) * channels * _SAMPLE]
+        resampled = resampled[: (whole - self._returned) * channels * PCM_SIZE]
         self._kept, self._added, self._returned = self._silence, 0, 0
         return resampled
 
 
-@lru_cache(maxsize=8)
 def _matrix(from_rate: int, to_rate: int) -> Any:  # noqa: ANN401  (an array: soxr's output for each sample of a block)
-    np, soxr = _imported(from_rate, to_rate)
+    if (found := _matrices.get((from_rate, to_rate))) is not None:
+        return found
+    np, soxr = _packages()
     block, context = from_rate // _LEAST, 2 * from_rate // _LEAST
     begin, size = 2 * to_rate // _LEAST, to_rate // _LEAST
     outputs = soxr.resample(np.eye(block + 2 * context, dtype=np.float32), from_rate, to_rate)
-    return np.ascontiguousarray(outputs[begin : begin + size].T)
+    matrix = np.ascontiguousarray(outputs[begin : begin + size].T)
+    if len(_matrices) >= _MAX_MATRICES:
+        _matrices.clear()
+    _matrices[from_rate, to_rate] = matrix
+    return matrix
 
 
 class _Pieces:
@@ -137,7 +165,7 @@ class _Pieces:
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
-        np, soxr = self._np, _ = _imported(from_rate, to_rate)
+        np, soxr = self._np, _ = _packages()
         common = gcd(from_rate, to_rate)
         self._step_in, self._step_out = from_rate // common, to_rate // common
         self.context = -(-from_rate // _CONTEXT)

@@ -117,6 +117,7 @@ class TrackTimeline:
         corrections: frames that the last call of `place` moved. Their old places, if they had any, are in
             ``vacated``.
         vacated: range of samples, as in a slice, that are silence now, apart from the corrected frames.
+        is_unsettled: True if frames may still be corrected.
 
     Raises:
         InvalidRequestError: ``max_gap`` or ``tolerance`` is invalid.
@@ -139,7 +140,8 @@ class TrackTimeline:
         self.calls: int = 0
         self.corrections: list[Correction] = []
         self.vacated: tuple[int, int] | None = None
-        rate = format.sample_rate
+        self.is_unsettled: bool = False
+        self._rate = rate = format.sample_rate
         self._sample_size = format.sample_size
         self._longest = int(max_gap * rate)
         self._rounding = -(-rate // _MILLISECONDS) - 1
@@ -163,11 +165,6 @@ class TrackTimeline:
     def end(self) -> int:
         """End of the last frame, in samples from the stream's start."""
         return self._next
-
-    @property
-    def is_unsettled(self) -> bool:
-        """True if frames may still be corrected."""
-        return bool(self._former or self._doubts or self._repeated or self._lead)
 
     def unsettled(self) -> list[int]:
         """Return the frames that may still be corrected, as `Correction.frame` counts them."""
@@ -216,20 +213,26 @@ class TrackTimeline:
         if self.corrections:
             self.corrections, self.vacated = [], None
         samples = size // self._sample_size if size > 0 else 0
+        is_whole = samples * self._sample_size == size
         verdict = self._sequence.note(chunk, timestamp if samples else None, size if payload is None else payload)
         if (
             verdict is _NEXT
             and samples
+            and is_whole
             and timestamp is not None
-            and not (self._absent or self._repeated or self._former)
+            and not (self._absent or self.is_unsettled)
         ):
-            ahead = self.format.samples_in(timestamp) - self._shift - self._next
-            if -self._slack <= ahead <= self._slack and size % self._sample_size == 0:
-                return self._settle(samples)
-        if size > 0 and size % self._sample_size:
-            self.statistics.partial_samples += 1
+            position = self._next
+            ahead = (timestamp * self._rate + 500) // _MILLISECONDS - self._shift - position
+            if -self._slack <= ahead <= self._slack:  # as nearly all frames
+                self.statistics.frames += 1
+                self._next = position + samples
+                return position
+        self.statistics.partial_samples += size > 0 and not is_whole
         self._other_tracks, self._elapsed = other_tracks, elapsed if elapsed is not None and isfinite(elapsed) else None
-        return self._place_unusual(timestamp, verdict, samples)
+        place = self._place_unusual(timestamp, verdict, samples)
+        self.is_unsettled = bool(self._former or self._doubts or self._repeated or self._lead)
+        return place
 
     def _place_unusual(self, timestamp: int | None, verdict: Verdict, samples: int) -> int | None:
         """Place a frame that does not directly follow the one before."""

@@ -5,26 +5,19 @@ Positions are samples of the track's timeline, as `TrackTimeline` returns them.
 
 import re
 from collections import deque
+from typing import TypeAlias
 
 from signalwire_streams.receiver._protocol import MediaEvent
-from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat
 from signalwire_streams.receiver.audio._timeline import TrackTimeline
 
-WIDTH = 2  # bytes of a sample
 _MAX_LATE = 3  # frames, one after the other: a track that goes on so is behind the other one
 _SILENCE = re.compile(rb"(?:\0\0|\x08\0|\xf8\xff)*")  # A-law has no code for zero, but 8 and -8
 
 
-class _Piece:
-    """Audio in its place."""
-
-    __slots__ = ("begin", "end", "frame", "pcm")
-
-    def __init__(self, begin: int, end: int, pcm: bytes | memoryview, frame: int) -> None:
-        self.begin = begin
-        self.end = end
-        self.pcm = pcm
-        self.frame = frame  # as `Correction.frame` counts; 0 if it can't be moved any more
+# Audio in its place: the first sample, the end, the audio, and the frame as `Correction.frame` counts; 0 if it can't be
+# moved any more. A tuple, since each frame has one.
+_Piece: TypeAlias = tuple[int, int, bytes | memoryview, int]
 
 
 class TrackBuffer:
@@ -39,6 +32,7 @@ class TrackBuffer:
         others: the timelines of the other tracks.
         cursor: everything before this sample was taken.
         end: end of the audio, or ``cursor`` if that is later.
+        ready: from the cursor to this sample, all audio is there and will not be moved.
         lost: samples that were dropped; the owner resets it.
         shift: samples by which frames are placed later than on the timeline.
     """
@@ -46,7 +40,7 @@ class TrackBuffer:
     def __init__(self, audio_format: AudioFormat, *, keeps_late: bool) -> None:
         self.timeline = TrackTimeline(audio_format)
         self.others: tuple[TrackTimeline, ...] = ()
-        self.cursor = self.end = self.lost = self.shift = 0
+        self.cursor = self.end = self.ready = self.lost = self.shift = 0
         self._decode = audio_format._decoder()  # noqa: SLF001
         self._keeps_late = keeps_late
         self._taken = 0  # the last sample that was taken; with late audio, the cursor goes back behind it
@@ -60,7 +54,7 @@ class TrackBuffer:
     @property
     def begin(self) -> int:
         """The first sample that is there; ``end`` if there is none."""
-        return self._pieces[0].begin if self._pieces else self.end
+        return self._pieces[0][0] if self._pieces else self.end
 
     def add(self, event: MediaEvent, timestamp: int | None, elapsed: float | None) -> int | None:
         """Place a frame. Return the end of its place on the timeline; None if it was dropped as a repeated one."""
@@ -74,17 +68,19 @@ class TrackBuffer:
             if timeline.corrections:
                 self._correct()
             self._held = {frame: self._held[frame] for frame in timeline.unsettled()}
-        if position is None:
-            return None
-        self._put(position + self.shift, pcm, timeline.calls)
-        return position + len(pcm) // WIDTH
+            if position is not None:
+                self._put(position + self.shift, pcm, timeline.calls)
+            self._update_ready()
+        elif position is not None:
+            self._put(position + self.shift, pcm, timeline.calls)
+        return None if position is None else position + len(pcm) // PCM_SIZE
 
     def _correct(self) -> None:
         """Move frames to their corrected places, unless they were taken."""
         moved = {correction.frame: correction.position for correction in self.timeline.corrections}
-        there = {piece.frame for piece in self._pieces}
-        self._pieces = deque(piece for piece in self._pieces if piece.frame not in moved)
-        self.end = max(self.cursor, self._pieces[-1].end if self._pieces else 0)
+        there = {frame for *_, frame in self._pieces}
+        self._pieces = deque(piece for piece in self._pieces if piece[-1] not in moved)
+        self.end = max(self.cursor, self._pieces[-1][1] if self._pieces else 0)
         for frame, position in moved.items():
             pcm, was_placed = self._held[frame]
             if pcm and (frame in there or not was_placed):
@@ -94,18 +90,17 @@ class TrackBuffer:
     def _put(self, position: int, pcm: bytes, frame: int) -> None:
         if position >= self.end:
             self._late_frames = 0
-            self._append(position, pcm, frame)
+            self.end = end = position + len(pcm) // PCM_SIZE
+            self._pieces.append((position, end, pcm, frame))
+            if position == self.ready:
+                self.ready = end
         elif self._keeps_late:
             self._keep(position, pcm, frame)
         else:
             self._put_or_drop(position, pcm, frame)
 
-    def _append(self, position: int, pcm: bytes, frame: int) -> None:
-        self.end = position + len(pcm) // WIDTH
-        self._pieces.append(_Piece(position, self.end, pcm, frame))
-
     def _keep(self, position: int, pcm: bytes, frame: int) -> None:
-        samples = len(pcm) // WIDTH
+        samples = len(pcm) // PCM_SIZE
         if position < self.cursor:
             if is_quiet(pcm):  # so nothing was missed
                 return
@@ -113,85 +108,87 @@ class TrackBuffer:
             if self._late_frames < _MAX_LATE and self._is_free(begin, begin + samples):
                 self._late_frames += 1
                 self.cursor = begin
-                self._insert(_Piece(begin, begin + samples, pcm, frame))
+                self._insert(begin, pcm, frame)
                 return
         elif self._is_free(position, position + samples):
-            self._insert(_Piece(position, position + samples, pcm, frame))
+            self._insert(position, pcm, frame)
             return
         if not is_quiet(pcm):  # else the track catches up
-            self._append(self.end, pcm, frame)
+            self._insert(self.end, pcm, frame)
 
     def _put_or_drop(self, position: int, pcm: bytes, frame: int) -> None:
-        samples = len(pcm) // WIDTH
+        samples = len(pcm) // PCM_SIZE
         late = min(max(0, self.cursor - position), samples)
         begin, end = position + late, position + samples
         if begin < end and self._is_free(begin, end):
             self.lost += late
-            self._insert(_Piece(begin, end, pcm[WIDTH * late :], 0 if late else frame))
+            self._insert(begin, pcm[PCM_SIZE * late :], 0 if late else frame)
         else:
             self.lost += samples
             if frame in self._held:  # it may be moved to where it is in time
                 self._held[frame] = pcm, False
 
     def _is_free(self, begin: int, end: int) -> bool:
-        return all(piece.end <= begin or piece.begin >= end for piece in self._pieces)
+        return all(ends <= begin or begins >= end for begins, ends, *_ in self._pieces)
 
-    def _insert(self, piece: _Piece) -> None:
-        later = [self._pieces.pop() for other in tuple(self._pieces) if other.begin > piece.begin]
-        self._pieces.append(piece)
+    def _insert(self, begin: int, pcm: bytes, frame: int) -> None:
+        later = [self._pieces.pop() for begins, *_ in tuple(self._pieces) if begins > begin]
+        end = begin + len(pcm) // PCM_SIZE
+        self._pieces.append((begin, end, pcm, frame))
         self._pieces.extend(reversed(later))
-        self.end = max(self.end, piece.end)
+        self.end = max(self.end, end)
+        self._update_ready()
+
+    def _update_ready(self) -> None:
+        self.ready = self._taken
+        for begin, end, _, frame in self._pieces:
+            if frame in self._held:
+                self.ready = min(self.ready, begin)
+                break
+            if begin > self.ready:
+                break
+            self.ready = max(self.ready, end)
 
     def start_at(self, position: int) -> None:
         """Set the cursor, before anything was taken."""
         self.cursor = position
         self._taken = max(self._taken, position)
         self.end = max(self.end, position)
-
-    def is_complete(self, until: int) -> bool:
-        """Whether there is audio for all samples from the cursor on, and none of it may be moved."""
-        reached = self._taken
-        for piece in self._pieces:
-            if piece.begin > reached or piece.frame in self._held:
-                return False
-            reached = max(reached, piece.end)
-            if reached >= until:
-                return True
-        return reached >= until
+        self._update_ready()
 
     def is_quiet(self, until: int) -> bool:
         """Whether all audio that begins before a position is silence."""
-        return all(piece.begin >= until or is_quiet(piece.pcm) for piece in self._pieces)
+        return all(begin >= until or is_quiet(pcm) for begin, _, pcm, _ in self._pieces)
 
     def take(self, samples: int) -> bytes:
         """Take the next samples; empty if there is no audio among them."""
-        begin, end = self.cursor, self.cursor + samples
-        pieces = self._pieces
-        self.cursor = end
-        self._taken = max(self._taken, end)
-        self.end = max(self.end, end)
-        if not pieces or pieces[0].begin >= end:
+        begin, pieces = self.cursor, self._pieces
+        self.cursor = end = begin + samples
+        # For each frame: max() would take longer than the rest.
+        if end > self._taken:  # noqa: PLR1730
+            self._taken = end
+        if end > self.ready:  # noqa: PLR1730
+            self.ready = end
+        if end > self.end:  # noqa: PLR1730
+            self.end = end
+        if not pieces or pieces[0][0] >= end:
             return b""
-        piece = pieces[0]
-        if piece.begin == begin and piece.end == end:
-            del pieces[0]
-            return bytes(piece.pcm)
-        taken = bytearray(WIDTH * samples)
-        while pieces and pieces[0].begin < end:
-            piece = pieces[0]
-            size = WIDTH * (min(piece.end, end) - piece.begin)
-            offset = WIDTH * (piece.begin - begin)
-            taken[offset : offset + size] = piece.pcm[:size]
-            if piece.end <= end:
-                del pieces[0]
-            else:  # not copied, since a frame may be as long as many of ours
-                piece.pcm, piece.begin, piece.frame = memoryview(piece.pcm)[size:], end, 0
+        if pieces[0][0] == begin and pieces[0][1] == end:
+            return bytes(pieces.popleft()[2])
+        taken = bytearray(PCM_SIZE * samples)
+        while pieces and pieces[0][0] < end:
+            begins, ends, pcm, _ = pieces.popleft()
+            size, offset = PCM_SIZE * (min(ends, end) - begins), PCM_SIZE * (begins - begin)
+            taken[offset : offset + size] = pcm[:size]
+            if ends > end:  # not copied, since a frame may be as long as many of ours
+                pieces.appendleft((end, ends, memoryview(pcm)[size:], 0))
+        self._update_ready()
         return bytes(taken)
 
     def discard(self, samples: int) -> None:
         """Drop the next samples, and count the audio among them."""
         end = self.cursor + samples
-        self.lost += sum(min(piece.end, end) - piece.begin for piece in self._pieces if piece.begin < end)
+        self.lost += sum(min(ends, end) - begins for begins, ends, *_ in self._pieces if begins < end)
         self.take(samples)
 
 

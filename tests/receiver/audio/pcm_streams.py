@@ -9,9 +9,8 @@ from attrs import frozen
 
 from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, PcmFrame
-from signalwire_streams.receiver.audio._drop_mixer import DropMixer
-from signalwire_streams.receiver.audio._keep_mixer import KeepMixer
-from signalwire_streams.receiver.audio._pcm_mixer import PcmOptions
+from signalwire_streams.receiver.audio._mixers import mixer_for
+from signalwire_streams.receiver.audio._pcm_frames import PcmOptions
 
 # No byte is part of silence in any encoding, and two samples together are not too loud.
 _CODES = bytes(random.Random(5).choices(range(0x20, 0x40), k=1 << 20))  # noqa: S311
@@ -71,6 +70,16 @@ class Timeline:
         return array("h", [min(max(sum(pair), -32768), 32767) for pair in zip(*parts, strict=True)]).tobytes()
 
 
+class Whole:
+    """A whole number as numpy has them: of no type that is an int."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __index__(self) -> int:
+        return self.number
+
+
 def options(audio: AudioFormat, **changes: object) -> PcmOptions:
     chosen = {"rate": audio.sample_rate, "tracks": "inbound", "frame_ms": 20, "late": "keep", "delay_ms": 60, **changes}
     return PcmOptions(audio_format=audio, **chosen)  # type: ignore[arg-type]
@@ -84,12 +93,11 @@ def play(
     until: float = 0.0,
 ) -> Iterator[tuple[float, PcmFrame]]:
     """Add the events in their time, and yield each frame with its time. The mixer is finished at *until*."""
-    mixer = (KeepMixer if chosen.late == "keep" else DropMixer)(chosen, 0.0, announced)
+    mixer = mixer_for(chosen, 0.0, announced)
     now = 0.0
 
     def take(now: float) -> Iterator[tuple[float, PcmFrame]]:
-        while (frame := mixer.frame(now)) is not None:
-            yield now, frame
+        return ((now, frame) for frame in mixer.frames(now))
 
     def wait(end: float) -> Iterator[tuple[float, PcmFrame]]:
         nonlocal now

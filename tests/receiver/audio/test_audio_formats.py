@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from signalwire_streams.errors import InvalidRequestError, StreamsError
 from signalwire_streams.receiver import StartEvent, decode_event
 from signalwire_streams.receiver.audio import AudioFormat, Encoding, UnknownEncodingError
+from tests.receiver.audio.pcm_streams import Whole
 
 SPELLINGS = [
     ("audio/x-mulaw", Encoding.MULAW),
@@ -231,3 +232,11 @@ def test_unknown_encoding_raises(use: Any) -> None:
         r"audio encoded as 'audio/opus\n' can't be decoded: use the raw payloads, "
         "or have the stream encoded as PCMU or L16"
     )
+
+
+def test_whole_numbers_of_any_type_are_taken() -> None:
+    rate, channels = Whole(16_000), Whole(2)
+    found = AudioFormat("audio/x-L16", rate, channels=channels)  # type: ignore[arg-type]
+    assert found == AudioFormat("audio/x-L16", 16_000, channels=2)
+    assert (type(found.sample_rate), type(found.channels)) == (int, int)
+    assert AudioFormat.from_start_event("audio/x-L16", rate, channels) == found  # type: ignore[arg-type]

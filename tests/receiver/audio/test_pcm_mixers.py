@@ -13,8 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, Encoding, PcmFrame
-from signalwire_streams.receiver.audio._drop_mixer import DropMixer
-from signalwire_streams.receiver.audio._keep_mixer import KeepMixer
+from signalwire_streams.receiver.audio._mixers import mixer_for
 from signalwire_streams.receiver.audio._track_buffer import TrackBuffer
 from tests.receiver.audio.pcm_streams import Arrival, Sound, Timeline, check_in_place, longest_wait, options, play
 
@@ -70,6 +69,20 @@ def test_undisturbed_audio_is_whole(audio: AudioFormat, tracks: str, late: str) 
     assert len(frames) == 50 if late == "keep" else 50 <= len(frames) <= 55
 
 
+def test_frame_is_due_at_the_time_that_the_mixer_names() -> None:
+    """A timer sleeps exactly until then, and rounding must not make it wake in vain."""
+    mixer, named = mixer_for(options(FORMATS[0], late="drop", delay_ms=50), 0.0, ["inbound"]), 0
+
+    mixer.frames(0.0)
+    for at, event in steady(Sound(FORMATS[0]), 2, tracks=("inbound",)):
+        while mixer.next_at < at:
+            assert mixer.frames(mixer.next_at)
+            named += 1
+        mixer.add(event, at)
+        mixer.frames(at)
+    assert named > 90
+
+
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("tracks", ["outbound", "mixed", "stereo"])
 @pytest.mark.parametrize("stall", [0.2, 1.0, 5.0])
@@ -83,6 +96,24 @@ def test_keep_loses_nothing_in_a_stall(audio: AudioFormat, tracks: str, stall: f
     assert longest_wait(frames) < PATIENCE
     silent = sum(not any(frame.data) for _, frame in frames)
     assert stall / 0.02 - 6 <= silent <= stall / 0.02
+
+
+@settings(max_examples=30)
+@given(SEEDS)
+def test_stall_at_any_moment_moves_nothing(seed: int) -> None:
+    """Also between the frames of two tracks, and one stall soon after another."""
+    chance = random.Random(seed)  # noqa: S311
+    audio, tracks = chance.choice(FORMATS), chance.choice(TRACKS)
+    arrivals, at = steady(Sound(audio), 8), 0.0
+    for _ in range(3):
+        seconds = chance.choice([0.2, 0.5, 1.0, chance.uniform(0.2, 5)])
+        at += chance.uniform(0.0, 0.5)
+        arrivals = stalled(arrivals, at, seconds)
+        at += seconds
+    frames = list(play(options(audio, tracks=tracks), arrivals))
+    timeline = reference(audio, tracks, arrivals)
+    assert check_in_place(frames, timeline) == set(range(0, timeline.end, audio.sample_rate // 50))
+    assert longest_wait(frames) < PATIENCE
 
 
 def test_keep_repays_the_silence_of_a_stall() -> None:
@@ -173,13 +204,17 @@ def test_drop_is_as_long_as_the_time(seed: int, delay_ms: int) -> None:
     assert all(abs(number - at / 0.02) <= 1 + 1e-6 for number, (at, _) in enumerate(frames, 1))
     assert len(frames) >= int(end / 0.02 - 1)
     size = audio.sample_rate // 1000 * 2
-    for at, frame in frames if len(timeline.tracks) == 1 else []:
-        arrived = {event.timestamp: when for when, event in reversed(arrivals) if event.track == tracks}
-        for ms in range(20):
-            sound, place = frame.data[ms * size : (ms + 1) * size], frame.timestamp_ms + ms
-            if any(sound):
-                assert sound == timeline.slice(place * size // 2, (place + 1) * size // 2)
-                assert at - arrived[place - place % 20] <= delay_ms / 1000 + 0.02 + 1e-6
+    # Without a delay, the outbound track is shifted, since it is 3 ms later; and mixed audio tells no track.
+    for side, track in enumerate(timeline.tracks if tracks != "mixed" and delay_ms else ()):
+        channels, alone = len(timeline.tracks), reference(audio, track, arrivals)
+        arrived = {event.timestamp: when for when, event in reversed(arrivals) if event.track == track}
+        for at, frame in frames:
+            pcm = array("h", frame.data)[side::channels].tobytes()
+            for ms in range(20):
+                sound, place = pcm[ms * size : (ms + 1) * size], frame.timestamp_ms + ms
+                if any(sound):
+                    assert sound == alone.slice(place * size // 2, (place + 1) * size // 2)
+                    assert at - arrived[place - place % 20] <= delay_ms / 1000 + 0.02 + 1e-6
 
 
 @pytest.mark.parametrize("tracks", ["mixed", "stereo"])
@@ -214,27 +249,39 @@ def test_absent_track_is_silence(tracks: str, late: str) -> None:
 @pytest.mark.parametrize("parts_per_million", [200, -200])
 @pytest.mark.parametrize("late", ["keep", "drop"])
 def test_mixer_stays_in_sync_over_an_hour_of_clock_drift(parts_per_million: int, late: str) -> None:
-    """The sender's clock differs. Frames of 100 ms, and twice the drift, make it fast."""
-    audio = AudioFormat(Encoding.MULAW, 8000)
-    sound, rate = Sound(audio), 1 - 10 * parts_per_million / 1e6
-    payloads = {track: [sound.of(track, 800 * n, 800) for n in range(50)] for track in BOTH}
-    arrivals = [
-        (100.0 * (number + 1) * rate / 1000, MediaEvent(track, payloads[track][number % 50], number + 1, 100 * number))
-        for number in range(3_600)
+    """The sender's clock differs, for both tracks. Frames of 100 ms and of few samples make it fast."""
+    audio, frames = AudioFormat(Encoding.L16, 500), 36_000
+    payloads = {track: [Sound(audio).of(track, 50 * n, 50) for n in range(70)] for track in BOTH}
+    place = {payload: n for track in BOTH for n, payload in enumerate(payloads[track])}
+    step = 0.1 / (1 + parts_per_million / 1e6)
+    arrivals = (
+        (step * (number + 1), MediaEvent(track, payloads[track][number % 70], number + 1, 100 * number))
+        for number in range(frames)
         for track in BOTH
-    ]
-    frames = list(play(options(audio, tracks="stereo", late=late, frame_ms=100, delay_ms=100), arrivals, until=360.0))
-    expected = {audio.to_pcm(payloads["inbound"][n]): audio.to_pcm(payloads["outbound"][n]) for n in range(50)}
-    loud = [frame for _, frame in frames if any(frame.data)]
-    for frame in loud:
-        samples = array("h", frame.data)
-        assert expected[samples[::2].tobytes()] == samples[1::2].tobytes()
+    )
+    loud = silent = missing = 0
+    before = 0.0
+    for number, (at, frame) in enumerate(
+        play(options(audio, tracks="stereo", late=late, frame_ms=100, delay_ms=100), arrivals, until=step * frames), 1
+    ):
+        missing += frame.missing_ms
+        if not any(frame.data):
+            silent += 1
+        else:
+            samples = array("h", frame.data)
+            assert place[samples[::2].tobytes()] == place[samples[1::2].tobytes()] == frame.timestamp_ms // 100 % 70
+            if late == "keep":
+                assert frame.timestamp_ms == 100 * loud
+            loud += 1
+        if late == "drop" and at < step * frames:
+            assert abs(number - at / 0.1) <= 1 + 1e-6
+        assert at - before < PATIENCE
+        before = at
     if late == "keep":
-        assert [frame.timestamp_ms for frame in loud] == list(range(0, 360_000, 100))
-        assert longest_wait(frames) < PATIENCE
+        assert (loud, silent, missing) == (frames, 0, 0)
     else:
-        assert len(loud) >= 3_560
-        assert abs(len(frames) - frames[-1][0] / 0.1) <= 1 + 1e-6
+        assert 100 * loud + missing == 100 * frames
+        assert (silent if parts_per_million < 0 else missing / 100) == pytest.approx(7.2, abs=3)
 
 
 @pytest.mark.parametrize("audio", [FORMATS[1], FORMATS[3], AudioFormat(Encoding.L16, 11_025)], ids=each)
@@ -317,7 +364,9 @@ def test_resampled_audio_is_in_place(from_rate: int, to_rate: int, late: str) ->
     for _, frame in frames:
         begin = frame.timestamp_ms * to_rate // 1000
         heard = array("h", frame.data)
-        if any(heard) and not 900 <= frame.timestamp_ms <= 1100 and 100 < frame.timestamp_ms < 2900:
+        # Where audio was dropped, it is not band-limited.
+        is_cut = late == "drop" and 900 <= frame.timestamp_ms <= 1100
+        if any(heard) and not is_cut and 100 < frame.timestamp_ms < 2900:
             both = zip(*(tone(track, to_rate, begin, begin + len(heard)) for track in BOTH), strict=True)
             noise = max(noise, sum((a - sum(b)) ** 2 for a, b in zip(heard, both, strict=True)) / len(heard))
     assert 0 < noise < 2 * 8000**2 / 2 / 10**5  # 50 dB
@@ -338,6 +387,17 @@ def test_audio_after_a_pause_is_whole(late: str, begin: float) -> None:
     assert len(check_in_place(frames, timeline)) == 100
     assert abs(len(frames) - 450) <= 5
     assert longest_wait(frames) < PATIENCE
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000])
+def test_last_audio_before_a_long_pause_goes_out(rate: int) -> None:
+    """Also what the resampler, or the wait for the other track, holds back."""
+    arrivals = [arrival for arrival in steady(Sound(FORMATS[0]), 1) if arrival[0] < 1.003]
+    frames = list(play(options(FORMATS[0], tracks="stereo", rate=rate), arrivals, until=20.0))
+    loud = {frame.timestamp_ms for at, frame in frames if any(frame.data) and at < 6.5}
+    assert loud == set(range(0, 1000 if rate == 8000 else 1020, 20))
+    assert longest_wait(frames) < PATIENCE
+    assert abs(len(frames) - 1000) <= 10
 
 
 def with_silence(audio: AudioFormat, arrivals: list[Arrival], track: str, delay: float) -> list[Arrival]:
@@ -421,12 +481,11 @@ def test_memory_does_not_grow_with_the_audio(late: str, rate: int) -> None:
     chosen = options(FORMATS[0], tracks="mixed", late=late, rate=rate)
     for tracks in (BOTH, ("inbound",)):
         arrivals = steady(Sound(FORMATS[0]), 12, tracks=tracks)
-        mixer = (KeepMixer if late == "keep" else DropMixer)(chosen, 0.0, tracks)
+        mixer = mixer_for(chosen, 0.0, tracks)
         for at, event in arrivals:
             mixer.add(event, at)
-            while mixer.frame(at) is not None:
-                pass
-        held = [mixer._resampled, mixer._stamps, getattr(mixer, "_reached", ())]
+            mixer.frames(at)
+        held = [mixer._resampled, mixer._positions, getattr(mixer, "_reached", ())]
         held += [collection for track in mixer._buffers for collection in (track._pieces, track._held)]
         assert sum(map(len, held)) < 1300
         assert max(map(len, held[1:])) < 10

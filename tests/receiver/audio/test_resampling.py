@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver.audio._resampling import Resampler
+from signalwire_streams.receiver.audio._resampling import Resampler, is_prepared
 
 PAIRS = [(8000, 16000), (8000, 24000), (16000, 8000), (8000, 44100), (11025, 16000), (24000, 8000), (8001, 16000)]
 
@@ -132,3 +132,14 @@ def test_rates_without_common_blocks_wait_for_five_milliseconds_too() -> None:
     for samples in range(40):
         whole = Resampler(11_025, 16_000).process(bytes(2 * samples), last=True)
         assert len(whole) // 2 == (2 * samples * 640 + 441) // 882
+
+
+def test_second_resampler_of_its_rates_is_there_at_once() -> None:
+    """Of the last few rates; one that takes no preparation always is."""
+    for rate in range(8200, 8200 + 200 * 9, 200):
+        assert not is_prepared(8000, rate)
+        Resampler(8000, rate)
+        assert is_prepared(8000, rate)
+    assert not is_prepared(8000, 8200)
+    assert is_prepared(8001, 16_000)
+    assert is_prepared(8001, 8001)

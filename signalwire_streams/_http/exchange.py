@@ -16,14 +16,17 @@ from signalwire_streams.models._fast import fast_constructor
 class CallState:
     """How far a call is, readable from outside while it runs and after it was cancelled.
 
+    There is one for the whole call, even if it takes several requests.
+
     Attributes:
+        priority: that of its requests.
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never got its slot and token.
         result: how the last attempt ended.
-        was_refused_for_now: whether an attempt, also in an earlier part of a bulk run, was refused temporarily. The
-            Space may nevertheless have executed it, so if a name that no other start has is refused as a duplicate
+        was_rejected_for_now: whether an attempt, also in an earlier part of a bulk run, was rejected temporarily. The
+            Space may nevertheless have executed it, so if a name that no other start has is rejected as a duplicate
             later, that attempt did start the stream.
         may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
             call that only a journal records.
@@ -33,14 +36,15 @@ class CallState:
         minted: the tokens so far, which are secrets.
     """
 
+    priority: Priority = Priority.INTERACTIVE
     phase: Phase = Phase.QUEUED
     sent: Sent = "no"
     deadline_at: float = float("inf")
     acquired_at: float | None = None
     attempts: int = 0
     result: AttemptResult | None = None
-    refusals: frozenset[AttemptResult] = frozenset()
-    was_refused_for_now: bool = False
+    rejections: frozenset[AttemptResult] = frozenset()
+    was_rejected_for_now: bool = False
     may_have_succeeded: bool = False
     target: str = ""
     name: str | None = None
@@ -55,14 +59,6 @@ class CallState:
         if sent == "yes" or self.sent == "no":
             self.sent = sent
         return sent
-
-
-class CallContext:
-    """What a call has besides its request; one state for the whole call, even if it takes several requests."""
-
-    def __init__(self, priority: Priority = Priority.INTERACTIVE) -> None:
-        self.priority: Priority = priority
-        self.state: CallState = CallState()
 
 
 _SENT: Mapping[Phase, Sent] = {

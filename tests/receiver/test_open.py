@@ -1,6 +1,7 @@
 """Starting a stream and receiving it as one: answer, socket and callback in any order, nothing left behind."""
 
 import asyncio
+import itertools
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ from signalwire_streams import (
     BulkOutcome,
     BulkStatus,
     ClientStateError,
+    Clock,
     ConferenceStream,
     InvalidRequestError,
     OpenError,
@@ -26,6 +28,7 @@ from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
 from .conftest import Heard, until
+from .test_receiver import START
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
@@ -585,30 +588,57 @@ async def test_error_of_the_block_takes_precedence_over_failed_stop(
         caplog.clear()
 
 
-@pytest.mark.parametrize("patience", [60.0, 0.0])
-async def test_stop_is_retried_while_the_space_refuses_it(
-    receiver: MediaReceiver, monkeypatch: pytest.MonkeyPatch, patience: float
+@pytest.mark.parametrize(
+    ("retry_after", "pause", "refusals"), [(None, 0.05, 2), (0.01, 0.05, 2), (7.0, 7.0, 2), (7.0, 7.0, 100)]
+)
+async def test_stop_is_retried_for_a_minute_while_the_space_refuses_it(
+    receiver: MediaReceiver, idle_clock: Clock, retry_after: float | None, pause: float, refusals: int
 ) -> None:
-    """There is a limit to the retries."""
-    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
-    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._MIN_DELAY", 0.001)
-    answers: list[Exception] = [
-        CircuitOpenError("not sent, the circuit breaker is open", retry_after=0.001),
-        RateLimitedError("too many requests", status=429),
-    ]
+    """After that the error says that the stream may be running."""
+    stops: list[float] = []
 
     class Busy:
         async def start_stream(self, sid: str, /, **fields: Any) -> Any:
             return ConferenceStream(conference_sid=sid, sid="stream")
 
         async def stop_stream(self, sid: str, stream: Any, /) -> Any:
-            if answers:
-                raise answers.pop(0)
+            stops.append(idle_clock.now())
+            if len(stops) <= refusals:
+                kind = RateLimitedError if len(stops) % 2 else CircuitOpenError
+                raise kind("not accepted", retry_after=retry_after)
 
     with pytest.raises(OpenError, match="no connection arrived") as caught:
         await receiver.open(Busy(), "room", url="wss://a", socket_timeout=0.01).__aenter__()
-    assert hasattr(caught.value, "__notes__") is not bool(patience)
-    assert len(answers) == (0 if patience else 1)
+    is_over = refusals > 2
+    assert hasattr(caught.value, "__notes__") is is_over
+    pauses = [later - earlier for earlier, later in itertools.pairwise(stops)]
+    assert pauses == [pytest.approx(pause, abs=0.01)] * (len(pauses) if is_over else 2)
+    if is_over:
+        assert 60 - pause - 1 < stops[-1] - stops[0] <= 60
+
+
+async def test_stopped_stream_whose_socket_stays_open_is_closed_after_two_seconds(
+    receiver: MediaReceiver, serve: Any, dial: Any, idle_clock: Clock
+) -> None:
+    url, peers = await serve(receiver), list[Any]()
+
+    class Silent:
+        async def start_stream(self, sid: str, /, **fields: Any) -> Any:
+            peers.append(await dial(url, fields["authorization_bearer_token"]))
+            await peers[0].send_json(START)
+            return ConferenceStream(conference_sid=sid, sid="MZ1")
+
+        async def stop_stream(self, sid: str, stream: Any, /) -> Any:
+            pass
+
+    opening = receiver.open(Silent(), "room", url=url)
+    session = await opening.__aenter__()
+    ending = idle_clock.now()
+    closed = asyncio.create_task(peers[0].receive())
+    await opening.__aexit__(None, None, None)
+    assert idle_clock.now() - ending == pytest.approx(2.0, abs=0.1)
+    assert (await closed).data == 1000
+    assert session.end_reason is EndReason.HANDLER_RETURNED
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from signalwire_streams.models import CallStream, ConferenceStream, StartCallStr
 from signalwire_streams.models._requests import each
 from signalwire_streams.models._validation import masks_secrets
 from signalwire_streams.receiver._connection import abandon
+from signalwire_streams.receiver._pending_stream import Callback, PendingStream, PendingStreams, Starts
 from signalwire_streams.receiver._session import StreamSession
-from signalwire_streams.receiver._start_and_receive import Callback, PendingStream, PendingStreams, Starts
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _OWN_TOKEN = "a token is generated for each start: omit authorization_bearer_token"  # noqa: S105  (a sentence)

@@ -1,4 +1,4 @@
-"""Decoding of JSON to values, and classification of responses.
+"""Responses: the result that a status and an error code stand for, and the decoding of JSON to values.
 
 Decoding is tolerant, because a started stream must never be lost to an unreadable detail: a key that is missing or of
 the wrong type becomes None, an unknown status stays a ``str``, an unknown key is kept in ``extra``. Only an id is
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from attrs import fields
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
-from signalwire_streams._http.messages import Request, Response, create_response
+from signalwire_streams._http.exchange import Request, Response, create_response
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,
@@ -31,7 +31,7 @@ from signalwire_streams.models import (
     ParticipantStatus,
     StreamStatus,
 )
-from signalwire_streams.models._fast import fast_constructor
+from signalwire_streams.models._fast import fast_reader
 from signalwire_streams.models._validation import is_path_segment
 
 if TYPE_CHECKING:
@@ -112,25 +112,19 @@ def _converter() -> "Converter":
 
 
 @cache
-def _plan(model: type[Any]) -> tuple[Callable[..., Any], list[tuple[str, str, _Hook]], frozenset[str]]:
-    """Return a model's constructor, its fields with their keys and hooks, and the keys that it knows."""
+def _reader(model: type[Any]) -> tuple[Callable[..., Any], frozenset[str]]:
+    """Return the function that creates a model from a JSON object, and the keys that it knows."""
     hook_for = _converter().get_structure_hook
-    names = [attribute for attribute in fields(model) if attribute.name not in _OURS and attribute.name != "extra"]
-    plan = [(each.name, _RENAMES.get(each.name, each.name), hook_for(each.type)) for each in names]
-    return fast_constructor(model), plan, frozenset(key for _, key, _ in plan)
+    known = [attribute for attribute in fields(model) if attribute.name not in _OURS and attribute.name != "extra"]
+    read = {each.name: (_RENAMES.get(each.name, each.name), hook_for(each.type)) for each in known}
+    return fast_reader(model, read, texts=_text), frozenset(key for key, _ in read.values())
 
 
 def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
     # The function that cattrs would generate costs three times as much for a frozen model.
-    create, plan, known = _plan(model)  # type: ignore[arg-type]  # mypy: no class is hashable
-    values = dict(ours)
-    for name, key, hook in plan:
-        if name not in values:
-            value = document.get(key)
-            # Nearly all of them are texts.
-            values[name] = value if hook is _text and type(value) is str else hook(value, None)
-    extra = {key: entry for key, entry in document.items() if key not in known}
-    structured: _Value = create(**values, extra=extra)
+    read, known = _reader(model)  # type: ignore[arg-type]  # mypy: no class is hashable
+    extra = {} if document.keys() <= known else {key: document[key] for key in document if key not in known}
+    structured: _Value = read(document.get, {**ours, "extra": extra})
     return structured
 
 
@@ -207,9 +201,11 @@ _FIRST_KEYS = tuple(
 )
 _STATUSES = frozenset(StreamStatus)
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
+# Looked up once: Python 3.11 looks up each member of an enum in Python.
+_READ, _DONE = Operation.READ, AttemptResult.DONE
 _RETURN_NO_STREAM = frozenset({Operation.READ, Operation.END})
 _NO_PROBLEM = Problem()
-_OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
+_OK, _REDIRECT, _REJECTED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Response:
@@ -267,7 +263,7 @@ def contradiction(request: Request, response: Response) -> str:
     """Describe in which key a response differs from its request, or return an empty string.
 
     Such a response belongs to another request: the connection delivers responses to the wrong ones. One that names
-    nothing, such as a refusal, cannot be distinguished from the request's own if it arrives after the request's last
+    nothing, such as a rejection, cannot be distinguished from the request's own if it arrives after the request's last
     byte: it is accepted as genuine, and a start that succeeds with it is reported as ambiguous.
     """
     document = response.document
@@ -275,8 +271,7 @@ def contradiction(request: Request, response: Response) -> str:
         return ""
     listed = document.get(request.required_key) if request.required_key not in IDS else None
     for entry in listed if isinstance(listed, list) else (document,):
-        key = _contradicted_key(request, entry) if isinstance(entry, dict) else ""
-        if key:
+        if isinstance(entry, dict) and (key := _contradicted_key(request, entry)):
             return f"it names another {key}, so it belongs to another request"
     return ""
 
@@ -291,13 +286,13 @@ def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
                 return key
             continue
         # A conference's stream has no call_sid, and a call's no conference_sid.
-        other = _OTHER_TARGET.get(key) if request.operation is not Operation.READ else None
+        other = _OTHER_TARGET.get(key) if request.operation is not _READ else None
         if other is not None and entry.get(other) is not None:
             return other
     # A start's response that is delivered for a stop says that the stream is running, and vice versa.
-    status = _text(entry.get("status"))
+    status = entry.get("status")
     wrong = _OTHER_STATUS[request.operation.is_start] if request.operation not in _RETURN_NO_STREAM else ()
-    return "status" if status is not None and status.casefold() in wrong else ""
+    return "status" if isinstance(status, str) and status.casefold() in wrong else ""
 
 
 def _names(request: Request, entry: Mapping[str, object], key: str) -> bool:
@@ -315,7 +310,7 @@ def classify(request: Request, response: Response) -> AttemptResult:
     status, problem = response.status, response.problem or _NO_PROBLEM
     if _OK <= status < _REDIRECT:
         if has_key(response.document, request.required_key):
-            return AttemptResult.DONE
+            return _DONE
         # A gateway may have replaced the status of the API's own error.
         status = problem.status or status
     if not _OK <= status < _NO_STATUS:
@@ -325,12 +320,12 @@ def classify(request: Request, response: Response) -> AttemptResult:
     if status < _REDIRECT:
         return AttemptResult.ACCEPTED if _may_be_api_success(request, response) else AttemptResult.MALFORMED
     if status >= _FAULT:
-        # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
+        # A 503 in the API's own words, or one that says when to come back, was rejected before it was processed.
         # A bare one comes from a proxy, and the Space behind it may have done the work.
-        refused = problem.is_api or retry_after(response.headers) is not None
-        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and refused
+        rejected = problem.is_api or retry_after(response.headers) is not None
+        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and rejected
         return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
-    permanent = AttemptResult.REDIRECTED if status < _REFUSED else _refusal(request.operation, status, problem)
+    permanent = AttemptResult.REDIRECTED if status < _REJECTED else _rejection(request.operation, status, problem)
     return _BY_STATUS.get(status, permanent)
 
 
@@ -353,7 +348,7 @@ def _may_be_api_success(request: Request, response: Response) -> bool:
     return not body or (body[:1] == b"{" and begins_as_stream)
 
 
-def _refusal(operation: Operation, status: int, problem: Problem) -> AttemptResult:
+def _rejection(operation: Operation, status: int, problem: Problem) -> AttemptResult:
     if operation.is_start and problem.says_duplicate_name:
         return AttemptResult.DUPLICATE_NAME
     if operation.is_stop and problem.says_target_ended:
@@ -363,4 +358,4 @@ def _refusal(operation: Operation, status: int, problem: Problem) -> AttemptResu
     # A bare 404 may be a proxy's.
     if operation.is_stop and problem.is_api and status == HTTPStatus.NOT_FOUND:
         return AttemptResult.NOT_FOUND
-    return AttemptResult.REJECTED if problem.is_of_platform else AttemptResult.UNREADABLE_REFUSAL
+    return AttemptResult.REJECTED if problem.is_of_platform else AttemptResult.UNREADABLE_REJECTION

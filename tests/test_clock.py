@@ -1,0 +1,40 @@
+"""The clock of a client, and the one for tests on which waiting takes no time."""
+
+import asyncio
+import random
+import time
+
+from signalwire_streams import Clock
+
+
+def test_clock_is_that_of_the_process() -> None:
+    assert Clock() == Clock(now=time.monotonic, sleep=asyncio.sleep, random=random.random)
+
+
+async def test_fake_clock_advances_by_what_it_sleeps() -> None:
+    clock = Clock.fake()
+    began = clock.now()
+    assert time.monotonic() - began < 60, "it begins with the process's time"
+    for _ in range(2):
+        await clock.sleep(3600)
+    assert 7200 <= clock.now() - began < 7260
+    assert clock.random is random.random
+
+
+async def test_fake_sleep_lets_other_tasks_run() -> None:
+    ran = asyncio.Event()
+    asyncio.get_running_loop().call_soon(ran.set)
+    await Clock.fake().sleep(3600)
+    assert ran.is_set()
+
+
+async def test_fake_sleep_takes_no_time(idle_clock: Clock) -> None:
+    began = idle_clock.now()
+    await Clock.fake().sleep(3600)
+    assert idle_clock.now() - began < 0.1
+
+
+async def test_fake_clocks_are_independent() -> None:
+    one, other = Clock.fake(), Clock.fake()
+    await one.sleep(3600)
+    assert one.now() - other.now() > 3500
