@@ -115,7 +115,7 @@ def _measured(receiver: Callable[[Received], AbstractAsyncContextManager[int]]) 
                     received.epoch = epoch = command["epoch"]
                     received.handled = handled if command.get("one_by_one", False) else None
                     begin()
-                    if epoch is not None:
+                    if epoch is not None and command["warm_up"]:
                         warm_up = epoch + command["warm_up"] - time.monotonic()
                         asyncio.get_running_loop().call_later(warm_up, begin)
                     counted.enter_context(counting(enabled=command.get("counted", False)))

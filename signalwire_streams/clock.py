@@ -29,7 +29,10 @@ class Clock:
 
     @classmethod
     def fake(cls) -> Self:
-        """Create a clock for tests on which waiting takes no time: `sleep` advances `now` and `wall_time`."""
+        """Create a clock for tests on which waiting takes no time: `sleep` advances `now` and `wall_time`.
+
+        Each such clock returns the same random numbers.
+        """
         skipped = 0.0
 
         def now() -> float:
@@ -43,4 +46,4 @@ class Clock:
             skipped += seconds
             await asyncio.sleep(0)
 
-        return cls(now=now, sleep=sleep, wall_time=wall_time)
+        return cls(now=now, sleep=sleep, wall_time=wall_time, random=random.Random(0).random)  # noqa: S311  (jitter)

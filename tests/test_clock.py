@@ -18,7 +18,11 @@ async def test_fake_clock_advances_by_what_it_sleeps() -> None:
     for _ in range(2):
         await clock.sleep(3600)
     assert 7200 <= clock.now() - began < 7260
-    assert clock.random is random.random
+    drawn = [clock.random() for _ in range(3)]
+    again = Clock.fake()
+    assert drawn == [again.random() for _ in range(3)], "the same in each test"
+    assert len(set(drawn)) == 3
+    assert all(0 <= number < 1 for number in drawn)
 
 
 async def test_fake_sleep_lets_other_tasks_run() -> None:

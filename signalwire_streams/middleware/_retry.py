@@ -106,6 +106,8 @@ SUCCESSES = frozenset(
     }
 )
 _MAX_DOUBLINGS = 32
+_LEAST_TIME = 0.1
+"""Seconds that a retry must have until the deadline: with less, what is known now would become an unknown outcome."""
 
 BUDGET = 500
 COST_TRANSIENT = 14
@@ -245,7 +247,7 @@ class RetryState:
 
     def _is_allowed(self, action: RetryDecision, now: float, delay: float, retry_after: float | None) -> bool:
         policy = self.policy
-        if (retry_after or 0.0) > policy.max_retry_after or now + delay >= self.deadline_at:
+        if (retry_after or 0.0) > policy.max_retry_after or now + delay + _LEAST_TIME >= self.deadline_at:
             return False
         if self.ambiguous_since is not None and self.operation.is_start:
             is_late = now + delay - self.ambiguous_since > policy.resend_window

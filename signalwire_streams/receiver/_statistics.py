@@ -6,6 +6,8 @@ A.1) does for RTP. `TrackStatistics` and `TrackTimeline` use the same `SequenceT
 
 from collections.abc import Mapping
 from enum import Enum, auto
+from itertools import count
+from typing import Any, TypeAlias
 from zlib import crc32
 
 from attrs import define, field
@@ -25,7 +27,9 @@ _SPAN = 10.0  # seconds: the least delayed frame is taken from the current span 
 
 # Frames are counted in batches: in a busy process, whose caches hold little of the code and data for counting, counting
 # one frame alone would cost as much as decoding it.
-_BATCH, _LONG = 32, 4096  # frames; bytes of audio from which a frame does not wait
+_BATCH, _LONG = 32 * 5, 4096  # values, of 32 frames; bytes of audio from which a frame does not wait
+_STREAMS = count()
+_Payload: TypeAlias = bytes  # a class below has an attribute of that name
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 
@@ -79,11 +83,11 @@ class SequenceTracker:
         """Whether the last frame was a repeated one that may turn out to be new."""
         return self._replay is not None and self._replay[1] == self._frames + 1
 
-    def note(self, chunk: int | None, timestamp: int | None, payload: bytes | int) -> Verdict:
+    def classify(self, chunk: int | None, timestamp: int | None, payload: bytes | int) -> Verdict:
         """Classify a frame, and remember it. Instead of an unknown payload, pass its length in bytes."""
         self._frames += 1
         if chunk is None:
-            return self._note_unnumbered(timestamp, payload)
+            return self._classify_unnumbered(timestamp, payload)
         if chunk == self._next:
             self._next = chunk + 1
             if self._seen != _BITS:
@@ -92,9 +96,9 @@ class SequenceTracker:
             if chunk < self._lowest + REPLAY:
                 self._digests[chunk % REPLAY] = _digest(payload)
             return _NEXT
-        return self._note_other(chunk, timestamp, _digest(payload))
+        return self._classify_other(chunk, timestamp, _digest(payload))
 
-    def _note_other(self, chunk: int, timestamp: int | None, digest: int) -> Verdict:
+    def _classify_other(self, chunk: int, timestamp: int | None, digest: int) -> Verdict:
         if self._next is None:
             self.skipped = chunk - 1 if 0 < chunk <= FARTHEST else 0  # numbers count from 1
             self._lowest = chunk
@@ -116,7 +120,7 @@ class SequenceTracker:
                 is_same = chunk >= self._lowest + REPLAY or self._digests[chunk % REPLAY] == digest
                 if is_same or self._replay == (chunk, self._frames):
                     is_first = chunk == self._lowest and behind > 0
-                    verdict = self._note_repeated(chunk, is_first=is_first, is_new=not is_same)
+                    verdict = self._classify_repeated(chunk, is_first=is_first, is_new=not is_same)
                     if verdict is Verdict.REPLAYED:
                         self._advance(chunk, timestamp, digest, (2 << self.replayed) - 1, verdict)
                     return verdict
@@ -137,7 +141,7 @@ class SequenceTracker:
         if chunk < self._lowest + REPLAY:
             self._digests[chunk % REPLAY] = digest
 
-    def _note_unnumbered(self, timestamp: int | None, payload: bytes | int) -> Verdict:
+    def _classify_unnumbered(self, timestamp: int | None, payload: bytes | int) -> Verdict:
         if timestamp is None:
             return Verdict.UNNUMBERED
         seen, frame = self._ordinals, (timestamp, _digest(payload))
@@ -147,13 +151,13 @@ class SequenceTracker:
             if len(seen) > WINDOW:
                 del seen[next(iter(seen))]
             return Verdict.UNNUMBERED
-        verdict = self._note_repeated(ordinal, is_first=ordinal == 1 and ordinal < self._ordinal)
+        verdict = self._classify_repeated(ordinal, is_first=ordinal == 1 and ordinal < self._ordinal)
         if verdict is Verdict.REPLAYED:
             self._ordinals = {frame: number for frame, number in seen.items() if number <= REPLAY}
             self._ordinal = REPLAY
         return verdict
 
-    def _note_repeated(self, number: int, *, is_first: bool, is_new: bool = False) -> Verdict:
+    def _classify_repeated(self, number: int, *, is_first: bool, is_new: bool = False) -> Verdict:
         if self._replay == (number, self._frames):
             self.replayed += 1
         elif is_first:
@@ -226,13 +230,12 @@ class TrackStatistics:
     _span_ends: float = field(init=False, default=0.0, repr=False)
     _doubted: tuple[float, int] = field(init=False, default=(0.0, -1), repr=False)  # its transit, and `frames` then
 
-    def _record(self, media: MediaEvent, now: float) -> None:
+    def _record(self, chunk: int | None, timestamp: int | None, payload: _Payload, now: float) -> None:
         """Count a frame that arrived at that time, in seconds."""
-        payload, timestamp = media.payload, media.timestamp
         self.frames += 1
         self.bytes += len(payload)
         # The timestamp of a frame without audio does not identify it.
-        verdict = self._sequence.note(media.chunk, timestamp if payload else None, payload)
+        verdict = self._sequence.classify(chunk, timestamp if payload else None, payload)
         if not (verdict is _NEXT or self._count(verdict)) or timestamp is None:
             return
         transit = now * _MILLISECONDS - timestamp
@@ -303,10 +306,14 @@ class StreamStatistics:
     unknown: int = 0
     dropped: int = 0
     _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
-    _uncounted: list[tuple[MediaEvent, float]] = field(init=False, factory=list)
+    # The frames one after the other, since the garbage collector would go through a tuple or an event of each.
+    _uncounted: list[Any] = field(init=False, factory=list)
+    # Values that may wait; at first fewer, so that streams that start together take turns.
+    _most: int = field(init=False, factory=lambda: 5 * next(_STREAMS) % _BATCH)
 
     def __repr__(self) -> str:
-        return f"StreamStatistics(malformed={self.malformed}, unknown={self.unknown}, tracks={self.tracks})"
+        counts = f"malformed={self.malformed}, unknown={self.unknown}, dropped={self.dropped}"
+        return f"StreamStatistics({counts}, tracks={self.tracks})"
 
     @property
     def tracks(self) -> Mapping[str, TrackStatistics]:
@@ -319,14 +326,16 @@ class StreamStatistics:
 
     def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at *now*, in seconds, at the latest when the statistics are read."""
-        uncounted = self._uncounted
-        uncounted.append((media, now))
-        if len(uncounted) >= _BATCH or len(media.payload) > _LONG:
+        payload, uncounted = media.payload, self._uncounted
+        uncounted += (media.track, media.chunk, media.timestamp, payload, now)
+        if len(uncounted) > self._most or len(payload) > _LONG:
+            self._most = _BATCH
             self._count()
 
     def _count(self) -> None:
-        for media, now in self._uncounted:
-            self._of(media.track)._record(media, now)  # noqa: SLF001  (private to users, not to this module)
+        waiting = iter(self._uncounted)
+        for track, chunk, timestamp, payload, now in zip(waiting, waiting, waiting, waiting, waiting, strict=True):
+            self._of(track)._record(chunk, timestamp, payload, now)  # noqa: SLF001  (private to users, not to us)
         self._uncounted.clear()
 
     def of(self, track: str | None) -> TrackStatistics:

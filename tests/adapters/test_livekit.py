@@ -53,7 +53,7 @@ class Ears(stt.STT):  # type: ignore[misc]
         self.frames: list[rtc.AudioFrame] = []
 
     async def _recognize_impl(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("only streams are recognized")
 
     def stream(self, **options: Any) -> Ear:
         return Ear(stt=self, conn_options=options["conn_options"])

@@ -141,6 +141,17 @@ def test_delay_beyond_the_deadline_is_not_waited_for(event: AttemptResult, asked
     assert decision.is_final is not again
 
 
+@pytest.mark.parametrize("event", [AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE, AttemptResult.NOT_SENT])
+@pytest.mark.parametrize(("left", "again"), [(0.001, False), (0.0999, False), (0.125, True)])
+@pytest.mark.parametrize("kind", Operation)
+def test_retry_without_time_for_a_response_is_not_made(
+    kind: Operation, event: AttemptResult, left: float, *, again: bool
+) -> None:
+    """It would turn a call that was certainly not carried out into one whose outcome is unknown."""
+    decision = call(kind, deadline=5.0 + left, random=nothing).decide(event, START, 5.0)
+    assert decision.is_final is not again
+
+
 @pytest.mark.parametrize(
     "event",
     [

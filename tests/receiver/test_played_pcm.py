@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import InvalidRequestError, TransportError
-from signalwire_streams.receiver import MediaEvent, Playback
+from signalwire_streams.receiver import Playback
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 
@@ -26,7 +26,7 @@ def playback_over(line: Line, audio_format: AudioFormat, *arrived: int) -> Playb
     """Create one over a stream from which payloads of those lengths have arrived."""
     statistics = StreamStatistics()
     for chunk, size in enumerate(arrived, 1):
-        statistics.of("inbound")._record(MediaEvent(track="inbound", chunk=chunk, payload=bytes(size)), 0.0)
+        statistics.of("inbound")._record(chunk, None, bytes(size), 0.0)
     return Playback(line, "sid", audio_format, True, statistics=statistics, now=lambda: line.time, sleep=line.sleep)
 
 

@@ -8,10 +8,14 @@ import pytest
 from signalwire_streams.receiver import MediaEvent, StreamStatistics, TrackStatistics
 
 
+def record(statistics: TrackStatistics, media: MediaEvent, arrived: float) -> None:
+    statistics._record(media.chunk, media.timestamp, media.payload, arrived)
+
+
 def counted(chunks: list[int | None], *, payload: bytes = b"12") -> TrackStatistics:
     statistics = TrackStatistics()
     for chunk in chunks:
-        statistics._record(MediaEvent(track="inbound", payload=payload, chunk=chunk), 0.0)
+        record(statistics, MediaEvent(track="inbound", payload=payload, chunk=chunk), 0.0)
     return statistics
 
 
@@ -95,7 +99,7 @@ def test_delay_and_jitter_are_measured() -> None:
     statistics = TrackStatistics()
     for slot, arrived in enumerate([10.000, 10.020, 10.070, 10.061]):
         media = MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=20 * slot)
-        statistics._record(media, arrived)
+        record(statistics, media, arrived)
     assert statistics.delay_ms == pytest.approx(1.0)
     assert statistics.max_delay_ms == pytest.approx(30.0)
     assert statistics.jitter == pytest.approx(30 / 16 + (29 - 30 / 16) / 16)
@@ -104,7 +108,7 @@ def test_delay_and_jitter_are_measured() -> None:
 def test_repeated_frame_is_not_measured() -> None:
     statistics = TrackStatistics()
     for arrived in (1.0, 5.0):
-        statistics._record(MediaEvent(track="inbound", payload=b"", chunk=1, timestamp=0), arrived)
+        record(statistics, MediaEvent(track="inbound", payload=b"", chunk=1, timestamp=0), arrived)
     assert statistics.max_delay_ms == 0
 
 
@@ -114,7 +118,7 @@ def heard(*transits: float, apart: float = 0.02, statistics: TrackStatistics | N
     for slot, transit in enumerate(transits, statistics.frames):
         arrived = slot * apart
         timestamp = round(arrived * 1000 - transit)
-        statistics._record(MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=timestamp), arrived)
+        record(statistics, MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=timestamp), arrived)
     return statistics
 
 
@@ -138,7 +142,7 @@ def test_least_delayed_frame_may_begin_a_span() -> None:
 def test_pause_counts_as_delay() -> None:
     """What was least delayed is remembered until frames come again, up to a minute later."""
     statistics = heard(0, 0)
-    statistics._record(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=0), 60.0)
+    record(statistics, MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=0), 60.0)
     assert statistics.delay_ms == 60_000
 
 
@@ -211,7 +215,7 @@ def test_state_stays_small_however_long_the_stream_is() -> None:
     statistics = TrackStatistics()
     for number in range(1, 5000):
         chunk = None if number % 7 == 0 else number * (1 + number // 2500)
-        statistics._record(MediaEvent(track="inbound", payload=b"a", chunk=chunk, timestamp=number * 20), number / 50)
+        record(statistics, MediaEvent(track="inbound", payload=b"a", chunk=chunk, timestamp=number * 20), number / 50)
     sequence = statistics._sequence
     assert sequence._seen.bit_length() <= 64
     assert len(sequence._stamps) == 64
@@ -228,19 +232,39 @@ def test_counts_are_up_to_date_whenever_tracks_are_read() -> None:
 def test_repr_has_the_counts_of_all_frames() -> None:
     statistics = StreamStatistics()
     statistics._record(MediaEvent(track="inbound", payload=b"12", chunk=1), 0.0)
-    assert "malformed=0, unknown=0, tracks={'inbound': TrackStatistics(frames=1, bytes=2," in repr(statistics)
+    assert "malformed=0, unknown=0, dropped=0, tracks={'inbound': TrackStatistics(frames=1, bytes=2," in repr(
+        statistics
+    )
+
+
+def waiting(statistics: StreamStatistics) -> int:
+    return len(statistics._uncounted) // 5
 
 
 def test_frames_that_wait_to_be_counted_are_few_and_short() -> None:
-    statistics, living = StreamStatistics(), WeakSet[MediaEvent]()
+    statistics = StreamStatistics()
+    for _ in range(99):
+        statistics._record(MediaEvent(track="inbound", payload=b"12"), 0.0)
+        assert waiting(statistics) <= 32
+    assert waiting(statistics) > 0
+    statistics._record(MediaEvent(track="inbound", payload=bytes(5000)), 0.0)
+    assert waiting(statistics) == 0
 
-    def record(payload: bytes) -> None:
-        event = MediaEvent(track="inbound", payload=payload)
+
+def test_streams_that_start_together_do_not_count_their_frames_together() -> None:
+    """Hundreds of them would stop the event loop for tens of milliseconds."""
+    streams = [StreamStatistics() for _ in range(330)]
+    for _ in range(100):
+        for statistics in streams:
+            statistics._record(MediaEvent(track="inbound", payload=b"12"), 0.0)
+        assert sum(not waiting(statistics) for statistics in streams) <= 11
+
+
+def test_frames_that_wait_to_be_counted_are_no_work_for_the_garbage_collector() -> None:
+    statistics, living = StreamStatistics(), WeakSet[MediaEvent]()
+    for _ in range(20):
+        event = MediaEvent(track="inbound", payload=b"12")
         living.add(event)
         statistics._record(event, 0.0)
-
-    for _ in range(99):
-        record(b"12")
-    assert len(living) < 32
-    record(bytes(5000))
+        del event
     assert len(living) == 0

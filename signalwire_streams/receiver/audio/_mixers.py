@@ -306,8 +306,8 @@ class _Transit:
         self.least = self._least_of_span = transit
         self._ends = at + _SPAN
 
-    def note(self, transit: float, at: float) -> bool:
-        """Note the delay of a frame; return whether the least one has changed."""
+    def record(self, transit: float, at: float) -> bool:
+        """Record the delay of a frame. Return whether the least one has changed."""
         before = self.least
         if at >= self._ends:
             self.least = min(self._least_of_span, transit)
@@ -349,10 +349,10 @@ class DropMixer(Mixer):
             return
         track, end = placed
         transit = at - end / self._rate
-        if (noted := self._transits.get(track)) is None:
+        if (known := self._transits.get(track)) is None:
             self._transits[track] = _Transit(transit, at)
             has_changed = True
-        elif noted.note(transit, at):
+        elif known.record(transit, at):
             has_changed = True
         if has_changed:
             self._align()

@@ -214,7 +214,7 @@ class TrackTimeline:
             self.corrections, self.vacated = [], None
         samples = size // self._sample_size if size > 0 else 0
         is_whole = samples * self._sample_size == size
-        verdict = self._sequence.note(chunk, timestamp if samples else None, size if payload is None else payload)
+        verdict = self._sequence.classify(chunk, timestamp if samples else None, size if payload is None else payload)
         if (
             verdict is _NEXT
             and samples

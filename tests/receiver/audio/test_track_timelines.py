@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver import MediaEvent, TrackStatistics
+from signalwire_streams.receiver import TrackStatistics
 from signalwire_streams.receiver.audio import AudioFormat, TimelineStatistics, TrackTimeline, UnknownEncodingError
 
 Frame: TypeAlias = tuple[int | None, int | None, int]
@@ -582,7 +582,7 @@ def test_numbering_that_restarts_drops_nothing(count: int, restarting: str) -> N
         chunk = None if restarting == "timestamps only" else number + 1
         stamp = None if restarting == "no timestamps" else timestamp
         timeline.place(stamp, chunk, 160)
-        counted._record(MediaEvent(track="inbound", payload=bytes(160), chunk=chunk, timestamp=stamp), 0.0)
+        counted._record(chunk, stamp, bytes(160), 0.0)
 
     found = timeline.statistics
     assert (found.frames, timeline.end, found.gaps) == (3 * count, 3 * count * 160, 0)
@@ -605,7 +605,7 @@ def test_new_payloads_are_kept_when_the_numbering_restarts_early(count: int, sil
         chunk = None if restarting == "timestamps only" else number + 1
         payload = bytes(160) if number < silent else bytes([slot + 1]) * 160
         timeline.place(timestamp, chunk, 160, payload=payload)
-        counted._record(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=timestamp), 0.0)
+        counted._record(chunk, timestamp, payload, 0.0)
 
     found = timeline.statistics
     assert (found.frames, timeline.end, found.gaps) == (len(order), len(order) * 160, 0)
@@ -620,7 +620,7 @@ def test_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
     for number in [*range(20), *resent, *range(20, 25)]:
         chunk, payload = number + 1 if numbered else None, bytes([number]) * 160
         timeline.place(20 * number, chunk, 160, payload=payload)
-        counted._record(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=20 * number), 0.0)
+        counted._record(chunk, 20 * number, payload, 0.0)
 
     assert (timeline.statistics.frames, timeline.end) == (25, 25 * 160)
     assert timeline.statistics.duplicates == counted.duplicates == len(resent)
@@ -677,7 +677,7 @@ def test_recordings_and_statistics_agree(frames: list[tuple[int | None, int | No
     for timestamp, chunk, size in frames:
         stamp = timestamp if timestamp is None or -(1 << 63) <= timestamp < 1 << 63 else None
         timeline.place(stamp, chunk, size)
-        counted._record(MediaEvent(track=None, payload=bytes(size), chunk=chunk, timestamp=stamp), 0.0)
+        counted._record(chunk, stamp, bytes(size), 0.0)
 
     assert timeline.statistics.duplicates == counted.duplicates
     assert timeline.statistics.restarts == counted.sequence_resets
