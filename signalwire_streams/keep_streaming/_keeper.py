@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from math import inf
 from os import PathLike
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeAlias
@@ -22,9 +23,18 @@ from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
 from signalwire_streams.keep_streaming._journal import KeeperJournal, KeeperOwner, KeptTarget, Target, new_state
+from signalwire_streams.keep_streaming._receiver_health import ReceiverHealth
 from signalwire_streams.keep_streaming._receiving import AttemptTokens
 from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
-from signalwire_streams.keep_streaming._template import Item, Start, Template, attempt_of, fingerprint, request_for
+from signalwire_streams.keep_streaming._template import (
+    Item,
+    Start,
+    Template,
+    attempt_of,
+    fingerprint,
+    receiver_of,
+    request_for,
+)
 from signalwire_streams.keep_streaming._values import (
     Fate,
     GetTarget,
@@ -39,6 +49,8 @@ from signalwire_streams.keep_streaming._values import (
     PollingRecovered,
     SaveAttempt,
     StartRejected,
+    StartsPaused,
+    StartsResumed,
     StartStream,
     StopByName,
     StopBySid,
@@ -47,6 +59,7 @@ from signalwire_streams.keep_streaming._values import (
     TargetChecked,
     TargetListed,
     TargetMissing,
+    TargetReleased,
     TargetState,
     TimePassed,
     WaitUntil,
@@ -59,7 +72,7 @@ _LOG = logging.getLogger("signalwire_streams.keep_streaming")
 _Arguments = ParamSpec("_Arguments")
 _MAX_EVENTS = 10_000  # that wait for a reader
 
-KeeperEvent: TypeAlias = KeepEvent | PollingFailed | PollingRecovered
+KeeperEvent: TypeAlias = KeepEvent | PollingFailed | PollingRecovered | StartsPaused | StartsResumed
 """Any event that a `Keeper` yields."""
 
 
@@ -83,6 +96,7 @@ class _Kept:
     state: TargetState
     tokens: AttemptTokens = field(repr=False)
     item: Item | None = None  # as it was listed last
+    receiver: str = ""  # that its last request led to
     fingerprints: dict[int, str] = field(factory=dict)  # of the requests of its attempts
     prepared: Start | None = None  # what the template returned when it appeared
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -119,6 +133,8 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._is_silent = False  # the polls fail
+        self._health: dict[str, ReceiverHealth] = {}  # of each receiver
+        self._rejected = 0  # upgrades to its receivers when those worked last
         self._unrecovered: set[str] = set()  # of the keeper before, and not yet taken over
         self._is_ending = self._has_ended = False
         self._is_stopping = False  # so that nothing is decided any more
@@ -277,6 +293,10 @@ class Keeper:
         for sid, (kind, item) in listed.items():
             if sid not in self._targets and sid not in self._ended:
                 _ = self._spawn(self._appear, kind, item)
+        in_use = {kept.receiver for kept in self._targets.values()}
+        self._health = {receiver: health for receiver, health in self._health.items() if receiver in in_use}
+        for receiver in self._health:
+            self._update_health(receiver)
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
@@ -286,7 +306,12 @@ class Keeper:
         try:
             kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
             if kept.item is not None:
-                observation = KeeperRestarted(replaces=await self._is_replaced(kept))
+                request = await self._request(kept)
+                if request is None:
+                    self._unrecovered.discard(sid)
+                    await self._release(kept)
+                    return
+                observation = KeeperRestarted(replaces=self._is_replaced(kept, request))
         except StreamsError as error:
             _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error)
             observation = KeeperRestarted()
@@ -294,19 +319,28 @@ class Keeper:
         self._unrecovered.discard(sid)
         self._observe(kept, observation)
 
-    async def _is_replaced(self, kept: _Kept) -> bool:
+    def _is_replaced(self, kept: _Kept, request: Start) -> bool:
         if self._options.on_change is OnChange.KEEP or not kept.fingerprints:
             return False
-        request = await self._request(kept)
-        return request is None or set(kept.fingerprints.values()) != {fingerprint(request)}
+        return set(kept.fingerprints.values()) != {fingerprint(request)}
+
+    async def _release(self, kept: _Kept) -> None:
+        """Keep a target no longer, which is not chosen any more."""
+        kind, sid = kept.target
+        self._targets.pop(sid, None)
+        self._ignored.add(sid)
+        kept.tokens.keep_only(())
+        if self._options.on_change is OnChange.REPLACE:
+            await self._stop_streams(kept)
+        else:
+            self._journal.forget(kept.target)
+        self._tell(TargetReleased(kind=kind, target=sid))
 
     async def _appear(self, kind: TargetKind, item: Item) -> None:
         sid = str(item.sid)
         if sid in self._targets or sid in self._unrecovered or sid in self._ignored:
             return
         self._ignored.add(sid)  # until it is decided, so that another poll does not ask again
-        if self._options.where is not None and not self._options.where(item):
-            return
         kept = _Kept((kind, sid), new_state(), AttemptTokens(self._receivers), item)
         try:
             kept.prepared = await self._request(kept)
@@ -320,14 +354,27 @@ class Keeper:
             self._observe(kept, TargetListed())
 
     async def _request(self, kept: _Kept) -> Start | None:
-        """Return the request that the template is for a target, or None for no stream."""
+        """Return the request that the template is for a target, or None if it is not chosen."""
         kind, sid = kept.target
         fields: Any = self._options.template
-        if callable(fields):
+        where = self._options.where
+        if kept.item is None and (where is not None or callable(fields)):
+            kept.item = await self._requests[kind].get(sid)
             if kept.item is None:
-                kept.item = await self._requests[kind].get(sid)
-            fields = None if kept.item is None else await _call(fields, kept.item)
-        return None if fields is None else request_for(kind, sid, fields)
+                raise InvalidRequestError(f"the {kind} has ended")
+        if where is not None and kept.item is not None and not where(kept.item):
+            return None
+        if callable(fields) and kept.item is not None:
+            fields = await _call(fields, kept.item)
+        if fields is None:
+            return None
+        request = request_for(kind, sid, fields)
+        before, kept.receiver = kept.receiver, receiver_of(request)
+        if before != kept.receiver and before in self._health:
+            self._health[before].forget(sid, self._clock.now())
+        if kept.receiver not in self._health:
+            self._health[kept.receiver] = ReceiverHealth(self._requests[kind].settings)
+        return request
 
     # --- Decisions and what follows
 
@@ -335,9 +382,16 @@ class Keeper:
         kind, sid = kept.target
         if self._is_stopping or self._failure is not None or self._targets.get(sid) is not kept:
             return
-        settings = self._requests[kind].settings
-        decision = decide(kept.state, observation, self._clock.now(), settings)
+        settings, now = self._requests[kind].settings, self._clock.now()
+        health = self._health.get(kept.receiver)
+        paused_until = -inf if health is None else health.paused_until
+        decision = decide(kept.state, observation, now, settings, paused_until=paused_until)
         kept.state = decision.state
+        if health is not None:
+            if any(isinstance(action, StartStream) for action in decision.actions):
+                health.on_start(sid, kept.state, now)
+            health.on_decision(sid, kept.state, now)
+            self._update_health(kept.receiver)
         for event in decision.events:
             self._tell(evolve(event, kind=kind, target=sid))
         numbers = {attempt.number for attempt in kept.state.attempts}
@@ -373,12 +427,15 @@ class Keeper:
         requests = self._requests[kind]
         try:
             template = kept.prepared or await self._request(kept)
+            if self._is_ending:
+                raise ClientStateError("the keeper ends")
         except StreamsError as error:
             self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
             return
-        if template is None or self._is_ending:
-            reason = "the keeper ends" if self._is_ending else "the template has no stream for it"
-            self._observe(kept, StartRejected(attempt=attempt, reason=reason))
+        if template is None:
+            attempts = tuple(each for each in kept.state.attempts if each.number != attempt)
+            kept.state = evolve(kept.state, attempts=attempts)
+            await self._release(kept)
             return
         kept.prepared = None
         kept.fingerprints[attempt] = fingerprint(template)
@@ -404,6 +461,22 @@ class Keeper:
         else:
             in_progress, kept.item = item is not None, item or kept.item
         self._observe(kept, TargetChecked(in_progress=in_progress))
+
+    def _update_health(self, receiver: str) -> None:
+        health = self._health[receiver]
+        if not health.update(self._clock.now()):
+            return
+        rejected = sum(each.rejected_upgrades for each in self._receivers)
+        if health.is_paused:
+            reason, here = health.reason, rejected - self._rejected
+            reason += f"; since it last worked, {here} upgrades were rejected here" if here else ""
+            self._tell(StartsPaused(receiver=receiver, reason=reason))
+            return
+        self._rejected = rejected
+        self._tell(StartsResumed(receiver=receiver))
+        for kept in self._targets.values():
+            if kept.receiver == receiver:
+                asyncio.get_running_loop().call_soon(self._observe, kept, TimePassed())
 
     def _cancel_timer(self, kept: _Kept) -> None:
         if kept.timer is not None:
