@@ -11,20 +11,18 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from math import inf
-from os import PathLike
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.bulk._journal_file import JournalPath, when_free
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._journal import KeeperJournal, KeeperOwner, KeptTarget, Target, new_state
 from signalwire_streams.keep_streaming._receiver_health import ReceiverHealth
 from signalwire_streams.keep_streaming._receiving import AttemptTokens
+from signalwire_streams.keep_streaming._records import KeeperStore, KeptTarget, LeaseLostError, Target, new_state
 from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
 from signalwire_streams.keep_streaming._template import (
     Item,
@@ -48,6 +46,8 @@ from signalwire_streams.keep_streaming._values import (
     PollingFailed,
     PollingRecovered,
     SaveAttempt,
+    StandbyEnded,
+    StandbyStarted,
     StartRejected,
     StartsPaused,
     StartsResumed,
@@ -72,7 +72,9 @@ _LOG = logging.getLogger("signalwire_streams.keep_streaming")
 _Arguments = ParamSpec("_Arguments")
 _MAX_EVENTS = 10_000  # that wait for a reader
 
-KeeperEvent: TypeAlias = KeepEvent | PollingFailed | PollingRecovered | StartsPaused | StartsResumed
+KeeperEvent: TypeAlias = (
+    KeepEvent | PollingFailed | PollingRecovered | StandbyEnded | StandbyStarted | StartsPaused | StartsResumed
+)
 """Any event that a `Keeper` yields."""
 
 
@@ -118,12 +120,11 @@ class Keeper:
         options: KeeperOptions,
         requests: Mapping[TargetKind, TargetRequests],
         *,
-        owner: KeeperOwner,
-        journal: JournalPath | PathLike[str] | str,
+        open_journal: Callable[[], Coroutine[Any, Any, KeeperStore]],
         receivers: Sequence[MediaReceiver],
         clock: Clock,
     ) -> None:
-        self._options, self._requests, self._owner, self._path = options, requests, owner, journal
+        self._options, self._requests, self._open_journal = options, requests, open_journal
         self._receivers, self._clock = receivers, clock
         self._targets: dict[str, _Kept] = {}  # the sids of conferences and of calls differ
         self._ignored: set[str] = set()  # listed, and not to be streamed
@@ -138,7 +139,7 @@ class Keeper:
         self._unrecovered: set[str] = set()  # of the keeper before, and not yet taken over
         self._is_ending = self._has_ended = False
         self._is_stopping = False  # so that nothing is decided any more
-        self._journal: KeeperJournal
+        self._journal: KeeperStore
         self._polling: asyncio.Task[None]
 
     def __repr__(self) -> str:
@@ -149,14 +150,12 @@ class Keeper:
 
         Raises:
             InvalidRequestError: the journal is another keeper's, or another process is using it.
-            JournalError: the journal can't be read or written.
+            JournalError: the journal can't be read or written, or its Redis can't be reached.
             ClientStateError: the keeper was used before.
         """
         if self._is_ending or hasattr(self, "_journal"):
             raise ClientStateError("this keeper was used before: call keep_streaming again")
-        opening = partial(KeeperJournal.open, self._path, self._owner, clock=self._clock)
-        self._journal = await when_free(self._clock, opening)
-        self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
+        self._journal = await self._open_journal()
         self._polling = asyncio.create_task(self._guard(self._run))
         return self
 
@@ -165,6 +164,7 @@ class Keeper:
     ) -> None:
         self._is_ending = True
         try:
+            self._journal.stop_waiting()
             self._polling.cancel()
             await asyncio.wait({self._polling})
             for kept in self._targets.values():
@@ -236,6 +236,7 @@ class Keeper:
             _ = self._spawn(self._look_at, sid)
 
     async def _look_at(self, sid: str) -> None:
+        await self._journal.permit()
         for requests in self._requests.values():
             try:
                 item = await requests.get(sid)
@@ -251,6 +252,7 @@ class Keeper:
 
     async def _run(self) -> None:
         while self._failure is None:
+            await self._take_lease()
             listed = await self._poll()
             if listed is not None:
                 if self._unrecovered:
@@ -258,6 +260,21 @@ class Keeper:
                     await asyncio.wait([self._spawn(self._recover, key, kept, listed) for key, kept in records])
                 self._compare(listed)
             await self._clock.sleep(self._options.poll)
+
+    async def _take_lease(self) -> None:
+        """Wait until this keeper may act. If another one may have acted since, begin with what that one recorded."""
+        obstacle = self._journal.obstacle
+        if obstacle is not None:
+            self._tell(StandbyStarted(reason=obstacle))
+        if await self._journal.acquire():
+            for kept in self._targets.values():
+                self._cancel_timer(kept)
+                kept.tokens.keep_only(())
+            for known in (self._targets, self._health, self._ignored):
+                known.clear()
+            self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
+        if obstacle is not None:
+            self._tell(StandbyEnded())
 
     async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
         """Return what is in progress, or None if a list could not be read to its end."""
@@ -348,7 +365,7 @@ class Keeper:
             is_wanted = True
         else:
             is_wanted = kept.prepared is not None
-        if is_wanted and sid not in self._targets:
+        if is_wanted and sid not in self._targets and sid not in self._unrecovered:
             self._ignored.discard(sid)
             self._targets[sid] = kept
             self._observe(kept, TargetListed())
@@ -380,7 +397,8 @@ class Keeper:
 
     def _observe(self, kept: _Kept, observation: KeepObservation) -> None:
         kind, sid = kept.target
-        if self._is_stopping or self._failure is not None or self._targets.get(sid) is not kept:
+        is_over = self._is_stopping or self._failure is not None or self._journal.is_lost
+        if is_over or self._targets.get(sid) is not kept:
             return
         settings, now = self._requests[kind].settings, self._clock.now()
         health = self._health.get(kept.receiver)
@@ -427,6 +445,8 @@ class Keeper:
         requests = self._requests[kind]
         try:
             template = kept.prepared or await self._request(kept)
+            if self._targets.get(sid) is not kept:
+                return  # another keeper has taken over meanwhile
             if self._is_ending:
                 raise ClientStateError("the keeper ends")
         except StreamsError as error:
@@ -440,20 +460,30 @@ class Keeper:
         kept.prepared = None
         kept.fingerprints[attempt] = fingerprint(template)
         await self._journal.save(kept.target, kept.record)
+        deadline_at = await self._permit(kept)
         name = requests.settings.stream_name(self._options.name, sid, attempt)
         token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
-        self._observe(kept, await requests.start(request, attempt))
+        self._observe(kept, await requests.start(request, attempt, deadline_at=deadline_at))
+
+    async def _permit(self, kept: _Kept) -> float:
+        """Wait until a request may be sent; return when it has to have ended."""
+        deadline_at = await self._journal.permit()
+        if self._targets.get(kept.target[1]) is not kept:
+            raise LeaseLostError
+        return deadline_at
 
     async def _stop(self, kept: _Kept, stop: StopBySid | StopByName) -> None:
         kind, sid = kept.target
         attempt = stop.attempt if isinstance(stop, StopByName) else 0
         name = self._requests[kind].settings.stream_name(self._options.name, sid, attempt)
-        self._observe(kept, await self._requests[kind].stop(sid, stop, name))
+        deadline_at = await self._permit(kept)
+        self._observe(kept, await self._requests[kind].stop(sid, stop, name, deadline_at=deadline_at))
 
     async def _check(self, kept: _Kept) -> None:
         kind, sid = kept.target
         in_progress: bool | None = None
+        await self._permit(kept)
         try:
             item = await self._requests[kind].get(sid)
         except StreamsError as error:
@@ -500,6 +530,8 @@ class Keeper:
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work()
+        except LeaseLostError:
+            pass  # whoever has it does the work
         except Exception as error:  # noqa: BLE001  (of a journal, a template or a client: the reader gets it)
             self._failure = self._failure or error
             self._changed.set()
@@ -514,12 +546,18 @@ class Keeper:
         requests, attempts = self._requests[kind], kept.state.attempts
         ending = tuple(evolve(attempt, fate=Fate.ENDING) for attempt in attempts)
         kept.state = evolve(kept.state, attempts=ending)
-        await self._journal.save(kept.target, kept.record)
+        try:
+            await self._journal.save(kept.target, kept.record)
+            deadline_at = await self._journal.permit()
+        except LeaseLostError:
+            reason = self._journal.obstacle or "another keeper has taken over"
+            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=reason))
+            return
         name_of = partial(requests.settings.stream_name, self._options.name, sid)
         by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
         by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}
-        answers = [await requests.stop(sid, stop, "") for stop in by_sid]
-        answers += [await requests.stop(sid, stop, name) for name, stop in by_name.items()]
+        stops = [(stop, "") for stop in by_sid] + [(stop, name) for name, stop in by_name.items()]
+        answers = [await requests.stop(sid, stop, name, deadline_at=deadline_at) for stop, name in stops]
         doubts = [answer.reason for answer in answers if answer.result is not StopResult.ENDED]
         if doubts:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])

@@ -492,6 +492,22 @@ class StartsResumed:
 
 
 @frozen(kw_only=True)
+class StandbyStarted:
+    """This keeper may send nothing: another one has the lease of the journal in Redis, or Redis can't be reached.
+
+    Attributes:
+        reason: which of these.
+    """
+
+    reason: str
+
+
+@frozen(kw_only=True)
+class StandbyEnded:
+    """This keeper has the lease, and keeps the streams."""
+
+
+@frozen(kw_only=True)
 class KeepDecision:
     """The new state of a target, what is to be done in this order, and what to tell."""
 

@@ -74,7 +74,7 @@ async def test_receiver_of_this_process_that_rejects_every_upgrade(
 ) -> None:
     receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
     claim = receiver._pending_streams.claim
-    receiver._pending_streams.claim = lambda _: None  # type: ignore[method-assign]  # as if a proxy drops the token
+    receiver._pending_streams.claim = lambda _: None  # type: ignore[method-assign,assignment]  # a proxy drops it
 
     def mend() -> None:
         receiver._pending_streams.claim = claim  # type: ignore[method-assign]
