@@ -47,8 +47,8 @@ return {'ok'}
 """
 """Take, renew or (with a lease of 0) release the lease, and write if this tenure is the last one that there was.
 
-Keys: lease, records. Arguments: the tenure, the one to begin if another keeper had one since, the lease in milliseconds,
-retention, then names and records, of which an empty one is removed.
+Keys: lease, records. Arguments: tenure, the one to begin if another keeper had one since, milliseconds of the lease,
+seconds of the records, then names and records, of which an empty one is removed.
 """
 
 

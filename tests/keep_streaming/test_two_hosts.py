@@ -35,8 +35,11 @@ def tell(*words):
     print(*words, flush=True)
 
 async def main(base_url, project, token, journal, lease, kind):
-    attempts = lambda attempt: tell("sent", attempt.operation)
-    async with StreamsClient(base_url=base_url, project=project, token=token, on_attempt=attempts) as client:
+    async def watch(request, send):
+        tell("sends", request.operation)
+        return await send(request)
+
+    async with StreamsClient(base_url=base_url, project=project, token=token, middlewares=[watch]) as client:
         template = {"url": "wss://rx.example.com/audio"}
         options = {"conferences": kind == "conferences", "calls": kind == "calls", "poll": 0.5, "reassert": 1.0}
         async with client.keep_streaming(
@@ -67,7 +70,7 @@ class Host:
 
     @property
     def sent(self) -> int:
-        return sum(line.startswith("sent") for line in self.lines)
+        return sum(line.startswith("sends") for line in self.lines)
 
     async def end(self) -> None:
         if self.process.returncode is None:
@@ -115,7 +118,7 @@ async def test_second_takes_over_from_a_suspended_keeper_that_then_sends_nothing
         assert second.sent == 0
         first.process.send_signal(signal.SIGSTOP)
         [new, *_] = [space.add_conference() for _ in range(5)]
-        await eventually(second.has("StandbyEnded "))
+        await eventually(second.has("StandbyEnded"))
         await eventually(has_streams(space, 25))
         before = first.sent
         first.process.send_signal(signal.SIGCONT)
@@ -126,7 +129,7 @@ async def test_second_takes_over_from_a_suspended_keeper_that_then_sends_nothing
         second.process.kill()
         space.end_conference(new)
         space.add_conference()
-        await eventually(first.has("StandbyEnded "))
+        await eventually(first.has("StandbyEnded"))
         await eventually(lambda: len({stream.target_sid for stream in space.streams.active()}) == 25)
         assert space.streams.duplicates() == []
 
@@ -142,7 +145,7 @@ async def test_killed_keeper_of_calls_is_replaced_and_no_call_has_two_streams(re
         await eventually(has_streams(space, 1))
         first.process.kill()
         new = [space.add_call() for _ in range(3)]
-        await eventually(second.has("StandbyEnded "))
+        await eventually(second.has("StandbyEnded"))
         await eventually(lambda: {stream.target_sid for stream in space.streams.active()} >= set(new))
         await eventually(lambda: second.sent >= 10)
         assert space.streams.duplicates() == []
@@ -165,7 +168,7 @@ async def test_redis_that_is_away_for_a_while_costs_no_stream(space: SimulatedSp
 
         async def collect(keeper: Any) -> None:
             async for event in keeper:
-                seen.append(event)
+                seen.append(event)  # noqa: PERF401  (which shows each at once)
 
         async with client.keep_streaming({"url": "wss://rx.example.com/audio"}, **options) as keeper:
             reading = asyncio.create_task(collect(keeper))
