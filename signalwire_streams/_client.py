@@ -276,7 +276,8 @@ class StreamsClient:
                 name keeps the streams, and the others stand by. It holds no token and no parameter value.
             lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
                 need the same.
-            receivers: receivers in this process that the streams lead to. Each stream gets a token of its own there.
+            receivers: receivers in this process that the streams lead to. Each stream gets a token of its own there. A
+                handler that returns ends its stream, so that another one is started.
             reassert: seconds after which a stream that is not received here is started again, for the Space to refuse
                 its name if it still runs.
             in_doubt: an `InDoubtPolicy`: what follows a start whose response was lost, where the Space would not

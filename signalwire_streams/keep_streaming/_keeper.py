@@ -5,7 +5,6 @@ one request about a target is under way at a time, apart from the polls.
 """
 
 import asyncio
-import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -28,6 +27,7 @@ from signalwire_streams.keep_streaming._template import (
     Item,
     Start,
     Template,
+    apply_template,
     attempt_of,
     fingerprint,
     receiver_of,
@@ -54,7 +54,6 @@ from signalwire_streams.keep_streaming._values import (
     StartStream,
     StopByName,
     StopBySid,
-    StopResult,
     StreamingInDoubt,
     TargetChecked,
     TargetListed,
@@ -382,7 +381,7 @@ class Keeper:
         if where is not None and kept.item is not None and not where(kept.item):
             return None
         if callable(fields) and kept.item is not None:
-            fields = await _call(fields, kept.item)
+            fields = await apply_template(fields, kept.item)
         if fields is None:
             return None
         request = request_for(kind, sid, fields)
@@ -553,24 +552,9 @@ class Keeper:
             reason = self._journal.obstacle or "another keeper has taken over"
             self._tell(StreamingInDoubt(kind=kind, target=sid, reason=reason))
             return
-        name_of = partial(requests.settings.stream_name, self._options.name, sid)
-        by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
-        by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}
-        stops = [(stop, "") for stop in by_sid] + [(stop, name) for name, stop in by_name.items()]
-        answers = [await requests.stop(sid, stop, name, deadline_at=deadline_at) for stop, name in stops]
-        doubts = [answer.reason for answer in answers if answer.result is not StopResult.ENDED]
+        doubts = await requests.stop_all(sid, attempts, self._options.name, deadline_at=deadline_at)
         if doubts:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
             self._tell(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
             self._journal.forget(kept.target)
-
-
-async def _call(function: Callable[[Item], Any], item: Item) -> Any:  # noqa: ANN401  (`request_for` checks it)
-    try:
-        fields = function(item)
-        return await fields if inspect.isawaitable(fields) else fields
-    except StreamsError:
-        raise
-    except Exception as error:
-        raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error

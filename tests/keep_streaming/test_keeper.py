@@ -473,6 +473,19 @@ class TestEnd:
         with closing(sqlite3.connect(journal)) as database:
             assert database.execute("SELECT count(*) FROM targets").fetchone() == (1,)  # which has no stream
 
+    async def test_stop_ends_a_stream_whose_start_was_forgotten(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """The Space refuses names in callbacks that nobody gets, so each start looks accepted."""
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal, on_exit="stop", reassert=1.0):
+            await until(lambda: space.requests.count("start-conference-stream", target=sid) == 3)
+            [first] = [stream for stream in space.streams.active() if stream.target_sid == sid]
+            await client.conferences.stop_stream(sid, first.sid)
+            await until(lambda: space.requests.count("start-conference-stream", target=sid) == 20)
+            assert len(space.streams.active()) == 3
+        assert space.streams.active() == []
+
     async def test_stop_reports_what_may_still_run(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
