@@ -329,15 +329,16 @@ class TestRestart:
             await until(lambda: space.requests.count("list-conferences") >= 10)
         assert space.streams.duplicates() == []
 
+    @pytest.mark.parametrize("template", [TEMPLATE, lambda _: TEMPLATE], ids=["mapping", "function"])
     async def test_target_that_can_not_be_looked_at_is_taken_over(
-        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, template: Any
     ) -> None:
         [sid, *_] = space.conference_sids
-        async with keeping(client, journal, lambda _: TEMPLATE) as events:
+        async with keeping(client, journal, template) as events:
             await until(lambda: events.count(StreamingStarted) == 3)
         space.end_conference(sid)
         rule = space.faults.add("status", on="get-conference", status=403)
-        async with keeping(client, journal, lambda _: TEMPLATE, on_change="replace") as events:
+        async with keeping(client, journal, template, on_change="replace") as events:
             await until(lambda: rule.hits >= 5)
             assert TargetEnded not in events.of(sid)
             rule.remove()
