@@ -146,6 +146,14 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Check the keeper of streams after any three faults, and in two hours of a Space's life by a virtual clock."""
+    session.install("--editable", ".")
+    session.run("python", "-m", "tests.keep_streaming", *session.posargs)
+    session.run("python", "-m", "tests.keep_streaming", "--soak", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure the cost of this package relative to others, as ratios taken in one run; `-- --quick` is a trial run."""
     session.install("--editable", ".[cli,fleet]", *dependencies("bench"))

@@ -4,7 +4,8 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self, TypeAlias, TypedDict, Unpack
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypedDict, Unpack
 
 import aiohttp
 
@@ -25,13 +26,16 @@ from signalwire_streams.middleware._rate_limit import (
     choose_rate_limiter,
 )
 from signalwire_streams.middleware._retry import OnAttempt, RetryBudget, RetryMiddleware
-from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
+from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._validation import Secret, check_count, masks_secrets
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
 
 if TYPE_CHECKING:
+    import signalwire_streams.keep_streaming as keeping
     from signalwire_streams.bulk._runs import BulkRuns
+    from signalwire_streams.models import Call, Conference
+    from signalwire_streams.receiver import MediaReceiver
 
 __all__ = ["StreamsClient"]
 
@@ -127,15 +131,15 @@ class StreamsClient:
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
         sessions = SessionManager(connections, session)
         self._breaker = CircuitBreaker(circuit_breaker or CircuitBreakerPolicy())
-        self._retries = RetryMiddleware(retry, RetryBudget(), clock, on_attempt)
-        send: Handler = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
-        for middleware in (
-            RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
-            CircuitBreakerMiddleware(self._breaker, clock),
-            self._retries,
-        ):
-            send = partial(middleware, send=send)
+        self._retries = retries = RetryMiddleware(retry, RetryBudget(), clock, on_attempt)
+        transport = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
+        rate_limits = RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock)
+        send: Handler = partial(rate_limits, send=transport)
+        # A keeper's polls are what ends an outage, so no breaker holds them back.
+        self._polls = Dispatcher(sessions, chain(middlewares, partial(retries, send=send)))
+        send = partial(retries, send=partial(CircuitBreakerMiddleware(self._breaker, clock), send=send))
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
+        self._account = account
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
@@ -233,6 +237,92 @@ class StreamsClient:
         ``ConferenceStream(conference_sid="...", name="...")``. Other arguments and errors are those of `start_streams`.
         """
         return self._bulk_runs.stop(streams, concurrency=concurrency, journal=journal, resume=resume)
+
+    @masks_secrets
+    def keep_streaming(
+        self,
+        template: "keeping.Template",
+        *,
+        name: str,
+        conferences: bool = True,
+        calls: bool = False,
+        where: "Callable[[Conference | Call], bool] | None" = None,
+        poll: float = 5.0,
+        journal: Path | str = "kept.db",
+        lease: float = 30.0,
+        receivers: "Iterable[MediaReceiver]" = (),
+        reassert: float = 60.0,
+        in_doubt: "keeping.InDoubtPolicy | str" = "hold",
+        names: "keeping.StreamNames | str" = "reusable",
+        duplicate_names: "Mapping[str, keeping.DuplicateNames | str]" = MappingProxyType({}),
+        on_change: "keeping.OnChange | str" = "keep",
+        on_exit: "keeping.OnExit | str" = "leave",
+    ) -> "keeping.Keeper":
+        """Keep one stream on each conference: ``async with client.keep_streaming(template, name="audit") as keeper``.
+
+        Each conference or call in progress gets a stream as soon as a list or `Keeper.notice` shows it, and another
+        one whenever that is lost, until it ends. ``async for event in keeper`` yields what happens.
+
+        Args:
+            template: the fields of each start besides target and name, as in ``{"url": "wss://example.com/audio"}``;
+                or a function, ``def`` or ``async def``, of the `Conference` or `Call` that returns them, or None for
+                one that gets no stream.
+            name: first part of the streams' names, which end with the target's sid.
+            conferences: whether conferences get streams.
+            calls: whether calls get streams, among them those of the participants of conferences.
+            where: a function that returns True for each conference or call that gets a stream; None for all.
+            poll: seconds between two lists of what is in progress.
+            journal: SQLite file of this keeper, which it continues from when it is started again; or, for keepers on
+                several hosts, a Redis such as ``redis://host:6379/0`` (extra ``redis``). There, one of those with this
+                name keeps the streams, and the others stand by. It holds no token and no parameter value.
+            lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
+                need the same.
+            receivers: receivers in this process that the streams lead to. Each stream gets a token of its own there. A
+                handler that returns ends its stream, so that another one is started.
+            reassert: seconds after which a stream that is not received here is started again, for the Space to refuse
+                its name if it still runs.
+            in_doubt: an `InDoubtPolicy`: what follows a start whose response was lost, where the Space would not
+                refuse a second stream.
+            names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
+            duplicate_names: a `DuplicateNames` for each kind. By default ``{"conference": "refused", "call":
+                "allowed"}``, of which the first is documented.
+            on_change: an `OnChange`: what becomes of streams that this keeper started with other fields before.
+            on_exit: an `OnExit`: what becomes of the streams when the block ends.
+
+        Raises:
+            InvalidRequestError: an argument is invalid; the message says what to write instead.
+        """
+        # Imported here, so that a client without a keeper does not pay for it.
+        from signalwire_streams.keep_streaming._records import KeeperOwner  # noqa: PLC0415
+        from signalwire_streams.keep_streaming._setup import make_keeper  # noqa: PLC0415
+
+        reads: Mapping[TargetKind, Streams[Any]] = {
+            TargetKind.CONFERENCE: Streams(
+                self._polls, self._account, request=StartConferenceStream, stream=ConferenceStream
+            ),
+            TargetKind.CALL: Streams(self._polls, self._account, request=StartCallStream, stream=CallStream),
+        }
+        return make_keeper(
+            template,
+            name=name,
+            streams={TargetKind.CONFERENCE: self._conference_streams, TargetKind.CALL: self._call_streams},
+            reads=reads,
+            conferences=conferences,
+            calls=calls,
+            where=where,
+            poll=poll,
+            journal=journal,
+            lease=lease,
+            receivers=receivers,
+            reassert=reassert,
+            in_doubt=in_doubt,
+            names=names,
+            duplicate_names=duplicate_names,
+            on_change=on_change,
+            on_exit=on_exit,
+            owner=partial(KeeperOwner, self.origin, self.project),
+            clock=self._clock,
+        )
 
     @property
     def _bulk_runs(self) -> "BulkRuns":

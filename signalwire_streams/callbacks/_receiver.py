@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterab
 from typing import Any, Self, TypeAlias, cast
 
 from aiohttp import web
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from signalwire_streams._asgi import (
     Application,
@@ -23,6 +23,7 @@ from signalwire_streams._asgi import (
     target_of,
 )
 from signalwire_streams.callbacks._events import (
+    FIELD_NAMES,
     CallbackEvent,
     CallStreamChanged,
     CallStreamState,
@@ -492,7 +493,10 @@ def _parse(request: SignedRequest) -> CallbackEvent:
         return parse_callback(request.query_fields)
     fields = None if request.is_json else request.form
     if fields is not None:
-        return parse_callback(fields)
+        event = parse_callback(fields)
+        # Those of the user's own URL, as by GET, but never in place of a field.
+        own = {name: value for name, value in reversed(request.query_fields) if name not in FIELD_NAMES}
+        return evolve(event, extra={**own, **event.extra}) if own else event
     try:
         document = json.loads(request.body)
     except (ValueError, RecursionError):

@@ -278,6 +278,7 @@ _QUEUED, _DEADLINE_EXCEEDED = Phase.QUEUED, AttemptResult.DEADLINE_EXCEEDED
 _ALREADY_STARTED, _FAIL, _UNKNOWN = RetryDecision.ALREADY_STARTED, RetryDecision.FAIL, RetryDecision.UNKNOWN
 
 _create_attempt = fast_constructor(Attempt)
+_ONE_ATTEMPT = RetryPolicy(max_attempts=1, max_connect_retries=0, max_throttle_retries=0, max_resends=0)
 
 OnAttempt = Callable[[Attempt], object]
 """Called with each attempt as it ends."""
@@ -303,7 +304,8 @@ class RetryMiddleware:
             raise
 
     async def _send(self, request: Request, send: Handler) -> Result:
-        now, state, policy = self._clock.now, request.state, self._policy
+        now, state = self._clock.now, request.state
+        policy = _ONE_ATTEMPT if state.is_sent_once else self._policy
         state.target, state.name = request.target, request.name
         deadline = policy.deadline if request.deadline is None else request.deadline
         # A call may take a second request; its deadline is that of the first.
@@ -339,6 +341,7 @@ class RetryMiddleware:
                     retry_after=result.retry_after or last.retry_after,
                 )
             last = result
+            state.result = result.attempt_result
             ambiguous_before = retry.ambiguous_since is not None
             decision = retry.decide(result.attempt_result, now(), result.retry_after)
             is_ambiguous = retry.ambiguous_since is not None

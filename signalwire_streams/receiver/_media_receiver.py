@@ -38,7 +38,7 @@ from signalwire_streams.receiver._connection import Connection, Handler, Watchdo
 from signalwire_streams.receiver._event_queue import BYTES_PER_EVENT, Overflow, QueueLimits
 from signalwire_streams.receiver._health import serve_health
 from signalwire_streams.receiver._open import StarterMixin
-from signalwire_streams.receiver._pending_stream import PendingStream
+from signalwire_streams.receiver._pending_stream import ExpectedStream
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._read_coalescing import Coalescer
@@ -490,7 +490,7 @@ class _Admission:
 
     handler: Handler
     slot: Slot
-    pending: PendingStream | None  # the pending stream, if it was started here
+    pending: ExpectedStream | None  # the pending stream, if it was started here
     token: VerifiedToken | None  # if it is signed
 
     def on_socket_failed(self, reason: str) -> None:

@@ -209,11 +209,23 @@ class PendingStream:
         return self._start.exception()
 
 
+class ExpectedStream(Protocol):
+    """A stream whose socket presents a token of its own."""
+
+    socket_closed: asyncio.Event
+
+    async def on_session(self, session: StreamSession) -> None:
+        """Receive the stream; its handler."""
+
+    def on_socket_failed(self, reason: str) -> None:
+        """Called when the socket connected but no stream started on it. There will be no other socket."""
+
+
 class PendingStreams:
     """The streams that were started here and have not ended."""
 
     def __init__(self) -> None:
-        self._by_token: dict[bytes, PendingStream] = {}
+        self._by_token: dict[bytes, ExpectedStream] = {}
         self._by_name: dict[tuple[str, str], PendingStream] = {}
         self._is_closed = False
 
@@ -226,7 +238,15 @@ class PendingStreams:
         self._by_token[token_hash(stream.token)] = self._by_name[target, stream.name] = stream
         return stream
 
-    def claim(self, token: str | None) -> PendingStream | None:
+    def expect(self, token: str, stream: ExpectedStream) -> None:
+        """Have a stream admitted that is started elsewhere, by a token that no other one has."""
+        self.check_open()
+        self._by_token[token_hash(token)] = stream
+
+    def forget(self, token: str) -> None:
+        self._by_token.pop(token_hash(token), None)
+
+    def claim(self, token: str | None) -> ExpectedStream | None:
         """Return the stream that a socket with this token belongs to; a token admits one socket."""
         return None if token is None else self._by_token.pop(token_hash(token), None)
 
@@ -237,7 +257,7 @@ class PendingStreams:
 
     async def stop(self, stream: PendingStream) -> None:
         """Reject further sockets of a stream, stop it, and forget it."""
-        self._by_token.pop(token_hash(stream.token), None)
+        self.forget(stream.token)
         try:
             await stream.close()
         finally:
@@ -245,7 +265,7 @@ class PendingStreams:
 
     def discard(self, stream: PendingStream) -> None:
         """Forget a stream that has ended or was never started."""
-        self._by_token.pop(token_hash(stream.token), None)
+        self.forget(stream.token)
         self._by_name.pop((stream.target, stream.name), None)
 
     def check_open(self) -> None:

@@ -19,7 +19,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal as journal_module
+from signalwire_streams.bulk import _journal_writer as journal_module
 from signalwire_streams.bulk._journal_file import JournalPath, journal_path
 from signalwire_streams.bulk._write_ahead_log import finish_tables
 from signalwire_streams.simulator import SimulatedSpace
