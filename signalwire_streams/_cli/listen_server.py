@@ -14,6 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ class ServerOptions:
     tokens: SignedTokens | tuple[str, ...] | None = field(repr=False)
     byte_order: ByteOrder
     recording: RecordingOptions
+    ca_file: Path | None = None  # that clients have to trust
 
 
 @frozen

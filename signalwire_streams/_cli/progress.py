@@ -4,8 +4,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import click
 from attrs import frozen
@@ -18,8 +19,12 @@ from rich.text import Text
 from signalwire_streams import Attempt, Operation
 from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_note
 
+_Row = TypeVar("_Row")
+
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0
+_TABLE_EVERY = 0.25
+_OTHER_LINES = 3  # than rows: the titles, the last line, and that of the cursor
 _SETTLING = 1.0  # seconds before an estimate of the remaining time is worth showing
 _MINUTE, _HOUR = 60, 3600
 
@@ -133,6 +138,31 @@ async def repeating(action: Callable[[], None], interval: float) -> AsyncIterato
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def live_table(draw: Callable[[Console], RenderableType], *, as_json: bool) -> AsyncIterator[Display]:
+    """Draw a table while the block runs, where there is a live display, and yield the display for lines above it."""
+    with live_display(as_json=as_json) as (display, console):
+        if not display.is_live:
+            yield display
+            return
+        async with repeating(lambda: display.update(draw(console)), _TABLE_EVERY):
+            yield display
+
+
+def draw_rows(
+    rows: Sequence[_Row], last_line: str, *, height: int, make_table: Callable[[Sequence[_Row]], Table]
+) -> Group:
+    """Draw the first rows in a table as high as the terminal, how many others there are, and a line below it."""
+    room = max(height - _OTHER_LINES, 1)
+    shown = rows if len(rows) <= room else rows[: max(room - 1, 1)]
+    more = len(rows) - len(shown)
+    lines = [*([f"and {more:,} more"] if more else []), last_line]
+    return Group(
+        *([make_table(shown)] if shown else []),
+        *(Text(line, style="dim", no_wrap=True, overflow="crop") for line in lines),
+    )
 
 
 @asynccontextmanager
