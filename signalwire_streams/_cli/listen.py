@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from signal import Signals
@@ -34,8 +34,8 @@ from signalwire_streams._cli.options import (
     read_secret_file,
     read_token_keys,
 )
-from signalwire_streams._cli.output import FAILED, bare_table, clean, write_json
-from signalwire_streams._cli.progress import Display, draw_rows, format_duration, live_table
+from signalwire_streams._cli.output import FAILED, bare_table, clean
+from signalwire_streams._cli.progress import Reporter, as_plain, draw_rows, format_duration, live_table
 from signalwire_streams._signals import ignore_interrupts, on_signals
 
 _MAX_PROCESSES = 64
@@ -90,7 +90,7 @@ def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
     for title in titles:
         table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
     for one in streams:
-        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+        sid = Text(as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
         cells = {
             "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
             "LEVEL": _levels(one.levels, plain=plain),
@@ -105,15 +105,11 @@ def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
 def _levels(levels: Sequence[tuple[str, float | None]], *, plain: bool) -> Text:
     text = Text()
     for name, level in levels[:_MAX_LEVELS]:
-        text.append(f"{_SHORT.get(name) or _as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
+        text.append(f"{_SHORT.get(name) or as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
         style = "green" if level is None or level < _LOUD else "yellow" if level < _HOT else "red"
         text.append(bar(level, plain=plain), style=style)
         text.append(" ")
     return text
-
-
-def _as_plain(text: str, *, plain: bool) -> str:
-    return text.encode("ascii", "replace").decode() if plain else text
 
 
 def bar(level: float | None, *, plain: bool = False) -> str:
@@ -124,20 +120,17 @@ def bar(level: float | None, *, plain: bool = False) -> str:
     return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
 
 
-class Listener:
+class Listener(Reporter):
     """Counts and shows the streams that a server records, and decides when the command ends."""
 
     def __init__(self, options: ServerOptions, *, streams: int | None, as_json: bool) -> None:
+        super().__init__(as_json=as_json)
         self.is_complete = True  # every stream was fully recorded
         self._options = options
         self._streams_limit = streams
-        self._as_json = as_json
         self._server: RecordingServer | RecordingProcesses
         self._ended = self._failed = self._lost = self._files = self._lost_processes = 0
         self._seconds = 0.0
-        self._ending = asyncio.Event()
-        self._output_error: OSError | None = None
-        self._display = Display()
 
     async def run(self, server: RecordingServer | RecordingProcesses, *, seconds: float | None) -> None:
         self._server = server
@@ -154,8 +147,7 @@ class Listener:
                     self._ending.set()
         finally:
             ignore_interrupts()
-        if self._output_error is not None:
-            raise self._output_error
+        self._raise_output_error()
         if not self._as_json:
             click.echo(self._summary)
 
@@ -211,17 +203,6 @@ class Listener:
             self._write(
                 {"process": process.number, "pid": process.pid, "error": process.reason, "streams": process.sids}
             )
-
-    def _write(self, output: str | Mapping[str, object]) -> None:
-        """Write a line or a JSON object. A full disk, or a broken pipe as in ``| head``, ends the command."""
-        try:
-            if isinstance(output, str):
-                self._display.write(output)
-            else:
-                write_json(output)
-        except OSError as error:
-            self._output_error = self._output_error or error
-            self._ending.set()
 
     def _draw(self, console: Console) -> Group:
         live = self._server.streams()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Attempt, Operation
-from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_note
+from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_json, write_note
 
 _Row = TypeVar("_Row")
 
@@ -112,6 +112,31 @@ class Display:
             self._live.update(drawn, refresh=True)
 
 
+class Reporter:
+    """Writes the news of a command that runs until a signal, and ends it if they can't be written."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._display = Display()
+        self._ending = asyncio.Event()
+        self._output_error: OSError | None = None
+
+    def _write(self, output: str | Mapping[str, object]) -> None:
+        """Write a line or a JSON object. A full disk, or a broken pipe as in ``| head``, ends the command."""
+        try:
+            if isinstance(output, str):
+                self._display.write(output)
+            else:
+                write_json(output)
+        except OSError as error:
+            self._output_error = self._output_error or error
+            self._ending.set()
+
+    def _raise_output_error(self) -> None:
+        if self._output_error is not None:
+            raise self._output_error
+
+
 @contextmanager
 def live_display(*, as_json: bool) -> Iterator[tuple[Display, Console]]:
     """Draw on stderr while the block runs, if stderr is a terminal, and stdout is not a terminal that gets JSON."""
@@ -183,6 +208,11 @@ async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) 
         if display.is_live or not as_json:
             await stack.enter_async_context(repeating(show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY))
         yield show
+
+
+def as_plain(text: str, *, plain: bool) -> str:
+    """Return a text without what a terminal can't write that has ASCII alone."""
+    return text.encode("ascii", "replace").decode() if plain else text
 
 
 def draw(progress: Progress) -> Group:

@@ -6,7 +6,7 @@ an observation of it to a new state, actions and events. The actions have to be 
 """
 
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent
+from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent, TargetSnapshot
 from signalwire_streams.keep_streaming._template import StreamTemplate, Template
 from signalwire_streams.keep_streaming._values import (
     DuplicateNames,
@@ -102,6 +102,7 @@ __all__ = [
     "TargetFailing",
     "TargetListed",
     "TargetMissing",
+    "TargetSnapshot",
     "TargetState",
     "Template",
     "TimePassed",

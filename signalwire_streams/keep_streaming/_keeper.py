@@ -92,6 +92,25 @@ class _Kept:
         return KeptTarget(state=self.state, fingerprints=self.fingerprints)
 
 
+@frozen(kw_only=True)
+class TargetSnapshot:
+    """A conference or call in progress, and what the keeper's events have told of its stream.
+
+    Attributes:
+        kind: conference or call.
+        target: its sid.
+        item: the conference or call as it was listed last; None if that is not known.
+        status: what the keeper believes.
+        reason: why it is in doubt or failing, or why its last stream was lost.
+    """
+
+    kind: TargetKind
+    target: str
+    item: Item | None
+    status: KeepStatus
+    reason: str | None
+
+
 class Keeper:
     """Keeps one stream on each conference or call. `StreamsClient.keep_streaming` creates it.
 
@@ -186,6 +205,20 @@ class Keeper:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def snapshot(self) -> tuple[TargetSnapshot, ...]:
+        """The conferences and calls that the keeper knows now; after it has ended, those that it knew then."""
+        return tuple(
+            TargetSnapshot(
+                kind=kept.target[0],
+                target=kept.target[1],
+                item=kept.item,
+                status=kept.state.reported or KeepStatus.WAITING,
+                reason=kept.state.reported_reason,
+            )
+            for kept in self._targets.values()
+        )
 
     async def handle_status_callback(self, event: CallbackEvent) -> None:
         """Handle a status callback: pass this to a `CallbackReceiver` as its handler, or call it from yours.
