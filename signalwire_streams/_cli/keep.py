@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, get_args
 
 import click
-from attrs import fields, frozen
+from attrs import evolve, fields, frozen
 
 from signalwire_streams import Call, Conference
 from signalwire_streams._cli.keep_runner import KeepRunner
@@ -27,6 +27,7 @@ from signalwire_streams._cli.options import (
 )
 from signalwire_streams._cli.output import KEEPING, OUTCOMES, silenced
 from signalwire_streams.keep_streaming import InDoubtPolicy, OnChange, OnExit, StreamNames, StreamTemplate
+from signalwire_streams.keep_streaming._template import TARGET
 from signalwire_streams.models import TargetKind
 
 _MODELS = {TargetKind.CONFERENCE: Conference, TargetKind.CALL: Call}
@@ -100,7 +101,7 @@ def _check_receiving(account: Account, receive: Path | None, url: str | None, re
                 raise click.UsageError(f"--{name.replace('_', '-')} is for the server that records: add --receive DIR")
     elif url is not None and not recording.port:
         raise click.UsageError("--receive has no --port: name the port of this machine that the --url leads to")
-    is_here = receive is not None and recording.has_tls and (account.space or "").startswith("http://")
+    is_here = receive is not None and recording.certificate is not None and (account.space or "").startswith("http://")
     if url is None and not is_here:
         raise click.UsageError("--url is missing: write the wss:// address that the Space is to connect to")
 
@@ -116,6 +117,13 @@ Examples:
   signalwire-streams keep --name audit --url wss://rx.example.com:8443/ \\
       --receive recordings --host 0.0.0.0 --port 8443 \\
       --cert fullchain.pem --key privkey.pem
+
+\b
+On this machine, with a simulated Space:
+  python -m trustme --dir certs
+  signalwire-streams simulate --audio tone --ca-file certs/client.pem
+  signalwire-streams keep --name audit --receive recordings \\
+      --cert certs/server.pem --key certs/server.key
 """,
 )
 @field_option(
@@ -204,7 +212,7 @@ def keep(
 
     With --receive, the streams lead to this process, which alone has their tokens: no other stream is accepted. They
     end with it, whatever --on-exit says. --url is then where the Space reaches --port; for a Space on this machine,
-    such as that of 'simulate', it may be omitted; --self-signed then makes a certificate for both.
+    such as that of 'simulate', it may be omitted. Files are named TARGET-STREAM.wav by the sids of both.
 
     The exit code is 0 if every stream ran at the end, none of them was missed, and all recordings are complete.
     """
@@ -220,6 +228,7 @@ def keep(
             "with --receive each stream gets a token of its own: omit --bearer-token-file and --token-key-file"
         )
     # All streams come with a token of the keeper's, so this one is nobody's.
+    recording = evolve(recording, target_parameter=TARGET)
     prepare = None if receive is None else partial(recording.in_directory, receive, "--receive", (token_urlsafe(),))
     runner = KeepRunner(account, prepare, template=template, kinds=kinds, where=where, **options)
     with silenced(OUTCOMES, KEEPING):

@@ -95,6 +95,7 @@ class KeepRunner(Reporter):
         is_left = self._on_exit is OnExit.LEAVE
         self._fate = "streams stopped" if not is_left else "streams left running" if prepare is None else _WITH_RECEIVER
         self._keeper: Keeper | None = None
+        self._final: Sequence[TargetSnapshot] | None = None  # when it has ended
         self._counts: Counter[str] = Counter()  # of events
         self._reasons: dict[str, str] = {}  # of targets that are failing or in doubt
         self._missed = 0  # targets that ended like that
@@ -155,6 +156,9 @@ class KeepRunner(Reporter):
                 is_any_live = is_any_live if is_new else await self._check_access(client, is_new=False)
                 self._announce(client, url, options, is_any_live=is_any_live)
                 await self._ending.wait()
+                self._final = self._keeper.snapshot  # before the keeper stops them
+            if self._on_exit is OnExit.LEAVE:  # before the receiver closes its sockets, but with what was in flight
+                self._final = self._keeper.snapshot
         finally:
             if reading:
                 await asyncio.wait(reading)
@@ -164,11 +168,13 @@ class KeepRunner(Reporter):
 
         An outage ends only a keeper that has no journal yet, and therefore no streams: its settings may be wrong.
         """
-        resources = {TargetKind.CONFERENCE: client.conferences, TargetKind.CALL: client.calls}
+        lists: Mapping[TargetKind, Callable[..., Paginator[Any]]] = {
+            TargetKind.CONFERENCE: client.conferences.list,
+            TargetKind.CALL: client.calls.list,
+        }
         for kind in self._kinds:
-            live: Paginator[Any] = resources[kind].list(status="in-progress", page_size=1)
             try:
-                async for _ in live:
+                async for _ in lists[kind](status="in-progress", page_size=1):
                     return True
             except (AuthenticationError, PermissionDeniedError):
                 raise
@@ -264,6 +270,8 @@ class KeepRunner(Reporter):
 
     @property
     def _targets(self) -> Sequence[TargetSnapshot]:
+        if self._final is not None:
+            return self._final
         return () if self._keeper is None else self._keeper.snapshot
 
     @property
@@ -281,7 +289,9 @@ class KeepRunner(Reporter):
 
     @property
     def _is_well(self) -> bool:
-        return not (self._reasons or self._missed or self._outage or self._not_recorded)
+        statuses = set() if self._on_exit is OnExit.STOP else {target.status for target in self._targets}
+        has_trouble = self._reasons or self._missed or self._outage or self._not_recorded
+        return statuses <= {KeepStatus.STREAMING} and not has_trouble
 
     def _write_json(self) -> None:
         counts = Counter(target.status.value for target in self._targets)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import SignedTokens
-from signalwire_streams._cli.listen_options import RecordingSettings, notes_on, recording_options
+from signalwire_streams._cli.listen_options import RecordingSettings, notes_on, self_signed_recording_options
 from signalwire_streams._cli.listen_recording import FLOOR, StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
@@ -274,7 +274,7 @@ Examples:
     metavar="DIR",
     help="The directory for recordings; created if it does not exist.",
 )
-@recording_options
+@self_signed_recording_options
 @click.option(
     "--bearer-token-file",
     metavar="FILE",

@@ -13,7 +13,7 @@ from attrs import field, frozen
 from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_recording import RecordingOptions
 from signalwire_streams._cli.listen_server import ServerOptions
-from signalwire_streams._cli.options import address_options, create_directory, passing
+from signalwire_streams._cli.options import Decorator, adding, address_options, create_directory, passing
 from signalwire_streams._cli.output import Failure, clean
 from signalwire_streams.receiver.audio import ByteOrder, Layout, WavEncoding
 from signalwire_streams.simulator import Certificates
@@ -79,10 +79,7 @@ class RecordingSettings:
     layout: Layout
     encoding: WavEncoding
     byte_order: ByteOrder
-
-    @property
-    def has_tls(self) -> bool:
-        return self.certificate is not None or self.is_self_signed
+    target_parameter: str | None = None
 
     def in_directory(
         self, directory: Path, option: str, tokens: SignedTokens | tuple[str, ...] | None
@@ -98,7 +95,12 @@ class RecordingSettings:
             ca_file=ca_file,
             tokens=tokens,
             byte_order=self.byte_order,
-            recording=RecordingOptions(directory=directory, layout=self.layout, encoding=self.encoding),
+            recording=RecordingOptions(
+                directory=directory,
+                layout=self.layout,
+                encoding=self.encoding,
+                target_parameter=self.target_parameter,
+            ),
         )
 
 
@@ -108,11 +110,11 @@ def _make_settings(
     passthrough: bool,
     cert: Path | None,
     key: Path | None,
-    self_signed: bool,
     host: str,
     port: int,
     path: str,
     byte_order: ByteOrder,
+    self_signed: bool = False,
 ) -> RecordingSettings:
     return RecordingSettings(
         certificate=_load_certificate(cert, key, self_signed=self_signed),
@@ -126,9 +128,7 @@ def _make_settings(
     )
 
 
-recording_options = passing(
-    "recording",
-    _make_settings,
+_OPTIONS: Decorator = adding(
     address_options,
     click.option("--path", default="/", callback=_path, metavar="PATH", help="The URL path that streams connect to."),
     click.option(
@@ -148,6 +148,12 @@ recording_options = passing(
         metavar="FILE",
         help="The certificate's key, if it is in another file.",
     ),
+)
+recording_options = passing("recording", _make_settings, _OPTIONS)
+self_signed_recording_options = passing(
+    "recording",
+    _make_settings,
+    _OPTIONS,
     click.option(
         "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
     ),

@@ -100,7 +100,7 @@ class TargetSnapshot:
         kind: conference or call.
         target: its sid.
         item: the conference or call as it was listed last; None if that is not known.
-        status: what the keeper believes.
+        status: what the keeper believes; with receivers in this process, it is streaming once its socket is open.
         reason: why it is in doubt or failing, or why its last stream was lost.
     """
 
@@ -209,15 +209,15 @@ class Keeper:
     @property
     def snapshot(self) -> tuple[TargetSnapshot, ...]:
         """The conferences and calls that the keeper knows now; after it has ended, those that it knew then."""
-        return tuple(
-            TargetSnapshot(
-                kind=kept.target[0],
-                target=kept.target[1],
-                item=kept.item,
-                status=kept.state.reported or KeepStatus.WAITING,
-                reason=kept.state.reported_reason,
-            )
-            for kept in self._targets.values()
+        return tuple(map(self._snapshot_of, self._targets.values()))
+
+    def _snapshot_of(self, kept: _Kept) -> TargetSnapshot:
+        kind, target = kept.target
+        status = kept.state.reported or KeepStatus.WAITING
+        if self._requests[kind].settings.receives and not kept.state.of_fate(Fate.HEARD):
+            status = KeepStatus.WAITING if status is KeepStatus.STREAMING else status
+        return TargetSnapshot(
+            kind=kind, target=target, item=kept.item, status=status, reason=kept.state.reported_reason
         )
 
     async def handle_status_callback(self, event: CallbackEvent) -> None:

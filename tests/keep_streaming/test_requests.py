@@ -229,7 +229,7 @@ class TestCallback:
 class TestTemplate:
     def test_attempt_has_its_number_in_parameter_and_callback(self) -> None:
         request = request_on("room", parameters={"a": "b"}, status_callback="https://rx.example.com/cb")
-        assert request.parameters == {"a": "b", "keep_attempt": "7"}
+        assert request.parameters == {"a": "b", "keep_attempt": "7", "keep_target": request.target}
         assert request.status_callback == "https://rx.example.com/cb?keep_attempt=7"
         assert (request.conference_sid, request.name) == ("room", "audit-room")
 
@@ -251,7 +251,8 @@ class TestTemplate:
             ({"url": URL, 1: 2}, "has a field '1': omit it"),
             ({"url": "http://example.com"}, "wss"),
             ({"url": URL, "parameters": {"keep_attempt": "1"}}, "leave no room for 'keep_attempt'"),
-            ({"url": URL, "parameters": {str(n): "" for n in range(99)}}, "pass at most 98 others"),
+            ({"url": URL, "parameters": {"keep_target": "1"}}, "leave no room for .* and 'keep_target'"),
+            ({"url": URL, "parameters": {str(n): "" for n in range(99)}}, "pass at most 97 others"),
         ],
     )
     def test_wrong_template_is_one_sentence(self, template: object, message: str) -> None:
