@@ -114,7 +114,7 @@ async def test_wrong_option_is_one_sentence(
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err
     assert len(ran.err.splitlines()) == 1
-    assert files_in(tmp_path, "*") == [tmp_path / "file"]
+    assert files_in(tmp_path) == [tmp_path / "file"]
     assert space.requests.count("start-conference-stream") + space.requests.count("start-call-stream") == 0
 
 
@@ -152,7 +152,7 @@ async def test_space_that_can_not_be_reached_ends_the_first_start(offline_shell:
     offline_shell.environment.chdir(tmp_path)
     ran = await offline_shell("keep", *AUDIT, "--json")
     assert (ran.code, ran.json["error"]) == (1, "TransportError")
-    assert files_in(tmp_path, "*") == []
+    assert files_in(tmp_path) == []
 
 
 @posix_only
