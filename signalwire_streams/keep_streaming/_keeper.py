@@ -94,7 +94,7 @@ class _Kept:
 
 @frozen(kw_only=True)
 class TargetSnapshot:
-    """A conference or call in progress, and what the keeper's events have told of its stream.
+    """A conference or call in progress, and the state of its stream as events have reported it.
 
     Attributes:
         kind: conference or call.
@@ -114,8 +114,11 @@ class TargetSnapshot:
 class Keeper:
     """Keeps one stream on each conference or call. `StreamsClient.keep_streaming` creates it.
 
-    Use it with ``async with``, and iterate over it for its events. Up to 10,000 events wait for a reader; then the
-    oldest are dropped, and no stream waits for them.
+    Use it with ``async with``, which begins and ends its work, and iterate over it for its events. One loop can read
+    them. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
+
+    An error that the keeper can't go on after, such as that of a full disk, is raised by the loop, and by the end of
+    the block.
     """
 
     def __init__(
@@ -148,7 +151,7 @@ class Keeper:
         return f"<Keeper {self._options.name!r}: {len(self._targets)} targets>"
 
     async def __aenter__(self) -> Self:
-        """Open the journal, and begin.
+        """Open the journal, and begin to list what is in progress.
 
         Raises:
             InvalidRequestError: the journal is another keeper's, or another process is using it.
@@ -226,7 +229,7 @@ class Keeper:
         The template's ``status_callback`` has to lead there. Callbacks of other streams are ignored.
 
         Args:
-            event: a verified callback of `signalwire_streams.callbacks`.
+            event: a callback whose signature was verified.
         """
         kept = self._targets.get(event.target or "")
         observation = None if kept is None else observation_of(event, kept.state)
@@ -234,10 +237,10 @@ class Keeper:
             self._observe(kept, observation)
 
     def notice(self, sid: str) -> None:
-        """Look at a conference or call now, such as one of which a webhook tells, and not only when it is listed.
+        """Look at a conference or call at once, instead of with the next list: one that a webhook reports, for example.
 
         Args:
-            sid: that of a conference or call.
+            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept.
 
         Raises:
             InvalidRequestError: it can't be a sid.
