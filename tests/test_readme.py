@@ -84,9 +84,9 @@ async def test_the_keeper_of_the_example_starts_a_stream_on_each_conference(
     exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
 
     keeping = asyncio.create_task(scope["keep_all"](client_for(space, clock=idle_clock)))
-    await until(lambda: len(space.streams.active()) == 3)
+    await until(lambda: len(space.streams.active()) == 3, timeout=110.0, interval=0.5)
     new = space.add_conference()
-    await until(lambda: len(space.streams.active()) == 4)
+    await until(lambda: len(space.streams.active()) == 4, timeout=110.0, interval=0.5)
     keeping.cancel()
     await asyncio.wait([keeping])
 

@@ -120,10 +120,10 @@ Examples:
 
 \b
 On this machine, with a simulated Space:
-  python -m trustme --dir certs
-  signalwire-streams simulate --audio tone --ca-file certs/client.pem
+  python -m trustme
+  signalwire-streams simulate --audio tone --ca-file client.pem
   signalwire-streams keep --name audit --receive recordings \\
-      --cert certs/server.pem --key certs/server.key
+      --cert server.pem --key server.key
 """,
 )
 @field_option(

@@ -71,7 +71,6 @@ _AT_THE_END = {
     "streams left running": " and leave the streams running",
     _WITH_RECEIVER: "; the streams to this receiver end with it",
 }
-_REQUEST = re.compile(r"^(?:start|stop) a stream on (?:conference|call) \S+: ")
 _UPPER = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -282,7 +281,7 @@ class KeepRunner(Reporter):
 
     @property
     def _last_line(self) -> str:
-        title = "Keeping" if self._stopped_by is None else "Ending, and waiting for requests in flight"
+        title = "Keeping" if self._stopped_by is None else "Ending (interrupt again to abort requests in flight)"
         counts = {"live": len(self._targets), **self._statuses, "ended": self._counts["target_ended"]}
         outage = "" if self._outage is None else f"; polling fails: {self._outage}"
         return f"{title}: {', '.join(f'{count:,} {word}' for word, count in counts.items())}{outage}"
@@ -344,8 +343,7 @@ def _words(name: str) -> str:
 
 
 def _reason_of(told: KeeperEvent | TargetSnapshot) -> str:
-    """Return why something happened, without the conference or call, which is named beside it."""
-    return clean(for_command_line(_REQUEST.sub("", getattr(told, "reason", None) or "")))
+    return clean(for_command_line(getattr(told, "reason", None) or ""))
 
 
 def draw_targets(

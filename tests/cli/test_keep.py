@@ -450,7 +450,7 @@ def drawn(targets: list[TargetSnapshot], *, width: int = 80, height: int = 20, p
 
 
 def test_table_begins_with_what_is_not_streamed() -> None:
-    reason = "start a stream on conference 00000004-dd84-439e-b154-5a137a1d5006: HTTP 403: no\x1b[2J scope"
+    reason = "HTTP 403: no\x1b[2J scope"
     targets = [
         snapshot(1),
         snapshot(2, KeepStatus.WAITING),
