@@ -248,6 +248,7 @@ class StreamsClient:
         where: "Callable[[Conference | Call], bool] | None" = None,
         poll: float = 5.0,
         journal: Path | str = "kept.db",
+        lease: float = 30.0,
         receivers: "Iterable[MediaReceiver]" = (),
         reassert: float = 60.0,
         in_doubt: "keeping.InDoubtPolicy | str" = "hold",
@@ -276,8 +277,12 @@ class StreamsClient:
             calls: whether calls get streams, among them those of the participants of conferences.
             where: a function that returns True for each conference or call that gets a stream; None for all.
             poll: seconds between two lists of what is in progress.
-            journal: SQLite file of this keeper, which it continues from when it is started again. It holds no token
-                and no parameter value. One process at a time can use it.
+            journal: SQLite file of this keeper, which it continues from when it is started again. One process at a time
+                can use it. Or, for keepers on several hosts, a Redis such as ``redis://host:6379/0`` (extra ``redis``):
+                one of those with this name keeps the streams, and the others stand by. The journal holds no token and
+                no parameter value.
+            lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
+                need the same.
             receivers: receivers in this process that the streams lead to, each with a handler, which gets the sessions.
                 They admit each stream by a token of its own, besides their other tokens.
             reassert: seconds after which a conference's stream that is not received here is started again, for the
@@ -301,7 +306,7 @@ class StreamsClient:
         unique, and its streams cannot be listed)
         """
         # Imported here, so that a client without a keeper does not pay for it.
-        from signalwire_streams.keep_streaming._journal import KeeperOwner  # noqa: PLC0415
+        from signalwire_streams.keep_streaming._records import KeeperOwner  # noqa: PLC0415
         from signalwire_streams.keep_streaming._setup import make_keeper  # noqa: PLC0415
 
         reads: Mapping[TargetKind, Streams[Any]] = {
@@ -320,6 +325,7 @@ class StreamsClient:
             where=where,
             poll=poll,
             journal=journal,
+            lease=lease,
             receivers=receivers,
             reassert=reassert,
             in_doubt=in_doubt,

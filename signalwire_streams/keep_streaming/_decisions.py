@@ -5,6 +5,7 @@ while another stream may be running. At least one: a target without a stream tha
 """
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any, Self, TypeAlias
 
 from attrs import evolve, frozen
@@ -67,6 +68,7 @@ class _Case:
     state: TargetState
     now: float
     settings: KeepSettings
+    paused_until: float = -inf
     attempt: StreamAttempt = _NONE  # that the observation is of
 
     def set(self, **changes: Any) -> Self:  # noqa: ANN401  (fields of several types, checked by the tests)
@@ -106,6 +108,10 @@ class _Case:
         failed = self.set(failures=state.failures + 1).wait(seconds)
         return failed if state.of_fate(Fate.HEARD) else failed.report(KeepStatus.FAILING, reason)
 
+    def refuse(self, reason: str) -> Self:
+        """The stream did not last, which may be its receiver's doing."""
+        return self.set(early_ends=self.state.early_ends + 1).fail(reason)
+
     def end(self, reason: str) -> Self:
         """The stream of the attempt has certainly ended."""
         was_presumed = self.attempt.fate in {Fate.ENDING, Fate.ABANDONED}
@@ -117,7 +123,7 @@ class _Case:
             return self
         lost = self.set(check_due=True)
         if self.now < self.attempt.settles_at:
-            return lost.fail(reason)
+            return lost.refuse(reason)
         return lost.set(failures=0).wait(0.0).report(KeepStatus.WAITING, reason)
 
     @property
@@ -283,7 +289,7 @@ def _give_up_unheard(case: _Case) -> Step | None:
     if case.settings.is_guarded and case.state.status is KeepStatus.STREAMING and not case.has_stream:
         unheard.append(Fate.IN_DOUBT)  # the Space refuses the name, so it may be this one that runs
     given_up = case.turn(*unheard, to=Fate.ENDING)
-    return _rest(given_up.fail(_UNHEARD)) if given_up != case else None
+    return _rest(given_up.refuse(_UNHEARD)) if given_up != case else None
 
 
 def _let_run(case: _Case) -> Step | None:
@@ -319,6 +325,10 @@ def _stop_doubtful(case: _Case) -> Step | None:
 
 def _is_risky(case: _Case) -> bool:
     return not case.settings.is_guarded and bool(case.state.of_fate(Fate.IN_DOUBT))
+
+
+def _await_receiver(case: _Case) -> Step | None:
+    return (case, (WaitUntil(at=case.paused_until),)) if case.now < case.paused_until else None
 
 
 def _start(case: _Case) -> Step:
@@ -358,6 +368,7 @@ RULES: Mapping[str, Observed | Planned] = {
     "without its sid it is stopped by its name": Planned(_stop_by_name),
     "a doubt holds, if a second stream would not be refused": Planned(_hold),
     "or else the stream is stopped by its name": Planned(_stop_doubtful),
+    "while a receiver refuses everybody, nothing is started": Planned(_await_receiver),
     "a target without a stream gets one": Planned(_start),
 }
 """The first rule that applies decides: one for what an observation changes, then one for what is done next."""
@@ -386,7 +397,14 @@ def _report(state: TargetState) -> tuple[TargetState, tuple[KeepEvent, ...]]:
     return evolve(state, reported=status, reported_reason=reason, has_streamed=has_streamed), tuple(events)
 
 
-def decide(state: TargetState, observation: KeepObservation, now: float, settings: KeepSettings) -> KeepDecision:
+def decide(
+    state: TargetState,
+    observation: KeepObservation,
+    now: float,
+    settings: KeepSettings,
+    *,
+    paused_until: float = -inf,
+) -> KeepDecision:
     """Decide what follows an observation of a target.
 
     Args:
@@ -394,11 +412,12 @@ def decide(state: TargetState, observation: KeepObservation, now: float, setting
         observation: what the list, a response, a socket or a callback told of this target, in the order of arrival.
         now: seconds, by the clock of all times in the state.
         settings: those of conferences, or those of calls.
+        paused_until: the time before which nothing is started.
 
     Returns:
         The new state, which the journal may store later unless an action says otherwise; actions and events.
     """
-    return decide_by(RULES, state, observation, now, settings)
+    return decide_by(RULES, state, observation, now, settings, paused_until=paused_until)
 
 
 def decide_by(
@@ -407,10 +426,12 @@ def decide_by(
     observation: KeepObservation,
     now: float,
     settings: KeepSettings,
+    *,
+    paused_until: float = -inf,
 ) -> KeepDecision:
     if state.status is KeepStatus.ENDED:
         return KeepDecision(state=state)
-    case = _Case(state=state, now=now, settings=settings)
+    case = _Case(state=state, now=now, settings=settings, paused_until=paused_until)
     if isinstance(observation, ObservationOfAttempt):
         case = evolve(case, attempt=state.find(observation.attempt) or _NONE)
     observed = [rule for rule in rules.values() if isinstance(rule, Observed) and isinstance(observation, rule.kind)]

@@ -10,21 +10,29 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from os import PathLike
+from math import inf
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.bulk._journal_file import JournalPath, when_free
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._journal import KeeperJournal, KeeperOwner, KeptTarget, Target, new_state
+from signalwire_streams.keep_streaming._receiver_health import ReceiverHealth
 from signalwire_streams.keep_streaming._receiving import AttemptTokens
+from signalwire_streams.keep_streaming._records import KeeperStore, KeptTarget, LeaseLostError, Target, new_state
 from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
-from signalwire_streams.keep_streaming._template import Item, Start, Template, attempt_of, fingerprint, request_for
+from signalwire_streams.keep_streaming._template import (
+    Item,
+    Start,
+    Template,
+    attempt_of,
+    fingerprint,
+    receiver_of,
+    request_for,
+)
 from signalwire_streams.keep_streaming._values import (
     Fate,
     GetTarget,
@@ -38,7 +46,11 @@ from signalwire_streams.keep_streaming._values import (
     PollingFailed,
     PollingRecovered,
     SaveAttempt,
+    StandbyEnded,
+    StandbyStarted,
     StartRejected,
+    StartsPaused,
+    StartsResumed,
     StartStream,
     StopByName,
     StopBySid,
@@ -47,6 +59,7 @@ from signalwire_streams.keep_streaming._values import (
     TargetChecked,
     TargetListed,
     TargetMissing,
+    TargetReleased,
     TargetState,
     TimePassed,
     WaitUntil,
@@ -59,7 +72,9 @@ _LOG = logging.getLogger("signalwire_streams.keep_streaming")
 _Arguments = ParamSpec("_Arguments")
 _MAX_EVENTS = 10_000  # that wait for a reader
 
-KeeperEvent: TypeAlias = KeepEvent | PollingFailed | PollingRecovered
+KeeperEvent: TypeAlias = (
+    KeepEvent | PollingFailed | PollingRecovered | StandbyEnded | StandbyStarted | StartsPaused | StartsResumed
+)
 """Any event that a `Keeper` yields."""
 
 
@@ -83,6 +98,7 @@ class _Kept:
     state: TargetState
     tokens: AttemptTokens = field(repr=False)
     item: Item | None = None  # as it was listed last
+    receiver: str = ""  # that its last request led to
     fingerprints: dict[int, str] = field(factory=dict)  # of the requests of its attempts
     prepared: Start | None = None  # what the template returned when it appeared
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -126,12 +142,11 @@ class Keeper:
         options: KeeperOptions,
         requests: Mapping[TargetKind, TargetRequests],
         *,
-        owner: KeeperOwner,
-        journal: JournalPath | PathLike[str] | str,
+        open_journal: Callable[[], Coroutine[Any, Any, KeeperStore]],
         receivers: Sequence[MediaReceiver],
         clock: Clock,
     ) -> None:
-        self._options, self._requests, self._owner, self._path = options, requests, owner, journal
+        self._options, self._requests, self._open_journal = options, requests, open_journal
         self._receivers, self._clock = receivers, clock
         self._targets: dict[str, _Kept] = {}  # the sids of conferences and of calls differ
         self._ignored: set[str] = set()  # listed, and not to be streamed
@@ -141,10 +156,12 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._is_silent = False  # the polls fail
+        self._health: dict[str, ReceiverHealth] = {}  # of each receiver
+        self._rejected = 0  # upgrades to its receivers when those worked last
         self._unrecovered: set[str] = set()  # of the keeper before, and not yet taken over
         self._is_ending = self._has_ended = False
         self._is_stopping = False  # so that nothing is decided any more
-        self._journal: KeeperJournal
+        self._journal: KeeperStore
         self._polling: asyncio.Task[None]
 
     def __repr__(self) -> str:
@@ -155,14 +172,12 @@ class Keeper:
 
         Raises:
             InvalidRequestError: the journal is another keeper's, or another process is using it.
-            JournalError: the journal can't be read or written.
+            JournalError: the journal can't be read or written, or its Redis can't be reached.
             ClientStateError: the keeper was used before.
         """
         if self._is_ending or hasattr(self, "_journal"):
             raise ClientStateError("this keeper was used before: call keep_streaming again")
-        opening = partial(KeeperJournal.open, self._path, self._owner, clock=self._clock)
-        self._journal = await when_free(self._clock, opening)
-        self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
+        self._journal = await self._open_journal()
         self._polling = asyncio.create_task(self._guard(self._run))
         return self
 
@@ -171,6 +186,7 @@ class Keeper:
     ) -> None:
         self._is_ending = True
         try:
+            self._journal.stop_waiting()
             self._polling.cancel()
             await asyncio.wait({self._polling})
             for kept in self._targets.values():
@@ -256,6 +272,7 @@ class Keeper:
             _ = self._spawn(self._look_at, sid)
 
     async def _look_at(self, sid: str) -> None:
+        await self._journal.permit()
         for requests in self._requests.values():
             try:
                 item = await requests.get(sid)
@@ -271,6 +288,7 @@ class Keeper:
 
     async def _run(self) -> None:
         while self._failure is None:
+            await self._take_lease()
             listed = await self._poll()
             if listed is not None:
                 if self._unrecovered:
@@ -278,6 +296,21 @@ class Keeper:
                     await asyncio.wait([self._spawn(self._recover, key, kept, listed) for key, kept in records])
                 self._compare(listed)
             await self._clock.sleep(self._options.poll)
+
+    async def _take_lease(self) -> None:
+        """Wait until this keeper may act. If another one may have acted since, begin with what that one recorded."""
+        obstacle = self._journal.obstacle
+        if obstacle is not None:
+            self._tell(StandbyStarted(reason=obstacle))
+        if await self._journal.acquire():
+            for kept in self._targets.values():
+                self._cancel_timer(kept)
+                kept.tokens.keep_only(())
+            for known in (self._targets, self._health, self._ignored):
+                known.clear()
+            self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
+        if obstacle is not None:
+            self._tell(StandbyEnded())
 
     async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
         """Return what is in progress, or None if a list could not be read to its end."""
@@ -313,6 +346,10 @@ class Keeper:
         for sid, (kind, item) in listed.items():
             if sid not in self._targets and sid not in self._ended:
                 _ = self._spawn(self._appear, kind, item)
+        in_use = {kept.receiver for kept in self._targets.values()}
+        self._health = {receiver: health for receiver, health in self._health.items() if receiver in in_use}
+        for receiver in self._health:
+            self._update_health(receiver)
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
@@ -322,7 +359,12 @@ class Keeper:
         try:
             kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
             if kept.item is not None:
-                observation = KeeperRestarted(replaces=await self._is_replaced(kept))
+                request = await self._request(kept)
+                if request is None:
+                    self._unrecovered.discard(sid)
+                    await self._release(kept)
+                    return
+                observation = KeeperRestarted(replaces=self._is_replaced(kept, request))
         except StreamsError as error:
             _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error)
             observation = KeeperRestarted()
@@ -330,19 +372,28 @@ class Keeper:
         self._unrecovered.discard(sid)
         self._observe(kept, observation)
 
-    async def _is_replaced(self, kept: _Kept) -> bool:
+    def _is_replaced(self, kept: _Kept, request: Start) -> bool:
         if self._options.on_change is OnChange.KEEP or not kept.fingerprints:
             return False
-        request = await self._request(kept)
-        return request is None or set(kept.fingerprints.values()) != {fingerprint(request)}
+        return set(kept.fingerprints.values()) != {fingerprint(request)}
+
+    async def _release(self, kept: _Kept) -> None:
+        """Keep a target no longer, which is not chosen any more."""
+        kind, sid = kept.target
+        self._targets.pop(sid, None)
+        self._ignored.add(sid)
+        kept.tokens.keep_only(())
+        if self._options.on_change is OnChange.REPLACE:
+            await self._stop_streams(kept)
+        else:
+            self._journal.forget(kept.target)
+        self._tell(TargetReleased(kind=kind, target=sid))
 
     async def _appear(self, kind: TargetKind, item: Item) -> None:
         sid = str(item.sid)
         if sid in self._targets or sid in self._unrecovered or sid in self._ignored:
             return
         self._ignored.add(sid)  # until it is decided, so that another poll does not ask again
-        if self._options.where is not None and not self._options.where(item):
-            return
         kept = _Kept((kind, sid), new_state(), AttemptTokens(self._receivers), item)
         try:
             kept.prepared = await self._request(kept)
@@ -350,30 +401,51 @@ class Keeper:
             is_wanted = True
         else:
             is_wanted = kept.prepared is not None
-        if is_wanted and sid not in self._targets:
+        if is_wanted and sid not in self._targets and sid not in self._unrecovered:
             self._ignored.discard(sid)
             self._targets[sid] = kept
             self._observe(kept, TargetListed())
 
     async def _request(self, kept: _Kept) -> Start | None:
-        """Return the request that the template is for a target, or None for no stream."""
+        """Return the request that the template is for a target, or None if it is not chosen."""
         kind, sid = kept.target
         fields: Any = self._options.template
-        if callable(fields):
+        where = self._options.where
+        if kept.item is None and (where is not None or callable(fields)):
+            kept.item = await self._requests[kind].get(sid)
             if kept.item is None:
-                kept.item = await self._requests[kind].get(sid)
-            fields = None if kept.item is None else await _call(fields, kept.item)
-        return None if fields is None else request_for(kind, sid, fields)
+                raise InvalidRequestError(f"the {kind} has ended")
+        if where is not None and kept.item is not None and not where(kept.item):
+            return None
+        if callable(fields) and kept.item is not None:
+            fields = await _call(fields, kept.item)
+        if fields is None:
+            return None
+        request = request_for(kind, sid, fields)
+        before, kept.receiver = kept.receiver, receiver_of(request)
+        if before != kept.receiver and before in self._health:
+            self._health[before].forget(sid, self._clock.now())
+        if kept.receiver not in self._health:
+            self._health[kept.receiver] = ReceiverHealth(self._requests[kind].settings)
+        return request
 
     # --- Decisions and what follows
 
     def _observe(self, kept: _Kept, observation: KeepObservation) -> None:
         kind, sid = kept.target
-        if self._is_stopping or self._failure is not None or self._targets.get(sid) is not kept:
+        is_over = self._is_stopping or self._failure is not None or self._journal.is_lost
+        if is_over or self._targets.get(sid) is not kept:
             return
-        settings = self._requests[kind].settings
-        decision = decide(kept.state, observation, self._clock.now(), settings)
+        settings, now = self._requests[kind].settings, self._clock.now()
+        health = self._health.get(kept.receiver)
+        paused_until = -inf if health is None else health.paused_until
+        decision = decide(kept.state, observation, now, settings, paused_until=paused_until)
         kept.state = decision.state
+        if health is not None:
+            if any(isinstance(action, StartStream) for action in decision.actions):
+                health.on_start(sid, kept.state, now)
+            health.on_decision(sid, kept.state, now)
+            self._update_health(kept.receiver)
         for event in decision.events:
             self._tell(evolve(event, kind=kind, target=sid))
         numbers = {attempt.number for attempt in kept.state.attempts}
@@ -409,30 +481,45 @@ class Keeper:
         requests = self._requests[kind]
         try:
             template = kept.prepared or await self._request(kept)
+            if self._targets.get(sid) is not kept:
+                return  # another keeper has taken over meanwhile
+            if self._is_ending:
+                raise ClientStateError("the keeper ends")
         except StreamsError as error:
             self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
             return
-        if template is None or self._is_ending:
-            reason = "the keeper ends" if self._is_ending else "the template has no stream for it"
-            self._observe(kept, StartRejected(attempt=attempt, reason=reason))
+        if template is None:
+            attempts = tuple(each for each in kept.state.attempts if each.number != attempt)
+            kept.state = evolve(kept.state, attempts=attempts)
+            await self._release(kept)
             return
         kept.prepared = None
         kept.fingerprints[attempt] = fingerprint(template)
         await self._journal.save(kept.target, kept.record)
+        deadline_at = await self._permit(kept)
         name = requests.settings.stream_name(self._options.name, sid, attempt)
         token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
-        self._observe(kept, await requests.start(request, attempt))
+        self._observe(kept, await requests.start(request, attempt, deadline_at=deadline_at))
+
+    async def _permit(self, kept: _Kept) -> float:
+        """Wait until a request may be sent; return when it has to have ended."""
+        deadline_at = await self._journal.permit()
+        if self._targets.get(kept.target[1]) is not kept:
+            raise LeaseLostError
+        return deadline_at
 
     async def _stop(self, kept: _Kept, stop: StopBySid | StopByName) -> None:
         kind, sid = kept.target
         attempt = stop.attempt if isinstance(stop, StopByName) else 0
         name = self._requests[kind].settings.stream_name(self._options.name, sid, attempt)
-        self._observe(kept, await self._requests[kind].stop(sid, stop, name))
+        deadline_at = await self._permit(kept)
+        self._observe(kept, await self._requests[kind].stop(sid, stop, name, deadline_at=deadline_at))
 
     async def _check(self, kept: _Kept) -> None:
         kind, sid = kept.target
         in_progress: bool | None = None
+        await self._permit(kept)
         try:
             item = await self._requests[kind].get(sid)
         except StreamsError as error:
@@ -440,6 +527,22 @@ class Keeper:
         else:
             in_progress, kept.item = item is not None, item or kept.item
         self._observe(kept, TargetChecked(in_progress=in_progress))
+
+    def _update_health(self, receiver: str) -> None:
+        health = self._health[receiver]
+        if not health.update(self._clock.now()):
+            return
+        rejected = sum(each.rejected_upgrades for each in self._receivers)
+        if health.is_paused:
+            reason, here = health.reason, rejected - self._rejected
+            reason += f"; since it last worked, {here} upgrades were rejected here" if here else ""
+            self._tell(StartsPaused(receiver=receiver, reason=reason))
+            return
+        self._rejected = rejected
+        self._tell(StartsResumed(receiver=receiver))
+        for kept in self._targets.values():
+            if kept.receiver == receiver:
+                asyncio.get_running_loop().call_soon(self._observe, kept, TimePassed())
 
     def _cancel_timer(self, kept: _Kept) -> None:
         if kept.timer is not None:
@@ -463,6 +566,8 @@ class Keeper:
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work()
+        except LeaseLostError:
+            pass  # whoever has it does the work
         except Exception as error:  # noqa: BLE001  (of a journal, a template or a client: the reader gets it)
             self._failure = self._failure or error
             self._changed.set()
@@ -477,12 +582,18 @@ class Keeper:
         requests, attempts = self._requests[kind], kept.state.attempts
         ending = tuple(evolve(attempt, fate=Fate.ENDING) for attempt in attempts)
         kept.state = evolve(kept.state, attempts=ending)
-        await self._journal.save(kept.target, kept.record)
+        try:
+            await self._journal.save(kept.target, kept.record)
+            deadline_at = await self._journal.permit()
+        except LeaseLostError:
+            reason = self._journal.obstacle or "another keeper has taken over"
+            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=reason))
+            return
         name_of = partial(requests.settings.stream_name, self._options.name, sid)
         by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
         by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}
-        answers = [await requests.stop(sid, stop, "") for stop in by_sid]
-        answers += [await requests.stop(sid, stop, name) for name, stop in by_name.items()]
+        stops = [(stop, "") for stop in by_sid] + [(stop, name) for name, stop in by_name.items()]
+        answers = [await requests.stop(sid, stop, name, deadline_at=deadline_at) for stop, name in stops]
         doubts = [answer.reason for answer in answers if answer.result is not StopResult.ENDED]
         if doubts:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])

@@ -1,6 +1,7 @@
 """What responses and status callbacks tell of a target's streams, as observations of its attempts."""
 
 import re
+from math import inf
 from typing import Any, TypeAlias
 
 from attrs import frozen
@@ -102,9 +103,9 @@ class TargetRequests:
             return None
         return None if item.status in _ENDED else item
 
-    async def start(self, request: Start, attempt: int) -> StartAnswer:
+    async def start(self, request: Start, attempt: int, *, deadline_at: float = inf) -> StartAnswer:
         """Start a stream with one request."""
-        state = CallState(priority=Priority.BULK, is_sent_once=True)
+        state = CallState(priority=Priority.BULK, is_sent_once=True, deadline_at=deadline_at)
         try:
             stream = await self.streams.start(request, state=state)
         except ClientStateError:  # the keeper can't go on
@@ -125,12 +126,15 @@ class TargetRequests:
         may_run = state.result in _MAY_HAVE_STARTED and self.settings.is_guarded
         return may_run or isinstance(error, StreamOutcomeUnknownError)
 
-    async def stop(self, target: str, stop: StopBySid | StopByName, name: str) -> StopAnswered:
+    async def stop(
+        self, target: str, stop: StopBySid | StopByName, name: str, *, deadline_at: float = inf
+    ) -> StopAnswered:
         """Stop a stream by its sid, or by its name."""
         handle = {"sid": stop.sid} if isinstance(stop, StopBySid) else {"name": name}
         stream = stream_of(self.kind, target, **handle)
         try:
-            await self.streams.stop(target, stream, state=CallState(priority=Priority.BULK))
+            state = CallState(priority=Priority.BULK, deadline_at=deadline_at)
+            await self.streams.stop(target, stream, state=state)
         except ClientStateError:
             raise
         except StreamsError as error:

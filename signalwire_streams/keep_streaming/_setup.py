@@ -1,15 +1,18 @@
 """The arguments of `StreamsClient.keep_streaming`: their checks, and the keeper that they make."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from os import PathLike
 from typing import Any
 
-from signalwire_streams.bulk._journal_file import journal_path
+from signalwire_streams.bulk._journal_file import journal_path, when_free
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.keep_streaming._journal import KeeperOwner
+from signalwire_streams.keep_streaming._journal import KeeperJournal
 from signalwire_streams.keep_streaming._keeper import Keeper, KeeperOptions
 from signalwire_streams.keep_streaming._receiving import check_receivers
+from signalwire_streams.keep_streaming._records import KeeperOwner, KeeperStore
 from signalwire_streams.keep_streaming._requests import TargetRequests
 from signalwire_streams.keep_streaming._template import Item, Template, request_for
 from signalwire_streams.keep_streaming._values import (
@@ -30,6 +33,7 @@ _DUPLICATE_NAMES: Mapping[str, str] = {
     TargetKind.CALL: DuplicateNames.ALLOWED,
 }
 _PLACEHOLDER = "target"
+_REDIS = ("redis://", "rediss://", "unix://")
 
 
 @masks_secrets
@@ -44,6 +48,7 @@ def make_keeper(
     where: Callable[[Item], bool] | None,
     poll: float,
     journal: PathLike[str] | str,
+    lease: float,
     receivers: Iterable[MediaReceiver],
     reassert: float,
     in_doubt: InDoubtPolicy | str,
@@ -93,7 +98,23 @@ def make_keeper(
         on_change=OnChange(on_change),
         on_exit=OnExit(on_exit),
     )
-    return Keeper(options, requests, owner=owner(name), journal=journal_path(journal), receivers=served, clock=clock)
+    open_journal = _opener(journal, owner(name), check_seconds(lease, "lease"), clock)
+    return Keeper(options, requests, open_journal=open_journal, receivers=served, clock=clock)
+
+
+@masks_secrets
+def _opener(
+    journal: PathLike[str] | str, owner: KeeperOwner, lease: float, clock: Clock
+) -> Callable[[], Coroutine[Any, Any, KeeperStore]]:
+    if not (isinstance(journal, str) and journal.startswith(_REDIS)):
+        path = journal_path(journal)
+        return lambda: when_free(clock, partial(KeeperJournal.open, path, owner, clock=clock))
+    if not find_spec("redis"):
+        raise InvalidRequestError("a journal in Redis needs more packages: pip install 'signalwire-streams[redis]'")
+    from signalwire_streams.keep_streaming._redis_journal import RedisJournal  # noqa: PLC0415
+
+    stored = RedisJournal(journal, owner, lease=lease, clock=clock)
+    return stored.open
 
 
 def _of_each_kind(duplicate_names: object) -> Mapping[str, str]:

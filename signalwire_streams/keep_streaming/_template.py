@@ -19,7 +19,7 @@ from signalwire_streams.models import (
     Track,
 )
 from signalwire_streams.models._enums import TargetKind
-from signalwire_streams.models._validation import MAX_PARAMETERS, HiddenItems, kind_of, masks_secrets
+from signalwire_streams.models._validation import MAX_PARAMETERS, HiddenItems, kind_of, masks_secrets, redact_url
 
 ATTEMPT = "keep_attempt"
 """Name of the custom parameter, and of the parameter in the callback's URL, that has the number of the attempt."""
@@ -82,6 +82,11 @@ def request_for(kind: TargetKind, sid: str, template: object) -> Start:
             f"{MAX_PARAMETERS - len(added)} others"
         )
     return request
+
+
+def receiver_of(request: Start) -> str:
+    """Return the scheme, host and port of a request's URL."""
+    return "/".join(redact_url(request.url).split("/", 3)[:3])
 
 
 def fingerprint(request: Start) -> str:

@@ -230,6 +230,7 @@ class TargetState:
         check_due: whether the target may have ended.
         next_at: nothing is started or stopped before this time.
         failures: consecutive failures.
+        early_ends: how many of its streams ended within `KeepSettings.min_lifetime`, or were not heard in time.
         status: what the keeper believes.
         reason: why the status is IN_DOUBT or FAILING, or why the last stream was lost.
         reported: the last status that an event reported.
@@ -243,6 +244,7 @@ class TargetState:
     check_due: bool = False
     next_at: float = -inf
     failures: int = 0
+    early_ends: int = 0
     status: KeepStatus = KeepStatus.WAITING
     reason: str | None = None
     reported: KeepStatus | None = None
@@ -463,6 +465,11 @@ class TargetEnded(TargetEvent):
     """The conference or call has ended, and is forgotten."""
 
 
+@frozen(kw_only=True)
+class TargetReleased(TargetEvent):
+    """``where`` or the template does not choose it any more, so it is not kept; `OnChange` says what that means."""
+
+
 KeepEvent: TypeAlias = (
     TargetAppeared
     | StreamingStarted
@@ -471,6 +478,7 @@ KeepEvent: TypeAlias = (
     | StreamingInDoubt
     | TargetFailing
     | TargetEnded
+    | TargetReleased
 )
 
 
@@ -488,6 +496,46 @@ class PollingFailed:
 @frozen(kw_only=True)
 class PollingRecovered:
     """The Space answers the keeper's polls again."""
+
+
+@frozen(kw_only=True)
+class StartsPaused:
+    """A receiver refuses everybody, so starts that lead to it wait, but for one at a time that probes it.
+
+    Attributes:
+        receiver: its scheme, host and port.
+        reason: how the last stream ended.
+    """
+
+    receiver: str
+    reason: str
+
+
+@frozen(kw_only=True)
+class StartsResumed:
+    """A stream to that receiver lives, so starts no longer wait.
+
+    Attributes:
+        receiver: its scheme, host and port.
+    """
+
+    receiver: str
+
+
+@frozen(kw_only=True)
+class StandbyStarted:
+    """This keeper may send nothing: another one has the lease of the journal in Redis, or Redis can't be reached.
+
+    Attributes:
+        reason: which of these.
+    """
+
+    reason: str
+
+
+@frozen(kw_only=True)
+class StandbyEnded:
+    """This keeper has the lease, and keeps the streams."""
 
 
 @frozen(kw_only=True)

@@ -337,6 +337,8 @@ class RateLimitMiddleware:
             if wait:
                 return _deadline_exceeded("the wait for the rate limiter would exceed the call's deadline", wait)
             state.acquired_at = sent_at = now()
+            if sent_at >= state.deadline_at:  # this process was suspended for a while
+                return _deadline_exceeded("the call's deadline passed before it was sent", None)
             state.attempts += 1
             result = await send(request)
         finally:

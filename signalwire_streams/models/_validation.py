@@ -342,6 +342,11 @@ def _mask_url(value: object) -> object:
     return value if isinstance(value, str) and not _MAY_HOLD_SECRET.search(value) else mask(value)
 
 
+def _mask_journal(value: object) -> object:
+    """Mask the URL of a journal that is no file."""
+    return _mask_url(value) if isinstance(value, str) and "://" in value else value
+
+
 def _mask_project(value: object) -> object:
     """Mask a Project ID with text after a colon, where the token would be."""
     return value if isinstance(value, str) and ":" not in value else mask(value)
@@ -374,6 +379,7 @@ _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "parameters": mask,
     "token": mask,
     "base_url": _mask_url,
+    "journal": _mask_journal,
     "project": _mask_project,
     "public_url": _mask_url,
     "space": _mask_url,

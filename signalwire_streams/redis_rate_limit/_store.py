@@ -3,7 +3,7 @@
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from secrets import token_hex
@@ -116,7 +116,18 @@ class LeaseReply:
     left: float
 
 
-class Store:
+class RedisLink:
+    """A connection to one Redis, and the one script that is run there.
+
+    Attributes:
+        script: its text.
+        failure: the error to raise if that Redis can't be used.
+        address: its URL, without what is secret.
+    """
+
+    script: str
+    failure: type[StreamsError]
+
     @masks_secrets
     def __init__(self, url: str) -> None:
         """Check the URL; the connection is opened by the first request."""
@@ -131,8 +142,61 @@ class Store:
                 "'redis://host:6379/0', 'rediss://user:password@host' for TLS, or 'unix:///path'"
             )
         self._redis = client
-        self._script = client.register_script(SCRIPT)
+        self._script = client.register_script(self.script)
         self._lock = asyncio.Lock()
+
+    async def call(self, *keys: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401  (redis-py's own type)
+        """Run the script.
+
+        Raises:
+            RedisUnavailableError: Redis does not respond.
+            StreamsError: it can't be used; see `failure`.
+        """
+        return await self._run(partial(self._script, keys=keys, args=arguments))
+
+    async def ping(self) -> None:
+        await self._run(self._redis.ping)
+
+    async def aclose(self) -> None:
+        with suppress(RedisError, OSError):  # the server may be gone
+            await self._redis.aclose()
+
+    async def _run(self, send: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  (redis-py's own type)
+        async with self._lock:
+            try:
+                return await send()
+            except (RedisError, OSError) as error:
+                translated = self._translate(error)
+        # Raised outside the handler: redis-py's error, whose text may hold anything, must not become its context.
+        raise translated
+
+    def _translate(self, error: BaseException) -> Exception:
+        one: BaseException | None = error
+        while one is not None:  # redis-py wraps errors that occur while it connects
+            if isinstance(one, InvalidResponse):
+                return self.failure(f"the server at {self.address} is not a Redis server")
+            if isinstance(one, AuthenticationError):
+                return self.failure(f"the Redis at {self.address} requires a different user or password in its URL")
+            if isinstance(one, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
+                return self.failure(f"the Redis at {self.address} is a Redis Cluster, which is not supported")
+            if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
+                break
+            if "WRONGTYPE" in str(one):
+                return self.failure(f"the Redis at {self.address} has other data under this package's key")
+            if isinstance(one, ssl.SSLError | ResponseError):
+                return self.failure(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
+            one = one.__cause__ or one.__context__
+        return RedisUnavailableError(self._redacted(error))
+
+    def _redacted(self, error: BaseException) -> str:
+        text = str(error) or type(error).__name__
+        for secret in secrets_in(self._url):
+            text = text.replace(secret, "…")
+        return " ".join(text.split())[:200]
+
+
+class Store(RedisLink):
+    script, failure = SCRIPT, RateLimiterError
 
     async def exchange(
         self,
@@ -155,50 +219,9 @@ class Store:
         throttled_after = "" if update.throttled_after is None else update.throttled_after
         arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
         arguments += [*astuple(known), throttled_after, update.pause, closed_for]
-        key = f"signalwire-streams:{{{space}}}:state"
-        reply = await self._run(partial(self._script, keys=[key], args=arguments))
+        reply = await self.call(f"signalwire-streams:{{{space}}}:state", arguments=arguments)
         epoch, *state, redis_now, granted, left = map(decode, reply)
         return LeaseReply(State(epoch, *state), redis_now=float(redis_now), tokens=int(granted), left=float(left))
-
-    async def ping(self) -> None:
-        await self._run(self._redis.ping)
-
-    async def aclose(self) -> None:
-        with suppress(RedisError, OSError):  # the server may be gone
-            await self._redis.aclose()
-
-    async def _run(self, send: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  (redis-py's own type)
-        async with self._lock:
-            try:
-                return await send()
-            except (RedisError, OSError) as error:
-                translated = self._translate(error)
-        # Raised outside the handler: redis-py's error, whose text may hold anything, must not become its context.
-        raise translated
-
-    def _translate(self, error: BaseException) -> Exception:
-        one: BaseException | None = error
-        while one is not None:  # redis-py wraps errors that occur while it connects
-            if isinstance(one, InvalidResponse):
-                return RateLimiterError(f"the server at {self.address} is not a Redis server")
-            if isinstance(one, AuthenticationError):
-                return RateLimiterError(f"the Redis at {self.address} requires a different user or password in its URL")
-            if isinstance(one, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
-                return RateLimiterError(f"the Redis at {self.address} is a Redis Cluster, which is not supported")
-            if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
-                break
-            if "WRONGTYPE" in str(one):
-                return RateLimiterError(f"the Redis at {self.address} has other data under this package's key")
-            if isinstance(one, ssl.SSLError | ResponseError):
-                return RateLimiterError(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
-            one = one.__cause__ or one.__context__
-        return RedisUnavailableError(self._redacted(error))
-
-    def _redacted(self, error: BaseException) -> str:
-        text = str(error) or type(error).__name__
-        for secret in secrets_in(self._url):
-            text = text.replace(secret, "…")
-        return " ".join(text.split())[:200]
 
 
 def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)

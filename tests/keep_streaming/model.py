@@ -76,6 +76,7 @@ class Faults(NamedTuple):
     torn_lists: int = 0
     rejections: int = 0
     ends: int = 0
+    pauses: int = 0
 
 
 @frozen(kw_only=True)
@@ -140,6 +141,7 @@ class World(NamedTuple):
     journal: Same[TargetState]
     is_live: bool
     faults: Faults
+    is_paused: bool = False  # starts wait for a receiver
 
 
 Label = tuple[object, ...]
@@ -196,7 +198,7 @@ class Model:
         self._space, self._settings, self._rules = space, settings, rules
         self._at_most_one, self._at_least_one = at_most_one, at_least_one
         self._ignores_late = rules.get(_IGNORE_LATE) is RULES[_IGNORE_LATE]
-        self._decided: dict[tuple[Same[TargetState], KeepObservation], _Decided] = {}
+        self._decided: dict[tuple[Same[TargetState], KeepObservation, bool], _Decided] = {}
         self._rounds: dict[World, _Round] = {}
 
     def check(self, faults: Faults, *, starts: int = MAX_STARTS, limit: int = 10_000_000) -> Result:
@@ -213,6 +215,8 @@ class Model:
             rounds, doubts = max(rounds, verdict.rounds), doubts + verdict.is_doubt
             for label, reached in self._moves(world):
                 following = self._without_idle(reached)
+                if world.is_paused and _has_new_start(world, following):
+                    return Result(states=len(seen), problem="a start in a pause", steps=_way(seen, world))
                 if following in seen or following.state.value.last > starts:
                     continue
                 seen[following] = world, label
@@ -256,14 +260,15 @@ class Model:
     # --- The keeper
 
     def _observe(self, world: World, observation: KeepObservation) -> World:
-        known = self._decided.get((world.state, observation))
+        known = self._decided.get((world.state, observation, world.is_paused))
         if known is None:
-            decision = decide_by(self._rules, world.state.value, observation, 0.0, self._settings)
+            until = 1.0 if world.is_paused else -inf
+            decision = decide_by(self._rules, world.state.value, observation, 0.0, self._settings, paused_until=until)
             saved = [action for action in decision.actions if isinstance(action, SaveAttempt)]
             sent = [action for action in decision.actions if not isinstance(action, SaveAttempt | WaitUntil)]
             requests = frozenset(Same.of(Request(action, True)) for action in sent)
             known = _Decided(Same.of(_plain(decision.state)), requests, bool(saved))
-            self._decided[world.state, observation] = known
+            self._decided[world.state, observation, world.is_paused] = known
         state, requests, is_saved = known
         return world._replace(
             state=state, journal=state if is_saved else world.journal, requests=world.requests | requests
@@ -380,6 +385,10 @@ class Model:
                 )
         if faults.torn_lists:
             yield ("is missing from a torn list",), self._observe(_spend(world, "torn_lists"), TargetMissing())
+        if world.is_paused:
+            yield ("starts are resumed",), self._observe(world._replace(is_paused=False), TimePassed())
+        elif faults.pauses:
+            yield ("starts are paused",), _spend(world, "pauses")._replace(is_paused=True)
         if faults.ends and world.is_live:
             ended = _spend(world, "ends")._replace(is_live=False)
             for stream in world.streams:
@@ -409,7 +418,7 @@ class Model:
         if not self._at_least_one:
             return Verdict(problem="two streams" if self._at_most_one and len(world.streams) > 1 else None)
         rounds = 0
-        world = world._replace(faults=_NO_FAULTS, journal=world.state)
+        world = world._replace(faults=_NO_FAULTS, journal=world.state, is_paused=False)
         for number in range(ROUNDS + 2):
             result = self._rounds.get(world)
             if result is None:
@@ -480,6 +489,7 @@ def _plain(state: TargetState) -> TargetState:
         attempts=attempts,
         next_at=max(state.next_at, 0.0),
         failures=min(state.failures, 1),
+        early_ends=0,
         reason=None,
         reported=state.status,
         reported_reason=None,
@@ -562,6 +572,13 @@ def _in_order(message: Same[Message]) -> tuple[bool, str]:
 
 def _text(label: Label) -> str:
     return " ".join(str(part) for part in label)
+
+
+def _has_new_start(world: World, following: World) -> bool:
+    if following.is_paused:
+        new = following.requests - world.requests
+        return any(request.value.is_awaited and isinstance(request.value.action, StartStream) for request in new)
+    return False
 
 
 def _way(seen: Mapping[World, tuple[World, Label] | None], world: World) -> tuple[str, ...]:

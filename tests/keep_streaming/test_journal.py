@@ -15,7 +15,8 @@ from signalwire_streams import InvalidRequestError, JournalError
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner
 from signalwire_streams.keep_streaming import Fate, KeepStatus, StreamAttempt, TargetState
-from signalwire_streams.keep_streaming._journal import KeeperJournal, KeeperOwner, KeptTarget, new_state
+from signalwire_streams.keep_streaming._journal import KeeperJournal
+from signalwire_streams.keep_streaming._records import KeeperOwner, KeptTarget, new_state
 from signalwire_streams.models import TargetKind
 
 OWNER = KeeperOwner("https://example.signalwire.com", "p1", "audit")

@@ -28,6 +28,7 @@ from signalwire_streams.keep_streaming import (
     TargetAppeared,
     TargetEnded,
     TargetFailing,
+    TargetReleased,
 )
 from signalwire_streams.keep_streaming._receiving import AttemptSocket
 from signalwire_streams.models import TargetKind
@@ -350,16 +351,42 @@ class TestRestart:
             await until(lambda: TargetEnded in events.of(sid))
         assert len(space.streams.active()) == 2
 
-    async def test_template_that_skips_a_running_stream_replaces_it_by_none(
-        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    @pytest.mark.parametrize("on_change", ["keep", "replace"])
+    @pytest.mark.parametrize("chooser", ["where", "template"])
+    async def test_target_that_is_not_chosen_any_more_is_released(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, on_change: str, chooser: str
     ) -> None:
+        [dropped, *others] = space.conference_sids
         async with keeping(client, journal) as events:
             await until(lambda: events.count(StreamingStarted) == 3)
-        async with keeping(client, journal, lambda _: None, on_change="replace") as events:
-            await until(lambda: space.streams.active() == [])
-            await until(lambda: events.count(TargetFailing) >= 3)
-            [failing, *_] = [event for event in events.seen if isinstance(event, TargetFailing)]
-            assert failing.reason == "the template has no stream for it"
+        options: dict[str, Any] = {"on_change": on_change, "reassert": 5.0}
+        if chooser == "where":
+            options["where"] = lambda item: item.sid != dropped
+        else:
+            options["template"] = lambda item: TEMPLATE if item.sid != dropped else None
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.of(dropped) == [TargetReleased])
+            await until(lambda: space.requests.count("start-conference-stream") >= 9)
+        assert alive(space) == sorted(others if on_change == "replace" else space.conference_sids)
+        assert space.requests.count("stop-conference-stream") == (on_change == "replace")
+        with closing(sqlite3.connect(journal)) as database:
+            assert database.execute("SELECT count(*) FROM targets WHERE sid = ?", (dropped,)).fetchone() == (0,)
+        assert space.requests.count("start-conference-stream", target=dropped) == 1
+
+    @pytest.mark.parametrize("on_change", ["keep", "replace"])
+    async def test_template_that_skips_a_running_target_releases_it(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, on_change: str
+    ) -> None:
+        skipped = set[str]()
+        options: Any = {"reassert": 5.0, "on_change": on_change}
+        template: Any = lambda item: None if item.sid in skipped else TEMPLATE  # noqa: E731
+        async with keeping(client, journal, template, **options) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            skipped.add(space.conference_sids[0])
+            await until(lambda: events.count(TargetReleased) == 1)
+            await until(lambda: space.requests.count("list-conferences") >= 10)
+            assert events.count(TargetFailing) == events.count(StreamingInDoubt) == 0
+        assert len(space.streams.active()) == (2 if on_change == "replace" else 3)
 
     async def test_streams_of_another_kind_stay_in_the_journal(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path

@@ -34,6 +34,12 @@ def test_nothing_stays_in_doubt_on_a_conference_unless_the_journal_is_lost(where
 
 
 @pytest.mark.parametrize("setup", [pytest.param(setup, id=name) for name, setup in {**CONFERENCES, **OTHERS}.items()])
+def test_starts_that_pause_for_a_while_change_nothing_else(setup: Setup) -> None:
+    result = setup.check(faults(2, pauses=1, lost_responses=1, drops=1, kills=1), starts=2)
+    assert result.problem is None, result
+
+
+@pytest.mark.parametrize("setup", [pytest.param(setup, id=name) for name, setup in {**CONFERENCES, **OTHERS}.items()])
 def test_target_has_one_stream_after_any_number_of_faults(setup: Setup) -> None:
     """Not in every state, but far from the first one: a fault in every few of a hundred random steps."""
     result = setup.walk(steps=100, seed=1)
@@ -155,6 +161,7 @@ MUTANTS = {
     "without its sid it is stopped by its name": [Mutant(HERE, faults(1, kills=1))],
     "a doubt holds, if a second stream would not be refused": [Mutant(HELD, faults(1, lost_responses=1))],
     "or else the stream is stopped by its name": [Mutant(AGAIN_HERE, faults(1, kills=1))],
+    "while a receiver refuses everybody, nothing is started": [Mutant(HERE, faults(2, pauses=1, rejections=1))],
     "a target without a stream gets one": [Mutant(HERE), Mutant(HELD_HERE, faults(1, kills=1), starts_unsaved)],
 }
 

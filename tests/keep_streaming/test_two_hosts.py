@@ -1,0 +1,201 @@
+"""Two keepers of one name with their journal in Redis: one keeps the streams, the other one takes over."""
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from signalwire_streams import StreamsClient
+from signalwire_streams.keep_streaming import (
+    KeeperEvent,
+    StandbyEnded,
+    StandbyStarted,
+    StreamingInDoubt,
+    StreamingLost,
+    StreamingStarted,
+)
+from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_rate_limit.conftest import common_redis, redis
+from tests.redis_server import RedisServer
+from tests.waiting import until
+
+__all__ = ["common_redis", "redis"]
+
+LEASE = 4.0
+_KEEP = """
+import asyncio, sys
+from signalwire_streams import StreamsClient
+
+def tell(*words):
+    print(*words, flush=True)
+
+async def main(base_url, project, token, journal, lease, kind):
+    async def watch(request, send):
+        tell("sends", request.operation)
+        return await send(request)
+
+    async with StreamsClient(base_url=base_url, project=project, token=token, middlewares=[watch]) as client:
+        template = {"url": "wss://rx.example.com/audio"}
+        options = {"conferences": kind == "conferences", "calls": kind == "calls", "poll": 0.5, "reassert": 1.0}
+        async with client.keep_streaming(
+            template, name="audit", journal=journal, lease=float(lease), **options
+        ) as keeper:
+            tell("ready")
+            async for event in keeper:
+                tell(type(event).__name__, getattr(event, "reason", ""))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Host:
+    """A keeper in a process of its own, and what it printed."""
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.lines = process, list[str]()
+        self.reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.lines.append(line.decode().strip())
+
+    def has(self, line: str, count: int = 1) -> Callable[[], bool]:
+        return lambda: self.lines.count(line) >= count
+
+    @property
+    def sent(self) -> int:
+        return sum(line.startswith("sends") for line in self.lines)
+
+    async def end(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        await self.reading
+
+
+class Hosts:
+    def __init__(self, space: SimulatedSpace, redis: RedisServer, stack: AsyncExitStack, kind: str) -> None:
+        self.space, self.redis, self.stack, self.kind = space, redis, stack, kind
+
+    async def start(self) -> Host:
+        space = self.space
+        where = space.base_url, space.project, space.token, self.redis.url
+        arguments = sys.executable, "-c", _KEEP, *where, str(LEASE), self.kind
+        host = Host(await asyncio.create_subprocess_exec(*arguments, stdout=PIPE))
+        self.stack.push_async_callback(host.end)
+        await until(host.has("ready"), timeout=60.0, interval=0.01)
+        return host
+
+
+@asynccontextmanager
+async def hosts_of(space: SimulatedSpace, redis: RedisServer, kind: str = "conferences") -> AsyncIterator[Hosts]:
+    async with AsyncExitStack() as stack:
+        yield Hosts(space, redis, stack, kind)
+
+
+def has_streams(space: SimulatedSpace, count: int) -> Callable[[], bool]:
+    return lambda: len(space.streams.active()) >= count
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    await until(condition, timeout=55.0, interval=0.01)
+
+
+async def test_second_takes_over_from_a_suspended_keeper_that_then_sends_nothing(redis: RedisServer) -> None:
+    """The first one takes over again once the second one is killed."""
+    async with SimulatedSpace(conferences=20, participants=0) as space, hosts_of(space, redis) as hosts:
+        space.faults.add("disconnect", on="start-conference-stream", executed=True, every_nth=5)
+        first = await hosts.start()
+        await eventually(has_streams(space, 20))
+        second = await hosts.start()
+        await eventually(second.has("StandbyStarted another keeper has the lease"))
+        assert second.sent == 0
+        first.process.send_signal(signal.SIGSTOP)
+        [new, *_] = [space.add_conference() for _ in range(5)]
+        await eventually(second.has("StandbyEnded"))
+        await eventually(has_streams(space, 25))
+        before = first.sent
+        first.process.send_signal(signal.SIGCONT)
+        await eventually(lambda: any(line.startswith("StandbyStarted") for line in first.lines))
+        polls = second.sent
+        await eventually(lambda: second.sent >= polls + 5)
+        assert first.sent == before, first.lines[-20:]
+        second.process.kill()
+        space.end_conference(new)
+        space.add_conference()
+        await eventually(first.has("StandbyEnded"))
+        await eventually(lambda: len({stream.target_sid for stream in space.streams.active()}) == 25)
+        assert space.streams.duplicates() == []
+
+
+async def test_killed_keeper_of_calls_is_replaced_and_no_call_has_two_streams(redis: RedisServer) -> None:
+    """Nobody refuses a second stream there, so what was under way stays in doubt."""
+    async with (
+        SimulatedSpace(conferences=0, calls=40, participants=0) as space,
+        hosts_of(space, redis, "calls") as hosts,
+    ):
+        space.faults.add("latency", on="start-call-stream", seconds=0.2)
+        first, second = await hosts.start(), await hosts.start()
+        await eventually(has_streams(space, 1))
+        first.process.kill()
+        new = [space.add_call() for _ in range(3)]
+        await eventually(second.has("StandbyEnded"))
+        await eventually(lambda: {stream.target_sid for stream in space.streams.active()} >= set(new))
+        await eventually(lambda: second.sent >= 10)
+        assert space.streams.duplicates() == []
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=5, participants=0) as running:
+        yield running
+
+
+async def test_redis_that_is_away_for_a_while_costs_no_stream(space: SimulatedSpace, redis: RedisServer) -> None:
+    """It has lost its memory when it is back, and the keeper has not."""
+    seen: list[KeeperEvent] = []
+    options: Any = {"name": "audit", "journal": redis.url, "lease": 2.0, "poll": 0.2}
+    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
+
+        def count(kind: type[object]) -> int:
+            return sum(isinstance(event, kind) for event in seen)
+
+        async def collect(keeper: Any) -> None:
+            async for event in keeper:
+                seen.append(event)  # noqa: PERF401  (which shows each at once)
+
+        async with client.keep_streaming({"url": "wss://rx.example.com/audio"}, **options) as keeper:
+            reading = asyncio.create_task(collect(keeper))
+            await eventually(lambda: count(StreamingStarted) == 5)
+            redis.kill()
+            await eventually(lambda: count(StandbyStarted) == 1)
+            before = space.requests.count("start-conference-stream")
+            lists = space.requests.count("list-conferences")
+            new = space.add_conference()
+            redis.start()
+            await eventually(lambda: count(StandbyEnded) == 1)
+            await eventually(lambda: count(StreamingStarted) == 6)
+            assert space.requests.count("start-conference-stream") == before + 1
+            assert space.requests.count("list-conferences") > lists
+            assert count(StreamingLost) == 0
+        await reading
+    assert new in {stream.target_sid for stream in space.streams.active()}
+    assert space.streams.duplicates() == []
+
+
+async def test_stop_at_the_end_tells_what_it_could_not_stop(space: SimulatedSpace, redis: RedisServer) -> None:
+    options: Any = {"name": "audit", "journal": redis.url, "lease": 2.0, "poll": 0.2, "on_exit": "stop"}
+    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
+        async with client.keep_streaming({"url": "wss://rx.example.com/audio"}, **options) as keeper:
+            await eventually(lambda: len(space.streams.active()) == 5)
+            redis.kill()
+            await eventually(lambda: keeper._journal.obstacle is not None)
+        left = [event async for event in keeper]
+    assert sum(isinstance(event, StreamingInDoubt) for event in left) == 5
+    assert space.requests.count("stop-conference-stream") == 0
