@@ -1,5 +1,6 @@
 """The command ``keep``: one stream on each conference or call, as long as it lives."""
 
+import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -24,6 +25,7 @@ from signalwire_streams._cli.options import (
     field_option,
     passing,
     reject_conference_options,
+    reject_password,
 )
 from signalwire_streams._cli.output import KEEPING, OUTCOMES, silenced
 from signalwire_streams.keep_streaming import InDoubtPolicy, OnChange, OnExit, StreamNames, StreamTemplate
@@ -32,6 +34,7 @@ from signalwire_streams.models import TargetKind
 
 _MODELS = {TargetKind.CONFERENCE: Conference, TargetKind.CALL: Call}
 _NAMES_OF_KINDS = [f"{kind}={word}" for kind in TargetKind for word in ("refused", "allowed")]
+_JOURNAL = "SIGNALWIRE_KEEP_JOURNAL"
 _SECONDS = FiniteRange(min=0.1)
 
 
@@ -108,7 +111,8 @@ def _check_receiving(account: Account, receive: Path | None, url: str | None, re
 
 @click.command(
     short_help="Keep one stream on every live conference or call.",
-    epilog=f"""{ENVIRONMENT}
+    epilog=f"""{ENVIRONMENT}  {_JOURNAL}  the journal, instead of --journal
+
 \b
 Examples:
   signalwire-streams keep --name audit --url wss://audio.example.com/live
@@ -139,7 +143,19 @@ On this machine, with a simulated Space:
     metavar="FIELD=PATTERN",
     help="Only those whose field matches, as in 'friendly_name=support-*'; repeatable: all have to match.",
 )
-@click.option("--journal", default="kept.db", metavar="FILE", help="What is running is recorded here.")
+@click.option(
+    "--journal",
+    metavar="FILE|URL",
+    help=f"What is running is recorded here: kept.db by default. For keepers on several hosts, of which one works and "
+    f"the others stand by, the URL of a Redis; with a password, in {_JOURNAL}.",
+)
+@click.option(
+    "--lease",
+    type=FiniteRange(min=1),
+    default=30.0,
+    metavar="SECONDS",
+    help="Time within which another host takes over, the same on all of them; with a Redis.",
+)
 @click.option("--poll", type=_SECONDS, default=5.0, metavar="SECONDS", help="Time between two lists of what is live.")
 @click.option(
     "--reassert",
@@ -197,6 +213,7 @@ def keep(
     conferences: bool,
     calls: bool,
     where: Where,
+    journal: str | None,
     receive: Path | None,
     recording: RecordingSettings,
     **options: Any,  # noqa: ANN401  (arguments of keep_streaming)
@@ -228,6 +245,9 @@ def keep(
             "with --receive each stream gets a token of its own: omit --bearer-token-file and --token-key-file"
         )
     # All streams come with a token of the keeper's, so this one is nobody's.
+    if journal is not None and "://" in journal:
+        reject_password(journal, _JOURNAL)
+    options["journal"] = os.environ.get(_JOURNAL, "kept.db") if journal is None else journal
     recording = evolve(recording, target_parameter=TARGET)
     prepare = None if receive is None else partial(recording.in_directory, receive, "--receive", (token_urlsafe(),))
     runner = KeepRunner(account, prepare, template=template, kinds=kinds, where=where, **options)

@@ -49,15 +49,21 @@ from signalwire_streams.keep_streaming import (
     OnExit,
     PollingFailed,
     PollingRecovered,
+    StandbyEnded,
+    StandbyStarted,
+    StartsPaused,
+    StartsResumed,
     StreamingInDoubt,
     StreamingRestarted,
     StreamingStarted,
     TargetEnded,
     TargetEvent,
     TargetFailing,
+    TargetReleased,
     TargetSnapshot,
 )
 from signalwire_streams.models import TargetKind
+from signalwire_streams.models._validation import redact_url
 
 _STATUSES = [KeepStatus.FAILING, KeepStatus.IN_DOUBT, KeepStatus.WAITING, KeepStatus.STREAMING]
 """Those that need attention first."""
@@ -71,6 +77,12 @@ _AT_THE_END = {
     "streams left running": " and leave the streams running",
     _WITH_RECEIVER: "; the streams to this receiver end with it",
 }
+_BEGINNINGS = {
+    "polling_recovered": "polling_failed",
+    "starts_resumed": "starts_paused",
+    "standby_ended": "standby_started",
+}
+_STANDBY = "standby_started", ""
 _UPPER = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -91,6 +103,7 @@ class KeepRunner(Reporter):
         super().__init__(as_json=account.as_json)
         self._prepare, self._template, self._kinds = prepare, template, kinds
         self._journal, self._on_exit, self._options = journal, OnExit(on_exit), options
+        self._shown_journal = clean(redact_url(journal) if "://" in journal else journal)
         is_left = self._on_exit is OnExit.LEAVE
         self._fate = "streams stopped" if not is_left else "streams left running" if prepare is None else _WITH_RECEIVER
         self._keeper: Keeper | None = None
@@ -98,7 +111,7 @@ class KeepRunner(Reporter):
         self._counts: Counter[str] = Counter()  # of events
         self._reasons: dict[str, str] = {}  # of targets that are failing or in doubt
         self._missed = 0  # targets that ended like that
-        self._outage: str | None = None
+        self._obstacles: dict[tuple[str, str], str] = {}  # to all streams, or to those of one receiver
         self._recorded = self._not_recorded = 0
         self._seconds = 0.0
         self._stopped_by: Signals | None = None
@@ -125,7 +138,7 @@ class KeepRunner(Reporter):
     def end(self) -> None:
         if self._is_aborted:
             raise click.exceptions.Exit(INTERRUPTED if self._stopped_by is Signals.SIGINT else TERMINATED)
-        if not self._is_well:
+        if not self.is_well:
             raise click.exceptions.Exit(FAILED)
 
     async def _keep(self, client: StreamsClient, stack: AsyncExitStack) -> None:
@@ -146,7 +159,7 @@ class KeepRunner(Reporter):
             **self._options,
         )
         # A new journal would keep a wrong Space or project; one that exists says if it is of another one.
-        is_new = not journal_path(self._journal).exists()
+        is_new = "://" not in self._journal and not journal_path(self._journal).exists()
         is_any_live = is_new and await self._check_access(client, is_new=True)
         reading: set[asyncio.Task[None]] = set()
         try:
@@ -186,8 +199,7 @@ class KeepRunner(Reporter):
     async def _read(self, keeper: Keeper) -> None:
         try:
             async for event in keeper:
-                self._count(event)
-                self._tell(event)
+                self.note(event)
         except StreamsError:  # which the keeper raises when its block ends
             pass
         finally:
@@ -203,28 +215,32 @@ class KeepRunner(Reporter):
 
     # --- What happens
 
+    def note(self, event: KeeperEvent) -> None:
+        self._count(event)
+        self._report_event(event)
+
     def _count(self, event: KeeperEvent) -> None:
-        self._counts[_name_of(event)] += 1
+        name, receiver = _name_of(event), getattr(event, "receiver", "")
+        self._counts[name] += 1
         match event:
             case TargetFailing() | StreamingInDoubt():
                 self._reasons[event.target] = _reason_of(event)
-            case StreamingStarted() | StreamingRestarted():
+            case StreamingStarted() | StreamingRestarted() | TargetReleased():
                 self._reasons.pop(event.target, None)
             case TargetEnded():
                 self._missed += self._reasons.pop(event.target, None) is not None
-            case PollingFailed():
-                self._outage = _reason_of(event)
-            case PollingRecovered():
-                self._outage = None
+            case PollingFailed() | StartsPaused() | StandbyStarted():
+                self._obstacles[name, receiver] = f"{_subject(event)}{_words(name)}: {_reason_of(event)}"
+            case PollingRecovered() | StartsResumed() | StandbyEnded():
+                self._obstacles.pop((_BEGINNINGS[name], receiver), None)
 
-    def _tell(self, event: KeeperEvent) -> None:
+    def _report_event(self, event: KeeperEvent) -> None:
         name, reason = _name_of(event), _reason_of(event)
         at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         if self._as_json:
             self._write({"event": name, "at": at, **asdict(event), **({"reason": reason} if reason else {})})
         elif not (isinstance(event, TargetEvent) and self._display.is_live and is_terminal()):  # the table shows these
-            subject = f"{event.kind} {clean(event.target)} " if isinstance(event, TargetEvent) else ""
-            self._write(f"{at} {subject}{_words(name)}{f': {reason}' if reason else ''}")
+            self._write(f"{at} {_subject(event)}{_words(name)}{f': {reason}' if reason else ''}")
 
     def _report(self, report: Report) -> None:
         match report:
@@ -246,13 +262,13 @@ class KeepRunner(Reporter):
         self, client: StreamsClient, url: str | None, options: ServerOptions | None, *, is_any_live: bool
     ) -> None:
         if self._as_json:
-            ready = {"space": client.origin, "project": client.project, "journal": self._journal, "url": url}
+            ready = {"space": client.origin, "project": client.project, "journal": self._shown_journal, "url": url}
             authority = options and options.ca_file and str(options.ca_file)
             self._write({"ready": {**ready, "authority": authority}})
             return
         kinds = " and ".join(self._kinds)
         self._write(f"Keeping one stream on each {kinds} of {client.origin} (project {clean(client.project)}).")
-        self._write(f"Journal: {clean(self._journal)}")
+        self._write(f"Journal: {self._shown_journal}")
         if options is not None and url is not None:
             self._write(f"Recordings: {clean(options.recording.directory)}; listening on {url}")
             for note in notes_on(url, options):
@@ -263,9 +279,7 @@ class KeepRunner(Reporter):
 
     def _draw(self, console: Console) -> Group:
         width, height = console.size
-        return draw_targets(
-            self._targets, self._last_line, width=width, height=height, plain=console.options.ascii_only
-        )
+        return draw_targets(self._targets, self.last_line, width=width, height=height, plain=console.options.ascii_only)
 
     @property
     def _targets(self) -> Sequence[TargetSnapshot]:
@@ -280,35 +294,36 @@ class KeepRunner(Reporter):
         return {in_words(status): counts[status] for status in reversed(_STATUSES) if counts[status]}
 
     @property
-    def _last_line(self) -> str:
+    def last_line(self) -> str:
         title = "Keeping" if self._stopped_by is None else "Ending (interrupt again to abort requests in flight)"
         counts = {"live": len(self._targets), **self._statuses, "ended": self._counts["target_ended"]}
-        outage = "" if self._outage is None else f"; polling fails: {self._outage}"
-        return f"{title}: {', '.join(f'{count:,} {word}' for word, count in counts.items())}{outage}"
+        numbers = ", ".join(f"{count:,} {word}" for word, count in counts.items())
+        return "; ".join([f"{title}: {numbers}", *self._obstacles.values()])
 
     @property
-    def _is_well(self) -> bool:
+    def is_well(self) -> bool:
         statuses = set() if self._on_exit is OnExit.STOP else {target.status for target in self._targets}
-        has_trouble = self._reasons or self._missed or self._outage or self._not_recorded
-        return statuses <= {KeepStatus.STREAMING} and not has_trouble
+        has_trouble = self._reasons or self._missed or self._not_recorded
+        is_free = self._obstacles.keys() <= {_STANDBY}
+        return is_free and statuses <= {KeepStatus.STREAMING} and not has_trouble
 
     def _write_json(self) -> None:
         counts = Counter(target.status.value for target in self._targets)
         write_json(
             {
                 "report": {
-                    "ok": self._is_well and not self._is_aborted,
+                    "ok": self.is_well and not self._is_aborted,
                     "live": len(self._targets),
                     "counts": {status.value: counts[status] for status in _STATUSES},
                     "events": dict(self._counts),
                     "missed": self._missed,
-                    "outage": self._outage,
+                    "obstacles": list(self._obstacles.values()),
                     "recordings": self._recorded,
                     "incomplete_recordings": self._not_recorded,
                     "seconds": round(time.monotonic() - self._started_at, 3),
                     "on_exit": self._on_exit,
                     "aborted": self._is_aborted,
-                    "journal": self._journal,
+                    "journal": self._shown_journal,
                 }
             }
         )
@@ -320,7 +335,6 @@ class KeepRunner(Reporter):
         if self._recorded:
             lost = f" ({self._not_recorded:,} not complete)" if self._not_recorded else ""
             rows.append(("recordings", f"{self._recorded:,}{lost}, {format_duration(self._seconds)} of audio"))
-        outage = {} if self._outage is None else {f"polling failed: {self._outage}": 1}
         duration = format_duration(time.monotonic() - self._started_at)
         write_report(
             f"Aborted after {duration}: check which streams run."
@@ -328,14 +342,22 @@ class KeepRunner(Reporter):
             else f"Ended after {duration}, {self._fate}.",
             self._statuses,
             *rows,
-            errors={**outage, **dict(Counter(self._reasons.values()).most_common())},
-            steps=[f"Journal: {clean(self._journal)}", "The same command goes on from it."],
+            errors=dict(
+                [*((text, 1) for text in self._obstacles.values()), *Counter(self._reasons.values()).most_common()]
+            ),
+            steps=[f"Journal: {self._shown_journal}", "The same command goes on from it."],
         )
 
 
 def _name_of(event: KeeperEvent) -> str:
     """Return an event's name as a machine word: ``streaming_started``."""
     return _UPPER.sub("_", type(event).__name__).lower()
+
+
+def _subject(event: KeeperEvent) -> str:
+    if isinstance(event, TargetEvent):
+        return f"{event.kind} {clean(event.target)} "
+    return f"{event.receiver} " if isinstance(event, StartsPaused | StartsResumed) else ""
 
 
 def _words(name: str) -> str:

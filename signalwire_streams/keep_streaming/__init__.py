@@ -6,7 +6,7 @@ an observation of it to a new state, actions and events. The actions have to be 
 """
 
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent, TargetSnapshot
+from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent
 from signalwire_streams.keep_streaming._template import StreamTemplate, Template
 from signalwire_streams.keep_streaming._values import (
     DuplicateNames,
@@ -56,6 +56,7 @@ from signalwire_streams.keep_streaming._values import (
     TargetListed,
     TargetMissing,
     TargetReleased,
+    TargetSnapshot,
     TargetState,
     TimePassed,
     WaitUntil,

@@ -60,6 +60,7 @@ from signalwire_streams.keep_streaming._values import (
     TargetListed,
     TargetMissing,
     TargetReleased,
+    TargetSnapshot,
     TargetState,
     TimePassed,
     WaitUntil,
@@ -106,25 +107,6 @@ class _Kept:
     @property
     def record(self) -> KeptTarget:
         return KeptTarget(state=self.state, fingerprints=self.fingerprints)
-
-
-@frozen(kw_only=True)
-class TargetSnapshot:
-    """A conference or call in progress, and the state of its stream as events have reported it.
-
-    Attributes:
-        kind: conference or call.
-        target: its sid.
-        item: the conference or call as it was listed last; None if that is not known.
-        status: what the keeper believes; with receivers in this process, it is streaming once its socket is open.
-        reason: why it is in doubt or failing, or why its last stream was lost.
-    """
-
-    kind: TargetKind
-    target: str
-    item: Item | None
-    status: KeepStatus
-    reason: str | None
 
 
 class Keeper:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models import Call, Conference
 from signalwire_streams.models._enums import TargetKind, _Choice
 from signalwire_streams.models._validation import validate_flag, validate_seconds
 
@@ -174,6 +175,25 @@ class KeepStatus(StrEnum):
     IN_DOUBT = "in_doubt"
     FAILING = "failing"
     ENDED = "ended"
+
+
+@frozen(kw_only=True)
+class TargetSnapshot:
+    """A conference or call in progress, and the state of its stream as events have reported it.
+
+    Attributes:
+        kind: conference or call.
+        target: its sid.
+        item: the conference or call as it was listed last; None if that is not known.
+        status: what the keeper believes; with receivers in this process, it is streaming once its socket is open.
+        reason: why it is in doubt or failing, or why its last stream was lost.
+    """
+
+    kind: TargetKind
+    target: str
+    item: Conference | Call | None
+    status: KeepStatus
+    reason: str | None
 
 
 @frozen(kw_only=True)

@@ -20,8 +20,20 @@ from rich.console import Console
 
 from signalwire_streams import Call, Conference
 from signalwire_streams._cli.keep import Where
-from signalwire_streams._cli.keep_runner import draw_targets
-from signalwire_streams.keep_streaming import KeepStatus, StreamTemplate, TargetSnapshot
+from signalwire_streams._cli.keep_runner import KeepRunner, draw_targets
+from signalwire_streams._cli.options import Account
+from signalwire_streams.keep_streaming import (
+    KeeperEvent,
+    KeepStatus,
+    PollingFailed,
+    PollingRecovered,
+    StandbyEnded,
+    StandbyStarted,
+    StartsPaused,
+    StartsResumed,
+    StreamTemplate,
+    TargetSnapshot,
+)
 from signalwire_streams.models import TargetKind
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
 from tests import waiting
@@ -95,6 +107,7 @@ def alive(space: SimulatedSpace) -> list[str]:
         ((*AUDIT, "--journal", ""), "journal is empty: name a file"),
         ((*AUDIT, "--journal", "."), "is a directory, but a journal must be a regular file"),
         ((*AUDIT, "--journal", "missing/kept.db"), "can't be opened: name a file in a writable folder"),
+        ((*AUDIT, "--journal", "redis://:hush@redis/0"), "put the password into SIGNALWIRE_KEEP_JOURNAL"),
         ((*AUDIT, "--parameter", "hush"), "write it as NAME=VALUE"),
         ((*AUDIT, "--parameter", "keep_attempt=1"), "leave no room for 'keep_attempt'"),
         ((*AUDIT, "--port", "8443"), "--port is for the server that records: add --receive DIR"),
@@ -113,6 +126,7 @@ async def test_wrong_option_is_one_sentence(
     ran = await shell("keep", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err
+    assert "hush" not in ran.err
     assert len(ran.err.splitlines()) == 1
     assert files_in(tmp_path) == [tmp_path / "file"]
     assert space.requests.count("start-conference-stream") + space.requests.count("start-call-stream") == 0
@@ -321,7 +335,9 @@ async def test_outage_at_the_end_fails_the_command(space: SimulatedSpace, tmp_pa
         await keeper.told("polling_failed")
         ran, report = await keeper.end()
     assert ran.code == 1
-    assert "HTTP 401" in report["outage"]
+    [obstacle] = report["obstacles"]
+    assert obstacle.startswith("polling failed: ")
+    assert "HTTP 401" in obstacle
 
 
 @posix_only
@@ -350,6 +366,34 @@ async def until_waiting(child: asyncio.subprocess.Process, number: signal.Signal
         return not int(line.split()[1], 16) & mask
 
     await until(is_handled)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "line", "is_well"),
+    [
+        (PollingFailed(reason="HTTP 401"), PollingRecovered(), "polling failed: HTTP 401", False),
+        (
+            StartsPaused(receiver="wss://rx", reason="its socket was closed"),
+            StartsResumed(receiver="wss://rx"),
+            "wss://rx starts paused: its socket was closed",
+            False,
+        ),
+        (StandbyStarted(reason="another one works"), StandbyEnded(), "standby started: another one works", True),
+    ],
+)
+def test_obstacle_is_shown_until_it_ends(
+    begins: KeeperEvent, ends: KeeperEvent, line: str, capsys: pytest.CaptureFixture[str], *, is_well: bool
+) -> None:
+    account = Account("example", "p", as_json=False)
+    runner = KeepRunner(account, None, template={}, kinds=[], journal="redis://:hush@redis/0", on_exit="leave")
+    runner.note(begins)
+    assert runner.last_line == f"Keeping: 0 live, 0 ended; {line}"
+    assert runner.is_well is is_well
+    runner.note(StartsResumed(receiver="wss://another"))
+    assert line in runner.last_line
+    runner.note(ends)
+    assert (runner.last_line, runner.is_well) == ("Keeping: 0 live, 0 ended", True)
+    assert capsys.readouterr().out.splitlines()[0].partition(" ")[2] == line
 
 
 # What is received.
