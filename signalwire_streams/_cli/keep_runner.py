@@ -164,9 +164,9 @@ class KeepRunner(Reporter):
         reading: set[asyncio.Task[None]] = set()
         try:
             async with self._keeper:
-                reading = {asyncio.create_task(self._read(self._keeper))}
                 is_any_live = is_any_live if is_new else await self._check_access(client, is_new=False)
                 self._announce(client, url, options, is_any_live=is_any_live)
+                reading = {asyncio.create_task(self._read(self._keeper))}
                 await self._ending.wait()
                 self._final = self._keeper.snapshot  # before the keeper stops them
             if self._on_exit is OnExit.LEAVE:  # before the receiver closes its sockets, but with what was in flight
