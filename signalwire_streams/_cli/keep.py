@@ -20,6 +20,7 @@ from signalwire_streams._cli.options import (
     ENVIRONMENT,
     FIELDS,
     Account,
+    Decorator,
     FiniteRange,
     account_options,
     field_option,
@@ -77,8 +78,9 @@ def _duplicate_names(_: click.Context, __: click.Parameter, words: Sequence[str]
     return dict(word.split("=") for word in words)
 
 
-def _words(kind: type[StrEnum]) -> "click.Choice[str]":
-    return click.Choice([word.value for word in kind])
+def _choice(option: str, default: StrEnum, help_text: str) -> Decorator:
+    words = [word.value for word in type(default)]
+    return click.option(option, type=click.Choice(words), default=default.value, help=help_text)
 
 
 def _make_template(**values: Any) -> Mapping[str, Any]:  # noqa: ANN401  (fields of a start, which the library checks)
@@ -164,18 +166,16 @@ On this machine, with a simulated Space:
     metavar="SECONDS",
     help="Start a stream again after this time, for the Space to refuse its name if it still runs; not with --receive.",
 )
-@click.option(
+@_choice(
     "--in-doubt",
-    type=_words(InDoubtPolicy),
-    default=InDoubtPolicy.HOLD.value,
-    help="After a lost response, where the Space would not refuse a second stream, as on calls: hold (at most one "
+    InDoubtPolicy.HOLD,
+    "After a lost response, where the Space would not refuse a second stream, as on calls: hold (at most one "
     "stream) or restart (at least one).",
 )
-@click.option(
+@_choice(
     "--names",
-    type=_words(StreamNames),
-    default=StreamNames.REUSABLE.value,
-    help="Whether the Space accepts the name of a stream that has ended, which is not documented.",
+    StreamNames.REUSABLE,
+    "Whether the Space accepts the name of a stream that has ended, which is not documented.",
 )
 @click.option(
     "--duplicate-names",
@@ -186,18 +186,10 @@ On this machine, with a simulated Space:
     help="Whether the Space refuses a name that is in use. By default conference=refused, which is documented, and "
     "call=allowed.",
 )
-@click.option(
-    "--on-change",
-    type=_words(OnChange),
-    default=OnChange.KEEP.value,
-    help="Streams that were started with other fields before: keep them, or replace them.",
+@_choice(
+    "--on-change", OnChange.KEEP, "Streams that were started with other fields before: keep them, or replace them."
 )
-@click.option(
-    "--on-exit",
-    type=_words(OnExit),
-    default=OnExit.LEAVE.value,
-    help="At the end, leave the streams running, or stop them.",
-)
+@_choice("--on-exit", OnExit.LEAVE, "At the end, leave the streams running, or stop them.")
 @click.option(
     "--receive",
     type=click.Path(path_type=Path),
