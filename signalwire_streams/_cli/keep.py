@@ -56,7 +56,7 @@ class Where:
                 if name not in known:
                     raise click.UsageError(
                         f"--where {name}=...: a {kind} has no field of that name: write one of "
-                        f"{', '.join(sorted(known))}"
+                        f"{', '.join(sorted(known))}{', or keep one of both alone' if len(kinds) > 1 else ''}"
                     )
 
     def __call__(self, item: Conference | Call) -> bool:
