@@ -263,8 +263,7 @@ class KeepRunner(Reporter):
     ) -> None:
         if self._as_json:
             ready = {"space": client.origin, "project": client.project, "journal": self._shown_journal, "url": url}
-            authority = options and options.ca_file and str(options.ca_file)
-            self._write({"ready": {**ready, "authority": authority}})
+            self._write({"ready": ready})
             return
         kinds = " and ".join(self._kinds)
         self._write(f"Keeping one stream on each {kinds} of {client.origin} (project {clean(client.project)}).")
@@ -364,8 +363,8 @@ def _words(name: str) -> str:
     return in_words(name).removeprefix("target ")
 
 
-def _reason_of(told: KeeperEvent | TargetSnapshot) -> str:
-    return clean(for_command_line(getattr(told, "reason", None) or ""))
+def _reason_of(source: KeeperEvent | TargetSnapshot) -> str:
+    return clean(for_command_line(getattr(source, "reason", None) or ""))
 
 
 def draw_targets(

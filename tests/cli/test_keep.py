@@ -54,7 +54,7 @@ class Keeping:
     ready: Mapping[str, Any]
     lines: list[Any] = field(factory=list)
 
-    async def told(self, events: str, count: int = 1) -> list[Any]:
+    async def wait_for(self, events: str, count: int = 1) -> list[Any]:
         """Return the events of some kinds, when there are those of so many conferences and calls."""
         kinds = events.split()
         while True:
@@ -202,9 +202,9 @@ async def test_each_conference_is_streamed_and_left(
     space: SimulatedSpace, tmp_path: Path, number: signal.Signals
 ) -> None:
     async with keeping(space, tmp_path, "--parameter", "tenant=hush-value") as keeper:
-        started = await keeper.told("streaming_started", 3)
+        started = await keeper.wait_for("streaming_started", 3)
         new = space.add_conference()
-        await keeper.told("streaming_started", 4)
+        await keeper.wait_for("streaming_started", 4)
         ran, report = await keeper.end(number)
     assert (ran.code, ran.err) == (0, "")
     assert (report["ok"], report["live"], report["on_exit"]) == (True, 4, "leave")
@@ -222,7 +222,7 @@ async def test_each_conference_is_streamed_and_left(
 @posix_only
 async def test_calls_are_kept_and_stopped_if_asked_for(space: SimulatedSpace, tmp_path: Path) -> None:
     async with keeping(space, tmp_path, "--calls", "--no-conferences", "--on-exit", "stop") as keeper:
-        await keeper.told("streaming_started", 2)
+        await keeper.wait_for("streaming_started", 2)
         assert alive(space) == sorted(space.call_sids)
         ran, report = await keeper.end(signal.SIGTERM)
     assert (ran.code, ran.err, report["on_exit"]) == (0, "", "stop")
@@ -234,7 +234,7 @@ async def test_only_what_matches_is_kept(space: SimulatedSpace, tmp_path: Path) 
     chosen = space.add_conference(friendly_name="support-1")
     space.add_conference(friendly_name="support-2", status="init")
     async with keeping(space, tmp_path, "--where", "friendly_name=support-*") as keeper:
-        await keeper.told("streaming_started")
+        await keeper.wait_for("streaming_started")
         _, report = await keeper.end()
     assert (report["live"], alive(space)) == (1, [chosen])
 
@@ -267,10 +267,10 @@ async def test_killed_keeper_goes_on_from_its_journal(space: SimulatedSpace, tmp
     """It has started what it recorded; whatever was in flight is not started twice."""
     space.faults.add("reset", on="start", executed=True, every_nth=2)
     async with keeping(space, tmp_path) as keeper:
-        await keeper.told("streaming_started", 1)
+        await keeper.wait_for("streaming_started", 1)
         await end_of(keeper.child, signal.SIGKILL)
     async with keeping(space, tmp_path) as keeper:
-        await keeper.told("streaming_started streaming_restarted", 3)
+        await keeper.wait_for("streaming_started streaming_restarted", 3)
         await keeper.end()
     assert alive(space) == sorted(space.conference_sids)
     assert space.streams.duplicates() == []
@@ -284,8 +284,8 @@ async def test_failing_conference_fails_the_command(space: SimulatedSpace, tmp_p
     [broken, *_] = space.conference_sids
     space.faults.add("status", on="start", status=403, target=broken)
     async with keeping(space, tmp_path) as keeper:
-        [failing] = await keeper.told("target_failing")
-        await keeper.told("streaming_started", 2)
+        [failing] = await keeper.wait_for("target_failing")
+        await keeper.wait_for("streaming_started", 2)
         ran, report = await keeper.end()
     assert ran.code == 1
     assert failing["target"] == broken
@@ -298,9 +298,9 @@ async def test_conference_that_ended_without_a_stream_fails_the_command(space: S
     [broken, *_] = space.conference_sids
     space.faults.add("status", on="start", status=403, target=broken)
     async with keeping(space, tmp_path) as keeper:
-        await keeper.told("target_failing")
+        await keeper.wait_for("target_failing")
         space.end_conference(broken)
-        await keeper.told("target_ended")
+        await keeper.wait_for("target_ended")
         ran, report = await keeper.end()
     assert (ran.code, report["missed"], report["counts"]["failing"]) == (1, 1, 0)
 
@@ -309,7 +309,7 @@ async def test_conference_that_ended_without_a_stream_fails_the_command(space: S
 async def test_call_in_doubt_fails_the_command(space: SimulatedSpace, tmp_path: Path) -> None:
     space.faults.add("reset", on="start-call-stream", executed=True, times=1)
     async with keeping(space, tmp_path, "--calls", "--no-conferences") as keeper:
-        [doubt] = await keeper.told("streaming_in_doubt")
+        [doubt] = await keeper.wait_for("streaming_in_doubt")
         ran, report = await keeper.end()
     assert (ran.code, report["counts"]["in_doubt"]) == (1, 1)
     assert doubt["reason"] == "a start was not answered, and the Space would not refuse a second stream"
@@ -318,11 +318,11 @@ async def test_call_in_doubt_fails_the_command(space: SimulatedSpace, tmp_path: 
 @posix_only
 async def test_outage_is_ridden_out(space: SimulatedSpace, tmp_path: Path) -> None:
     async with keeping(space, tmp_path) as keeper:
-        await keeper.told("streaming_started", 3)
+        await keeper.wait_for("streaming_started", 3)
         outage = space.faults.add("status", on="list", status=401)
-        [failed] = await keeper.told("polling_failed")
+        [failed] = await keeper.wait_for("polling_failed")
         outage.remove()
-        await keeper.told("polling_recovered")
+        await keeper.wait_for("polling_recovered")
         ran, _ = await keeper.end()
     assert "HTTP 401" in failed["reason"]
     assert ran.code == 0
@@ -331,9 +331,9 @@ async def test_outage_is_ridden_out(space: SimulatedSpace, tmp_path: Path) -> No
 @posix_only
 async def test_outage_at_the_end_fails_the_command(space: SimulatedSpace, tmp_path: Path) -> None:
     async with keeping(space, tmp_path) as keeper:
-        await keeper.told("streaming_started", 3)
+        await keeper.wait_for("streaming_started", 3)
         space.faults.add("status", on="list", status=401)
-        await keeper.told("polling_failed")
+        await keeper.wait_for("polling_failed")
         ran, report = await keeper.end()
     assert ran.code == 1
     [obstacle] = report["obstacles"]
@@ -444,7 +444,7 @@ async def test_stream_that_never_arrives_fails_the_command(space: SimulatedSpace
     trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
     options = (*receive, "--cert", str(tmp_path / "both.pem"))
     async with keeping(space, tmp_path, *options, target=("--name", "audit")) as keeper:
-        await keeper.told("streaming_started", 3)
+        await keeper.wait_for("streaming_started", 3)
         ran, report = await keeper.end()
     assert (ran.code, report["ok"], report["counts"]["waiting"]) == (1, False, 3)
 
