@@ -284,7 +284,8 @@ class StreamsClient:
             lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
                 need the same.
             receivers: receivers in this process that the streams lead to, each with a handler, which gets the sessions.
-                They admit each stream by a token of its own, besides their other tokens.
+                They admit each stream by a token of its own, besides their other tokens. A handler that returns ends
+                its stream, so that another one is started.
             reassert: seconds after which a conference's stream that is not received here is started again, for the
                 Space to refuse its name if it still runs. Each of these starts counts against the rate limit, and may
                 lead to the status callback ``Duplicated stream name``.

@@ -50,7 +50,7 @@ from signalwire_streams.keep_streaming._values import (
     WaitUntil,
 )
 
-_MAX_ATTEMPTS = 8  # that are remembered; a late stream of another one is not recognized
+MAX_ATTEMPTS = 8  # that are remembered; a late stream of another one is not recognized
 _MAX_DOUBLINGS = 32
 _NONE = StreamAttempt(number=0)
 _CLOSED = "its socket was closed"
@@ -335,7 +335,7 @@ def _start(case: _Case) -> Step:
     attempt = StreamAttempt(number=case.state.last + 1)
     # The first one is kept: if the Space refuses names in callbacks that are lost, it is the one that runs.
     first, others = case.state.attempts[:1], case.state.attempts[1:]
-    case = case.set(last=attempt.number, attempts=(*first, *others[2 - _MAX_ATTEMPTS :], attempt))
+    case = case.set(last=attempt.number, attempts=(*first, *others[2 - MAX_ATTEMPTS :], attempt))
     return case, (SaveAttempt(attempt=attempt.number), StartStream(attempt=attempt.number))
 
 

@@ -5,7 +5,6 @@ one request about a target is under way at a time, apart from the polls.
 """
 
 import asyncio
-import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -28,6 +27,7 @@ from signalwire_streams.keep_streaming._template import (
     Item,
     Start,
     Template,
+    apply_template,
     attempt_of,
     fingerprint,
     receiver_of,
@@ -54,7 +54,6 @@ from signalwire_streams.keep_streaming._values import (
     StartStream,
     StopByName,
     StopBySid,
-    StopResult,
     StreamingInDoubt,
     TargetChecked,
     TargetListed,
@@ -329,9 +328,12 @@ class Keeper:
             if sid not in self._targets and sid not in self._ended:
                 _ = self._spawn(self._appear, kind, item)
         in_use = {kept.receiver for kept in self._targets.values()}
-        self._health = {receiver: health for receiver, health in self._health.items() if receiver in in_use}
-        for receiver in self._health:
+        for receiver, health in list(self._health.items()):
             self._update_health(receiver)
+            if receiver not in in_use:
+                del self._health[receiver]
+                if health.is_paused:
+                    self._tell(StartsResumed(receiver=receiver))
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
@@ -397,10 +399,11 @@ class Keeper:
             kept.item = await self._requests[kind].get(sid)
             if kept.item is None:
                 raise InvalidRequestError(f"the {kind} has ended")
-        if where is not None and kept.item is not None and not where(kept.item):
-            return None
-        if callable(fields) and kept.item is not None:
-            fields = await _call(fields, kept.item)
+        if kept.item is not None:
+            if where is not None and not where(kept.item):
+                return None
+            if callable(fields):
+                fields = await apply_template(fields, kept.item)
         if fields is None:
             return None
         request = request_for(kind, sid, fields)
@@ -478,30 +481,23 @@ class Keeper:
         kept.prepared = None
         kept.fingerprints[attempt] = fingerprint(template)
         await self._journal.save(kept.target, kept.record)
-        deadline_at = await self._permit(kept)
+        deadline_at = await self._journal.permit()
         name = requests.settings.stream_name(self._options.name, sid, attempt)
         token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
         self._observe(kept, await requests.start(request, attempt, deadline_at=deadline_at))
 
-    async def _permit(self, kept: _Kept) -> float:
-        """Wait until a request may be sent; return when it has to have ended."""
-        deadline_at = await self._journal.permit()
-        if self._targets.get(kept.target[1]) is not kept:
-            raise LeaseLostError
-        return deadline_at
-
     async def _stop(self, kept: _Kept, stop: StopBySid | StopByName) -> None:
         kind, sid = kept.target
         attempt = stop.attempt if isinstance(stop, StopByName) else 0
         name = self._requests[kind].settings.stream_name(self._options.name, sid, attempt)
-        deadline_at = await self._permit(kept)
+        deadline_at = await self._journal.permit()
         self._observe(kept, await self._requests[kind].stop(sid, stop, name, deadline_at=deadline_at))
 
     async def _check(self, kept: _Kept) -> None:
         kind, sid = kept.target
         in_progress: bool | None = None
-        await self._permit(kept)
+        await self._journal.permit()
         try:
             item = await self._requests[kind].get(sid)
         except StreamsError as error:
@@ -522,9 +518,8 @@ class Keeper:
             return
         self._rejected = rejected
         self._tell(StartsResumed(receiver=receiver))
-        for kept in self._targets.values():
-            if kept.receiver == receiver:
-                asyncio.get_running_loop().call_soon(self._observe, kept, TimePassed())
+        for kept in [kept for kept in self._targets.values() if kept.receiver == receiver]:
+            asyncio.get_running_loop().call_soon(self._observe, kept, TimePassed())
 
     def _cancel_timer(self, kept: _Kept) -> None:
         if kept.timer is not None:
@@ -571,24 +566,9 @@ class Keeper:
             reason = self._journal.obstacle or "another keeper has taken over"
             self._tell(StreamingInDoubt(kind=kind, target=sid, reason=reason))
             return
-        name_of = partial(requests.settings.stream_name, self._options.name, sid)
-        by_sid = [StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None]
-        by_name = {name_of(each.number): StopByName(attempt=each.number) for each in attempts if each.sid is None}
-        stops = [(stop, "") for stop in by_sid] + [(stop, name) for name, stop in by_name.items()]
-        answers = [await requests.stop(sid, stop, name, deadline_at=deadline_at) for stop, name in stops]
-        doubts = [answer.reason for answer in answers if answer.result is not StopResult.ENDED]
+        doubts = await requests.stop_all(sid, attempts, self._options.name, deadline_at=deadline_at)
         if doubts:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
             self._tell(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
             self._journal.forget(kept.target)
-
-
-async def _call(function: Callable[[Item], Any], item: Item) -> Any:  # noqa: ANN401  (`request_for` checks it)
-    try:
-        fields = function(item)
-        return await fields if inspect.isawaitable(fields) else fields
-    except StreamsError:
-        raise
-    except Exception as error:
-        raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error

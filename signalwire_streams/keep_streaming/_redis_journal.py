@@ -53,7 +53,7 @@ seconds of the records, then names and records, of which an empty one is removed
 
 
 class _Link(RedisLink):
-    script, failure = SCRIPT, JournalError
+    script, failure, response_timeout = SCRIPT, JournalError, 5.0
 
 
 class RedisJournal:
@@ -125,6 +125,7 @@ class RedisJournal:
 
     async def _wait_for_news(self) -> None:
         if self._failure is None:
+            self._queued.set()  # not only when a renewal is due
             await self._news.wait()
         if self._failure is not None:
             raise self._failure

@@ -1,6 +1,7 @@
 """What responses and status callbacks tell of a target's streams, as observations of its attempts."""
 
 import re
+from collections.abc import Sequence
 from math import inf
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from signalwire_streams.errors import (
     StreamOutcomeUnknownError,
     StreamsError,
 )
+from signalwire_streams.keep_streaming._decisions import MAX_ATTEMPTS
 from signalwire_streams.keep_streaming._template import ATTEMPT, Item, Start
 from signalwire_streams.keep_streaming._values import (
     EndedCallback,
@@ -29,6 +31,7 @@ from signalwire_streams.keep_streaming._values import (
     StopByName,
     StopBySid,
     StopResult,
+    StreamAttempt,
     TargetState,
 )
 from signalwire_streams.middleware._retry import REJECTED_FOR_NOW
@@ -142,6 +145,21 @@ class TargetRequests:
             result = StopResult.NOT_FOUND if is_unknown else StopResult.FAILED
             return StopAnswered(stop=stop, result=result, reason=_reason(error))
         return StopAnswered(stop=stop, result=StopResult.ENDED)
+
+    async def stop_all(
+        self, target: str, attempts: Sequence[StreamAttempt], prefix: str, *, deadline_at: float
+    ) -> tuple[str, ...]:
+        """Stop the streams of all attempts, by their sids or else by their names. Return why some may still run."""
+        by_name = [attempt for attempt in attempts if attempt.sid is None]
+        if len(attempts) >= MAX_ATTEMPTS and self.settings.is_guarded:
+            by_name = by_name or [attempts[-1]]  # which stops one that was forgotten
+        stops: dict[str, StopBySid | StopByName] = {
+            attempt.sid: StopBySid(sid=attempt.sid) for attempt in attempts if attempt.sid is not None
+        }
+        for attempt in by_name:
+            stops[self.settings.stream_name(prefix, target, attempt.number)] = StopByName(attempt=attempt.number)
+        answers = [await self.stop(target, stop, name, deadline_at=deadline_at) for name, stop in stops.items()]
+        return tuple(answer.reason for answer in answers if answer.result is not StopResult.ENDED)
 
 
 def _reason(error: StreamsError) -> str:

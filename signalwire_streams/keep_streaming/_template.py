@@ -1,5 +1,6 @@
 """The request of each attempt, from the fields that all streams of a keeper share."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from typing import Required, TypeAlias, TypedDict
@@ -7,7 +8,7 @@ from typing import Required, TypeAlias, TypedDict
 from attrs import evolve
 
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_row
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.errors import InvalidRequestError, StreamsError
 from signalwire_streams.models import (
     Call,
     CallbackMethod,
@@ -51,6 +52,17 @@ _REQUESTS: Mapping[TargetKind, Callable[..., Start]] = {
     TargetKind.CALL: StartCallStream,
 }
 _FIELDS = StreamTemplate.__annotations__.keys()
+
+
+async def apply_template(template: Callable[[Item], object], item: Item) -> object:
+    """Return what a template that is a function returns, to be checked by `request_for`."""
+    try:
+        fields = template(item)
+        return await fields if inspect.isawaitable(fields) else fields
+    except StreamsError:
+        raise
+    except Exception as error:
+        raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error
 
 
 @masks_secrets

@@ -533,7 +533,7 @@ class StartsPaused:
 
 @frozen(kw_only=True)
 class StartsResumed:
-    """A stream to that receiver lives, so starts no longer wait.
+    """Starts no longer wait for a receiver: a stream to it lives, or nothing leads there any more.
 
     Attributes:
         receiver: its scheme, host and port.

@@ -122,11 +122,13 @@ class RedisLink:
     Attributes:
         script: its text.
         failure: the error to raise if that Redis can't be used.
+        response_timeout: seconds.
         address: its URL, without what is secret.
     """
 
     script: str
     failure: type[StreamsError]
+    response_timeout: float = _RESPONSE_TIMEOUT
 
     @masks_secrets
     def __init__(self, url: str) -> None:
@@ -135,7 +137,7 @@ class RedisLink:
             raise InvalidRequestError(f"url must be a str, not {kind_of(url)}")
         self._url = url
         self.address = redact_url(url)
-        client = create_client(url)
+        client = create_client(url, self.response_timeout)
         if client is None:
             raise InvalidRequestError(
                 f"{self.address!r} is not a Redis URL, or has an invalid option: write it as "
@@ -228,13 +230,13 @@ def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says 
     return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
-def create_client(url: str) -> "Redis | None":
+def create_client(url: str, response_timeout: float = _RESPONSE_TIMEOUT) -> "Redis | None":
     """Create a client, which connects on first use; None if the URL or one of its options is invalid."""
     try:
         client = Redis.from_url(
             url,
             socket_connect_timeout=_CONNECT_TIMEOUT,
-            socket_timeout=_RESPONSE_TIMEOUT,
+            socket_timeout=response_timeout,
             # A lease that is repeated may count twice, and the lease loop decides whether Redis is available.
             retry=Retry(NoBackoff(), 0),
         )

@@ -11,6 +11,7 @@ killed leaves requests behind that are carried out later or never, and its journ
 had to be saved.
 """
 
+import gc
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cache
@@ -143,6 +144,16 @@ class World(NamedTuple):
     faults: Faults
     is_paused: bool = False  # starts wait for a receiver
 
+    def but(self, **changes: Any) -> "World":
+        """Do the same as ``_replace``, at a third of the price."""
+        values = list(self)
+        for name, value in changes.items():
+            values[_PLACES[name]] = value
+        return tuple.__new__(World, values)
+
+
+_PLACES = {name: place for place, name in enumerate(World._fields)}
+
 
 Label = tuple[object, ...]
 
@@ -203,6 +214,15 @@ class Model:
 
     def check(self, faults: Faults, *, starts: int = MAX_STARTS, limit: int = 10_000_000) -> Result:
         """Visit every state within the bound, nearest first, until one should not be."""
+        was_enabled = gc.isenabled()
+        gc.disable()  # it has nothing to collect, and takes a sixth of the time
+        try:
+            return self._check(faults, starts, limit)
+        finally:
+            if was_enabled:
+                gc.enable()
+
+    def _check(self, faults: Faults, starts: int, limit: int) -> Result:
         world = self._begin(faults)
         seen: dict[World, tuple[World, Label] | None] = {world: None}
         queue = deque(seen)
@@ -254,8 +274,8 @@ class Model:
             numbers = {None, *(attempt.number for attempt in known)}
             messages = frozenset(message for message in world.messages if message.value.attempt in numbers)
             if len(messages) < len(world.messages):
-                return world._replace(journal=journal, messages=messages)
-        return world if journal is world.journal else world._replace(journal=journal)
+                return world.but(journal=journal, messages=messages)
+        return world if journal is world.journal else world.but(journal=journal)
 
     # --- The keeper
 
@@ -270,15 +290,15 @@ class Model:
             known = _Decided(Same.of(_plain(decision.state)), requests, bool(saved))
             self._decided[world.state, observation, world.is_paused] = known
         state, requests, is_saved = known
-        return world._replace(
-            state=state, journal=state if is_saved else world.journal, requests=world.requests | requests
-        )
+        if state is world.state and not requests and not is_saved:
+            return world
+        return world.but(state=state, journal=state if is_saved else world.journal, requests=world.requests | requests)
 
     # --- The Space
 
     def _carry_out(self, world: World, request: Same[Request]) -> World:
         """Execute a request; its response is on its way, unless nobody waits for it any more."""
-        world = world._replace(requests=world.requests - {request})
+        world = world.but(requests=world.requests - {request})
         action, is_awaited = request.value
         if isinstance(action, StartStream):
             world, answer = self._start(world, action.attempt)
@@ -301,7 +321,7 @@ class Model:
                 return world, NameRefused(attempt=number)
             return _send(world, "callback", NameRefused(attempt=number)), accepted
         streams = (*world.streams, (number, self._settings.receives))
-        world = world._replace(streams=streams, names=world.names | {name})
+        world = world.but(streams=streams, names=world.names | {name})
         if self._settings.receives:
             world = _send(world, "socket", SocketOpened(attempt=number, sid=str(number)))
         return _send(world, "callback", StartedCallback(attempt=number, sid=str(number))), accepted
@@ -338,19 +358,19 @@ class Model:
     def _pass_time(self, world: World) -> Iterator[tuple[Label, World]]:
         due = _changed(world.state, next_at=0.0)
         if due is not world.state:
-            yield ("the time comes",), self._observe(world._replace(state=due), TimePassed())
+            yield ("the time comes",), self._observe(world.but(state=due), TimePassed())
         settled = _changed(world.state, has_settled=True)
         if settled is not world.state:
-            yield ("a stream has lived long enough",), world._replace(state=settled)
+            yield ("a stream has lived long enough",), world.but(state=settled)
 
     def _lose(self, world: World, request: Same[Request]) -> Iterator[tuple[Label, World]]:
         action, faults = request.value.action, world.faults
-        without = world._replace(requests=world.requests - {request})
+        without = world.but(requests=world.requests - {request})
         if faults.lost_responses:
             lost = self._observe(_spend(without, "lost_responses"), _lost(action))
             yield ("is lost:", request), lost
             late = Same.of(Request(action, False))
-            yield ("is late, and its response lost:", request), lost._replace(requests=lost.requests | {late})
+            yield ("is late, and its response lost:", request), lost.but(requests=lost.requests | {late})
         if faults.rejections and isinstance(action, StartStream):
             rejected = StartRejected(attempt=action.attempt, reason="403")
             yield ("is rejected:", request), _send(_spend(without, "rejections"), "response", rejected)
@@ -359,7 +379,7 @@ class Model:
         kind, observation, _ = message.value
         if isinstance(observation, SocketClosed) and _opening(observation.attempt) in world.messages:
             return
-        without = world._replace(messages=world.messages - {message})
+        without = world.but(messages=world.messages - {message})
         yield ("arrives:", message), self._observe(without, observation)
         if kind == "callback":
             if self._space.loses_callbacks:
@@ -378,7 +398,7 @@ class Model:
                 yield ("ends at the Space: stream", number), _end(_spend(world, "drops"), stream)
             if faults.half_open and is_connected:
                 streams = tuple((one, connected and one != number) for one, connected in world.streams)
-                broken = _spend(world, "half_open")._replace(streams=streams)
+                broken = _spend(world, "half_open").but(streams=streams)
                 yield (
                     ("unnoticed by the Space, a socket closes:", number),
                     _send(broken, "socket", SocketClosed(attempt=number)),
@@ -386,11 +406,11 @@ class Model:
         if faults.torn_lists:
             yield ("is missing from a torn list",), self._observe(_spend(world, "torn_lists"), TargetMissing())
         if world.is_paused:
-            yield ("starts are resumed",), self._observe(world._replace(is_paused=False), TimePassed())
+            yield ("starts are resumed",), self._observe(world.but(is_paused=False), TimePassed())
         elif faults.pauses:
-            yield ("starts are paused",), _spend(world, "pauses")._replace(is_paused=True)
+            yield ("starts are paused",), _spend(world, "pauses").but(is_paused=True)
         if faults.ends and world.is_live:
-            ended = _spend(world, "ends")._replace(is_live=False)
+            ended = _spend(world, "ends").but(is_live=False)
             for stream in world.streams:
                 ended = _end(ended, stream)
             yield ("the target ends",), ended
@@ -405,7 +425,7 @@ class Model:
                     late = sorted(requests, key=attrgetter("text"))
                     label = "the keeper is killed, and goes on from", journal, "with late requests", late
                     recovered = self._observe(killed, KeeperRestarted())
-                    yield label, recovered._replace(journal=recovered.state)
+                    yield label, recovered.but(journal=recovered.state)
         if faults.lost_journals:
             blank = Same.of(evolve(_BLANK, last=world.state.value.last))
             killed = _begin_again(_spend(world, "lost_journals"), _late(world), blank)
@@ -418,7 +438,7 @@ class Model:
         if not self._at_least_one:
             return Verdict(problem="two streams" if self._at_most_one and len(world.streams) > 1 else None)
         rounds = 0
-        world = world._replace(faults=_NO_FAULTS, journal=world.state, is_paused=False)
+        world = world.but(faults=_NO_FAULTS, journal=world.state, is_paused=False)
         for number in range(ROUNDS + 2):
             result = self._rounds.get(world)
             if result is None:
@@ -449,15 +469,15 @@ class Model:
         is_good = self._is_good(world)
         world = self._observe(world, TargetListed() if world.is_live else TargetMissing())
         due = _changed(world.state, next_at=0.0, has_settled=True)
-        world = self._observe(world._replace(state=due), TimePassed())
-        return _Round(None, world._replace(journal=world.state), is_good=is_good)
+        world = self._observe(world.but(state=due), TimePassed())
+        return _Round(None, world.but(journal=world.state), is_good=is_good)
 
     def _work(self, world: World) -> World:
         """Carry out all requests, and deliver what is on its way, sockets in their order."""
         for request in sorted(world.requests, key=attrgetter("text")):
             world = self._carry_out(world, request)
         for message in sorted(world.messages, key=_in_order):
-            without = world._replace(messages=world.messages - {message})
+            without = world.but(messages=world.messages - {message})
             world = self._observe(without, message.value.observation)
         return world
 
@@ -511,11 +531,11 @@ def _changed(state: Same[TargetState], *, next_at: float | None = None, has_sett
 
 def _spend(world: World, fault: str) -> World:
     left = {fault: getattr(world.faults, fault) - 1, "total": world.faults.total - 1}
-    return world._replace(faults=world.faults._replace(**left) if left["total"] else _NO_FAULTS)
+    return world.but(faults=world.faults._replace(**left) if left["total"] else _NO_FAULTS)
 
 
 def _send(world: World, kind: str, observation: KeepObservation) -> World:
-    return world._replace(messages=world.messages | {_message(kind, observation)})
+    return world.but(messages=world.messages | {_message(kind, observation)})
 
 
 @cache
@@ -530,7 +550,7 @@ def _opening(number: int) -> Same[Message]:
 
 def _end(world: World, stream: tuple[int, bool]) -> World:
     number, is_connected = stream
-    world = world._replace(streams=tuple(one for one in world.streams if one != stream))
+    world = world.but(streams=tuple(one for one in world.streams if one != stream))
     if number == FOREIGN:
         return world
     if is_connected:
@@ -547,7 +567,7 @@ def _late(world: World, *, only_late: bool = False) -> frozenset[Same[Request]]:
 def _begin_again(world: World, requests: frozenset[Same[Request]], journal: Same[TargetState]) -> World:
     callbacks = frozenset(message for message in world.messages if message.value.kind == "callback")
     streams = tuple((number, False) for number, _ in world.streams)
-    return world._replace(requests=requests, messages=callbacks, streams=streams, state=journal, journal=journal)
+    return world.but(requests=requests, messages=callbacks, streams=streams, state=journal, journal=journal)
 
 
 def _lost(action: KeepAction) -> KeepObservation:

@@ -42,6 +42,8 @@ from signalwire_streams.keep_streaming import (
     decide,
 )
 
+LEASE = 30.0
+
 
 @frozen(kw_only=True)
 class Weather:
@@ -55,7 +57,7 @@ class Weather:
         lost_callbacks: fraction of callbacks that do not arrive.
         torn: fraction of live targets that a list does not have.
         outage: from when to when there is no response to anything, in seconds.
-        kills: when the first keeper is killed, in seconds.
+        kills: when the keeper that is at work is killed, in seconds.
     """
 
     drops: float = 0.02
@@ -228,14 +230,18 @@ class Keeper:
     def __init__(self, soak: Soak, settings: KeepSettings, *, poll: float = 5.0, offset: float = 0.0) -> None:
         self.soak, self.settings, self.poll = soak, settings, poll
         self.is_up = True
+        self.standby: Keeper | None = None  # on another host, with the same journal
         self.events: Counter[str] = Counter()
         self.starts = self.decisions = self.kept = 0
         self._states: dict[str, TargetState] = {}
         self._saved: dict[str, TargetState] = {}
         self._process = 0  # its number: what one before waited for does not arrive
         soak.at(offset, self._list)
-        for time in soak.weather.kills:
-            soak.at(time, self._die)
+
+    def pair_with(self, standby: "Keeper") -> None:
+        """Have another one stand by with the same journal, and stand by for it once it has taken over."""
+        self.standby, standby.standby = standby, self
+        standby.is_up, standby._process, standby._saved = False, 1000, self._saved
 
     def observe(self, sid: str, observation: KeepObservation) -> None:
         state = self._states.get(sid)
@@ -305,8 +311,11 @@ class Keeper:
             return StopAnswered(stop=action, result=self.soak.stop(self, sid, action))
         return TargetChecked(in_progress=sid in self.soak.targets)
 
-    def _die(self) -> None:
-        """Be killed, and start again after five seconds, from what was written down."""
+    def die(self) -> None:
+        """Be killed. Start again after five seconds, or else the other one takes over, from what was written down."""
+        if self.standby is not None and not self.is_up:
+            self.standby.die()
+            return
         self.is_up = False
         self._process += 1
         self._states = {}
@@ -317,10 +326,14 @@ class Keeper:
                         self.soak.close_socket(target, stream)
                     elif stream.keeper is self:
                         self.soak.end_stream(target, sid, "the connection was lost")
-        self.soak.after(5.0, self._resume)
+        if self.standby is None:
+            self.soak.after(5.0, self._resume)
+        else:
+            self.soak.after(self.soak.random.uniform(LEASE / 2, LEASE), self.standby._resume)
 
     def _resume(self) -> None:
         self.is_up = True
+        self._process += 1
         self._states = dict(self._saved)
         for sid in tuple(self._states):
             self.observe(sid, KeeperRestarted())
@@ -369,12 +382,14 @@ class Scene:
     Attributes:
         keepers: the settings of each.
         refuses: whether the Space refuses a second stream of a name.
-        kills: how often the keepers are killed.
+        kills: how often the first of the keepers is killed.
+        has_standby: whether that one has a second host, which takes over within a lease.
     """
 
     keepers: tuple[KeepSettings, ...]
     refuses: bool = True
     kills: int = 0
+    has_standby: bool = False
 
     def play(self, *, targets: int, seconds: float, life: float = 600.0, seed: int = 1) -> Report:
         weather = Weather(
@@ -383,6 +398,11 @@ class Scene:
         )
         space = Soak(weather, targets=targets, seconds=seconds, life=life, refuses=self.refuses, seed=seed)
         keepers = [Keeper(space, settings, offset=2.0 * number) for number, settings in enumerate(self.keepers)]
+        if self.has_standby:
+            keepers.append(Keeper(space, self.keepers[0], offset=1.0))
+            keepers[0].pair_with(keepers[-1])
+        for time in weather.kills:
+            space.at(time, keepers[0].die)
         space.run()
         events: Counter[str] = Counter()
         for keeper in keepers:
@@ -412,11 +432,18 @@ CONFERENCES = {
     "conferences, received elsewhere": Scene(keepers=(_ELSEWHERE,)),
     "conferences, received here, keeper killed five times": Scene(keepers=(_HERE,), kills=5),
     "conferences, received elsewhere, keeper killed five times": Scene(keepers=(_ELSEWHERE,), kills=5),
+    "conferences, received here, killed once with a second host": Scene(keepers=(_HERE,), kills=1, has_standby=True),
+    "conferences, received elsewhere, killed once with a second host": Scene(
+        keepers=(_ELSEWHERE,), kills=1, has_standby=True
+    ),
     "conferences, two keepers that know nothing of each other": Scene(keepers=(_ELSEWHERE, _ELSEWHERE)),
     "conferences, two such keepers, received by each": Scene(keepers=(_HERE, _HERE)),
 }
 CALLS = {
     "calls that hold": Scene(keepers=(_HOLD,), refuses=False),
+    "calls that hold, killed once with a second host": Scene(
+        keepers=(_HOLD,), refuses=False, kills=1, has_standby=True
+    ),
     "calls that restart": Scene(keepers=(_RESTART,), refuses=False),
     "conferences whose Space does not refuse, though it is believed to": Scene(keepers=(_HERE,), refuses=False),
 }

@@ -336,15 +336,16 @@ class TestRestart:
             await until(lambda: space.requests.count("list-conferences") >= 10)
         assert space.streams.duplicates() == []
 
+    @pytest.mark.parametrize("template", [TEMPLATE, lambda _: TEMPLATE], ids=["mapping", "function"])
     async def test_target_that_can_not_be_looked_at_is_taken_over(
-        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, template: Any
     ) -> None:
         [sid, *_] = space.conference_sids
-        async with keeping(client, journal, lambda _: TEMPLATE) as events:
+        async with keeping(client, journal, template) as events:
             await until(lambda: events.count(StreamingStarted) == 3)
         space.end_conference(sid)
         rule = space.faults.add("status", on="get-conference", status=403)
-        async with keeping(client, journal, lambda _: TEMPLATE, on_change="replace") as events:
+        async with keeping(client, journal, template, on_change="replace") as events:
             await until(lambda: rule.hits >= 5)
             assert TargetEnded not in events.of(sid)
             rule.remove()
@@ -479,6 +480,19 @@ class TestEnd:
         assert space.streams.active() == []
         with closing(sqlite3.connect(journal)) as database:
             assert database.execute("SELECT count(*) FROM targets").fetchone() == (1,)  # which has no stream
+
+    async def test_stop_ends_a_stream_whose_start_was_forgotten(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """The Space refuses names in callbacks that nobody gets, so each start looks accepted."""
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal, on_exit="stop", reassert=1.0):
+            await until(lambda: space.requests.count("start-conference-stream", target=sid) == 3)
+            [first] = [stream for stream in space.streams.active() if stream.target_sid == sid]
+            await client.conferences.stop_stream(sid, first.sid)
+            await until(lambda: space.requests.count("start-conference-stream", target=sid) == 20)
+            assert len(space.streams.active()) == 3
+        assert space.streams.active() == []
 
     async def test_stop_reports_what_may_still_run(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path

@@ -12,10 +12,12 @@ from tests.keep_streaming.model import Faults, Space
 from tests.keep_streaming.spaces import CONFERENCES, OTHERS, Setup, faults
 
 
-@pytest.mark.parametrize("setup", [pytest.param(setup, id=name) for name, setup in CONFERENCES.items()])
-def test_conference_has_one_stream_after_any_two_faults(setup: Setup) -> None:
+@pytest.mark.parametrize("name", CONFERENCES)
+def test_conference_has_one_stream_after_any_two_faults(name: str) -> None:
     """Never two, and one within four rounds, or an event that says that nobody can know."""
-    result = setup.check(faults(2))
+    # With a third start, callbacks in any order make five times as many states: `nox --session soak` visits those.
+    starts = 2 if name == "refused in the callback, received elsewhere" else 3
+    result = CONFERENCES[name].check(faults(2), starts=starts)
     assert result.problem is None, result
     assert result.rounds <= 3
 
@@ -33,8 +35,11 @@ def test_nothing_stays_in_doubt_on_a_conference_unless_the_journal_is_lost(where
     assert (result.problem, result.doubts) == (None, 0), result
 
 
-@pytest.mark.parametrize("setup", [pytest.param(setup, id=name) for name, setup in {**CONFERENCES, **OTHERS}.items()])
-def test_starts_that_pause_for_a_while_change_nothing_else(setup: Setup) -> None:
+@pytest.mark.parametrize(
+    "name", ["refused in the response, received here", "refused in the callback, received elsewhere", "calls that hold"]
+)
+def test_starts_that_pause_for_a_while_change_nothing_else(name: str) -> None:
+    setup = {**CONFERENCES, **OTHERS}[name]
     result = setup.check(faults(2, pauses=1, lost_responses=1, drops=1, kills=1), starts=2)
     assert result.problem is None, result
 

@@ -93,15 +93,15 @@ async def test_only_starts_to_that_receiver_pause(
 ) -> None:
     """The other one gets streams of conferences that appear meanwhile."""
     bad = space.conference_sids[:6]
-    for sid in bad:
-        space.faults.add("socket-refused", target=sid)
+    rules = [space.faults.add("socket-refused", target=sid) for sid in bad]
+    is_moved = False
     space.callbacks = True
     seen: list[CallbackEvent] = []
     receiver = MediaReceiver(handle, bearer_tokens=None)
     async with receiver.serve(ssl_context=certificates.server) as url, told(space, seen) as (callback, keepers):
 
         def template(item: Any) -> Any:
-            host = url.replace("127.0.0.1", "localhost") if item.sid in bad else url
+            host = url.replace("127.0.0.1", "localhost") if item.sid in bad and not is_moved else url
             return {"url": host, "status_callback": callback}
 
         async with keeping(client, journal, template) as events:
@@ -110,4 +110,9 @@ async def test_only_starts_to_that_receiver_pause(
             new = [space.add_conference() for _ in range(3)]
             await until(lambda: set(new) <= set(alive(space)))
             assert {event.target for event in events.seen if isinstance(event, TargetFailing)} == set(bad)
-            assert events.count(StartsPaused) == 1
+            assert (events.count(StartsPaused), events.count(StartsResumed)) == (1, 0)
+            is_moved = True
+            for rule in rules:
+                rule.remove()
+            await until(lambda: alive(space) == sorted(space.conference_sids))
+            await until(lambda: events.count(StartsResumed) == 1)

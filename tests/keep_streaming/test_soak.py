@@ -19,8 +19,9 @@ def test_conferences_are_streamed_once_nearly_all_the_time(scene: Scene) -> None
     assert report.kept <= 100, "about 33 of them live at once"
 
 
-def test_calls_that_hold_are_never_doubled() -> None:
-    report = play(CALLS["calls that hold"])
+@pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("calls that hold")])
+def test_calls_that_hold_are_never_doubled(name: str) -> None:
+    report = play(CALLS[name])
     assert report.doubled == 0
     assert 0 < report.missed <= report.events["StreamingInDoubt"]
 

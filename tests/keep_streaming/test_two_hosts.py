@@ -4,14 +4,17 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from signalwire_streams import StreamsClient
+from signalwire_streams import Clock, StreamsClient
 from signalwire_streams.keep_streaming import (
+    Keeper,
     KeeperEvent,
     StandbyEnded,
     StandbyStarted,
@@ -27,6 +30,7 @@ from tests.waiting import until
 __all__ = ["common_redis", "redis"]
 
 LEASE = 4.0
+TEMPLATE: Any = {"url": "wss://rx.example.com/audio"}
 _KEEP = """
 import asyncio, sys
 from signalwire_streams import StreamsClient
@@ -157,45 +161,117 @@ async def space() -> AsyncIterator[SimulatedSpace]:
         yield running
 
 
-async def test_redis_that_is_away_for_a_while_costs_no_stream(space: SimulatedSpace, redis: RedisServer) -> None:
+class Leap:
+    """A clock that a test sets forward, and on which waits are short."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+        self.clock = Clock(now=lambda: monotonic() + self.skipped, sleep=lambda _: asyncio.sleep(0.05))
+
+
+class Watched:
+    """A keeper in this process, and what it tells."""
+
+    def __init__(self, space: SimulatedSpace, redis: RedisServer, stack: AsyncExitStack) -> None:
+        self.space, self.redis, self.stack = space, redis, stack
+        self.leap, self.seen = Leap(), list[KeeperEvent]()
+
+    async def keep(self, template: Any = TEMPLATE, **options: Any) -> Keeper:
+        space = self.space
+        client = StreamsClient(base_url=space.base_url, project=space.project, token=space.token, clock=self.leap.clock)
+        await self.stack.enter_async_context(client)
+        keeper = client.keep_streaming(template, name="audit", journal=self.redis.url, lease=60.0, **options)
+        await keeper.__aenter__()
+        reading = asyncio.create_task(self._read(keeper))
+
+        async def end() -> None:
+            await keeper.__aexit__(None, None, None)
+            await reading
+
+        self.end = end
+        return keeper
+
+    async def _read(self, keeper: Keeper) -> None:
+        async for event in keeper:
+            self.seen.append(event)
+
+    def count(self, kind: type[object]) -> int:
+        return sum(isinstance(event, kind) for event in self.seen)
+
+
+@pytest.fixture
+async def watched(space: SimulatedSpace, redis: RedisServer) -> AsyncIterator[Callable[[], Watched]]:
+    async with AsyncExitStack() as stack:
+        yield lambda: Watched(space, redis, stack)
+
+
+async def test_redis_that_is_away_for_a_while_costs_no_stream(
+    space: SimulatedSpace, redis: RedisServer, watched: Callable[[], Watched]
+) -> None:
     """It has lost its memory when it is back, and the keeper has not."""
-    seen: list[KeeperEvent] = []
-    options: Any = {"name": "audit", "journal": redis.url, "lease": 2.0, "poll": 0.2}
-    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
-
-        def count(kind: type[object]) -> int:
-            return sum(isinstance(event, kind) for event in seen)
-
-        async def collect(keeper: Any) -> None:
-            async for event in keeper:
-                seen.append(event)  # noqa: PERF401  (which shows each at once)
-
-        async with client.keep_streaming({"url": "wss://rx.example.com/audio"}, **options) as keeper:
-            reading = asyncio.create_task(collect(keeper))
-            await eventually(lambda: count(StreamingStarted) == 5)
-            redis.kill()
-            await eventually(lambda: count(StandbyStarted) == 1)
-            before = space.requests.count("start-conference-stream")
-            lists = space.requests.count("list-conferences")
-            new = space.add_conference()
-            redis.start()
-            await eventually(lambda: count(StandbyEnded) == 1)
-            await eventually(lambda: count(StreamingStarted) == 6)
-            assert space.requests.count("start-conference-stream") == before + 1
-            assert space.requests.count("list-conferences") > lists
-            assert count(StreamingLost) == 0
-        await reading
+    host = watched()
+    await host.keep()
+    await eventually(lambda: host.count(StreamingStarted) == 5)
+    redis.kill()
+    host.leap.skipped += 60.0
+    await eventually(lambda: host.count(StandbyStarted) == 1)
+    new = space.add_conference()
+    lists = space.requests.count("list-conferences")
+    redis.start()
+    await eventually(lambda: host.count(StreamingStarted) == 6)
+    assert host.count(StandbyEnded) == 1
+    assert space.requests.count("start-conference-stream") == 6
+    assert space.requests.count("list-conferences") > lists
+    assert host.count(StreamingLost) == 0
+    await host.end()
     assert new in {stream.target_sid for stream in space.streams.active()}
     assert space.streams.duplicates() == []
 
 
-async def test_stop_at_the_end_tells_what_it_could_not_stop(space: SimulatedSpace, redis: RedisServer) -> None:
-    options: Any = {"name": "audit", "journal": redis.url, "lease": 2.0, "poll": 0.2, "on_exit": "stop"}
-    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
-        async with client.keep_streaming({"url": "wss://rx.example.com/audio"}, **options) as keeper:
-            await eventually(lambda: len(space.streams.active()) == 5)
-            redis.kill()
-            await eventually(lambda: keeper._journal.obstacle is not None)
-        left = [event async for event in keeper]
-    assert sum(isinstance(event, StreamingInDoubt) for event in left) == 5
+async def test_stop_at_the_end_tells_what_it_could_not_stop(
+    space: SimulatedSpace, redis: RedisServer, watched: Callable[[], Watched]
+) -> None:
+    host = watched()
+    await host.keep(on_exit="stop")
+    await eventually(lambda: host.count(StreamingStarted) == 5)
+    redis.kill()
+    host.leap.skipped += 60.0
+    await host.end()
+    assert host.count(StreamingInDoubt) == 5
     assert space.requests.count("stop-conference-stream") == 0
+
+
+async def test_keeper_that_gets_the_lease_back_begins_with_what_the_other_one_recorded(
+    space: SimulatedSpace, redis: RedisServer, watched: Callable[[], Watched]
+) -> None:
+    """What it was doing when it lost the lease is not carried on."""
+    asked, goes_on = Counter[str](), asyncio.Event()
+    [sid, *_] = space.conference_sids
+
+    async def template(item: Any) -> Any:
+        asked[item.sid] += 1
+        if item.sid == sid and asked[sid] == 2:  # after a start that failed
+            await goes_on.wait()
+        return TEMPLATE
+
+    space.faults.add("status", on="start-conference-stream", status=403, times=1, target=sid)
+    first, second = watched(), watched()
+    keeper = await first.keep(template)
+    await second.keep()
+    await eventually(lambda: asked[sid] == 2)
+    await eventually(lambda: first.count(StreamingStarted) == 4)
+    await eventually(lambda: second.count(StandbyStarted) == 1)
+    first.leap.skipped += 60.0
+    keeper.notice(space.conference_sids[1])
+    redis.ask("DEL", redis.ask("KEYS", "*:lease").split()[2].decode())
+    await eventually(lambda: second.count(StandbyEnded) == 1)
+    await eventually(lambda: len(space.streams.active()) == 5)
+    await eventually(lambda: first.count(StandbyStarted) == 1)
+    starts = space.requests.count("start-conference-stream")
+    await second.end()
+    await eventually(lambda: first.count(StandbyEnded) == 1)
+    goes_on.set()
+    await eventually(lambda: space.requests.count("start-conference-stream") >= starts + 5)  # which are refused
+    await first.end()
+    assert len(space.streams.active()) == 5
+    assert space.streams.duplicates() == []
