@@ -263,24 +263,33 @@ class StreamsClient:
         Each conference or call in progress gets a stream as soon as a list or `Keeper.notice` shows it, and another
         one whenever that is lost, until it ends. ``async for event in keeper`` yields what happens.
 
+        The keeper sees a stream end by its socket, if it leads to one of ``receivers``, or by the status callbacks that
+        are passed to `Keeper.handle_status_callback`. Without these, a conference's stream is started again after each
+        ``reassert`` seconds; on a call, the keeper does not learn that it ended.
+
         Args:
             template: the fields of each start besides target and name, as in ``{"url": "wss://example.com/audio"}``;
                 or a function, ``def`` or ``async def``, of the `Conference` or `Call` that returns them, or None for
-                one that gets no stream.
-            name: first part of the streams' names, which end with the target's sid.
+                one that gets no stream. The custom parameters ``keep_target``, the target's sid, and ``keep_attempt``
+                are added to those of the template.
+            name: first part of the streams' names, which are ``NAME-SID`` with the target's sid. Start no other streams
+                with such names.
             conferences: whether conferences get streams.
             calls: whether calls get streams, among them those of the participants of conferences.
             where: a function that returns True for each conference or call that gets a stream; None for all.
             poll: seconds between two lists of what is in progress.
-            journal: SQLite file of this keeper, which it continues from when it is started again; or, for keepers on
-                several hosts, a Redis such as ``redis://host:6379/0`` (extra ``redis``). There, one of those with this
-                name keeps the streams, and the others stand by. It holds no token and no parameter value.
+            journal: SQLite file of this keeper, which it continues from when it is started again. One process at a time
+                can use it. Or, for keepers on several hosts, a Redis such as ``redis://host:6379/0`` (extra ``redis``):
+                one of those with this name keeps the streams, and the others stand by. The journal holds no token and
+                no parameter value.
             lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
                 need the same.
-            receivers: receivers in this process that the streams lead to. Each stream gets a token of its own there. A
-                handler that returns ends its stream, so that another one is started.
-            reassert: seconds after which a stream that is not received here is started again, for the Space to refuse
-                its name if it still runs.
+            receivers: receivers in this process that the streams lead to, each with a handler, which gets the sessions.
+                They admit each stream by a token of its own, besides their other tokens. A handler that returns ends
+                its stream, so that another one is started.
+            reassert: seconds after which a conference's stream that is not received here is started again, for the
+                Space to refuse its name if it still runs. Each of these starts counts against the rate limit, and may
+                lead to the status callback ``Duplicated stream name``.
             in_doubt: an `InDoubtPolicy`: what follows a start whose response was lost, where the Space would not
                 refuse a second stream.
             names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
@@ -289,8 +298,14 @@ class StreamsClient:
             on_change: an `OnChange`: what becomes of streams that this keeper started with other fields before.
             on_exit: an `OnExit`: what becomes of the streams when the block ends.
 
+        Returns:
+            A keeper that begins when its block is entered.
+
         Raises:
             InvalidRequestError: an argument is invalid; the message says what to write instead.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams (a conference's stream names are
+        unique, and its streams cannot be listed)
         """
         # Imported here, so that a client without a keeper does not pay for it.
         from signalwire_streams.keep_streaming._records import KeeperOwner  # noqa: PLC0415

@@ -5,13 +5,12 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from signal import Signals
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 from attrs import asdict, frozen
@@ -20,7 +19,7 @@ from signalwire_streams import InvalidRequestError, PlannedRequest, StreamsClien
 from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_options
 from signalwire_streams._cli.bulk_runner import SUCCEEDED, BulkRunner, RunOptions, outcome_facts, run_options, sum_of
 from signalwire_streams._cli.bulk_secrets import Secrets, secret_options
-from signalwire_streams._cli.options import ACCOUNT, ENVIRONMENT, Account, make_account, passing
+from signalwire_streams._cli.options import ACCOUNT, ENVIRONMENT, Account, make_account, passing, reject_password
 from signalwire_streams._cli.output import (
     FAILED,
     Column,
@@ -96,15 +95,8 @@ class _FleetAccount(Account):
             yield client
 
 
-def _has_password(url: str) -> bool:
-    with suppress(ValueError):
-        return urlsplit(url).password is not None
-    return "@" in url
-
-
 def _make_account(*, redis_url: str | None, **values: Any) -> _FleetAccount:  # noqa: ANN401  (the options of an account)
-    if redis_url is not None and _has_password(redis_url):
-        raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
+    reject_password(redis_url, _REDIS)
     found = redis_url or os.environ.get(_REDIS)
     return _FleetAccount(**asdict(make_account(**values), recurse=False), redis_url=found)
 

@@ -221,7 +221,9 @@ def read_facts(
         if getattr(error, "sqlite_errorcode", None) not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
             raise
     if known.pop("schema", None) != version or not tables.issuperset(schema):
-        raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
+        raise InvalidRequestError(
+            f"{path} is not a journal that this version can read, since its schema differs: name another file"
+        )
     return known
 
 

@@ -59,6 +59,7 @@ from signalwire_streams.keep_streaming._values import (
     TargetListed,
     TargetMissing,
     TargetReleased,
+    TargetSnapshot,
     TargetState,
     TimePassed,
     WaitUntil,
@@ -110,8 +111,11 @@ class _Kept:
 class Keeper:
     """Keeps one stream on each conference or call. `StreamsClient.keep_streaming` creates it.
 
-    Use it with ``async with``, and iterate over it for its events. Up to 10,000 events wait for a reader; then the
-    oldest are dropped, and no stream waits for them.
+    Use it with ``async with``, which begins and ends its work, and iterate over it for its events. One loop can read
+    them. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
+
+    An error that the keeper can't go on after, such as that of a full disk, is raised by the loop, and by the end of
+    the block.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class Keeper:
         return f"<Keeper {self._options.name!r}: {len(self._targets)} targets>"
 
     async def __aenter__(self) -> Self:
-        """Open the journal, and begin.
+        """Open the journal, and begin to list what is in progress.
 
         Raises:
             InvalidRequestError: the journal is another keeper's, or another process is using it.
@@ -202,13 +206,27 @@ class Keeper:
             self._changed.clear()
             await self._changed.wait()
 
+    @property
+    def snapshot(self) -> tuple[TargetSnapshot, ...]:
+        """The conferences and calls that the keeper knows now; after it has ended, those that it knew then."""
+        return tuple(map(self._snapshot_of, self._targets.values()))
+
+    def _snapshot_of(self, kept: _Kept) -> TargetSnapshot:
+        kind, target = kept.target
+        status = kept.state.reported or KeepStatus.WAITING
+        if self._requests[kind].settings.receives and not kept.state.of_fate(Fate.HEARD):
+            status = KeepStatus.WAITING if status is KeepStatus.STREAMING else status
+        return TargetSnapshot(
+            kind=kind, target=target, item=kept.item, status=status, reason=kept.state.reported_reason
+        )
+
     async def handle_status_callback(self, event: CallbackEvent) -> None:
         """Handle a status callback: pass this to a `CallbackReceiver` as its handler, or call it from yours.
 
         The template's ``status_callback`` has to lead there. Callbacks of other streams are ignored.
 
         Args:
-            event: a verified callback of `signalwire_streams.callbacks`.
+            event: a callback whose signature was verified.
         """
         kept = self._targets.get(event.target or "")
         observation = None if kept is None else observation_of(event, kept.state)
@@ -216,10 +234,10 @@ class Keeper:
             self._observe(kept, observation)
 
     def notice(self, sid: str) -> None:
-        """Look at a conference or call now, such as one of which a webhook tells, and not only when it is listed.
+        """Look at a conference or call at once, instead of with the next list: one that a webhook reports, for example.
 
         Args:
-            sid: that of a conference or call.
+            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept.
 
         Raises:
             InvalidRequestError: it can't be a sid.

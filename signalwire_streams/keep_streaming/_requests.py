@@ -64,7 +64,11 @@ _MAY_HAVE_STARTED = REJECTED_FOR_NOW - {AttemptResult.THROTTLED}
 _NO_FAILURE = frozenset({None, AttemptResult.DONE, AttemptResult.ACCEPTED})
 _MODELS: dict[TargetKind, type[Item]] = {TargetKind.CONFERENCE: Conference, TargetKind.CALL: Call}
 _MAX_DIGITS = 20  # a number of ours is shorter, and a very long one would take long to parse
-_VOLATILE = re.compile(r" \([^()]*(retry after|request id)[^()]*\)$")
+_NEEDLESS = re.compile(
+    r"^(start|stop) a stream on (conference|call) \S+: "  # which an event has as its target
+    r"|; stop it by its name .*$"  # which the keeper does
+    r"| \([^()]*(retry after|request id)[^()]*\)$"  # which differs each time
+)
 _NO_SID = "the Space accepted it, but its response does not say which stream it started"
 
 
@@ -159,8 +163,8 @@ class TargetRequests:
 
 
 def _reason(error: StreamsError) -> str:
-    """Return an error's message without what differs each time, so that it is reported once."""
-    return _VOLATILE.sub("", str(error))
+    """Return an error's message without what an event need not have, so that it is reported once."""
+    return _NEEDLESS.sub("", str(error))
 
 
 def _is_bare(error: ApiError) -> bool:

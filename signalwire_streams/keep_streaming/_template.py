@@ -24,6 +24,8 @@ from signalwire_streams.models._validation import MAX_PARAMETERS, HiddenItems, k
 
 ATTEMPT = "keep_attempt"
 """Name of the custom parameter, and of the parameter in the callback's URL, that has the number of the attempt."""
+TARGET = "keep_target"
+"""Name of the custom parameter that has the sid of the conference or call, which start events of conferences lack."""
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 Item: TypeAlias = Conference | Call
@@ -85,10 +87,11 @@ def request_for(kind: TargetKind, sid: str, template: object) -> Start:
     if "url" not in names:
         raise InvalidRequestError("the template has no url: write {'url': 'wss://example.com/audio'}")
     request = _REQUESTS[kind](**{kind.target_key: sid}, **dict(template.items()))
-    if len(request.parameters) >= MAX_PARAMETERS or ATTEMPT in request.parameters:
+    added = {ATTEMPT, TARGET}
+    if len(request.parameters) > MAX_PARAMETERS - len(added) or added & request.parameters.keys():
         raise InvalidRequestError(
-            f"the template's parameters leave no room for {ATTEMPT!r}, which is added: pass at most "
-            f"{MAX_PARAMETERS - 1} others"
+            f"the template's parameters leave no room for {ATTEMPT!r} and {TARGET!r}, which are added: pass at most "
+            f"{MAX_PARAMETERS - len(added)} others"
         )
     return request
 
@@ -123,6 +126,6 @@ def attempt_of(request: Start, *, number: int, name: str, token: str | None) -> 
         request,
         name=name,
         status_callback=callback,
-        parameters={**request.parameters, ATTEMPT: str(number)},
+        parameters={**request.parameters, ATTEMPT: str(number), TARGET: request.target},
         authorization_bearer_token=request.authorization_bearer_token if token is None else token,
     )

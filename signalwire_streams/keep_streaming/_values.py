@@ -7,12 +7,18 @@ from typing import TypeAlias
 from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models import Call, Conference
 from signalwire_streams.models._enums import TargetKind, _Choice
 from signalwire_streams.models._validation import validate_flag, validate_seconds
 
 
 class DuplicateNames(_Choice):
-    """Whether a Space refuses a second stream with the name of one that is running."""
+    """Whether a Space refuses a second stream with the name of one that is running.
+
+    Attributes:
+        REFUSED: documented for conferences.
+        ALLOWED: the safe assumption for calls, about which the documentation says nothing.
+    """
 
     __field__ = "duplicate_names"
     REFUSED = "refused"
@@ -20,7 +26,12 @@ class DuplicateNames(_Choice):
 
 
 class StreamNames(_Choice):
-    """Whether a Space accepts a name again after its stream has ended."""
+    """Whether a Space accepts a name again after its stream has ended, which is not documented.
+
+    Attributes:
+        REUSABLE: all streams of a conference or call have one name.
+        ONCE: each stream has a name of its own, so that the Space can't refuse a second one.
+    """
 
     __field__ = "names"
     REUSABLE = "reusable"
@@ -31,7 +42,7 @@ class InDoubtPolicy(_Choice):
     """What follows a start whose response was lost, if the Space would not refuse a second stream.
 
     Attributes:
-        HOLD: nothing, until the stream is heard or its target ends: at most one stream.
+        HOLD: nothing, until its socket or a callback proves that it runs, or its target ends: at most one stream.
         RESTART: stop the stream by its name, and start another one: at least one stream.
     """
 
@@ -149,13 +160,40 @@ class StreamAttempt:
 
 
 class KeepStatus(StrEnum):
-    """State of a target, as far as the keeper can know."""
+    """State of a target, as far as the keeper can know.
+
+    Attributes:
+        WAITING: it has no stream; one is being started.
+        STREAMING: it has one.
+        IN_DOUBT: nobody can know whether it has one, or whose it is.
+        FAILING: starts fail, or their streams end at once; the next start waits.
+        ENDED: the conference or call has ended.
+    """
 
     WAITING = "waiting"
     STREAMING = "streaming"
     IN_DOUBT = "in_doubt"
     FAILING = "failing"
     ENDED = "ended"
+
+
+@frozen(kw_only=True)
+class TargetSnapshot:
+    """A conference or call in progress, and the state of its stream as events have reported it.
+
+    Attributes:
+        kind: conference or call.
+        target: its sid.
+        item: the conference or call as it was listed last; None if that is not known.
+        status: what the keeper believes; with receivers in this process, it is streaming once its socket is open.
+        reason: why it is in doubt or failing, or why its last stream was lost.
+    """
+
+    kind: TargetKind
+    target: str
+    item: Conference | Call | None
+    status: KeepStatus
+    reason: str | None
 
 
 @frozen(kw_only=True)
@@ -394,7 +432,7 @@ class TargetEvent:
 
 @frozen(kw_only=True)
 class TargetAppeared(TargetEvent):
-    """A conference or call was seen for the first time."""
+    """A conference or call was seen for the first time. Its first stream is started now."""
 
 
 @frozen(kw_only=True)
@@ -404,26 +442,39 @@ class StreamingStarted(TargetEvent):
 
 @frozen(kw_only=True)
 class StreamingLost(TargetEvent):
-    """Its stream ended, or may have; another one is started as soon as that is safe."""
+    """Its stream ended, or may have; another one is started as soon as that is safe.
+
+    Attributes:
+        reason: how the keeper learned of it.
+    """
 
     reason: str | None = None
 
 
 @frozen(kw_only=True)
 class StreamingRestarted(TargetEvent):
-    """A stream runs again."""
+    """A stream runs again: another one, or after a restart of the keeper perhaps the one that ran before."""
 
 
 @frozen(kw_only=True)
 class StreamingInDoubt(TargetEvent):
-    """Nobody can know whether a stream runs, or whose it is."""
+    """Nobody can know whether a stream runs, or whose it is.
+
+    Attributes:
+        reason: what left it unknown.
+    """
 
     reason: str | None = None
 
 
 @frozen(kw_only=True)
 class TargetFailing(TargetEvent):
-    """Starts fail, or their streams end at once; the waits between them grow."""
+    """Starts fail, or their streams end at once; the waits between them grow.
+
+    Attributes:
+        reason: the error of the last start, or how its stream ended.
+        failures: how many in a row.
+    """
 
     reason: str | None = None
     failures: int = 0

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
 
-from signalwire_streams._cli.listen import bar, draw, live_table
+from signalwire_streams._cli.listen import bar, draw
 from signalwire_streams._cli.listen_recording import LevelMeter, RecordingOptions, dbfs
 from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
+from signalwire_streams._cli.progress import live_table
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process
@@ -191,16 +192,16 @@ def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
 
 
 def looking() -> tuple[Any, asyncio.Event]:
-    """Return a function for the state of the table, and an event that is set after a few calls."""
+    """Return a function that draws a table, and an event that is set after a few calls."""
     seen = asyncio.Event()
     times = 0
 
-    def look() -> tuple[list[Any], str]:
+    def look(console: Console) -> Group:
         nonlocal times
         times += 1
         if times > 2:
             seen.set()
-        return [row(7)], f"Listening: {times}"
+        return draw([row(7)], f"Listening: {times}", width=console.width, height=console.height)
 
     return look, seen
 
@@ -210,7 +211,7 @@ async def test_live_table_writes_lines_above_it_on_a_terminal(
 ) -> None:
     """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
     pretend_terminal(monkeypatch, "stdout", "stderr")
-    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.progress._TABLE_EVERY", 0.0)
     look, seen = looking()
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
@@ -248,7 +249,7 @@ async def test_live_table_on_stderr_leaves_stdout_alone(
     """As in ``signalwire-streams listen > streams.txt``."""
     pretend_terminal(monkeypatch, "stderr")
     look, seen = looking()
-    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.progress._TABLE_EVERY", 0.0)
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
         shown.write("it ended")

@@ -18,6 +18,7 @@ from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, Stream
 from signalwire_streams.keep_streaming import (
     Keeper,
     KeeperEvent,
+    KeepStatus,
     PollingFailed,
     PollingRecovered,
     StreamingInDoubt,
@@ -103,6 +104,12 @@ class TestStart:
             await until(lambda: events.count(StreamingStarted) == 4)
             assert events.of(new) == [TargetAppeared, StreamingStarted]
             assert {event.kind for event in events.seen} == {TargetKind.CONFERENCE}
+            shown = {each.target: each for each in events.keeper.snapshot}
+            assert shown.keys() == set(space.conference_sids)
+            assert {(each.kind, each.status, each.reason) for each in shown.values()} == {
+                (TargetKind.CONFERENCE, KeepStatus.STREAMING, None)
+            }
+            assert all(each.item is not None and each.item.sid == sid for sid, each in shown.items())
         assert alive(space) == sorted(space.conference_sids)  # they are left alone
         assert {stream.name for stream in space.streams.active()} == {f"audit-{sid}" for sid in space.conference_sids}
 
@@ -626,6 +633,17 @@ class TestReceivers:
                 assert len(sessions) == len(sids) + 1
                 assert alive(space) == sorted(sids)
             assert receiver.rejected_upgrades == 0
+
+    async def test_stream_whose_socket_is_not_open_is_waited_for(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        async def handle(session: StreamSession) -> None:
+            raise AssertionError
+
+        receiver = MediaReceiver(handle, bearer_tokens=None)
+        async with keeping(client, journal, {"url": URL}, receivers=[receiver]) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            assert {each.status for each in events.keeper.snapshot} == {KeepStatus.WAITING}
 
     async def test_late_socket_of_a_keeper_that_ended_is_rejected(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path, certificates: Certificates
