@@ -18,6 +18,8 @@ from signalwire_streams.bulk._results import BulkOutcome, BulkReport
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.callbacks._receiver import CallbackReceiver
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.keep_streaming._keeper import Keeper
+from signalwire_streams.keep_streaming._values import KeepStatus
 from signalwire_streams.middleware._rate_limit import RateLimiter
 from signalwire_streams.models import Attempt, Priority, RetryDecision
 from signalwire_streams.receiver._media_receiver import MediaReceiver
@@ -42,7 +44,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["Instrumentation", "Part", "instrument"]
 
-Part: TypeAlias = StreamsClient | MediaReceiver | CallbackReceiver | RateLimiter
+Part: TypeAlias = StreamsClient | MediaReceiver | CallbackReceiver | Keeper | RateLimiter
 """What can be instrumented."""
 
 _Observe: TypeAlias = Callable[..., Iterator[Observation]]
@@ -67,7 +69,7 @@ _INSTRUMENTED = WeakSet[Any]()
 def instrument(
     *parts: Part, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
 ) -> "Instrumentation":
-    """Trace and measure clients, receivers, callback receivers and rate limiters until the result is closed.
+    """Trace and measure clients, receivers, callback receivers, keepers and rate limiters until the result is closed.
 
     ::
 
@@ -88,7 +90,7 @@ def instrument(
     - ``sessions.active``, ``sessions.ended`` {reason}, ``upgrades.refused``, ``frames``, ``frames.lost``,
       ``frames.dropped`` and ``frames.duplicated`` {track}, ``audio.delay`` (of the stream that is most late), and
       ``queue.depth`` (of all streams together);
-    - ``callbacks`` {event, outcome}.
+    - ``callbacks`` {event, outcome}, ``keeper.targets`` {state}.
 
     Neither contains tokens, parameters, URLs, callback queries or audio. Frames are counted when the metrics are
     collected, so a frame costs no more than without telemetry.
@@ -115,6 +117,7 @@ class Instrumentation:
         self._clients: list[StreamsClient] = []
         self._rate_limiters: list[tuple[RateLimiter, Mapping[str, str]]] = []
         self._receivers: list[_ReceiverMetrics] = []
+        self._keepers: list[Keeper] = []
         additions = [(part, self._addition(part)) for part in parts]
         if not additions:
             raise InvalidRequestError(
@@ -161,6 +164,7 @@ class Instrumentation:
             ),
             (gauge, "audio.delay", "s", "Delay of the stream that is most late.", self._delays),
             (gauge, "queue.depth", "{event}", "Events that wait for a handler.", self._depths),
+            (gauge, "keeper.targets", "{target}", "Conferences and calls of a keeper.", self._targets),
         )
         for create, name, unit, description, observe in observed:
             create(f"{_PREFIX}{name}", [partial(_observations, observe)], unit, description)
@@ -173,7 +177,7 @@ class Instrumentation:
         """Record nothing more. Repeatable."""
         while self._undo:
             self._undo.pop()()
-        self._clients, self._rate_limiters, self._receivers = [], [], []
+        self._clients, self._rate_limiters, self._receivers, self._keepers = [], [], [], []
 
     def __enter__(self) -> Self:
         return self
@@ -190,18 +194,21 @@ class Instrumentation:
             return self._add_receiver
         if isinstance(part, CallbackReceiver):
             return self._add_callback_receiver
+        if isinstance(part, Keeper):
+            return self._keepers.append
         if callable(getattr(part, "wait_until_allowed", None)):
             return partial(self._add_rate_limiter, attributes={})
         raise InvalidRequestError(
-            f"a {type(part).__name__} can't be instrumented: pass a StreamsClient, a MediaReceiver, a CallbackReceiver "
-            "or a rate limiter"
+            f"a {type(part).__name__} can't be instrumented: pass a StreamsClient, a MediaReceiver, a "
+            "CallbackReceiver, a Keeper or a rate limiter"
         )
 
     # Clients
 
     def _add_client(self, client: StreamsClient) -> None:
-        dispatcher, retries = client._dispatcher, client._retries
-        handler, on_attempt = dispatcher.handler, retries.on_attempt
+        retries, on_attempt = client._retries, client._retries.on_attempt
+        dispatchers = (client._dispatcher, client._polls)
+        handlers = [dispatcher.handler for dispatcher in dispatchers]
 
         def on_any_attempt(attempt: Attempt) -> None:
             self._on_attempt(attempt)
@@ -209,10 +216,13 @@ class Instrumentation:
                 on_attempt(attempt)
 
         def undo() -> None:
-            dispatcher.handler, retries.on_attempt, client._observe_run = handler, on_attempt, None
+            for dispatcher, handler in zip(dispatchers, handlers, strict=True):
+                dispatcher.handler = handler
+            retries.on_attempt, client._observe_run = on_attempt, None
 
         self._undo.append(undo)
-        dispatcher.handler = partial(self._call, send=handler)
+        for dispatcher, handler in zip(dispatchers, handlers, strict=True):
+            dispatcher.handler = partial(self._call, send=handler)
         retries.on_attempt, client._observe_run = on_any_attempt, partial(_ObservedRun, self._tracer, self._items)
         self._clients.append(client)
         self._add_rate_limiter(client.rate_limiter, _address(client))
@@ -324,6 +334,13 @@ class Instrumentation:
 
     def _sessions(self) -> Iterator[StreamSession]:
         return (session for metrics in self._receivers for session in metrics.sessions)
+
+    # Keepers
+
+    def _targets(self) -> Iterator[Observation]:
+        counts = Counter(target.status for keeper in self._keepers for target in keeper.snapshot)
+        for status in KeepStatus if self._keepers else ():
+            yield Observation(counts[status], {"state": status})
 
     # Callback receivers
 

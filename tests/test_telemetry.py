@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from signalwire_streams import (
     CircuitBreakerPolicy,
     CircuitOpenError,
+    Clock,
     InvalidRequestError,
     RateLimit,
     StartConferenceStream,
@@ -366,6 +368,24 @@ async def test_callbacks_are_counted_by_event_and_outcome(client_for: ClientFact
         [({"outcome": "rejected"}, 1), ({"event": "StreamStarted", "outcome": "handled"}, 1)], key=str
     )
     assert "SECRET" not in exported.text()
+
+
+async def test_targets_of_a_keeper_are_counted_by_state(
+    space: SimulatedSpace, client_for: ClientFactory, exported: Exported, idle_clock: Clock, tmp_path: Path
+) -> None:
+    def states() -> dict[str, int]:
+        return {each["state"]: number for each, number in exported.metrics()["keeper.targets"]}
+
+    client = client_for(space, clock=idle_clock)
+    async with client.keep_streaming({"url": URL}, name="kept", journal=tmp_path / "kept.db") as keeper:
+        with instrument(client, keeper, **exported.providers):
+            await until(lambda: len(space.streams.active()) == 3, timeout=60)
+            await until(lambda: states()["streaming"] == 3, timeout=60)
+            assert sum(states().values()) == 3
+            space.faults.add("status", on="list", status=503, body="empty")
+            lists = len(exported.spans("read"))
+            await until(lambda: len(exported.spans("read")) > lists, timeout=60)
+    assert not exported.metrics().get("keeper.targets")
 
 
 async def test_nothing_is_recorded_after_it_was_closed(
