@@ -79,6 +79,8 @@ class RecordingSettings:
     layout: Layout
     encoding: WavEncoding
     byte_order: ByteOrder
+    health_host: str
+    health_port: int | None
     target_parameter: str | None = None
 
     def in_directory(
@@ -95,6 +97,8 @@ class RecordingSettings:
             ca_file=ca_file,
             tokens=tokens,
             byte_order=self.byte_order,
+            health_host=self.health_host,
+            health_port=self.health_port,
             recording=RecordingOptions(
                 directory=directory,
                 layout=self.layout,
@@ -114,6 +118,8 @@ def _make_settings(
     port: int,
     path: str,
     byte_order: ByteOrder,
+    health_host: str,
+    health_port: int | None,
     self_signed: bool = False,
 ) -> RecordingSettings:
     return RecordingSettings(
@@ -125,6 +131,8 @@ def _make_settings(
         port=port,
         path=path,
         byte_order=byte_order,
+        health_host=health_host,
+        health_port=health_port,
     )
 
 
@@ -147,6 +155,18 @@ _OPTIONS: Decorator = adding(
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="The certificate's key, if it is in another file.",
+    ),
+    click.option(
+        "--health-port",
+        type=click.IntRange(1, 65_535),
+        metavar="PORT",
+        help="Serve /healthz and /readyz on this port.",
+    ),
+    click.option(
+        "--health-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="Address of that port; 0.0.0.0 for probes from other machines.",
     ),
 )
 recording_options = passing("recording", _make_settings, _OPTIONS)

@@ -45,6 +45,8 @@ class ServerOptions:
     byte_order: ByteOrder
     recording: RecordingOptions
     ca_file: Path | None = None  # that clients have to trust
+    health_host: str = "127.0.0.1"
+    health_port: int | None = None
 
 
 @frozen
@@ -133,6 +135,8 @@ async def enter_server(
         ssl_context=options.ssl_context,
         shutdown_timeout=0,  # live streams could continue for hours, and the user asked to end now
         reuse_port=reuse_port,
+        health_host=options.health_host,
+        health_port=options.health_port,
     )
     with listening_errors(options.host, options.port):
         return await stack.enter_async_context(serving)

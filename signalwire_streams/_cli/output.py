@@ -314,4 +314,5 @@ def listening_errors(host: str, port: int) -> Iterator[None]:
         yield
     except (OSError, UnicodeError) as error:
         reason = clean(getattr(error, "strerror", None) or error).partition(" (while ")[0]  # Python repeats the address
-        raise Failure(f"can't listen on {host} port {port}: {reason}") from None
+        address = getattr(error, "filename", None) or f"{host} port {port}"  # that of the health port, or this one
+        raise Failure(f"can't listen on {address}: {reason}") from None

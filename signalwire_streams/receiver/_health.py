@@ -1,5 +1,6 @@
 """The health endpoints of a process, on a port of their own."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -18,7 +19,7 @@ async def serve_health(
         The address, without a path.
 
     Raises:
-        OSError: the host is unknown, or the port is taken.
+        OSError: the host is unknown, or the port is taken; its ``filename`` is the address.
     """
 
     async def respond(request: web.BaseRequest) -> web.Response:
@@ -33,7 +34,11 @@ async def serve_health(
     runner = web.ServerRunner(web.Server(respond, access_log=None, keepalive_timeout=10))
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, reuse_port=reuse_port or None).start()
+        try:
+            await web.TCPSite(runner, host, port, reuse_port=reuse_port or None).start()
+        except OSError as error:  # which names the address in one case and not in the other
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise OSError(error.errno, reason, f"{host} port {port}") from None
         bound = runner.addresses[0][1]
         yield f"http://{f'[{host}]' if ':' in host else host}:{bound}"
     finally:

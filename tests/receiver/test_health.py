@@ -37,7 +37,8 @@ async def test_receiver_that_drains_is_alive_and_not_ready() -> None:
 
     async def serve() -> None:
         async with receiver.serve(health_port=0, shutdown_timeout=60) as url, aiohttp.ClientSession() as http:
-            await (await http.ws_connect(url)).send_json({"event": "start", "streamSid": "s", "start": {}})
+            socket = await http.ws_connect(url)
+            await socket.send_json({"event": "start", "streamSid": "s", "start": {}})
             await until(lambda: receiver.sessions)
             await leave.wait()
 
@@ -78,6 +79,7 @@ async def test_health_port_that_is_taken_serves_nothing() -> None:
     async with first.serve(health_port=0):
         assert first.health_url is not None
         port = int(first.health_url.rpartition(":")[2])
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(OSError, match="Address already in use") as caught:
             async with second.serve(health_port=port):
                 pass
+    assert caught.value.filename == f"127.0.0.1 port {port}"
