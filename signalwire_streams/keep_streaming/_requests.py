@@ -71,14 +71,16 @@ class TargetRequests:
     Attributes:
         kind: conference or call.
         settings: those of the kind.
-        streams: for starts and stops, which go below those of other callers.
+        streams: for starts and stops.
         reads: for lists and checks, which no circuit breaker holds back.
+        priority: of the starts and stops; those of a keeper go below those of other callers.
     """
 
     kind: TargetKind
     settings: KeepSettings
     streams: Streams[Any]
     reads: Streams[Any]
+    priority: Priority = Priority.BULK
 
     def list(self) -> Paginator[Any]:
         """Return the list of those in progress, in pages as large as there are."""
@@ -100,7 +102,7 @@ class TargetRequests:
 
     async def start(self, request: Start, attempt: int) -> StartAnswer:
         """Start a stream with one request."""
-        state = CallState(priority=Priority.BULK, is_sent_once=True)
+        state = CallState(priority=self.priority, is_sent_once=True)
         try:
             stream = await self.streams.start(request, state=state)
         except ClientStateError:  # the keeper can't go on
@@ -126,7 +128,7 @@ class TargetRequests:
         handle = {"sid": stop.sid} if isinstance(stop, StopBySid) else {"name": name}
         stream = stream_of(self.kind, target, **handle)
         try:
-            await self.streams.stop(target, stream, state=CallState(priority=Priority.BULK))
+            await self.streams.stop(target, stream, state=CallState(priority=self.priority))
         except ClientStateError:
             raise
         except StreamsError as error:
