@@ -47,6 +47,7 @@ from signalwire_streams.receiver._pending_stream import PendingStream, PendingSt
 from signalwire_streams.resources._streams import Streams
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
+_MIN_LIFETIME = 2.0  # seconds; a stream that is lost sooner is not started again at once
 _MAX_WAIT = 10.0  # seconds between two starts: a conversation goes on unheard
 
 
@@ -66,7 +67,11 @@ class Restarter:
         given = {name: value for name, value in fields.items() if value is not None and name != "deadline"}
         self._request = streams.request(pending.target, name=pending.name, **given)
         settings = KeepSettings(
-            duplicate_names=DUPLICATE_NAMES[streams.kind], receives=True, patience=patience, wait_max=_MAX_WAIT
+            duplicate_names=DUPLICATE_NAMES[streams.kind],
+            receives=True,
+            patience=patience,
+            min_lifetime=_MIN_LIFETIME,
+            wait_max=_MAX_WAIT,
         )
         self._requests = TargetRequests(
             kind=streams.kind, settings=settings, streams=streams, reads=reads, priority=Priority.INTERACTIVE
@@ -88,7 +93,9 @@ class Restarter:
         if self._is_over:
             self.end_session(reason)
             return
-        _LOG.warning("stream %s was lost (%s), and is started again if it can be", session.label, reason)
+        _LOG.warning(
+            "stream %s was lost (%s), and is started again unless its conference or call is over", session.label, reason
+        )
         if self._was_lost:
             self._observe(SocketClosed(attempt=self._attached))
         else:
@@ -182,7 +189,7 @@ class Restarter:
     def _report(self, event: KeepEvent) -> None:
         settings = self._requests.settings
         if isinstance(event, TargetFailing):
-            _LOG.warning("stream %s could not be started again so far: %s", self._session.label, event.reason)
+            _LOG.warning("stream %s is not back yet: %s", self._session.label, event.reason)
         elif isinstance(event, StreamingInDoubt) and settings.is_guarded:
             _LOG.warning("stream %s may have been started again already: %s", self._session.label, event.reason)
         elif isinstance(event, StreamingInDoubt):

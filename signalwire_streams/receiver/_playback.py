@@ -94,7 +94,9 @@ class Playback:
         self._is_closed = False
         self._turn = asyncio.Lock()
         self._clears = 0
-        self._connected: asyncio.Event | None = None  # if another socket may follow
+        self._survives = False  # whether another socket may follow when this one is lost
+        self._connected = asyncio.Event()
+        self._connected.set()
         self._unheard = 0  # milliseconds that were dropped when the socket was lost
 
     @property
@@ -199,8 +201,9 @@ class Playback:
     async def flush(self) -> None:
         """Send the audio that waits for a whole frame, filled up with silence. A partial sample goes on waiting."""
         self._check_open()
+        clears = self._clears
         async with self._turn:
-            await self._wait_connected()
+            await self._wait_connected(clears)
             await self._flush()
 
     async def _flush(self) -> None:
@@ -257,8 +260,9 @@ class Playback:
             raise InvalidRequestError("a mark's name contains a lone surrogate: pass text that can be encoded as UTF-8")
         if len(self._message("mark", mark={"name": name})) + _ECHO_MARGIN > self._max_message:
             raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
+        clears = self._clears
         async with self._turn:
-            await self._wait_connected()
+            await self._wait_connected(clears)
             await self._flush()
             mark = await self._send_mark(name)
         await mark.played
@@ -273,8 +277,9 @@ class Playback:
             Milliseconds of the utterance that were heard.
         """
         self._check_open()
+        clears = self._clears
         async with self._turn:
-            await self._wait_connected()
+            await self._wait_connected(clears)
             utterance = self._heard.utterance
             await self._flush()
             if not utterance.is_cleared:
@@ -310,7 +315,7 @@ class Playback:
         """
         self._check_open()
         heard = self._drop(self.now())
-        if self._connected is None or self._connected.is_set():
+        if self._connected.is_set():
             await self._send("clear")
         else:
             self._connected.set()  # those that wait to play need not any more
@@ -335,7 +340,8 @@ class Playback:
         if not _is_text(digits) or not _KEYS.issuperset(digits):
             raise InvalidRequestError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")
         for digit in digits:
-            await self._wait_connected()
+            while not self._connected.is_set():
+                await self._connected.wait()
             if not await self._send("dtmf", dtmf={"digit": digit}):
                 raise TransportError("the stream was lost while a digit was sent", sent="maybe")
 
@@ -359,17 +365,14 @@ class Playback:
             if not mark.played.done():
                 mark.played.set_exception(TransportError("the stream ended before the mark was played", sent="yes"))
         self._marks.clear()
-        if self._connected is not None:
-            self._connected.set()
+        self._connected.set()
 
     def _survive(self) -> None:
         """Called if another socket may follow when this one is lost."""
-        self._connected = asyncio.Event()
-        self._connected.set()
+        self._survives = True
 
     def _interrupt(self, seconds: float) -> None:
         """Called when the socket is lost, and has received nothing for some seconds."""
-        assert self._connected is not None  # noqa: S101  (`_survive`)
         self._connected.clear()
         _ = self._drop(self.now() - seconds)
         self._unheard += self._heard.milliseconds(self._heard.dropped)
@@ -380,15 +383,14 @@ class Playback:
 
     def _resume(self, other: "Playback") -> int:
         """Go on over the socket of another stream. Return the milliseconds that nobody heard of the one before."""
-        assert self._connected is not None  # noqa: S101  (the same)
         self.socket, self.stream_sid = other.socket, other.stream_sid
         self._connected.set()
         unheard, self._unheard = self._unheard, 0
         return unheard
 
-    async def _wait_connected(self, clears: int | None = None) -> None:
-        """Wait in a gap until another socket has opened; with a number of clears, until there is a further one."""
-        while self._connected is not None and not self._connected.is_set() and clears in {None, self._clears}:
+    async def _wait_connected(self, clears: int) -> None:
+        """Wait in a gap until another socket has opened, or what there was to send is cleared."""
+        while not self._connected.is_set() and clears == self._clears:
             await self._connected.wait()
 
     def _check_open(self) -> None:
@@ -406,13 +408,13 @@ class Playback:
     async def _send(self, event: str, **body: Mapping[str, str]) -> bool:
         """Send a message. Return False if it was dropped, since the socket is lost and another one may follow."""
         self._check_open()
-        socket, connected = self.socket, self._connected
+        socket = self.socket
         try:
-            if connected is None or connected.is_set():
+            if self._connected.is_set():
                 await socket.send_str(self._message(event, **body))
                 return True
         except ConnectionError as error:
-            if connected is None:
+            if not self._survives:
                 raise TransportError(f"the stream's connection broke while sending: {type(error).__name__}") from error
         if socket is self.socket:
             self._interrupt(0.0)
