@@ -414,7 +414,7 @@ class Playback:
                 await socket.send_str(self._message(event, **body))
                 return True
         except ConnectionError as error:
-            if not self._survives:
+            if not self._survives or self._is_closed:
                 raise TransportError(f"the stream's connection broke while sending: {type(error).__name__}") from error
         if socket is self.socket:
             self._interrupt(0.0)
