@@ -71,6 +71,7 @@ class Restarter:
             receives=True,
             patience=patience,
             min_lifetime=_MIN_LIFETIME,
+            reassert=_MAX_WAIT,
             wait_max=_MAX_WAIT,
         )
         self._requests = TargetRequests(
