@@ -242,11 +242,14 @@ class StarterMixin:
         start event, even before the response to the start request. The stream is stopped at the end of the block.
 
         With ``when_lost="restart"``, a stream whose socket breaks, or is closed without a stop event, is stopped and
-        started again under its name for as long as the conference or call is in progress. Then the session goes on:
-        its loop yields a `GapEvent`, recordings and PCM are silent for as long as the gap was, and
-        `StreamStatistics.restarts` counts it. Starts that fail are repeated, after one second at first and ten at
-        most. So there is never a second stream, as far as the Space refuses one of the same name on a conference. A
-        call may not: if the response to a restart is lost, the session's loops raise `StreamOutcomeUnknownError`.
+        started again under the same name while the conference or call is in progress. Then the session goes on: its
+        loop yields a `GapEvent`, `StreamStatistics.restarts` counts it, and in recordings and PCM the gap is silence,
+        so that all audio is in its place. (In a `WavRecorder`, a gap is at most ``max_gap`` long.) A restart that fails
+        is repeated, after one second at first and ten at most.
+
+        There are never two streams on a conference, since it refuses a second one of the same name. A call may not
+        refuse it. So if the response to a restart on a call is lost, and no socket opens, nothing more is started, and
+        the session's loops raise `StreamOutcomeUnknownError`.
 
         Args:
             streams: ``client.conferences`` or ``client.calls``.

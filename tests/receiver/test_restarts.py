@@ -417,6 +417,21 @@ async def test_playback_across_a_gap(make: Any) -> None:
         await playback.play(b"\x06")
 
 
+async def test_audio_that_went_into_a_dead_line_was_not_heard(make: Any) -> None:
+    """The loss is noticed some seconds later, but nothing has arrived since."""
+    there: Setting = await make()
+    async with there.open() as session:
+        reading = asyncio.create_task(there.read(session))
+        session.playback.now = asyncio.get_running_loop().time
+        playing = asyncio.create_task(session.playback.play(b"\x01" * 80_000))
+        await asyncio.sleep(1)
+        there.line.freeze()
+        assert await playing == pytest.approx(1000, abs=40)
+        gap = await there.gap()
+        assert gap.unheard_ms == pytest.approx(9000, abs=40)
+    await reading
+
+
 @any_server
 async def test_playback_waits_in_a_gap_until_the_session_ends(make: Any) -> None:
     there: Setting = await make()
