@@ -26,7 +26,7 @@ class ContinuedNumbering:
         self._shifts: dict[str | None, int] = {}
 
     def decode(self, frame: str | bytes, *, elapsed: float) -> AudioEvent:
-        """As `decode_event`, with errors."""
+        """Decode a frame of the new stream; the errors are those of `decode_event`."""
         return self.shift(decode_event(frame), elapsed)
 
     def shift(self, event: AudioEvent, elapsed: float) -> AudioEvent:

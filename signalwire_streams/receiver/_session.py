@@ -243,9 +243,8 @@ class StreamSession:
         if self.end_reason is not None:
             return
         if self._on_lost is not None and reason in _LOSSES:
-            if not self._socket_ended.is_set():
-                self._detach(received_at)
-                self._on_lost(self, reason)
+            self._detach(received_at)
+            self._on_lost(self, reason)
             return
         self.end_reason = reason
         self._queue.close(error)

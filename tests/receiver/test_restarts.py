@@ -851,6 +851,10 @@ async def test_send_that_fails_late_does_not_interrupt_the_new_stream(by_hand: B
         async def late() -> None:
             await may_fail.wait()
 
+        cancelled = asyncio.create_task(playback.mark("for nobody"))
+        assert (await peer.receive_json())["event"] == "mark"
+        cancelled.cancel()
+
         playback.socket = Sending(late)
         playing = asyncio.create_task(playback.play(bytes(1600)))
         await asyncio.sleep(0)
