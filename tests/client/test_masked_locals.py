@@ -150,9 +150,9 @@ async def test_rejected_argument_shows_no_secret(space: SimulatedSpace, client_f
     opened = {name: value for name, value in fields.items() if name != "authorization_bearer_token"}
     opened = {"trak": "all"} | opened if "authorization_bearer_token" in wrong else opened
     open_: Any = receiver.open
-    for when_lost in ("end", "restart"):
-        opening = open_(client.conferences, sid, when_lost=when_lost, **opened)
-        shown(await failing(lambda opening=opening: opening.__aenter__()))
+    shown(await failing(lambda: open_(client.conferences, sid, **opened).__aenter__()))
+    restarted = {"when_lost": "restart"} | opened
+    shown(await failing(lambda: open_(client.conferences, sid, **restarted).__aenter__()))
     if wrong.keys() & {"deadline", "may_be_running"}:
         return
     make: Any = StartConferenceStream
