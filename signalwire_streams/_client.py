@@ -34,6 +34,7 @@ from signalwire_streams.resources._streams import Streams
 if TYPE_CHECKING:
     import signalwire_streams.keep_streaming as keeping
     from signalwire_streams.bulk._runs import BulkRuns
+    from signalwire_streams.keep_streaming._restarter import Restarter
     from signalwire_streams.models import Call, Conference
     from signalwire_streams.receiver import MediaReceiver
 
@@ -139,10 +140,11 @@ class StreamsClient:
         self._polls = Dispatcher(sessions, chain(middlewares, partial(retries, send=send)))
         send = partial(retries, send=partial(CircuitBreakerMiddleware(self._breaker, clock), send=send))
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
-        self._account = account
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
-        self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
+        conferences, calls = self._conference_streams, self._call_streams
+        self.conferences = Conferences(conferences, partial(_restarter, conferences, self._polls))
+        self.calls = Calls(calls, partial(_restarter, calls, self._polls))
         paced = rate_limiter if isinstance(rate_limiter, SpaceRateLimiter) else rate_limit or RateLimit()
         self._rate = paced.rate
         self._observe_run: Callable[[str], bulk.RunObserver] | None = None  # set by telemetry
@@ -311,17 +313,14 @@ class StreamsClient:
         from signalwire_streams.keep_streaming._records import KeeperOwner  # noqa: PLC0415
         from signalwire_streams.keep_streaming._setup import make_keeper  # noqa: PLC0415
 
-        reads: Mapping[TargetKind, Streams[Any]] = {
-            TargetKind.CONFERENCE: Streams(
-                self._polls, self._account, request=StartConferenceStream, stream=ConferenceStream
-            ),
-            TargetKind.CALL: Streams(self._polls, self._account, request=StartCallStream, stream=CallStream),
+        streams: Mapping[TargetKind, Streams[Any]] = {
+            each.kind: each for each in (self._conference_streams, self._call_streams)
         }
         return make_keeper(
             template,
             name=name,
-            streams={TargetKind.CONFERENCE: self._conference_streams, TargetKind.CALL: self._call_streams},
-            reads=reads,
+            streams=streams,
+            reads={kind: each.over(self._polls) for kind, each in streams.items()},
             conferences=conferences,
             calls=calls,
             where=where,
@@ -374,3 +373,10 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
+
+
+def _restarter(streams: Streams[Any], polls: Dispatcher, *about: Any, **fields: Any) -> "Restarter":  # noqa: ANN401  (its arguments)
+    # Imported here, so that a client without one does not pay for it.
+    from signalwire_streams.keep_streaming._restarter import Restarter  # noqa: PLC0415
+
+    return Restarter(streams, streams.over(polls), *about, **fields)

@@ -43,6 +43,9 @@ class AttemptSocket:
     observe: Observe
     socket_closed: asyncio.Event = field(factory=asyncio.Event)
 
+    def adopt(self, session: StreamSession) -> StreamSession:
+        return session
+
     async def on_session(self, session: StreamSession) -> None:
         if session.stream_sid is None:  # then it could not be stopped
             _LOG.warning("a stream of attempt %d is closed, since its start event has no sid", self.attempt)

@@ -79,14 +79,16 @@ class TargetRequests:
     Attributes:
         kind: conference or call.
         settings: those of the kind.
-        streams: for starts and stops, which go below those of other callers.
+        streams: for starts and stops.
         reads: for lists and checks, which no circuit breaker holds back.
+        priority: of the starts and stops; those of a keeper go below those of other callers.
     """
 
     kind: TargetKind
     settings: KeepSettings
     streams: Streams[Any]
     reads: Streams[Any]
+    priority: Priority = Priority.BULK
 
     def list(self) -> Paginator[Any]:
         """Return the list of those in progress, in pages as large as there are."""
@@ -108,7 +110,7 @@ class TargetRequests:
 
     async def start(self, request: Start, attempt: int, *, deadline_at: float = inf) -> StartAnswer:
         """Start a stream with one request."""
-        state = CallState(priority=Priority.BULK, is_sent_once=True, deadline_at=deadline_at)
+        state = CallState(priority=self.priority, is_sent_once=True, deadline_at=deadline_at)
         try:
             stream = await self.streams.start(request, state=state)
         except ClientStateError:  # the keeper can't go on
@@ -136,7 +138,7 @@ class TargetRequests:
         handle = {"sid": stop.sid} if isinstance(stop, StopBySid) else {"name": name}
         stream = stream_of(self.kind, target, **handle)
         try:
-            state = CallState(priority=Priority.BULK, deadline_at=deadline_at)
+            state = CallState(priority=self.priority, deadline_at=deadline_at)
             await self.streams.stop(target, stream, state=state)
         except ClientStateError:
             raise

@@ -28,7 +28,7 @@ from signalwire_streams.models._validation import check_flag, check_path_segment
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.resources._streams import Streams
 
-_DUPLICATE_NAMES: Mapping[str, str] = {
+DUPLICATE_NAMES: Mapping[str, str] = {
     TargetKind.CONFERENCE: DuplicateNames.REFUSED,
     TargetKind.CALL: DuplicateNames.ALLOWED,
 }
@@ -79,7 +79,7 @@ def make_keeper(
                 raise InvalidRequestError(
                     "each stream gets a token of its own for the receivers: omit authorization_bearer_token"
                 )
-    duplicates = {**_DUPLICATE_NAMES, **_of_each_kind(duplicate_names)}
+    duplicates = {**DUPLICATE_NAMES, **_of_each_kind(duplicate_names)}
     requests = {}
     for kind in kinds:
         settings = KeepSettings(

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from copy import copy
-from typing import ClassVar, Self, TypedDict, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 from attrs import Attribute, field, frozen
 from attrs.converters import optional as maybe
@@ -41,12 +41,17 @@ class StartOptions(TypedDict, total=False):
     deadline: float | None
 
 
+WhenLost: TypeAlias = Literal["end", "restart"]
+"""What follows when the socket of a stream breaks."""
+
+
 class OpenOptions(StartOptions, total=False):
     """The arguments of `MediaReceiver.open` besides target and token."""
 
     url: str
     name: str | None
     socket_timeout: float
+    when_lost: WhenLost
 
 
 GENERATED_NAME = "sws-"

@@ -188,7 +188,7 @@ class MediaReceiver(StarterMixin):
             await reject_upgrade(scope, send, admission, _REJECTION_HEADERS.get(admission, {}))
             return
         socket = AsgiSocket(receive, send, max_size=self._frame_limit)
-        connection = self._connect(socket, admission.token)
+        connection = self._connect(socket, admission)
         try:
             await socket.accept()
         except ConnectionError:
@@ -209,7 +209,7 @@ class MediaReceiver(StarterMixin):
         admission = await self._admit(bearer_token(request.headers.get("Authorization")), slot)
         if isinstance(admission, int):
             return web.Response(status=admission, headers=_REJECTION_HEADERS.get(admission))
-        connection = self._connect(socket, admission.token)
+        connection = self._connect(socket, admission)
         try:
             await socket.prepare(request)
         except ConnectionError:  # the client disconnected
@@ -246,10 +246,10 @@ class MediaReceiver(StarterMixin):
             task.add_done_callback(lambda _: pending.socket_closed.set())
         await asyncio.wait({task})  # which goes on if this is cancelled, and is cancelled by `aclose` if need be
 
-    def _connect(self, socket: Socket, token: VerifiedToken | None) -> Connection:
+    def _connect(self, socket: Socket, admission: "_Admission") -> Connection:
         return Connection(
             socket,
-            partial(self._open_session, socket, token),
+            partial(self._open_session, socket, admission),
             limits=self._queue_limits,
             heartbeat=self._heartbeat,
             failure_log=self._failure_log,
@@ -300,7 +300,8 @@ class MediaReceiver(StarterMixin):
             await connection.close(CloseCode.GOING_AWAY)
         return session
 
-    def _open_session(self, socket: Socket, token: VerifiedToken | None, start: StartEvent) -> StreamSession:
+    def _open_session(self, socket: Socket, admission: "_Admission", start: StartEvent) -> StreamSession:
+        token, pending = admission.token, admission.pending
         if token is not None:
             token.spend(start)
         audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
@@ -313,7 +314,7 @@ class MediaReceiver(StarterMixin):
             statistics=statistics,
             max_message=self._frame_limit,
         )
-        return StreamSession(
+        session = StreamSession(
             start,
             audio_format=audio_format,
             playback=playback,
@@ -321,6 +322,7 @@ class MediaReceiver(StarterMixin):
             limits=self._queue_limits,
             claims=None if token is None else token.claims,
         )
+        return session if pending is None else pending.adopt(session)
 
     async def _run(self, connection: Connection, session: StreamSession, handler: Handler) -> None:
         with self._watchdog.watch(connection), self._observe(session):

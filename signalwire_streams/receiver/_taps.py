@@ -147,9 +147,11 @@ class Listeners:
     def __init__(self) -> None:
         self.feeds: tuple[Feed, ...] = ()
         self._is_closed = False
+        self._error: BaseException | None = None
 
     def add(self, feed: Feed) -> None:
         if self._is_closed:
+            feed.error = self._error
             feed.close()
         else:
             self.feeds += (feed,)
@@ -157,10 +159,11 @@ class Listeners:
     def remove(self, feed: Feed) -> None:
         self.feeds = tuple(other for other in self.feeds if other is not feed)
 
-    def close(self) -> None:
-        """Close the feeds, and those that are added later."""
-        self._is_closed = True
+    def close(self, error: BaseException | None) -> None:
+        """Close the feeds, and those that are added later; they end with the error."""
+        self._is_closed, self._error = True, error
         for feed in self.feeds:
+            feed.error = error
             feed.close()
 
 
@@ -175,10 +178,8 @@ class _Listener(Generic[_Item]):
     async def __anext__(self) -> _Item:
         feed = self._feed
         while not feed.items:
-            if feed.error is not None:
-                raise feed.error
             if feed.is_closed:
-                raise StopAsyncIteration
+                raise feed.error or StopAsyncIteration
             if feed.is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
             feed.is_awaited = True
