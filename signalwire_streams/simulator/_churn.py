@@ -62,7 +62,7 @@ class Lifetime:
         target_sid: its sid.
         began: when it began.
         ended: when it ended; None while it lives.
-        streamed: seconds in which at least one stream was received, or ran if the Space opens no sockets. Foreign
+        streamed: seconds in which at least one stream was received until now, or ran if the Space opens no sockets. Foreign
             streams do not count.
         most_streams: how many streams ran on it at the same time, at most. Foreign ones count.
     """
@@ -76,18 +76,17 @@ class Lifetime:
     _received: set[str] = field(factory=set, init=False, repr=False)
     _since: float = field(default=0.0, init=False, repr=False)
 
-    def _set_received(self, sid: str, now: float, *, is_received: bool) -> None:
+    def _advance(self, now: float) -> None:
         if self._received:
             self.streamed += now - self._since
         self._since = now
-        (self._received.add if is_received else self._received.discard)(sid)
 
 
 class ChurnRun:
     """Carries out a `Churn`, and records the lives of what it makes."""
 
     def __init__(self, churn: Churn, settings: SpaceSettings, state: SpaceState, lose_socket: LoseSocket) -> None:
-        self.lifetimes: dict[str, Lifetime] = {}
+        self._lifetimes: dict[str, Lifetime] = {}
         self._churn, self._settings, self._state, self._lose_socket = churn, settings, state, lose_socket
         # Each has its own source, so that the schedule does not depend on what becomes of the sockets.
         self._schedule, self._losses = (random.Random(f"{name} {settings.seed}") for name in ("churn", "sockets"))  # noqa: S311
@@ -102,9 +101,15 @@ class ChurnRun:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def lifetimes(self) -> list[Lifetime]:
+        """Return all of them, as of now."""
+        for lifetime in self._lifetimes.values():
+            lifetime._advance(self._state.now())  # noqa: SLF001
+        return list(self._lifetimes.values())
+
     def on_change(self, stream: Stream) -> None:
         """Record that a stream started or ended."""
-        lifetime = self.lifetimes.get(stream.target_sid)
+        lifetime = self._lifetimes.get(stream.target_sid)
         if lifetime is not None:
             lifetime.most_streams = max(lifetime.most_streams, len(self._state.streams.alive_on(stream.target_sid)))
         if not stream.alive:
@@ -116,9 +121,10 @@ class ChurnRun:
             self._received[stream.sid] = stream
         elif self._received.pop(stream.sid, None) is None:
             return
-        lifetime = self.lifetimes.get(stream.target_sid)
+        lifetime = self._lifetimes.get(stream.target_sid)
         if lifetime is not None:
-            lifetime._set_received(stream.sid, self._state.now(), is_received=is_received)  # noqa: SLF001
+            lifetime._advance(self._state.now())  # noqa: SLF001  (what users do not see)
+            (lifetime._received.add if is_received else lifetime._received.discard)(stream.sid)  # noqa: SLF001
 
     async def _run(self) -> None:
         churn = self._churn
@@ -148,7 +154,7 @@ class ChurnRun:
         state, sleep = self._state, self._settings.sleep
         target, end = (state.add_call(), state.end_call) if kind == "call" else (self._add(), state.end_conference)
         sid = target.sid
-        lifetime = self.lifetimes[sid] = Lifetime(target_kind=kind, target_sid=sid, began=target.created_at)
+        lifetime = self._lifetimes[sid] = Lifetime(target_kind=kind, target_sid=sid, began=target.created_at)
         if foreign:
             stream = self._add_foreign(kind, sid)
             await sleep(foreign)

@@ -196,8 +196,8 @@ class SimulatedSpace(SpaceSettings):
 
     @property
     def lifetimes(self) -> list[Lifetime]:
-        """The conferences and calls that came by ``churn``, in the order in which they began."""
-        return [] if self._churn_run is None else list(self._churn_run.lifetimes.values())
+        """The conferences and calls that came by ``churn``, in the order in which they began, as of now."""
+        return [] if self._churn_run is None else self._churn_run.lifetimes()
 
     def lose_socket(self, stream: Stream, noticed_by: NoticedBy = "both") -> bool:
         """Lose the connection of a stream, as a network does: neither a stop event nor a close frame is sent.

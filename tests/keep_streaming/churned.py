@@ -5,6 +5,7 @@ What a keeper sends and receives goes over sockets. All share one `LeapingClock`
 
 import asyncio
 import json
+import logging
 import resource
 import socket
 import ssl
@@ -26,7 +27,7 @@ from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Churn, NoFrames, SimulatedSpace
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
-from tests.keep_streaming.leaping import LeapingClock
+from tests.leaping_clock import LeapingClock
 
 _NAME = "audit"
 _SAMPLES = 8  # of each keeper's memory and tasks
@@ -122,7 +123,7 @@ async def _listen(session: StreamSession) -> None:
 
 async def _read(keeper: Keeper, events: Counter[str]) -> None:
     async for event in keeper:
-        events[type(event).__name__] += 1
+        events[type(event).__name__ + " " + str(getattr(event, "reason", ""))] += 1
 
 
 def _sample(keeper: Keeper, clock: LeapingClock) -> Sample:
@@ -249,9 +250,9 @@ class _Play:
                 report = self._report()
                 await outage
                 async with asyncio.timeout(_LEAVING):
-                    while any(process.poll() is None for process in self.processes.values()):
+                    while self.clock.is_shared:
                         await asyncio.sleep(0.5)
-                codes = [process.returncode for process in self.processes.values()]
+                codes = [process.wait() for process in self.processes.values()]
                 assert codes == [0] * len(codes), codes
             finally:
                 for process in self.processes.values():
@@ -356,6 +357,7 @@ class _Play:
 def main() -> None:
     orders = Orders(**json.loads(sys.argv[1]))
     clock = LeapingClock(socket.socket(fileno=orders.link), now=orders.now)
+    logging.getLogger("signalwire_streams").setLevel(logging.ERROR)  # of what goes wrong all the time
     clock.run(lambda: orders.keep(clock))
 
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from signalwire_streams import Clock
 
 GRAIN = 0.05  # seconds: all that is due within them happens at once
-_IN_TRANSIT = 0.001  # real seconds
+_LONG_LEAP = 1.0  # seconds; before that, what a busy machine delivers late is waited for
+_IN_TRANSIT = 0.002  # real seconds
 _TIME = struct.Struct("d")
 _ASK = b"?"
 
@@ -54,6 +55,11 @@ class LeapingClock:
             loop._selector.select = self._lead if self._link is None else self._follow
             return runner.run(work())
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process is still there."""
+        return bool(self._others)
+
     def time(self) -> float:
         return self.now
 
@@ -73,7 +79,7 @@ class LeapingClock:
         if self._in_threads:
             return self._select(None)
         due = min([self.now + (inf if seconds is None else seconds), *self._ask_others()])
-        events = self._select(_IN_TRANSIT)
+        events = self._select(_IN_TRANSIT if due > self.now + _LONG_LEAP else 0.0)
         if events:
             return events
         assert due < inf, "nothing can happen any more, and something waits for it"
