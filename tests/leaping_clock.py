@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from signalwire_streams import Clock
 
-GRAIN = 0.05  # seconds: all that is due within them happens at once
+GRAIN = 0.25  # seconds: all that is due within them happens at once
 _LONG_LEAP = 1.0  # seconds; before that, what a busy machine delivers late is waited for
 _IN_TRANSIT = 0.002  # real seconds
 _TIME = struct.Struct("d")
@@ -53,7 +53,11 @@ class LeapingClock:
 
             loop.run_in_executor, loop.time = in_thread, self.time
             loop._selector.select = self._lead if self._link is None else self._follow
-            return runner.run(work())
+            try:
+                return runner.run(work())
+            finally:
+                for other in self._others:
+                    other.close()
 
     @property
     def is_shared(self) -> bool:

@@ -1,139 +1,33 @@
-"""Keepers in processes of their own, against a Space whose conferences and calls come and go.
+"""The real keeper, with sockets, against a Space whose conferences and calls come and go.
 
-What a keeper sends and receives goes over sockets. All share one `LeapingClock`.
+``python -m tests.keep_streaming.churned`` plays two hours of 5,000 of them; words choose some of the scenes.
 """
 
+import argparse
 import asyncio
 import json
 import logging
-import resource
-import socket
 import ssl
 import sys
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
 from pathlib import Path
-from subprocess import Popen
+from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import trustme
-from aiohttp import web
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
-from signalwire_streams import StreamsClient
-from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver
-from signalwire_streams.keep_streaming import Keeper
-from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Churn, NoFrames, SimulatedSpace
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
+from tests.keep_streaming.kept_apart import NAME, Orders, Sample
 from tests.leaping_clock import LeapingClock
 
-_NAME = "audit"
-_SAMPLES = 8  # of each keeper's memory and tasks
 _RESTART = 5.0  # seconds after which a killed keeper is started again
+_GROWTH = 1.2  # that is none
 _LEAVING = 120.0  # seconds in which the keepers have to end
-
-
-@frozen(kw_only=True)
-class Sample:
-    """What a keeper's process holds at one time."""
-
-    at: float
-    targets: int
-    tasks: int
-    sockets: int
-    memory: int  # bytes
-
-
-@frozen(kw_only=True)
-class Orders:
-    """What a keeper's process has to do."""
-
-    base_url: str
-    project: str
-    token: str
-    signing_key: str
-    certificate: str
-    link: int
-    now: float
-    began: float
-    ends: float
-    journal: str
-    options: dict[str, Any]
-    receives: bool
-    report: str
-
-    async def keep(self, clock: LeapingClock) -> None:
-        keepers: list[Keeper] = []
-        events: Counter[str] = Counter()
-
-        async def on_callback(event: CallbackEvent) -> None:
-            for keeper in keepers:
-                await keeper.handle_status_callback(event)
-
-        async with AsyncExitStack() as stack:
-            callbacks = await stack.enter_async_context(self._callbacks(on_callback))
-            template: dict[str, Any] = {"url": "wss://rx.example.com/audio", "status_callback": callbacks}
-            options = dict(self.options)
-            if self.receives:
-                receiver = MediaReceiver(_listen, bearer_tokens=["another-one"])
-                server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                server.load_cert_chain(self.certificate)
-                options["receivers"] = [receiver]
-                template["url"] = await stack.enter_async_context(receiver.serve(ssl_context=server))
-            client = await stack.enter_async_context(
-                StreamsClient(base_url=self.base_url, project=self.project, token=self.token, clock=clock.clock())
-            )
-            keeping = client.keep_streaming(template, name=_NAME, journal=self.journal, **options)
-            keeper = await stack.enter_async_context(keeping)
-            keepers.append(keeper)
-            reading = asyncio.create_task(_read(keeper, events))
-            for number in range(_SAMPLES):
-                due = self.began + (number + 1) * (self.ends - self.began) / _SAMPLES
-                if due > clock.now:
-                    await asyncio.sleep(due - clock.now)
-                    self._write({"sample": asdict(_sample(keeper, clock)), "events": dict(events)})
-                    events.clear()
-            reading.cancel()
-            await asyncio.wait({reading})
-
-    @asynccontextmanager
-    async def _callbacks(self, handler: Any) -> AsyncIterator[str]:
-        receiver = CallbackReceiver(handler, keys=[self.signing_key], allowed_hosts=["127.0.0.1"])
-        application = web.Application()
-        application.router.add_post("/callbacks", receiver.handle)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}/callbacks"
-        finally:
-            await receiver.aclose()
-            await runner.cleanup()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        with Path(self.report).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-async def _listen(session: StreamSession) -> None:
-    await session.wait_closed()
-
-
-async def _read(keeper: Keeper, events: Counter[str]) -> None:
-    async for event in keeper:
-        events[type(event).__name__ + " " + str(getattr(event, "reason", ""))] += 1
-
-
-def _sample(keeper: Keeper, clock: LeapingClock) -> Sample:
-    return Sample(
-        at=clock.now,
-        targets=len(keeper._targets),
-        tasks=len(asyncio.all_tasks()),
-        sockets=len(list(Path("/proc/self/fd").iterdir())),
-        memory=int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize(),
-    )
 
 
 class _Polls(RequestLog):
@@ -174,6 +68,24 @@ class Report:
     samples: tuple[tuple[Sample, ...], ...]
     leaps: int
 
+    @property
+    def starts(self) -> int:
+        return sum(count for operation, count in self.requests.items() if operation.startswith("start-"))
+
+    @property
+    def growth(self) -> list[str]:
+        """What grew in the second half, though no more conferences or calls live then."""
+        problems = []
+        for number, samples in enumerate(self.samples):
+            half, last = samples[len(samples) // 2 - 1], samples[-1]
+            for name in ("tasks", "descriptors", "memory"):
+                before, after = (getattr(sample, name) / max(sample.targets, 1) for sample in (half, last))
+                if after > before * _GROWTH:
+                    problems.append(f"keeper {number}: {before:,.1f} {name} per target, then {after:,.1f}")
+            if last.targets > self.most_at_once:
+                problems.append(f"keeper {number}: a state of {last.targets} targets")
+        return problems
+
 
 @frozen(kw_only=True)
 class Scene:
@@ -184,6 +96,8 @@ class Scene:
         receives: whether the keepers receive the streams themselves.
         keepers: how many.
         kills: how often the keepers are killed.
+        apart: whether they have a process each. Without it all is in one, which takes a fraction of the time.
+        journal: that of each keeper, by its number.
         options: further arguments of `StreamsClient.keep_streaming`.
         duplicate_names: how the Space treats a second stream of a name.
         foreign_streams: fraction of targets on which somebody else uses the keepers' name.
@@ -193,7 +107,9 @@ class Scene:
     receives: bool = True
     keepers: int = 1
     kills: int = 0
-    options: dict[str, Any] = {}
+    apart: bool = False
+    journal: str = "{directory}/kept-{number}.db"
+    options: dict[str, Any] = field(factory=dict)
     duplicate_names: Any = "stream-error"
     foreign_streams: float = 0.0
 
@@ -227,12 +143,13 @@ class _Play:
                 lost_sockets=0.02,
                 half_open=0.2,
                 foreign_streams=scene.foreign_streams,
-                foreign_name=f"{_NAME}-{{sid}}",
+                foreign_name=f"{NAME}-{{sid}}",
                 **rates,
             ),
         )
         self.space.requests = _Polls()
         self.processes: dict[int, Popen[bytes]] = {}
+        self.tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> Report:
         self._add_faults()
@@ -250,11 +167,14 @@ class _Play:
                 report = self._report()
                 await outage
                 async with asyncio.timeout(_LEAVING):
-                    while self.clock.is_shared:
+                    await asyncio.gather(*self.tasks)
+                    while self.clock.is_shared:  # noqa: ASYNC110  (there is no event)
                         await asyncio.sleep(0.5)
                 codes = [process.wait() for process in self.processes.values()]
                 assert codes == [0] * len(codes), codes
             finally:
+                for task in self.tasks:
+                    task.cancel()
                 for process in self.processes.values():
                     process.kill()
                     process.wait()
@@ -283,8 +203,8 @@ class _Play:
             rule.remove()
 
     def _start(self, number: int) -> None:
-        link = self.clock.connect()
         scene, space = self.scene, self.space
+        link = self.clock.connect() if scene.apart or scene.kills else None
         is_call = scene.kind == "call"
         orders = Orders(
             base_url=space.base_url,
@@ -292,18 +212,24 @@ class _Play:
             token=space.token,
             signing_key=space.signing_key,
             certificate=str(self.certificate),
-            link=link.fileno(),
+            link=None if link is None else link.fileno(),
             now=self.clock.now,
             began=self.ends - self.seconds,
             ends=self.ends,
-            journal=str(self.directory / f"kept-{number}.db"),
+            journal=scene.journal.format(directory=self.directory, number=number),
             options={"calls": is_call, "conferences": not is_call, **scene.options},
             receives=scene.receives,
             report=str(self._report_of(number)),
         )
+        if link is None:
+            self.tasks.append(asyncio.create_task(orders.keep(self.clock)))
+            return
+        command = [sys.executable, "-m", "tests.keep_streaming.kept_apart"]
         with link:
-            command = [sys.executable, "-m", "tests.keep_streaming.churned", json.dumps(asdict(orders))]
-            self.processes[number] = Popen(command, pass_fds=[link.fileno()])  # noqa: S603
+            process = self.processes[number] = Popen(command, pass_fds=[link.fileno()], stdin=PIPE)  # noqa: S603
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(json.dumps(asdict(orders)).encode() + b"\n")
 
     def _report_of(self, number: int) -> Path:
         return self.directory / f"report-{number}.jsonl"
@@ -338,7 +264,7 @@ class _Play:
             for number in range(self.scene.keepers)
         ]
         events: Counter[str] = Counter()
-        for row in sum(rows, []):
+        for row in chain.from_iterable(rows):
             events.update(row["events"])
         return Report(
             targets=len(lives),
@@ -354,12 +280,55 @@ class _Play:
         )
 
 
-def main() -> None:
-    orders = Orders(**json.loads(sys.argv[1]))
-    clock = LeapingClock(socket.socket(fileno=orders.link), now=orders.now)
-    logging.getLogger("signalwire_streams").setLevel(logging.ERROR)  # of what goes wrong all the time
-    clock.run(lambda: orders.keep(clock))
+_HOLD = {"in_doubt": "hold"}
+_RESTART_CALLS = {"in_doubt": "restart"}
+
+CONFERENCES = {
+    "conferences, received here": Scene(apart=True),
+    "conferences, received elsewhere": Scene(receives=False),
+    "conferences, received here, keeper killed five times": Scene(kills=5),
+    "conferences, received elsewhere, keeper killed five times": Scene(receives=False, kills=5),
+    "conferences, two keepers that know nothing of each other": Scene(receives=False, keepers=2),
+    "conferences, two such keepers, received by each": Scene(keepers=2),
+}
+CALLS = {
+    "calls that hold": Scene(kind="call", duplicate_names="allow", options=_HOLD),
+    "calls that restart": Scene(kind="call", duplicate_names="allow", options=_RESTART_CALLS),
+}
+
+
+def describe(report: Report) -> str:
+    return (
+        f"streamed {report.share:.1%} of {report.targets:,} lives, at most {report.most_at_once:,} at once; "
+        f"{report.doubled:,} doubled, {report.missed:,} missed (of at most {report.longest_missed:.0f} s), "
+        f"{report.events.get('StreamingInDoubt', 0):,} times in doubt, {report.starts:,} starts, "
+        f"{report.leaps:,} leaps"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.keep_streaming.churned", description=__doc__)
+    parser.add_argument("words", nargs="*", help="only the scenes whose description has one of these words")
+    parser.add_argument("--targets", type=int, default=5_000, help="how many (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=7_200.0, help="of the Space (default: %(default)g)")
+    parser.add_argument("--seed", type=int, default=1, help="of the Space (default: %(default)s)")
+    given = parser.parse_args()
+    logging.getLogger("signalwire_streams").setLevel(logging.ERROR)
+    is_good = True
+    for name, scene in (CONFERENCES | CALLS).items():
+        if given.words and not any(word in name for word in given.words):
+            continue
+        began = time.monotonic()
+        with TemporaryDirectory() as directory:
+            report = scene.play(Path(directory), targets=given.targets, seconds=given.seconds, seed=given.seed)
+        is_kept = report.share >= 0.98 and not (report.doubled or report.missed or report.growth)
+        is_good &= is_kept or scene.kind == "call"
+        sys.stdout.write(f"{name}: {describe(report)} ({time.monotonic() - began:.0f} s)\n")
+        for problem in report.growth:
+            sys.stdout.write(f"  {problem}\n")
+        sys.stdout.flush()
+    return 0 if is_good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

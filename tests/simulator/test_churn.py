@@ -10,6 +10,7 @@ from aiohttp import WSMsgType, web
 
 from signalwire_streams.simulator import Churn, Lifetime, NoFrames, Silence, Stream
 from tests.leaping_clock import LeapingClock
+from tests.waiting import until
 
 from .peer import Peer, simulated
 
@@ -39,14 +40,14 @@ def lives_of(churn: Churn, *, hours: float = 1.0, **settings: Any) -> list[Lifet
 
 
 async def first(peer: Peer) -> Lifetime:
-    while not peer.space.lifetimes:
-        await asyncio.sleep(0.1)
+    await until(lambda: peer.space.lifetimes, interval=0.1)
     return peer.space.lifetimes[0]
 
 
 def test_schedule_depends_on_the_seed_only() -> None:
     first, again, other = (
-        [(life.target_sid, life.began, life.ended) for life in lives_of(BUSY, hours=0.2, seed=seed)] for seed in (1, 1, 2)
+        [(life.target_sid, life.began, life.ended) for life in lives_of(BUSY, hours=0.2, seed=seed)]
+        for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -88,8 +89,7 @@ def test_life_that_is_ended_by_a_request_ends_then() -> None:
         life = await first(peer)
         ended = now()
         assert (await peer.post({"Status": "completed"}, "Conferences", life.target_sid)).status == 200
-        while life.ended is None:
-            await asyncio.sleep(10.0)
+        await until(lambda: life.ended, timeout=1000.0, interval=10.0)
         assert life.ended == pytest.approx(ended, abs=1.0)
 
     live(ONE, work)
@@ -172,8 +172,7 @@ def lose(noticed_by: str, check: Callable[[Peer, Stream, Socket], Awaitable[None
             sid = peer.space.add_conference()
             assert (await peer.start(sid, Url=url)).status == 200
             [stream] = peer.space.streams
-            while not (sockets and "start" in sockets[0].events):
-                await asyncio.sleep(0.1)
+            await until(lambda: sockets and "start" in sockets[0].events, interval=0.1)
             await sockets[0].websocket.ping()
             await asyncio.sleep(1.0)
             assert sockets[0].pongs == 1
@@ -253,8 +252,7 @@ def test_half_open_time_is_not_streamed() -> None:
             life = await first(peer)
             await peer.start(life.target_sid, Url=url)
             [stream] = peer.space.streams
-            while not sockets:
-                await asyncio.sleep(0.05)
+            await until(lambda: sockets, interval=0.1)
             await asyncio.sleep(3.0)
             assert peer.space.lose_socket(stream, "receiver")
             await asyncio.sleep(3.0)
@@ -271,8 +269,7 @@ def test_foreign_stream_takes_a_name_for_a_part_of_the_life() -> None:
         assert (stream.name, stream.alive, stream.is_foreign) == (f"audit-{life.target_sid}", True, True)
         assert (await peer.start(life.target_sid, Name=stream.name)).status == 422
         assert (await peer.stop(stream.name, life.target_sid)).status == 200
-        while life.ended is None:
-            await asyncio.sleep(10.0)
+        await until(lambda: life.ended, timeout=1000.0, interval=10.0)
         others = [stream for stream in peer.space.streams if not stream.alive and stream.error is None]
         assert others
         assert (life.streamed, life.most_streams) == (0.0, 1)
