@@ -97,7 +97,7 @@ class LeapingClock:
         for other in self._others:
             with suppress(OSError):
                 other.send(_ASK)
-        due = []
+        due: list[float] = []
         for other in tuple(self._others):
             reply = b""
             with suppress(OSError):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from attrs import define, field, frozen
-from attrs.validators import and_, ge, gt, in_, le
+from attrs.validators import and_, ge, gt, le
 
 from signalwire_streams.simulator._media_session import NoticedBy
 from signalwire_streams.simulator._requests import TargetKind
@@ -62,12 +62,12 @@ class Lifetime:
         target_sid: its sid.
         began: when it began.
         ended: when it ended; None while it lives.
-        streamed: seconds in which at least one stream was received until now, or ran if the Space opens no sockets. Foreign
-            streams do not count.
+        streamed: seconds, until now, in which at least one stream was received; or ran, if the Space opens no sockets.
+            Foreign streams do not count.
         most_streams: how many streams ran on it at the same time, at most. Foreign ones count.
     """
 
-    target_kind: TargetKind = field(validator=in_(("conference", "call")))
+    target_kind: TargetKind
     target_sid: str
     began: float
     ended: float | None = None
@@ -88,9 +88,6 @@ class ChurnRun:
     def __init__(self, churn: Churn, settings: SpaceSettings, state: SpaceState, lose_socket: LoseSocket) -> None:
         self._lifetimes: dict[str, Lifetime] = {}
         self._churn, self._settings, self._state, self._lose_socket = churn, settings, state, lose_socket
-        # Each has its own source, so that the schedule does not depend on what becomes of the sockets.
-        self._schedule = random.Random(f"churn {settings.seed}")  # noqa: S311  (reproducible, and protects nothing)
-        self._losses = random.Random(f"sockets {settings.seed}")  # noqa: S311  (the same)
         self._received: dict[str, Stream] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -101,6 +98,8 @@ class ChurnRun:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._task.result()  # raises what ended it early
 
     def lifetimes(self) -> list[Lifetime]:
         """Return all of them, as of now."""
@@ -135,6 +134,10 @@ class ChurnRun:
             if churn.lost_sockets:
                 _ = group.create_task(self._lose_sockets())
 
+    def _source_of(self, purpose: str) -> random.Random:
+        """Return a source of its own, so that arrivals do not depend on what else happens, nor on when."""
+        return random.Random(f"{purpose} {self._settings.seed}")  # noqa: S311  (reproducible, and protects nothing)
+
     def _rates(self) -> dict[TargetKind, float]:
         rates: dict[TargetKind, float] = {
             "conference": self._churn.conferences_per_hour,
@@ -143,11 +146,11 @@ class ChurnRun:
         return {kind: rate for kind, rate in rates.items() if rate}
 
     async def _arrive(self, group: asyncio.TaskGroup, kind: TargetKind, rate: float) -> None:
-        due = self._settings.monotonic()
+        schedule, due = self._source_of(kind), self._settings.monotonic()
         while True:
-            due += self._schedule.expovariate(rate)
-            life = self._schedule.expovariate(1.0 / self._churn.mean_life)
-            is_foreign, share = self._schedule.random() < self._churn.foreign_streams, self._schedule.random()
+            due += schedule.expovariate(rate)
+            life = schedule.expovariate(1.0 / self._churn.mean_life)
+            is_foreign, share = schedule.random() < self._churn.foreign_streams, schedule.random()
             await self._settings.sleep(max(due - self._settings.monotonic(), 0.0))
             _ = group.create_task(self._live(kind, life, foreign=share * life if is_foreign else 0.0))
 
@@ -183,10 +186,10 @@ class ChurnRun:
         return stream
 
     async def _lose_sockets(self) -> None:
-        draw, churn = self._losses.random, self._churn
+        source, churn = self._source_of("sockets"), self._churn
+        share = churn.lost_sockets * _TICK / _MINUTE
         while True:
             await self._settings.sleep(_TICK)
-            lost = [stream for stream in self._received.values() if draw() < churn.lost_sockets * _TICK / _MINUTE]
-            for stream in lost:
-                ends: tuple[NoticedBy, ...] = ("receiver", "space") if draw() < churn.half_open else ("both",)
-                _ = self._lose_socket(stream, self._losses.choice(ends))
+            for stream in [stream for stream in self._received.values() if source.random() < share]:
+                ends: tuple[NoticedBy, ...] = ("receiver", "space") if source.random() < churn.half_open else ("both",)
+                _ = self._lose_socket(stream, source.choice(ends))

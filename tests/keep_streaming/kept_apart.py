@@ -65,7 +65,7 @@ class Orders:
 
         async with AsyncExitStack() as stack:
             callbacks = await stack.enter_async_context(self._callbacks(on_callback))
-            template: dict[str, Any] = {"url": "wss://rx.example.com/audio", "status_callback": callbacks}
+            template: Any = {"url": "wss://rx.example.com/audio", "status_callback": callbacks}
             options = dict(self.options)
             if self.receives:
                 receiver = MediaReceiver(_listen, bearer_tokens=["another-one"])

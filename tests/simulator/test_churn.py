@@ -40,7 +40,7 @@ def lives_of(churn: Churn, *, hours: float = 1.0, **settings: Any) -> list[Lifet
 
 
 async def first(peer: Peer) -> Lifetime:
-    await until(lambda: peer.space.lifetimes, interval=0.1)
+    await until(lambda: peer.space.lifetimes, timeout=1000.0, interval=0.1)
     return peer.space.lifetimes[0]
 
 
@@ -266,9 +266,10 @@ def test_foreign_stream_takes_a_name_for_a_part_of_the_life() -> None:
     async def work(peer: Peer, _: object) -> None:
         life = await first(peer)
         [stream] = [stream for stream in peer.space.streams if stream.target_sid == life.target_sid]
-        assert (stream.name, stream.alive, stream.is_foreign) == (f"audit-{life.target_sid}", True, True)
-        assert (await peer.start(life.target_sid, Name=stream.name)).status == 422
-        assert (await peer.stop(stream.name, life.target_sid)).status == 200
+        name = f"audit-{life.target_sid}"
+        assert (stream.name, stream.alive, stream.is_foreign) == (name, True, True)
+        assert (await peer.start(life.target_sid, Name=name)).status == 422
+        assert (await peer.stop(name, life.target_sid)).status == 200
         await until(lambda: life.ended, timeout=1000.0, interval=10.0)
         others = [stream for stream in peer.space.streams if not stream.alive and stream.error is None]
         assert others
@@ -311,6 +312,6 @@ def test_names_are_used_once_if_the_space_says_so() -> None:
         {"foreign_streams": 2.0},
     ],
 )
-def test_impossible_churn_is_rejected(arguments: dict[str, float]) -> None:
+def test_impossible_churn_is_rejected(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Churn(**arguments)
