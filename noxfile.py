@@ -149,7 +149,7 @@ def mutants(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Check the keeper of streams after any three faults, and in two hours of a Space's life by a virtual clock.
 
-    Those two hours are played without sockets and then with them; the latter takes about half an hour.
+    Those two hours are played without sockets and then with them; the latter takes about an hour on an idle machine.
     """
     session.install("--editable", ".[cli]")
     session.run("python", "-m", "tests.keep_streaming", *session.posargs)
