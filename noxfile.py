@@ -147,10 +147,14 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Check the keeper of streams after any three faults, and in two hours of a Space's life by a virtual clock."""
-    session.install("--editable", ".")
+    """Check the keeper of streams after any three faults, and in two hours of a Space's life by a virtual clock.
+
+    Those two hours are played without sockets and then with them; the latter takes about an hour on an idle machine.
+    """
+    session.install("--editable", ".[cli]")
     session.run("python", "-m", "tests.keep_streaming", *session.posargs)
     session.run("python", "-m", "tests.keep_streaming", "--soak", *session.posargs)
+    session.run("python", "-m", "tests.keep_streaming.churned", *session.posargs)
 
 
 @nox.session

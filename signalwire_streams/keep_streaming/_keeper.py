@@ -311,7 +311,15 @@ class Keeper:
         if self._is_silent:
             self._is_silent = False
             self._tell(PollingRecovered())
+            self._start_now()
         return listed
+
+    def _start_now(self) -> None:
+        """Let starts that failed in an outage wait no longer, where another one is safe."""
+        for kept in self._targets.values():
+            is_safe = self._requests[kept.target[0]].settings.is_guarded or not kept.state.attempts
+            if is_safe and kept.state.status is KeepStatus.FAILING:
+                kept.state = evolve(kept.state, next_at=self._clock.now(), failures=0)
 
     def _compare(self, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         self._ignored &= listed.keys()

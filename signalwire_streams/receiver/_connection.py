@@ -260,7 +260,7 @@ class Connection:
         heartbeat, session = self._heartbeat, self.session
         if heartbeat is None or session is None or now - self._received_at < heartbeat:
             return
-        if self._pinged_at < self._received_at:
+        if self._pinged_at <= self._received_at:  # equal if the pong came at once, by the clock
             self._pinged_at, self._is_pong_late = now, False
             self._pinger = asyncio.create_task(self._ping())
         elif now - self._pinged_at >= heartbeat * _PONG_SHARE:

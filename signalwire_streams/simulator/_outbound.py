@@ -20,12 +20,13 @@ from attrs import field, frozen
 from yarl import URL
 
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, matching_rules
-from signalwire_streams.simulator._media_session import EncodedAudio, MediaSession, OutboundCall
+from signalwire_streams.simulator._media_session import EncodedAudio, MediaSession, NoticedBy, OutboundCall
 from signalwire_streams.simulator._requests import redact_url
 from signalwire_streams.simulator._sources import Silence, is_encodable
 from signalwire_streams.simulator._state import SpaceSettings, Stream
 
 HANDSHAKE_SECONDS = 5.0
+_HALF_OPEN_SECONDS = 300.0  # after which a connection that the Space has lost is closed
 _CLOSE_TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)
 _ATTEMPTS = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=5.0)
@@ -103,6 +104,14 @@ class Dialer(OutboundClient):
         if stream.sid in self._calls:
             self._calls[stream.sid].stopped.set()
 
+    def lose(self, stream: Stream, noticed_by: NoticedBy) -> bool:
+        """Lose a stream's connection; return whether it has one."""
+        call = self._calls.get(stream.sid)
+        if call is None or call.media is None:
+            return False
+        call.media.lose(noticed_by)
+        return True
+
     async def wait_for_audio(self, stream_sid: str) -> None:
         if stream_sid in self._calls:
             await self._calls[stream_sid].audio_sent.wait()
@@ -148,6 +157,9 @@ class Dialer(OutboundClient):
             self._on_ended(stream, "codec_error")
             raise
         self._on_ended(stream, None)
+        if call.media.noticed_by == "space":
+            await self._settings.sleep(_HALF_OPEN_SECONDS)
+            await call.media.close()
 
     async def connect(
         self, call: OutboundCall, session: aiohttp.ClientSession, *, autoclose: bool = True

@@ -232,6 +232,23 @@ class TestOutage:
             await until(lambda: events.count(PollingRecovered) == 1)
             assert events.count(StreamingLost) == events.count(TargetEnded) == 0
 
+    async def test_starts_that_waited_for_its_end_are_made_then(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, idle_clock: Clock
+    ) -> None:
+        """Each has failed so often by then that it would wait for up to a minute."""
+        rules = [space.faults.add("502", on="start-conference-stream")]
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(TargetFailing) >= 3)
+            rules.append(space.faults.add("502", on="list-conferences"))
+            await asyncio.sleep(70.0)  # of a clock that skips them
+            for rule in rules:
+                rule.remove()
+            ended = idle_clock.now()
+            await until(lambda: len(space.streams.active()) == 3)
+            assert idle_clock.now() - ended <= 20.0  # the next poll, and the circuit breaker's probe
+            assert events.count(PollingFailed) == events.count(PollingRecovered) == 1
+        assert space.streams.duplicates() == []
+
     async def test_polls_go_on_while_the_circuit_breaker_is_open(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:

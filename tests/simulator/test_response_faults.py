@@ -141,6 +141,17 @@ async def test_redirect_fault_sends_status_and_location(
         assert_logged(peer, "redirect", status, executed=executed)
 
 
+async def test_list_torn_fault_leaves_items_out_of_a_page() -> None:
+    async with simulated(conferences=7) as peer:
+        sids = peer.space.conference_sids
+        peer.space.faults.add("list-torn", on="list-conferences", every=3, times=1)
+        torn, whole = [(await peer.get("Conferences")).json for _ in range(2)]
+        assert [item["sid"] for item in torn.pop("conferences")] == [sids[place] for place in (0, 1, 3, 4, 6)]
+        assert [item["sid"] for item in whole.pop("conferences")] == sids
+        assert torn == whole
+        assert [request.fault for request in peer.space.requests] == ["list-torn", None]
+
+
 async def test_duplicate_name_fault_rejects_an_unused_name() -> None:
     async with simulated() as peer:
         peer.space.faults.add("duplicate-name", times=2)
