@@ -245,7 +245,7 @@ class _Play:
 
     def _report(self) -> Report:
         now, lives = self.clock.now, self.space.lifetimes
-        polls = [one.received_at for one in self.space.requests if one.answered == 200 and one.fault != "list-torn"]
+        polls = [one.received_at for one in self.space.requests if one.status == 200 and one.fault != "list-torn"]
         ends = [now if life.ended is None else life.ended for life in lives]
         living = {life.target_sid: end - life.began for life, end in zip(lives, ends, strict=True)}
         least = 2 * self.scene.keepers
