@@ -193,7 +193,7 @@ class Server:
         return self._send(arrival, response)
 
     async def _execute_late(self, arrival: _Arrival, rule: FaultRule, fields: Fields) -> web.StreamResponse:
-        self._record(arrival, fields, answered=None, created=None)
+        self._record(arrival, fields, status=None, created=None)
         arrival.connection.finish()
         await self._pause(rule.settings.seconds)
         if not self._closing.is_set():
