@@ -403,15 +403,14 @@ class Keeper:
         kind, sid = kept.target
         fields: Any = self._options.template
         where = self._options.where
-        if kept.item is None and (where is not None or callable(fields)):
-            kept.item = await self._requests[kind].get(sid)
-            if kept.item is None:
+        if where is not None or callable(fields):
+            item = kept.item = kept.item or await self._requests[kind].get(sid)
+            if item is None:
                 raise InvalidRequestError(f"the {kind} has ended")
-        if kept.item is not None:
-            if where is not None and not where(kept.item):
+            if where is not None and not where(item):
                 return None
             if callable(fields):
-                fields = await apply_template(fields, kept.item)
+                fields = await apply_template(fields, item)
         if fields is None:
             return None
         request = request_for(kind, sid, fields)

@@ -78,7 +78,7 @@ class RedisJournal:
         self._losses = 0
         self.is_lost = True
         self._has_records = False  # which are those of the last tenure
-        self._is_ending = False
+        self._is_ending = self._is_closed = False
         self._failure: StreamsError | None = None
         self._why = ""
         self._records: dict[str, str] = {}
@@ -161,6 +161,8 @@ class RedisJournal:
         self._end_waits()
 
     async def aclose(self) -> None:
+        # A cancellation alone may be lost in redis-py, or in Python 3.11's `wait_for`.
+        self._is_closed = True
         self._task.cancel()
         await asyncio.wait({self._task})
         with suppress(RedisUnavailableError, StreamsError):
@@ -177,7 +179,7 @@ class RedisJournal:
     async def _run(self, wait: float) -> None:
         is_away = False
         try:
-            while True:
+            while not self._is_closed:
                 if is_away or self._trusted_until == -inf:
                     await self._clock.sleep(wait)
                 elif not self._queue:

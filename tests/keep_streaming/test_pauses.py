@@ -93,15 +93,15 @@ async def test_only_starts_to_that_receiver_pause(
 ) -> None:
     """The other one gets streams of conferences that appear meanwhile."""
     bad = space.conference_sids[:6]
-    rules = [space.faults.add("socket-refused", target=sid) for sid in bad]
-    is_moved = False
+    for sid in bad:
+        space.faults.add("socket-refused", target=sid)
     space.callbacks = True
     seen: list[CallbackEvent] = []
     receiver = MediaReceiver(handle, bearer_tokens=None)
     async with receiver.serve(ssl_context=certificates.server) as url, told(space, seen) as (callback, keepers):
 
         def template(item: Any) -> Any:
-            host = url.replace("127.0.0.1", "localhost") if item.sid in bad and not is_moved else url
+            host = url.replace("127.0.0.1", "localhost") if item.sid in bad else url
             return {"url": host, "status_callback": callback}
 
         async with keeping(client, journal, template) as events:
@@ -111,8 +111,22 @@ async def test_only_starts_to_that_receiver_pause(
             await until(lambda: set(new) <= set(alive(space)))
             assert {event.target for event in events.seen if isinstance(event, TargetFailing)} == set(bad)
             assert (events.count(StartsPaused), events.count(StartsResumed)) == (1, 0)
-            is_moved = True
-            for rule in rules:
-                rule.remove()
-            await until(lambda: alive(space) == sorted(space.conference_sids))
-            await until(lambda: events.count(StartsResumed) == 1)
+            for sid in bad:
+                space.end_conference(sid)
+            await until(lambda: events.count(StartsResumed) == 1)  # nothing leads there any more
+
+
+async def test_target_that_leads_elsewhere_is_followed_there(
+    space: SimulatedSpace, client: StreamsClient, journal: Path
+) -> None:
+    asked = list[str]()
+
+    def template(item: Any) -> Any:
+        asked.append(item.sid)
+        return {"url": f"wss://rx-{len(asked) % 2}.example.com/audio"}
+
+    sid = space.conference_sids[0]
+    where = lambda item: item.sid == sid  # noqa: E731
+    async with keeping(client, journal, template, reassert=4.0, poll=1.0, where=where) as events:
+        await until(lambda: len(asked) >= 3)
+        await until(lambda: len(events.keeper._health) == 1)

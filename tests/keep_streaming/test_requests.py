@@ -56,6 +56,17 @@ def request_on(sid: str, kind: TargetKind = CONFERENCE, **fields: Any) -> Any:
 
 
 class TestStart:
+    async def test_nothing_is_sent_once_its_time_is_over(self, space: SimulatedSpace, client: StreamsClient) -> None:
+        """This process may have been suspended since the time was checked, and the lease may be another host's."""
+        [sid, *_] = space.conference_sids
+        late = client._clock.now()
+        answer = await requests_of(client).start(request_on(sid), 7, deadline_at=late)
+        assert isinstance(answer, StartRejected)
+        assert "deadline passed before it was sent" in answer.reason
+        stopped = await requests_of(client).stop(sid, StopBySid(sid="s"), "", deadline_at=late)
+        assert stopped.result is StopResult.FAILED
+        assert space.requests.count() == 0
+
     async def test_accepted_start_has_its_sid(self, space: SimulatedSpace, client: StreamsClient) -> None:
         [sid, *_] = space.conference_sids
         observed = await requests_of(client).start(request_on(sid), 7)
