@@ -96,3 +96,20 @@ async def test_lease_loop_uses_returned_tokens_first(monkeypatch: pytest.MonkeyP
 
     assert await waiting == 0
     await limiter.aclose()
+
+
+def test_fallback_begins_without_a_burst() -> None:
+    """Its bucket begins full, but tokens that were leased a moment ago may be in use."""
+    outage = Fallback("redis://x", 1)
+    outage.begin("refused", LocalState(RateLimit()), 7.0)
+    assert 0 < outage.try_acquire(7.0) < 0.1
+
+
+async def test_wait_of_unknown_length_is_that_of_one_token() -> None:
+    """A caller without any time asks nothing of Redis."""
+    limiter = RedisRateLimiter("redis://x", space="x", rate_limit=RateLimit(requests=40, utilization=1.0))
+    assert limiter.rate == limiter._state.quota.rate
+    assert await limiter.acquire(Priority.BULK, 0.0) == pytest.approx(1 / limiter.rate)
+    limiter.on_throttled(limiter._clock.now(), 90.0)
+    assert await limiter.acquire(Priority.BULK, 0.0) == pytest.approx(90, abs=60)
+    await limiter.aclose()
