@@ -80,6 +80,19 @@ async def test_head_may_have_256_kib(lines: int, space: SimulatedSpace, client_f
         assert len(raw.requests) == 1
 
 
+async def test_head_of_more_than_256_kib_is_rejected_before_its_end(space: SimulatedSpace, client_for: Any) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + b"".join(f"X-{number}: {'x' * 60_000}\r\n".encode() for number in range(4))
+    head += b"X-5: ".ljust(256 * 1024 + 1 - len(head), b"x")
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        connection.writer.write(head)
+        return await connection.reader.read()  # nothing, once the client has closed the connection
+
+    async with raw_space(answer) as raw:
+        with pytest.raises(StreamOutcomeUnknownError, match="its head is too long"):
+            await client_for(space, base_url=raw.url).calls.start_stream("call", url=URL)
+
+
 @pytest.mark.parametrize("kind", ["start", "read"])
 async def test_endless_response_head_is_malformed_and_not_read_to_its_end(
     kind: str, space: SimulatedSpace, client_for: Any
