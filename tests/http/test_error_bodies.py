@@ -332,6 +332,8 @@ def test_absent_secrets_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None
         ("hush-hush-very-long", "'hush-hus' is too long", "'***' is too long"),
         ("hush-hush-very-long", "'hush-hu' is too long", "'hush-hu' is too long"),
         ("hush-hush-very-very-long", "hush-hush-very-veryX is cut", "***X is cut"),
+        ("hush-hush-very-very-long", "hush-hush-very-vX is cut", "***X is cut"),
+        ("hush-hush-very-very-long", "hush-hush-very-X is cut", "hush-hush-very-X is cut"),
         ("https://a.example", "see https://b.example", "see https://b.example"),
         ("customer-7", "customers are many", "customers are many"),
     ],
