@@ -113,3 +113,13 @@ async def test_wait_of_unknown_length_is_that_of_one_token() -> None:
     limiter.on_throttled(limiter._clock.now(), 90.0)
     assert await limiter.acquire(Priority.BULK, 0.0) == pytest.approx(90, abs=60)
     await limiter.aclose()
+
+
+async def test_spare_tokens_are_granted_in_the_order_in_which_they_expire() -> None:
+    limiter = RedisRateLimiter("redis://x", space="x")
+    now = limiter._clock.now()
+    limiter._leases._spare.extend([now - 1, now + 60, now + 90])
+    turns = [limiter._leases.queue.add(Priority.BULK) for _ in range(3)]
+    limiter._leases._grant_spare()
+    assert [turn.done() and turn.result() for turn in turns] == [now + 60, now + 90, False]
+    await limiter.aclose()
