@@ -150,3 +150,12 @@ async def test_file_that_disappears_ends_its_stream_with_an_error(tmp_path: Path
             await asyncio.sleep(0)
         assert (stream.alive, stream.error) == (False, "codec_error")
     assert [type(error) for error in raised] == [FileNotFoundError]
+
+
+def test_tone_is_a_sine_wave_of_its_frequency() -> None:
+    inbound, outbound = (Tone(hertz=100).clip(track, 8_000) for track in ("inbound", "outbound"))
+    assert list(inbound.read(0, 81)[::20]) == [0, 9_830, 0, -9_830, 0]
+    assert list(outbound.read(0, 161)[::40]) == [0, -9_830, 0, 9_830, 0]
+    assert (inbound.length, inbound.repeats) == (8_000, True)
+    brief = Tone(seconds=0.25).clip("inbound", 16_000)
+    assert (brief.length, brief.repeats) == (4_000, False)
