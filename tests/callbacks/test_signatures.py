@@ -595,6 +595,7 @@ class TestSigning:
             ({"key": None}, "Signing Key"),
             ({"url": 5}, r"str\(url\)"),
             ({"url": "\ud800"}, "UTF-8"),
+            ({"url": f"{URL}\udc80"}, "UTF-8"),
             ({"algorithm": "md5"}, "'sha1' or 'sha256'"),
             ({"body": b""}, "either"),
             ({"algorithm": "sha256"}, "either"),

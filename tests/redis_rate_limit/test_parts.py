@@ -123,3 +123,12 @@ async def test_spare_tokens_are_granted_in_the_order_in_which_they_expire() -> N
     limiter._leases._grant_spare()
     assert [turn.done() and turn.result() for turn in turns] == [now + 60, now + 90, False]
     await limiter.aclose()
+
+
+def test_fallback_pauses_and_slows_down_after_a_429() -> None:
+    outage = Fallback("redis://x", 1)
+    outage.on_throttled(5.0, 4.0, 30.0)
+    outage.begin("refused", LocalState(RateLimit()), 7.0)
+    assert outage.try_acquire(8.0) == 0
+    outage.on_throttled(9.0, 8.0, 30.0)
+    assert outage.try_acquire(10.0) == pytest.approx(29.0)

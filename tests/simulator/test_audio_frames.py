@@ -1,6 +1,7 @@
 """The audio frames that a Space sends: their length, their continuity, and that encoding them never blocks the loop."""
 
 import asyncio
+import json
 import time
 import wave
 from base64 import b64decode
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType, web
 
-from signalwire_streams.simulator import Silence, Sound, Stream, Tone, WavFile
-from signalwire_streams.simulator._media_session import EncodedAudio
+from signalwire_streams.simulator import Silence, SimulatedSpace, Sound, Stream, Tone, WavFile
+from signalwire_streams.simulator._media_session import EncodedAudio, FrameEncoder
 
 from .peer import simulated
 
@@ -159,3 +160,20 @@ def test_tone_is_a_sine_wave_of_its_frequency() -> None:
     assert (inbound.length, inbound.repeats) == (8_000, True)
     brief = Tone(seconds=0.25).clip("inbound", 16_000)
     assert (brief.length, brief.repeats) == (4_000, False)
+
+
+@pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
+def test_frames_are_numbered_in_order(dialect: Any) -> None:
+    """From 1 on the socket, without marks unless the dialect is Twilio's, and from 1 in each track."""
+    encoder = FrameEncoder(_stream(), SimulatedSpace(dialect=dialect))
+    slot = [("inbound", "AA=="), ("outbound", "BB==")]
+    frames = [encoder.connected(), encoder.start(), *encoder.media(0, slot), *encoder.media(20, slot)]
+    decoded = [json.loads(frame) for frame in (*frames, encoder.mark("m"), encoder.dtmf("1", 100), encoder.stop())]
+    numbers = [frame.get("sequenceNumber") for frame in decoded]
+    expected = [None, "1", "2", "3", "4", "5", None, "6", "7"]
+    assert numbers == (expected if dialect == "signalwire" else [*expected[:6], "6", "7", "8"])
+    media = [frame["media"] for frame in decoded if frame["event"] == "media"]
+    assert [(body["track"], body["chunk"], body["timestamp"]) for body in media] == [
+        *(("inbound", "1", "0"), ("outbound", "1", "0")),
+        *(("inbound", "2", "20"), ("outbound", "2", "20")),
+    ]
