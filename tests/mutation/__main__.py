@@ -56,7 +56,11 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "receiver": (["tests/receiver"], EVERYWHERE),
     "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),
     "resources": (["tests/client"], ["tests/transport", "tests/http"]),
-    "simulator": (["tests/simulator"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/client"]),
+    "simulator": (
+        ["tests/simulator"],
+        [*EVERYWHERE, "tests/test_pytest_plugin.py", "tests/receiver/test_faults.py"],
+        ["tests/client"],
+    ),
 }
 """The packages and modules that are mutated, and the tests of each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
