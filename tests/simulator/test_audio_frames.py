@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import wave
+from array import array
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType, web
 
+from signalwire_streams.receiver.audio import AudioFormat
 from signalwire_streams.simulator import Silence, SimulatedSpace, Sound, Stream, Tone, WavFile
 from signalwire_streams.simulator._media_session import EncodedAudio, FrameEncoder
+from signalwire_streams.simulator._sources import codec_of
 
 from .peer import simulated
 
@@ -177,3 +180,10 @@ def test_frames_are_numbered_in_order(dialect: Any) -> None:
         *(("inbound", "1", "0"), ("outbound", "1", "0")),
         *(("inbound", "2", "20"), ("outbound", "2", "20")),
     ]
+
+
+@pytest.mark.parametrize(("codec", "encoding"), [("PCMU", "audio/x-mulaw"), ("PCMA", "audio/x-alaw")])
+def test_each_code_is_that_of_its_own_sample(codec: str, encoding: str) -> None:
+    """By the decoder of the receiver, which is another implementation; µ-law has two codes for 0."""
+    codes = bytes(code for code in range(256) if (codec, code) != ("PCMU", 0x7F))
+    assert codec_of(codec).encode(array("h", AudioFormat(encoding).to_pcm(codes))) == codes
