@@ -334,6 +334,8 @@ def test_absent_secrets_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None
         ("hush-hush-very-very-long", "hush-hush-very-veryX is cut", "***X is cut"),
         ("hush-hush-very-very-long", "hush-hush-very-vX is cut", "***X is cut"),
         ("hush-hush-very-very-long", "hush-hush-very-X is cut", "hush-hush-very-X is cut"),
+        ("  abc\n", "xabcx or abc is bad", "xabcx or *** is bad"),
+        ("  abcd\n", "xabcdx or abcd is bad", "x***x or *** is bad"),
         ("https://a.example", "see https://b.example", "see https://b.example"),
         ("customer-7", "customers are many", "customers are many"),
     ],
