@@ -1,5 +1,6 @@
 """The pytest plugin, in test suites as users write them."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -261,7 +262,9 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
         consecutive=False,
     )
     assert str(done.stdout).count("is still running") == 1
-    assert (pytester.path / "token").read_text() not in str(done.stdout)
+    token = (pytester.path / "token").read_text()
+    assert token not in str(done.stdout)
+    assert re.fullmatch("[0-9A-Za-z_-]{43}", token), "32 random bytes"
 
 
 def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:

@@ -75,6 +75,13 @@ SHAPES: dict[str, tuple[object, Problem]] = {
         {"code": 20404, "message": "m", "status": 200},
         Problem(sentences=("m",), code=20404, is_api=True, status=400),
     ),
+    **{
+        f"status {status}": (
+            {"code": 20404, "message": "m", "status": status},
+            Problem(sentences=("m",), code=20404, is_api=True, status=read),
+        )
+        for status, read in ((399, 400), (400, 400), (599, 599), (600, 400))
+    },
     "code of another type": ({"code": True}, Problem()),
     "code that is no number": ({"code": "-1"}, Problem()),
     "code in other digits": ({"code": "٢٠"}, Problem()),
