@@ -87,6 +87,7 @@ def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None
             assert [event async for event in session][-1].track
             assert session.end_reason is EndReason.STOPPED
             assert len(signalwire_space.streams) == 1
+            assert (len(signalwire_space.conference_sids), len(signalwire_space.call_sids)) == (3, 3)
 
         async def test_joined(signalwire_space, stream_receiver, client):
             async with stream_receiver.open(client.calls, signalwire_space.call_sids[2]) as session:

@@ -396,6 +396,8 @@ def test_any_secret_in_any_encoding_is_redacted(around: str, secret: str, spell:
     [
         ({"code": 20001, "message": "Unknown error", "more_info": "https://signalwire.com/x", "status": 503}, True),
         ({"code": "20001", "message": "Unknown error", "status": 503}, True),
+        ({"code": 10_000, "message": "Unknown error", "status": 503}, True),
+        ({"code": 9_999, "message": "Unknown error", "status": 503}, False),
         ({"code": 20001, "message": "Unknown error"}, False),
         ({"code": 503, "message": "upstream timed out", "status": 503}, False),
         ({"code": 14, "message": "upstream connect error", "details": []}, False),
@@ -408,3 +410,7 @@ def test_any_secret_in_any_encoding_is_redacted(around: str, secret: str, spell:
 def test_only_documented_error_shape_is_api(document: object, is_api: bool) -> None:
     """A gateway's JSON, which says nothing of what the Space did, is not taken for the API's words."""
     assert read_problem(document).is_api is is_api
+
+
+def test_twenty_sentences_of_an_error_are_kept() -> None:
+    assert read_problem({"errors": [str(number) for number in range(25)]}).sentences == tuple(map(str, range(20)))

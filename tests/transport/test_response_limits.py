@@ -254,6 +254,30 @@ async def test_response_to_a_start_may_have_64_kib(
     assert stream.sid == sid
 
 
+@pytest.mark.parametrize("more", [0, 1])
+async def test_read_may_have_4_mib_exactly(more: int, space: SimulatedSpace, client_for: Any) -> None:
+    body = json.dumps({"sid": "room"}).encode().ljust(4 * MIB + more)
+    async with raw_space(always(http(200, body=body))) as raw:
+        client = client_for(space, base_url=raw.url)
+        if more:
+            with pytest.raises(MalformedResponseError):
+                await client.conferences.get("room")
+        else:
+            assert (await client.conferences.get("room")).sid == "room"
+
+
+@pytest.mark.parametrize(("lines", "is_read"), [(512, True), (513, False)])
+async def test_response_may_have_512_headers(lines: int, is_read: bool, space: SimulatedSpace, client_for: Any) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n" + b"X-Header: 1\r\n" * (lines - 1)
+    async with raw_space(always(head + b'\r\n{"sid":"room"}')) as raw:
+        client = client_for(space, base_url=raw.url)
+        if is_read:
+            assert (await client.conferences.get("room")).sid == "room"
+        else:
+            with pytest.raises(MalformedResponseError):
+                await client.conferences.get("room")
+
+
 @pytest.mark.parametrize(
     ("items", "padding", "readable"),
     [(1_000, 60_000, True), (1_000, 3 * MIB, True), (1_000, 4 * MIB, False), (19_998, 0, True), (19_999, 0, False)],
