@@ -187,3 +187,9 @@ def test_each_code_is_that_of_its_own_sample(codec: str, encoding: str) -> None:
     """By the decoder of the receiver, which is another implementation; µ-law has two codes for 0."""
     codes = bytes(code for code in range(256) if (codec, code) != ("PCMU", 0x7F))
     assert codec_of(codec).encode(array("h", AudioFormat(encoding).to_pcm(codes))) == codes
+
+
+def test_smallest_and_largest_samples_have_their_codes() -> None:
+    samples = array("h", [0, 1, -1, -8, 32_767, -32_768])
+    assert codec_of("PCMU").encode(samples).hex(" ") == "ff ff 7e 7e 80 00"
+    assert codec_of("PCMA").encode(samples).hex(" ") == "d5 d5 55 55 aa 2a"
