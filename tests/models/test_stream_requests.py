@@ -492,3 +492,9 @@ def test_secret_field_of_one_kind_is_among_its_secrets() -> None:
     start = StartWithPin(conference_sid="a", url="wss://b", pin="1234", authorization_bearer_token="token")
     assert set(start.secrets) == {"token", "1234"}
     assert StartConferenceStream(conference_sid="a", url="wss://b").secrets == ()
+
+
+@both_kinds
+def test_bearer_token_may_have_any_visible_ascii(kind: str) -> None:
+    visible = "".join(map(chr, range(ord("!"), ord("~") + 1)))
+    assert start(kind, authorization_bearer_token=visible).authorization_bearer_token == visible
