@@ -1,5 +1,6 @@
 """The pytest plugin, in test suites as users write them."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -87,6 +88,7 @@ def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None
             assert [event async for event in session][-1].track
             assert session.end_reason is EndReason.STOPPED
             assert len(signalwire_space.streams) == 1
+            assert (len(signalwire_space.conference_sids), len(signalwire_space.call_sids)) == (3, 3)
 
         async def test_joined(signalwire_space, stream_receiver, client):
             async with stream_receiver.open(client.calls, signalwire_space.call_sids[2]) as session:
@@ -262,7 +264,9 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
         consecutive=False,
     )
     assert str(done.stdout).count("is still running") == 1
-    assert (pytester.path / "token").read_text() not in str(done.stdout)
+    token = (pytester.path / "token").read_text()
+    assert token not in str(done.stdout)
+    assert re.fullmatch("[0-9A-Za-z_-]{43}", token), "32 random bytes"
 
 
 def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:

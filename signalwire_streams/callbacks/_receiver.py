@@ -145,7 +145,8 @@ class Dispatcher:
             self.count("overflowed", event)  # and not remembered, so that the next attempt is accepted
             return False
         self._seen.add(identity)
-        if _is_end(event):
+        # A rejected duplicate may have the sid of a stream that is running.
+        if event.end_reason is not None and not event.is_duplicate and event.stream_key is not None:
             self._ended.add(stream)
         self._enqueue(event, len(raw))
         return True
@@ -255,11 +256,6 @@ def _is_start(event: CallbackEvent) -> bool:
     if isinstance(event, CallStreamChanged):
         return event.state == CallStreamState.STREAMING
     return isinstance(event, StreamStarted)
-
-
-def _is_end(event: CallbackEvent) -> bool:
-    """Return whether the stream of this sid has ended; a rejected duplicate may have the sid of one that is running."""
-    return event.end_reason is not None and not event.is_duplicate and event.stream_key is not None
 
 
 class CallbackReceiver:
@@ -401,7 +397,11 @@ class CallbackReceiver:
 
         Source: https://asgi.readthedocs.io/en/latest/specs/www.html
         """
-        return Application(websocket=_reject_websocket, http=self._handle_asgi, aclose=self.aclose)
+        return Application(
+            websocket=lambda scope, _, send: reject_upgrade(scope, send, _FORBIDDEN, {}),
+            http=self._handle_asgi,
+            aclose=self.aclose,
+        )
 
     async def _handle_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(headers_of(scope))
@@ -473,10 +473,6 @@ class _Incoming:
     def announced_size(self) -> int:
         text = self.headers.get("Content-Length", "")
         return int(text[:20]) if text.isascii() and text.isdigit() else 0
-
-
-async def _reject_websocket(scope: Scope, _: Receive, send: Send) -> None:
-    await reject_upgrade(scope, send, _FORBIDDEN, {})
 
 
 async def _pieces(request: web.Request) -> AsyncIterator[bytes]:

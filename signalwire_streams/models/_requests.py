@@ -73,14 +73,6 @@ def _validate_unnamed(request: "StartStream", attribute: "Attribute[bool]", valu
         raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
 
 
-def _redacted_url(url: str | None) -> str:
-    return repr(redact_url(url)) if url else "None"
-
-
-def _parameter_names(parameters: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
-
-
 @frozen(kw_only=True)
 class StartStream:
     """Fields that all starts share. Use `StartConferenceStream` or `StartCallStream`.
@@ -113,7 +105,7 @@ class StartStream:
     status_callback: str | None = field(
         default=None,
         validator=if_given(validate_callback_url),
-        repr=_redacted_url,
+        repr=lambda url: repr(redact_url(url)) if url else "None",
         metadata={WIRE_NAME: "StatusCallback", SECRET: "partly"},
     )
     status_callback_method: CallbackMethod | None = field(
@@ -122,7 +114,7 @@ class StartStream:
     parameters: Mapping[str, str] = field(
         factory=dict,
         converter=check_parameters,
-        repr=_parameter_names,
+        repr=lambda parameters: "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}",
         hash=False,
         metadata={WIRE_NAME: "Parameter", SECRET: True},
     )

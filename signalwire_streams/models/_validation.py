@@ -155,7 +155,7 @@ def _check_host(url: str, shown: str) -> None:
 def _has_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port is not False
+        return bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

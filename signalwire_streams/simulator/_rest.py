@@ -343,7 +343,7 @@ class AdminApi:
         }
         view = views.get(path)
         if view is None or method != "GET":
-            return api_error(404, 20404, f"There are GET {', GET '.join(views)}")
+            return api_error(404, _NO_SUCH_RESOURCE, f"There are GET {', GET '.join(views)}")
         return json_response(view())
 
     def _summary(self) -> Json:

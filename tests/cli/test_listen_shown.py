@@ -17,7 +17,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, Group
 
-from signalwire_streams._cli.listen import bar, draw
+from signalwire_streams._cli.listen import _levels, bar, draw
 from signalwire_streams._cli.listen_recording import LevelMeter, RecordingOptions, dbfs
 from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
 from signalwire_streams._cli.progress import live_table
@@ -155,6 +155,27 @@ def test_narrow_table_truncates_only_the_sid() -> None:
     assert cell_len(stream) <= 80
 
 
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (55, ["STREAM", "TIME", "LOST"]),
+        (56, ["STREAM", "TIME", "LEVEL", "LOST"]),
+        (71, ["STREAM", "TIME", "LEVEL", "LOST"]),
+        (72, ["STREAM", "TIME", "LEVEL", "FRAMES", "LOST", "STATUS"]),
+    ],
+)
+def test_narrow_table_has_fewer_columns(width: int, titles: list[str]) -> None:
+    assert drawn([row(7)], width=width)[0].split() == titles
+
+
+@pytest.mark.parametrize(
+    ("level", "colour"),
+    [(None, "green"), (-6.01, "green"), (-6.0, "yellow"), (-1.01, "yellow"), (-1.0, "red"), (0.0, "red")],
+)
+def test_loud_level_is_yellow_and_one_near_full_scale_red(level: float | None, colour: str) -> None:
+    assert _levels([("inbound", level)], plain=False).spans[1].style == colour
+
+
 @pytest.mark.parametrize("height", [1, 4, 5, 24])
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
 def test_table_fits_the_terminal(height: int, count: int) -> None:
@@ -224,6 +245,15 @@ async def test_live_table_writes_lines_above_it_on_a_terminal(
     assert "so [31m it is" in captured.err
     assert "00000007-" in captured.err
     assert captured.err.endswith("\x1b[1A\x1b[2K" * 3)
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_live_table_is_drawn_four_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_terminal(monkeypatch, "stderr")
+    look, _ = looking()
+    async with live_table(look, as_json=False):
+        await asyncio.sleep(1.1)
+    assert look()[1] == "Listening: 5"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (202, {"errors": [{"code": "20429", "message": "Too many requests"}]}, AttemptResult.THROTTLED),
         (201, {"sid": "x", "code": 20429}, AttemptResult.DONE),
         (204, None, AttemptResult.ACCEPTED),
+        (300, None, AttemptResult.REDIRECTED),
         (301, None, AttemptResult.REDIRECTED),
         (302, API_ERROR, AttemptResult.REDIRECTED),
         (303, None, AttemptResult.REDIRECTED),

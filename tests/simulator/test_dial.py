@@ -478,7 +478,7 @@ async def test_endpoint_that_does_not_accept_is_named(response: bytes | None, to
         report = await dial_media(url, authorization_bearer_token=token)
     assert rules(report) == [EndpointRule.NOT_ACCEPTED]
     assert report.broken_rules[0].message.startswith(f"the endpoint {sentence}")
-    assert (report.connect_ms, report.close_code, report.recording) == (None, None, ())
+    assert (report.connect_ms, report.close_code, report.recording, report.frame_size) == (None, None, (), 0)
 
 
 async def test_port_without_listener_is_named() -> None:

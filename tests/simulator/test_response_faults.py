@@ -26,7 +26,9 @@ STATUS_FAULTS: list[tuple[str, dict[str, Any], int, str, int | None]] = [
     ("500", {"body": "api"}, 500, "application/json", 20504),
     ("status", {"status": 408}, 408, "text/html", None),
     ("status", {"status": 425, "body": "api", "code": 1}, 425, "application/json", 1),
+    ("status", {"status": 401, "body": "api"}, 401, "application/json", 20003),
     ("status", {"status": 403, "body": "api"}, 403, "application/json", 10003),
+    ("status", {"status": 404, "body": "api"}, 404, "application/json", 20404),
     ("status", {"status": 599, "body": "html"}, 599, "text/html", None),
 ]
 

@@ -782,3 +782,18 @@ async def test_run_with_one_unsolicited_response_reports_each_start_as_it_is(
         counts = Counter(outcome.status for outcome in outcomes)
         assert counts[BulkStatus.STARTED] >= STARTS - 2
         assert not isinstance(outcomes[0].stream, CallStream)
+
+
+@pytest.mark.parametrize(
+    ("cipher", "overhead"),
+    [
+        (("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256), 22),
+        (("ECDHE-RSA-AES128-GCM-SHA256", "TLSv1.2", 128), 29),
+        (("ECDHE-RSA-CHACHA20-POLY1305", "TLSv1.2", 256), 21),
+        (None, 21),
+    ],
+)
+def test_tls_record_is_longer_than_its_content(cipher: object, overhead: int) -> None:
+    """Header and tag; in TLS 1.3 the type of the content as well, and with GCM of TLS 1.2 a nonce."""
+    tls: Any = SimpleNamespace(cipher=lambda: cipher)
+    assert attempt_guard._record_overhead(tls) == overhead
