@@ -27,6 +27,7 @@ _RENEWAL = 0.2
 _RETENTION = 30 * 24 * 3600  # seconds until Redis forgets a keeper that does not come back
 _MOST_AT_ONCE = 500
 _PAUSE = 0.25  # seconds until Redis is tried again
+_CANCEL_AGAIN = 0.1  # seconds
 
 SCRIPT = """
 local known, new, lease, retention = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -78,7 +79,7 @@ class RedisJournal:
         self._losses = 0
         self.is_lost = True
         self._has_records = False  # which are those of the last tenure
-        self._is_ending = self._is_closed = False
+        self._is_ending = False
         self._failure: StreamsError | None = None
         self._why = ""
         self._records: dict[str, str] = {}
@@ -161,10 +162,9 @@ class RedisJournal:
         self._end_waits()
 
     async def aclose(self) -> None:
-        # A cancellation alone may be lost in redis-py, or in Python 3.11's `wait_for`.
-        self._is_closed = True
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        while not self._task.done():  # a cancellation may be lost in redis-py, or in Python 3.11's `wait_for`
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN)
         with suppress(RedisUnavailableError, StreamsError):
             while self.obstacle is None:
                 is_last = len(self._queue) <= _MOST_AT_ONCE
@@ -179,7 +179,7 @@ class RedisJournal:
     async def _run(self, wait: float) -> None:
         is_away = False
         try:
-            while not self._is_closed:
+            while True:
                 if is_away or self._trusted_until == -inf:
                     await self._clock.sleep(wait)
                 elif not self._queue:

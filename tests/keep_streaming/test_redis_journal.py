@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -124,6 +124,7 @@ class TestHolder:
         assert int(redis.ask("PTTL", LEASE)[1:]) <= SECONDS * 900
         assert await journal.permit() == time.now + SECONDS * 0.65
         time.now += SECONDS * 0.5
+        await journal.save(ROOM, kept(7))
         assert await journal.permit() == time.now + SECONDS * 0.65, "it was renewed, so that no request outlasts it"
         time.now += SECONDS
         assert journal.obstacle == "the lease was not renewed in time"
@@ -287,6 +288,29 @@ class TestEnd:
         time.now += SECONDS
         with pytest.raises(LeaseLostError):
             await saving
+
+    async def test_cancellation_that_is_lost_does_not_hang_the_end(
+        self, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in redis-py, or in Python 3.11's wait_for."""
+        journal = await hosts.open()
+        assert await journal.acquire()
+        exchange, begun = journal._exchange, asyncio.Event()
+
+        async def swallow(**options: Any) -> float:
+            if begun.is_set():
+                return await exchange(**options)
+            begun.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return 1.0
+
+        monkeypatch.setattr(journal, "_exchange", swallow)
+        await asyncio.sleep(0)
+        journal._queued.set()
+        await begun.wait()
+        await journal.aclose()
+        assert journal._task.done()
 
 
 class TestErrors:
