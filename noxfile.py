@@ -14,7 +14,7 @@ nox.needs_version = ">=2025.10.14"
 nox.options.sessions = ["lint", "types", "tests", "wheel"]
 nox.options.error_on_external_run = True
 nox.options.download_python = "never"
-EVERYTHING = ".[audio,cli,pytest,redis,fleet,tokens]"
+EVERYTHING = ".[audio,cli,fleet,otel,pytest,redis,tokens]"
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 MATRIX = [
     *((version, "newest") for version in nox.project.python_versions(PROJECT) if version != RUNNING),
@@ -159,6 +159,18 @@ def mutants(session: nox.Session) -> None:
     session.env.pop("TMPDIR", None)  # or the path of a Redis socket may become too long
     session.run("python", "-m", "tests.mutation", "--json", str(results), *session.posargs)
     session.log(f"results of all mutants: {results}")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Check the keeper of streams after any three faults, and in two hours of a Space's life by a virtual clock.
+
+    Those two hours are played without sockets and then with them; the latter takes about an hour on an idle machine.
+    """
+    session.install("--editable", ".[cli]")
+    session.run("python", "-m", "tests.keep_streaming", *session.posargs)
+    session.run("python", "-m", "tests.keep_streaming", "--soak", *session.posargs)
+    session.run("python", "-m", "tests.keep_streaming.churned", *session.posargs)
 
 
 @nox.session

@@ -283,6 +283,28 @@ async def _bulk_runs(site: Site, *, with_journal: bool) -> AsyncIterator[Run]:
             yield run
 
 
+@asynccontextmanager
+async def _traced(site: Site, *, sdk: bool) -> AsyncIterator[Run]:
+    """One start after the other with telemetry: OpenTelemetry's API alone, which records nothing, or its SDK."""
+    from signalwire_streams.telemetry import instrument
+
+    providers: dict[str, Any] = {}
+    if sdk:
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+
+        providers = {
+            "tracer_provider": TracerProvider(),
+            "meter_provider": MeterProvider([InMemoryMetricReader()]),
+        }
+    async with _client(site) as client:
+        with instrument(client, **providers):
+            yield partial(_from_workers, _by_client(client))
+
+
+traced = _measured(partial(_traced, sdk=False))
+traced_by_sdk = _measured(partial(_traced, sdk=True))
 bulk = _measured(partial(_bulk_runs, with_journal=False))
 journaled = _measured(partial(_bulk_runs, with_journal=True))
 

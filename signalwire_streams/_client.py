@@ -1,10 +1,11 @@
 """`StreamsClient`: composes the layers and owns their lifetime."""
 
 import os
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self, TypeAlias, TypedDict, Unpack
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypedDict, Unpack
 
 import aiohttp
 
@@ -25,13 +26,17 @@ from signalwire_streams.middleware._rate_limit import (
     choose_rate_limiter,
 )
 from signalwire_streams.middleware._retry import OnAttempt, RetryBudget, RetryMiddleware
-from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
+from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._validation import Secret, check_count, masks_secrets
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
 
 if TYPE_CHECKING:
+    import signalwire_streams.keep_streaming as keeping
     from signalwire_streams.bulk._runs import BulkRuns
+    from signalwire_streams.keep_streaming._restarter import Restarter
+    from signalwire_streams.models import Call, Conference
+    from signalwire_streams.receiver import MediaReceiver
 
 __all__ = ["StreamsClient"]
 
@@ -126,19 +131,23 @@ class StreamsClient:
         self.origin, self.project = account.origin, account.sid
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
         sessions = SessionManager(connections, session)
-        send: Handler = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
-        for middleware in (
-            RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
-            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
-            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
-        ):
-            send = partial(middleware, send=send)
+        self._breaker = CircuitBreaker(circuit_breaker or CircuitBreakerPolicy())
+        self._retries = retries = RetryMiddleware(retry, RetryBudget(), clock, on_attempt)
+        transport = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
+        rate_limits = RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock)
+        send: Handler = partial(rate_limits, send=transport)
+        # A keeper's polls are what ends an outage, so no breaker holds them back.
+        self._polls = Dispatcher(sessions, chain(middlewares, partial(retries, send=send)))
+        send = partial(retries, send=partial(CircuitBreakerMiddleware(self._breaker, clock), send=send))
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
-        self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
+        conferences, calls = self._conference_streams, self._call_streams
+        self.conferences = Conferences(conferences, partial(_restarter, conferences, self._polls))
+        self.calls = Calls(calls, partial(_restarter, calls, self._polls))
         paced = rate_limiter if isinstance(rate_limiter, SpaceRateLimiter) else rate_limit or RateLimit()
         self._rate = paced.rate
+        self._observe_run: Callable[[str], bulk.RunObserver] | None = None  # set by telemetry
 
     @classmethod
     @masks_secrets
@@ -231,6 +240,104 @@ class StreamsClient:
         """
         return self._bulk_runs.stop(streams, concurrency=concurrency, journal=journal, resume=resume)
 
+    @masks_secrets
+    def keep_streaming(
+        self,
+        template: "keeping.Template",
+        *,
+        name: str,
+        conferences: bool = True,
+        calls: bool = False,
+        where: "Callable[[Conference | Call], bool] | None" = None,
+        poll: float = 5.0,
+        journal: Path | str = "kept.db",
+        lease: float = 30.0,
+        receivers: "Iterable[MediaReceiver]" = (),
+        reassert: float = 60.0,
+        in_doubt: "keeping.InDoubtPolicy | str" = "hold",
+        names: "keeping.StreamNames | str" = "reusable",
+        duplicate_names: "Mapping[str, keeping.DuplicateNames | str]" = MappingProxyType({}),
+        on_change: "keeping.OnChange | str" = "keep",
+        on_exit: "keeping.OnExit | str" = "leave",
+    ) -> "keeping.Keeper":
+        """Keep one stream on each conference: ``async with client.keep_streaming(template, name="audit") as keeper``.
+
+        Each conference or call in progress gets a stream as soon as a list or `Keeper.notice` shows it, and another
+        one whenever that is lost, until it ends. ``async for event in keeper`` yields what happens.
+
+        The keeper sees a stream end by its socket, if it leads to one of ``receivers``, or by the status callbacks that
+        are passed to `Keeper.handle_status_callback`. Without these, a conference's stream is started again after each
+        ``reassert`` seconds; on a call, the keeper does not learn that it ended.
+
+        Args:
+            template: the fields of each start besides target and name, as in ``{"url": "wss://example.com/audio"}``;
+                or a function, ``def`` or ``async def``, of the `Conference` or `Call` that returns them, or None for
+                one that gets no stream. The custom parameters ``keep_target``, the target's sid, and ``keep_attempt``
+                are added to those of the template.
+            name: first part of the streams' names, which are ``NAME-SID`` with the target's sid. Start no other streams
+                with such names.
+            conferences: whether conferences get streams.
+            calls: whether calls get streams, among them those of the participants of conferences.
+            where: a function that returns True for each conference or call that gets a stream; None for all.
+            poll: seconds between two lists of what is in progress.
+            journal: SQLite file of this keeper, which it continues from when it is started again. One process at a time
+                can use it. Or, for keepers on several hosts, a Redis such as ``redis://host:6379/0`` (extra ``redis``):
+                one of those with this name keeps the streams, and the others stand by. The journal holds no token and
+                no parameter value.
+            lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
+                need the same.
+            receivers: receivers in this process that the streams lead to, each with a handler, which gets the sessions.
+                They admit each stream by a token of its own, besides their other tokens. A handler that returns ends
+                its stream, so that another one is started.
+            reassert: seconds after which a conference's stream that is not received here is started again, for the
+                Space to refuse its name if it still runs. Each of these starts counts against the rate limit, and may
+                lead to the status callback ``Duplicated stream name``.
+            in_doubt: an `InDoubtPolicy`: what follows a start whose response was lost, where the Space would not
+                refuse a second stream.
+            names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
+            duplicate_names: a `DuplicateNames` for each kind. By default ``{"conference": "refused", "call":
+                "allowed"}``, of which the first is documented.
+            on_change: an `OnChange`: what becomes of streams that this keeper started with other fields before.
+            on_exit: an `OnExit`: what becomes of the streams when the block ends.
+
+        Returns:
+            A keeper that begins when its block is entered.
+
+        Raises:
+            InvalidRequestError: an argument is invalid; the message says what to write instead.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams (a conference's stream names are
+        unique, and its streams cannot be listed)
+        """
+        # Imported here, so that a client without a keeper does not pay for it.
+        from signalwire_streams.keep_streaming._records import KeeperOwner  # noqa: PLC0415
+        from signalwire_streams.keep_streaming._setup import make_keeper  # noqa: PLC0415
+
+        streams: Mapping[TargetKind, Streams[Any]] = {
+            each.kind: each for each in (self._conference_streams, self._call_streams)
+        }
+        return make_keeper(
+            template,
+            name=name,
+            streams=streams,
+            reads={kind: each.over(self._polls) for kind, each in streams.items()},
+            conferences=conferences,
+            calls=calls,
+            where=where,
+            poll=poll,
+            journal=journal,
+            lease=lease,
+            receivers=receivers,
+            reassert=reassert,
+            in_doubt=in_doubt,
+            names=names,
+            duplicate_names=duplicate_names,
+            on_change=on_change,
+            on_exit=on_exit,
+            owner=partial(KeeperOwner, self.origin, self.project),
+            clock=self._clock,
+        )
+
     @property
     def _bulk_runs(self) -> "BulkRuns":
         # Imported here, so that a client without bulk runs does not pay for it.
@@ -244,6 +351,7 @@ class StreamsClient:
             rate=self._rate,
             resend_call_starts=self._retry.resend_call_starts,
             clock=self._clock,
+            observe=self._observe_run,
         )
 
     async def aclose(self) -> None:
@@ -265,3 +373,10 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
+
+
+def _restarter(streams: Streams[Any], polls: Dispatcher, *about: Any, **fields: Any) -> "Restarter":  # noqa: ANN401  (its arguments)
+    # Imported here, so that a client without one does not pay for it.
+    from signalwire_streams.keep_streaming._restarter import Restarter  # noqa: PLC0415
+
+    return Restarter(streams, streams.over(polls), *about, **fields)

@@ -112,7 +112,7 @@ class ClientStateError(StreamsError, RuntimeError):
 
 
 class JournalError(StreamsError):
-    """The journal of a bulk run can't be read or written. Nothing is sent that it could not record first."""
+    """The journal of a bulk run or keeper can't be read or written. Nothing is sent that it could not record first."""
 
 
 @define(eq=False, slots=False, str=False)

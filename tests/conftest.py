@@ -1,7 +1,9 @@
 """Fixtures for all tests: a Space on a real socket, and a client whose waits take no time."""
 
 import asyncio
+import gc
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
@@ -29,11 +31,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-server", action="store_true", help="repeat them over each WebSocket implementation")
 
 
+def pytest_configure() -> None:
+    """Accept SIGINT, which shells ignore for what they run in the background, and children would ignore in turn."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Run two workers per core: many tests wait, for processes, for Redis, and for bytes to arrive."""
     cores = yield
     return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 2 * cores
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector all that stays until the end: what was imported and collected."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Have each worker begin elsewhere: what the others have compiled by then, it need not compile."""
+    report = yield
+    worker = getattr(collector.config, "workerinput", None)
+    if worker is not None and isinstance(collector, pytest.Directory):
+        found = report.result
+        begin = len(found) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+        report.result = found[begin:] + found[:begin]
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """Give all workers the same order again, which is then shuffled in the same way."""
+    items.sort(key=lambda item: item.path)
+    yield
 
 
 @pytest.fixture

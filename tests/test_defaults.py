@@ -1,8 +1,10 @@
 """The numbers that the documentation promises, as defaults and as the behaviour that each of them stands for."""
 
 import asyncio
-from collections.abc import Callable
-from inspect import signature
+from collections.abc import Iterator
+from enum import Enum
+from importlib import import_module
+from inspect import isclass, isfunction, ismethod, signature
 from typing import Any
 
 import aiohttp
@@ -11,82 +13,191 @@ from attrs import evolve
 
 from signalwire_streams import (
     BulkStatus,
-    CircuitBreakerPolicy,
     Clock,
     Priority,
     RateLimit,
     RateLimitedError,
-    RetryPolicy,
-    SignedTokens,
     StartConferenceStream,
     StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
-    Timeouts,
 )
 from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, parse_callback
-from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
 
 PCMU = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 URL = "wss://rx.example.com/audio"
-WEEK = 7 * 24 * 3600.0
 
 
-def default_of(function: Callable[..., Any], name: str) -> object:
-    return signature(function).parameters[name].default
-
-
-@pytest.mark.parametrize(
-    ("default", "expected"),
-    [
-        pytest.param(RetryPolicy().max_attempts, 3, id="attempts that may reach the Space"),
-        pytest.param(RetryPolicy().max_connect_retries, 3, id="attempts that certainly do not reach it"),
-        pytest.param(RetryPolicy().max_throttle_retries, 6, id="waits after a 429"),
-        pytest.param(RetryPolicy().max_resends, 2, id="max_resends of a named start"),
-        pytest.param(RetryPolicy().resend_window, 30.0, id="seconds in which it is sent again"),
-        pytest.param(RetryPolicy().resend_call_starts, False, id="max_resends of a start on a call"),
-        pytest.param(RetryPolicy().deadline, 45.0, id="seconds of a whole call"),
-        pytest.param(RetryPolicy().wait_initial, 0.2, id="first wait after a failure"),
-        pytest.param(RetryPolicy().wait_max, 5.0, id="longest wait after a failure"),
-        pytest.param(RetryPolicy().throttle_wait_initial, 1.0, id="first wait after a 429"),
-        pytest.param(RetryPolicy().throttle_wait_max, 20.0, id="longest wait after a 429"),
-        pytest.param(RetryPolicy().max_retry_after, 60.0, id="longest Retry-After"),
-        pytest.param(Timeouts().connect, 5.0, id="seconds to connect"),
-        pytest.param(Timeouts().read, 15.0, id="seconds between two reads"),
-        pytest.param(Timeouts().attempt, 20.0, id="seconds of an attempt"),
-        pytest.param(RateLimit().requests, 13_800, id="requests that the Space takes"),
-        pytest.param(RateLimit().window, 10.0, id="seconds of its window"),
-        pytest.param(RateLimit().utilization, 0.9, id="share of the limit"),
-        pytest.param(RateLimit().max_requests, 12_420, id="requests of this client in a window"),
-        pytest.param(CircuitBreakerPolicy().min_requests, 20, id="outcomes before the breaker opens"),
-        pytest.param(CircuitBreakerPolicy().failure_rate, 0.5, id="share of failures that opens it"),
-        pytest.param(CircuitBreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
-        pytest.param(CircuitBreakerPolicy().open_duration, 5.0, id="seconds that the breaker is open"),
-        pytest.param(default_of(StreamsClient, "connections"), 256, id="connections"),
-        pytest.param(default_of(SignedTokens, "ttl"), 300.0, id="seconds of a signed token"),
-        pytest.param(default_of(MediaReceiver, "max_queue"), 500, id="media events that wait"),
-        pytest.param(MediaReceiver(max_queue=100)._queue_limits.max_bytes, 409_600, id="bytes of 100 media events"),
-        pytest.param(default_of(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
-        pytest.param(default_of(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
-        pytest.param(default_of(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
-        pytest.param(default_of(CallbackReceiver, "max_pending"), 1_000, id="callbacks that wait"),
-        pytest.param(default_of(CallbackReceiver, "dedup_size"), 10_000, id="callbacks that are remembered"),
-        pytest.param(default_of(CallbackReceiver, "shutdown_timeout"), 5.0, id="seconds to drain callbacks"),
-        pytest.param(default_of(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
-        pytest.param(default_of(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
-        pytest.param(default_of(Fleet, "retention"), WEEK, id="seconds that Redis keeps a run"),
-        pytest.param(default_of(FleetWorker, "lease_seconds"), 15.0, id="seconds of a lease"),
-        pytest.param(default_of(run_worker, "lease_seconds"), 15.0, id="seconds of a lease, as a process"),
-        pytest.param(default_of(FleetWorker, "shutdown_timeout"), 25.0, id="seconds to drain a worker"),
-        pytest.param(default_of(run_worker, "shutdown_timeout"), 25.0, id="seconds to drain a worker, as a process"),
-        pytest.param(default_of(FleetWorker, "concurrency"), 200, id="concurrent starts of a worker"),
-        pytest.param(default_of(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
-    ],
+MODULES = (
+    "",
+    ".bulk",
+    ".callbacks",
+    ".fleet",
+    ".middleware",
+    ".pytest_plugin",
+    ".receiver",
+    ".receiver.audio",
+    ".redis_rate_limit",
+    ".simulator",
 )
-def test_default_is_the_documented_value(default: object, expected: object) -> None:
-    assert default == expected
+TRIVIAL = (0, False, "", "no")
+DEFAULTS = {
+    "AudioFormat(byte_order)": "little",
+    "AudioFormat(channels)": 1,
+    "AudioFormat(sample_rate)": 8000,
+    "AudioFormat.from_start_event(byte_order)": "little",
+    "BulkRun.shutdown(timeout)": 5.0,
+    "CallbackReceiver(body_limit)": 65536,
+    "CallbackReceiver(body_timeout)": 5.0,
+    "CallbackReceiver(dedup_size)": 10000,
+    "CallbackReceiver(max_pending)": 1000,
+    "CallbackReceiver(shutdown_timeout)": 5.0,
+    "Churn(foreign_name)": "foreign-{sid}",
+    "Churn(mean_life)": 600.0,
+    "CircuitBreakerPolicy(failure_rate)": 0.5,
+    "CircuitBreakerPolicy(min_requests)": 20,
+    "CircuitBreakerPolicy(open_duration)": 5.0,
+    "CircuitBreakerPolicy(window)": 30.0,
+    "FaultSettings(after)": 10,
+    "FaultSettings(as_)": "http-error",
+    "FaultSettings(body)": "html",
+    "FaultSettings(every)": 10,
+    "FaultSettings(frames)": 10,
+    "FaultSettings(location)": "/",
+    "FaultSettings(read_body)": True,
+    "FaultSettings(status)": 500,
+    "Fleet(retention)": 604800.0,
+    "FleetWorker(concurrency)": 200,
+    "FleetWorker(lease_seconds)": 15.0,
+    "FleetWorker(monitoring_host)": "127.0.0.1",
+    "FleetWorker(shutdown_timeout)": 25.0,
+    "MediaReceiver(byte_order)": "little",
+    "MediaReceiver(frame_limit)": 65536,
+    "MediaReceiver(heartbeat)": 30.0,
+    "MediaReceiver(max_queue)": 500,
+    "MediaReceiver(start_timeout)": 10.0,
+    "MediaReceiver.aclose(deadline)": 5.0,
+    "MediaReceiver.open(socket_timeout)": 15.0,
+    "MediaReceiver.open(when_lost)": "end",
+    "MediaReceiver.open_many(socket_timeout)": 15.0,
+    "MediaReceiver.serve(handshake_timeout)": 10.0,
+    "MediaReceiver.serve(health_host)": "127.0.0.1",
+    "MediaReceiver.serve(host)": "127.0.0.1",
+    "MediaReceiver.serve(path)": "/",
+    "MediaReceiver.serve(shutdown_timeout)": 5.0,
+    "OpenError(stage)": "start",
+    "Playback(max_message)": 65536,
+    "RateLimit(requests)": 13800,
+    "RateLimit(utilization)": 0.9,
+    "RateLimit(window)": 10.0,
+    "Request(required_key)": "sid",
+    "RequestLog(keep)": True,
+    "RequestLog.max_in_window(seconds)": 10.0,
+    "RequestLog.wait_for(count)": 1,
+    "RequestLog.wait_for(timeout)": 5.0,
+    "Result(attempts)": 1,
+    "RetryPolicy(deadline)": 45.0,
+    "RetryPolicy(max_attempts)": 3,
+    "RetryPolicy(max_connect_retries)": 3,
+    "RetryPolicy(max_resends)": 2,
+    "RetryPolicy(max_retry_after)": 60.0,
+    "RetryPolicy(max_throttle_retries)": 6,
+    "RetryPolicy(resend_window)": 30.0,
+    "RetryPolicy(throttle_wait_initial)": 1.0,
+    "RetryPolicy(throttle_wait_max)": 20.0,
+    "RetryPolicy(wait_initial)": 0.2,
+    "RetryPolicy(wait_max)": 5.0,
+    "SignedTokens(ttl)": 300.0,
+    "SimulatedSpace(dialect)": "signalwire",
+    "SimulatedSpace(duplicate_names)": "stream-error",
+    "SimulatedSpace(host)": "127.0.0.1",
+    "SimulatedSpace(limit_headers)": True,
+    "SimulatedSpace(log_requests)": True,
+    "SimulatedSpace(participants)": 2,
+    "SimulatedSpace(rate_limit)": 13800,
+    "SimulatedSpace(real_time)": True,
+    "SimulatedSpace(reusable_names)": True,
+    "SimulatedSpace(streams_by_name)": True,
+    "SimulatedSpace(window)": 10.0,
+    "SimulatedSpace.add_call(direction)": "outbound",
+    "SimulatedSpace.add_call(status)": "in-progress",
+    "SimulatedSpace.add_conference(status)": "in-progress",
+    "SimulatedSpace.lose_socket(noticed_by)": "both",
+    "SimulatedSpace.send_dtmf(milliseconds)": 100,
+    "Stream(status)": "queued",
+    "Stream(status_callback_method)": "POST",
+    "Stream(track)": "both_tracks",
+    "StreamReceiver.next_stream(timeout)": 15.0,
+    "StreamSession.pcm(delay_ms)": 60,
+    "StreamSession.pcm(frame_ms)": 20,
+    "StreamSession.pcm(late)": "keep",
+    "StreamSession.pcm(rate)": 16000,
+    "StreamSession.pcm(tracks)": "mixed",
+    "StreamSession.tap(max_frames)": 500,
+    "StreamsClient(connections)": 256,
+    "StreamsClient.keep_streaming(conferences)": True,
+    "StreamsClient.keep_streaming(in_doubt)": "hold",
+    "StreamsClient.keep_streaming(journal)": "kept.db",
+    "StreamsClient.keep_streaming(lease)": 30.0,
+    "StreamsClient.keep_streaming(names)": "reusable",
+    "StreamsClient.keep_streaming(on_change)": "keep",
+    "StreamsClient.keep_streaming(on_exit)": "leave",
+    "StreamsClient.keep_streaming(poll)": 5.0,
+    "StreamsClient.keep_streaming(reassert)": 60.0,
+    "Tap.pcm(delay_ms)": 60,
+    "Tap.pcm(frame_ms)": 20,
+    "Tap.pcm(late)": "keep",
+    "Tap.pcm(rate)": 16000,
+    "Tap.pcm(tracks)": "mixed",
+    "Timeouts(attempt)": 20.0,
+    "Timeouts(connect)": 5.0,
+    "Timeouts(read)": 15.0,
+    "Tone(hertz)": 440,
+    "TrackTimeline(max_gap)": 60.0,
+    "TrackTimeline(tolerance)": 8,
+    "WavRecorder(encoding)": "pcm",
+    "WavRecorder(layout)": "stereo",
+    "WavRecorder(max_gap)": 60.0,
+    "WavRecorder(tolerance)": 8,
+    "diagnose_signature(method)": "POST",
+    "dial_media(codec)": "PCMU",
+    "dial_media(dialect)": "signalwire",
+    "dial_media(seconds)": 10.0,
+    "run_worker(concurrency)": 200,
+    "run_worker(lease_seconds)": 15.0,
+    "run_worker(shutdown_timeout)": 25.0,
+    "sign(algorithm)": "sha1",
+    "verify_signature(method)": "POST",
+}
+"""The defaults of all public functions, methods and classes that are a number, a text or a flag, and not trivial."""
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    assert dict(defaults()) == DEFAULTS
+    assert RateLimit().max_requests == 12_420
+    assert MediaReceiver(max_queue=100)._queue_limits.max_bytes == 409_600
+
+
+def defaults() -> Iterator[tuple[str, object]]:
+    for module in (import_module(f"signalwire_streams{name}") for name in MODULES):
+        for name in module.__all__:
+            public = getattr(module, name)
+            if not callable(public) or (isclass(public) and issubclass(public, Enum)):
+                continue
+            methods = [each for each in dir(public) if not each.startswith("_")] if isclass(public) else []
+            functions = {
+                "": public.__init__ if isclass(public) else public,
+                **{f".{m}": getattr(public, m) for m in methods},
+            }
+            for called, function in functions.items():
+                if not (isfunction(function) or ismethod(function)):
+                    continue
+                for parameter in signature(function).parameters.values():
+                    default = parameter.default
+                    if type(default) in {int, float, str, bool} and default not in TRIVIAL:
+                        yield f"{name}{called}({parameter.name})", default
 
 
 @pytest.mark.usefixtures("idle_clock")  # set up first, so that it is undone last

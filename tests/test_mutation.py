@@ -161,4 +161,4 @@ def test_unknown_packages_are_rejected(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(sys, "argv", ["mutation", "elsewhere"])
     with pytest.raises(SystemExit):
         mutation.main()
-    assert "unknown package elsewhere: choose from _asgi, _client," in capsys.readouterr().err
+    assert "unknown package elsewhere: choose from _asgi, _cli, _client," in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The pytest plugin, in test suites as users write them."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -40,11 +41,12 @@ CONFTEST = """
 
         return start
 """
-HURRIED = """
+GRACE = """
     from signalwire_streams import pytest_plugin
 
-    pytest_plugin._GRACE_PERIOD = 0.05  # what these tests leave never ends by itself
+    pytest_plugin._GRACE_PERIOD = {}
 """
+NONE = 0.05  # seconds: what these tests leave never ends by itself
 LEAVES_A_STREAM = """
     async def test_it(stream_receiver, start):
         await start(name="audit-1")
@@ -56,11 +58,11 @@ LEAVES_A_STREAM = """
 def suite(pytester: pytest.Pytester) -> Suite:
     """Run a module of tests, with warnings as errors."""
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
-    pytester.makeconftest(CONFTEST)
+    pytester.makeconftest(GRACE.format(20.0) + CONFTEST)
 
-    def run(code: str, *options: str, hurried: bool = False) -> pytest.RunResult:
-        if hurried:
-            pytester.makeconftest(HURRIED + CONFTEST)
+    def run(code: str, *options: str, grace: float | None = None) -> pytest.RunResult:
+        if grace is not None:
+            pytester.makeconftest(GRACE.format(grace) + CONFTEST)
         pytester.makepyfile(code)
         return pytester.runpytest_inprocess(*USUAL, *BY_MODULE, *options)
 
@@ -86,6 +88,7 @@ def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None
             assert [event async for event in session][-1].track
             assert session.end_reason is EndReason.STOPPED
             assert len(signalwire_space.streams) == 1
+            assert (len(signalwire_space.conference_sids), len(signalwire_space.call_sids)) == (3, 3)
 
         async def test_joined(signalwire_space, stream_receiver, client):
             async with stream_receiver.open(client.calls, signalwire_space.call_sids[2]) as session:
@@ -247,7 +250,7 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
         with open("token", "w") as file:
             file.write(stream_receiver.bearer_token)
     """,
-        hurried=True,
+        grace=NONE,
     )
     done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(
@@ -261,7 +264,9 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
         consecutive=False,
     )
     assert str(done.stdout).count("is still running") == 1
-    assert (pytester.path / "token").read_text() not in str(done.stdout)
+    token = (pytester.path / "token").read_text()
+    assert token not in str(done.stdout)
+    assert re.fullmatch("[0-9A-Za-z_-]{43}", token), "32 random bytes"
 
 
 def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
@@ -274,7 +279,7 @@ def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
         async def test_it(signalwire_space, client):
             await client.calls.start_stream(signalwire_space.call_sids[0], url="wss://rx.example.com/a", unnamed=True)
         """,
-        hurried=True,
+        grace=NONE,
     )
     done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(["  a stream is still running: *, without a name, on call *"])
@@ -283,8 +288,7 @@ def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
 
 def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> None:
     """The user's fixtures may close it in time."""
-    done = suite(
-        """
+    code = """
         import aiohttp, pytest
 
         @pytest.fixture
@@ -311,10 +315,10 @@ def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> No
         async def test_left(session, socket): ...
 
         async def test_closed(session, closed): ...
-        """,
-        hurried=True,
-    )
-    done.assert_outcomes(passed=2, errors=1)
+    """
+    suite(code, "-k", "test_closed").assert_outcomes(passed=1)
+    done = suite(code, "-k", "test_left", grace=NONE)
+    done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(
         ["*at teardown of test_left*", "  a socket is still open: of stream without a sid, on an unknown target"]
     )
@@ -348,7 +352,7 @@ def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
             )
             await client.conferences.get(space.conference_sids[0])
         """,
-        hurried=True,
+        grace=NONE,
     )
     done.assert_outcomes(passed=2, errors=2)
     done.stdout.fnmatch_lines_random(
@@ -364,7 +368,7 @@ def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
 )
 def test_failed_test_gets_no_second_error_for_leaks(suite: Suite, ending: str, outcome: str) -> None:
     """Leaks are listed below its failure."""
-    done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n", hurried=True)
+    done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n", grace=NONE)
 
     done.assert_outcomes(**{outcome: 1})
     if outcome == "failed":
@@ -375,8 +379,7 @@ def test_failed_test_gets_no_second_error_for_leaks(suite: Suite, ending: str, o
 
 def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
     """A client that is left open beside it is reported."""
-    done = suite(
-        """
+    code = """
         import aiohttp
         import pytest_asyncio
         from signalwire_streams import StreamsClient
@@ -407,10 +410,10 @@ def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
             forgotten.append(client_of(signalwire_space))
             await forgotten[0].conferences.get(signalwire_space.conference_sids[0])
             assert len(signalwire_space.connections) == 2
-        """,
-        hurried=True,
-    )
-    done.assert_outcomes(passed=2, errors=1)
+    """
+    suite(code, "-k", "test_lent").assert_outcomes(passed=1)
+    done = suite(code, "-k", "test_forgotten", grace=NONE)
+    done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(
         ["*ERROR at teardown of test_forgotten*", "  a client is not closed: it has 1 connections*"]
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
 
-from signalwire_streams import StreamsClient
+from signalwire_streams import Clock, StreamsClient
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone, dial_media
 from tests.waiting import until
@@ -72,6 +72,36 @@ async def test_the_bulk_example_runs(space: SimulatedSpace, client: StreamsClien
     await scope["record_every_live_conference"](client)
 
     assert len(space.streams.active()) == 3
+
+
+async def test_the_example_of_telemetry_starts_a_stream(space: SimulatedSpace, client: StreamsClient) -> None:
+    """By the global providers, which record nothing unless an application sets others."""
+    [code] = [code for code in PYTHON if "instrument(" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    await scope["start_traced"](client, MediaReceiver(), space.conference_sids[0], "wss://rx.example.com/audio")
+    assert len(space.streams.active()) == 1
+
+
+async def test_the_keeper_of_the_example_starts_a_stream_on_each_conference(
+    space: SimulatedSpace, client_for: Any, idle_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And on one that begins later; it leaves them when it is cancelled."""
+    monkeypatch.chdir(tmp_path)
+    [code] = [code for code in PYTHON if "keep_streaming" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+
+    keeping = asyncio.create_task(scope["keep_all"](client_for(space, clock=idle_clock)))
+    await until(lambda: len(space.streams.active()) == 3, timeout=110.0, interval=0.5)
+    new = space.add_conference()
+    await until(lambda: len(space.streams.active()) == 4, timeout=110.0, interval=0.5)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+    assert keeping.cancelled()
+    assert {stream.name for stream in space.streams.active()} == {f"audit-{sid}" for sid in space.conference_sids}
+    assert new in {stream.parameters["keep_target"] for stream in space.streams.active()}
 
 
 async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

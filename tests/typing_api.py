@@ -72,7 +72,9 @@ async def use(space: SimulatedSpace) -> None:
         assert_type(request.codec, Codec | str | None)
         StartConferenceStream(conference_sid="a", url=7)  # type: ignore[arg-type]
         receiver = MediaReceiver()
-        async with receiver.open(client.calls, "a", url="wss://b", track="inbound_track", deadline=5) as session:
+        async with receiver.open(
+            client.calls, "a", url="wss://b", track="inbound_track", when_lost="restart"
+        ) as session:
             assert_type(session, StreamSession)
             assert_type(session.claims, TokenClaims | None)
         tokens = SignedTokens("key", claims=lambda request: {"to": request.target, "parameters": [*request.parameters]})
@@ -86,6 +88,7 @@ async def use(space: SimulatedSpace) -> None:
         receiver.open(client.conferences, "a", url="wss://b", trak=Track.BOTH)  # type: ignore[call-arg]
         receiver.open(client.conferences, "a", url="wss://b", codec=7)  # type: ignore[arg-type]
         receiver.open(client.conferences, "a", url="wss://b", unnamed=True)  # type: ignore[call-arg]
+        receiver.open(client.conferences, "a", url="wss://b", when_lost="start")  # type: ignore[arg-type]
     assert_type(StreamsClient.from_env(connections=4, clock=None), StreamsClient)
     StreamsClient.from_env(conections=4)  # type: ignore[call-arg]
     StreamsClient.from_env(connections="4")  # type: ignore[arg-type]

@@ -22,6 +22,12 @@ _FRAMES = 100
 _RECEIVERS = ((audio.HAND, "receivers:aiohttp"), (audio.OURS, "receivers:media_receiver"))
 _PACES: tuple[audio.Pace, ...] = ("one frame a wake", "as fast as read")
 _START_AIMS = {SINGLE: "≤ 0.80", "this client, bulk": "≤ 0.95", "this client, bulk with journal": "≤ 1.15"}
+_TRACED = "with telemetry, OpenTelemetry's API alone"
+_TRACED_STARTS = (
+    (SINGLE, "starters:single"),
+    (_TRACED, "starters:traced"),
+    ("with telemetry and OpenTelemetry's SDK", "starters:traced_by_sdk"),
+)
 _IMPORT_AIMS = {CLIENT: "≤ 1.45"}
 _FRAME_AIMS = {audio.OURS: "≤ 0.92"}
 
@@ -42,6 +48,7 @@ def measure(plan: Plan) -> list[Section]:
         certificates = plan.pick(full=(None, certificate), quick=(None,))
         tasks: list[Callable[[], list[Section]]] = [
             partial(_starts, helper, rounds, starts, beside=cpu),
+            partial(_traced_starts, helper, rounds, starts),
             *(partial(_frames, helper, rounds, one) for one in certificates),
             partial(_imports, helper.parent, plan.pick(full=IMPORTS, quick=(BASELINE, CLIENT))),
         ]
@@ -63,14 +70,7 @@ def _cpu(plan: Plan) -> Section:
 
 
 def _starts(helper: Path, rounds: int, starts: int, *, beside: Section) -> list[Section]:
-    costs = Rounds()
-    with server() as running:
-        for name, target in COMMON:
-            with counted_child(target, helper, base_url=running.base_url) as (client, instructions):
-                for number in range(-1, rounds):
-                    ask(name, client, running, starts=starts, tag=f"round-{number}", counted=number >= 0)
-                    if number >= 0:
-                        costs.add(name, instructions() / starts / 1e3)
+    costs, note = _count_starts(COMMON, helper, rounds, starts)
     return [
         Section(
             title="Instructions per start",
@@ -81,9 +81,29 @@ def _starts(helper: Path, rounds: int, starts: int, *, beside: Section) -> list[
             aims=_START_AIMS,
             beside=(beside,),
             plotted=True,
-            notes=(f"{starts} starts a round, from 16 workers; the server is {running.name}",),
+            notes=(note,),
         )
     ]
+
+
+def _traced_starts(helper: Path, rounds: int, starts: int) -> list[Section]:
+    costs, note = _count_starts(_TRACED_STARTS, helper, rounds, starts)
+    title, aims = "Instructions per start with telemetry", {_TRACED: "≤ 1.08"}
+    return [
+        Section(title=title, unit="thousands", series=costs.series(), baseline=SINGLE, aims=aims, notes=(note,)),
+    ]
+
+
+def _count_starts(contenders: Sequence[tuple[str, str]], helper: Path, rounds: int, starts: int) -> tuple[Rounds, str]:
+    costs = Rounds()
+    with server() as running:
+        for name, target in contenders:
+            with counted_child(target, helper, base_url=running.base_url) as (client, instructions):
+                for number in range(-1, rounds):
+                    ask(name, client, running, starts=starts, tag=f"round-{number}", counted=number >= 0)
+                    if number >= 0:
+                        costs.add(name, instructions() / starts / 1e3)
+    return costs, f"{starts} starts a round, from 16 workers; the server is {running.name}"
 
 
 def _frames(helper: Path, rounds: int, certificate: str | None) -> list[Section]:

@@ -5,13 +5,12 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from signal import Signals
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 from attrs import asdict, frozen
@@ -20,7 +19,7 @@ from signalwire_streams import InvalidRequestError, PlannedRequest, StreamsClien
 from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_options
 from signalwire_streams._cli.bulk_runner import SUCCEEDED, BulkRunner, RunOptions, outcome_facts, run_options, sum_of
 from signalwire_streams._cli.bulk_secrets import Secrets, secret_options
-from signalwire_streams._cli.options import ACCOUNT, ENVIRONMENT, Account, make_account, passing
+from signalwire_streams._cli.options import ACCOUNT, ENVIRONMENT, Account, make_account, passing, reject_password
 from signalwire_streams._cli.output import (
     FAILED,
     Column,
@@ -96,15 +95,8 @@ class _FleetAccount(Account):
             yield client
 
 
-def _has_password(url: str) -> bool:
-    with suppress(ValueError):
-        return urlsplit(url).password is not None
-    return "@" in url
-
-
 def _make_account(*, redis_url: str | None, **values: Any) -> _FleetAccount:  # noqa: ANN401  (the options of an account)
-    if redis_url is not None and _has_password(redis_url):
-        raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
+    reject_password(redis_url, _REDIS)
     found = redis_url or os.environ.get(_REDIS)
     return _FleetAccount(**asdict(make_account(**values), recurse=False), redis_url=found)
 
@@ -374,10 +366,35 @@ Example:
     metavar="SECONDS",
     help="Time to finish work in progress after SIGTERM.",
 )
+@click.option(
+    "--health-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Respond with 200 to HTTP requests on this port.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Serve metrics for Prometheus on this port.",
+)
+@click.option(
+    "--monitoring-host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Address for both ports; 0.0.0.0 for probes from other machines.",
+)
 @run_options(resend=True, concurrency=_CONCURRENCY, rate_of=_SHARED_RATE)
 @secret_options
 @_fleet_options
-def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:
+def worker(
+    account: _FleetAccount,
+    *,
+    options: RunOptions,
+    secrets: Secrets,
+    **settings: Any,  # noqa: ANN401  (a worker's own, each of another type)
+) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
     The worker then accepts no new work, finishes its work in progress, and hands back what takes too long; a second
@@ -388,14 +405,14 @@ def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **s
     async def work() -> None:
         async with account.shared_client(options) as client:
             one = module.FleetWorker(
-                account.redis, client, concurrency=options.concurrency, secrets=secrets.add_to, **seconds
+                account.redis, client, concurrency=options.concurrency, secrets=secrets.add_to, **settings
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
             notes = iter((_DRAINING, _HANDING_OVER))
 
             def write_next_note(number: Signals) -> None:
                 if note := next(notes, None):
-                    write_note(note.format(clean(one.name), number.name, seconds["shutdown_timeout"]))
+                    write_note(note.format(clean(one.name), number.name, settings["shutdown_timeout"]))
 
             with module.stop_on_signals(one, write_next_note):
                 await one.run()

@@ -2,23 +2,21 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import os
-import re
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from signal import Signals
-from typing import Any, get_args
 
 import click
-from rich.console import Group
+from attrs import evolve
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import SignedTokens
-from signalwire_streams._cli.listen_recording import RecordingOptions, StreamState
+from signalwire_streams._cli.listen_options import RecordingSettings, notes_on, self_signed_recording_options
+from signalwire_streams._cli.listen_recording import StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
     ProcessLost,
@@ -33,23 +31,17 @@ from signalwire_streams._cli.listen_server import (
 from signalwire_streams._cli.options import (
     BEARER,
     FiniteRange,
-    address_options,
-    create_directory,
     json_option,
     read_secret_file,
     read_token_keys,
 )
-from signalwire_streams._cli.output import FAILED, Failure, bare_table, clean, write_json
-from signalwire_streams._cli.progress import Display, format_duration, live_display, page_option, repeating
+from signalwire_streams._cli.output import FAILED, bare_table, clean
+from signalwire_streams._cli.progress import Reporter, as_plain, draw_rows, format_duration, live_table, page_option
 from signalwire_streams._signals import ignore_interrupts, on_signals
-from signalwire_streams.receiver.audio import ByteOrder
 from signalwire_streams.receiver.audio._levels import FLOOR
-from signalwire_streams.simulator import Certificates
 
-_CA_FILE = "authority.pem"
 _MAX_PROCESSES = 64
 _MAX_NAMED = 5  # streams in the line about a lost process
-_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
 
 def _read_tokens(
@@ -79,44 +71,6 @@ def _read_tokens(
     )
 
 
-def _load_certificate(certificate: Path | None, key: Path | None, *, self_signed: bool) -> ssl.SSLContext | None:
-    if self_signed and (certificate is not None or key is not None):
-        raise click.UsageError("--self-signed creates a certificate: omit it, or --cert and --key")
-    if key is not None and certificate is None:
-        raise click.UsageError("--key has no --cert: name the certificate that the key belongs to")
-    if certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        # Without a password here, OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except ssl.SSLError:
-        raise click.UsageError(
-            "--cert and --key are not a certificate and its key: name the chain and the key, both in PEM and without "
-            "a password"
-        ) from None
-    except OSError as error:
-        raise click.UsageError(f"--cert or --key can't be read: {error.strerror}") from None
-    return context
-
-
-def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
-    try:
-        hosts = () if ipaddress.ip_address(host).is_unspecified else (host,)
-    except ValueError:
-        hosts = (host,)
-    try:
-        made = Certificates.make(*dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts)))
-    except ValueError:
-        raise click.UsageError(f"--host {host!r} is neither a name nor an address") from None
-    try:
-        ca_file.write_bytes(made.authority)
-    except OSError as error:
-        raise Failure(f"can't write {ca_file}: {error.strerror}") from None
-    return made.server
-
-
-_DRAWN_EVERY = 0.25
 _BAR, _EIGHTHS = 8, " ▏▎▍▌▋▊▉"
 _LOUD, _HOT = -6.0, -1.0
 _SHORT = {"inbound": "in", "outbound": "out"}
@@ -126,37 +80,9 @@ _NUMBERS = {"TIME", "FRAMES", "LOST"}
 _MIN_WIDTHS = {"TIME": 0, "LEVEL": 56, "FRAMES": 72, "LOST": 0, "STATUS": 72}
 """The columns, and the width that a terminal needs for each, so that there is room for the sid."""
 
-_OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
-
-
-@contextlib.asynccontextmanager
-async def live_table(
-    get_state: Callable[[], tuple[Sequence[StreamState], str]], *, as_json: bool
-) -> AsyncIterator[Display]:
-    with live_display(as_json=as_json) as (display, console):
-        if not display.is_live:
-            yield display
-            return
-
-        def show() -> None:
-            width, height = console.size
-            display.update(draw(*get_state(), width=width, height=height, plain=console.options.ascii_only))
-
-        async with repeating(show, _DRAWN_EVERY):
-            yield display
-
 
 def draw(streams: Sequence[StreamState], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
-    room = max(height - _OTHER_LINES, 1)
-    shown = streams if len(streams) <= room else streams[: max(room - 1, 1)]
-    more = len(streams) - len(shown)
-    parts: list[Table | Text] = []
-    if shown:
-        parts.append(_table(shown, width, plain=plain))
-    if more:
-        parts.append(_line(f"and {more:,} more"))
-    parts.append(_line(last_line))
-    return Group(*parts)
+    return draw_rows(streams, last_line, height=height, make_table=lambda shown: _table(shown, width, plain=plain))
 
 
 def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
@@ -166,7 +92,7 @@ def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
     for title in titles:
         table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
     for one in streams:
-        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+        sid = Text(as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
         cells = {
             "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
             "LEVEL": _levels(one.levels, plain=plain),
@@ -181,15 +107,11 @@ def _table(streams: Sequence[StreamState], width: int, *, plain: bool) -> Table:
 def _levels(levels: Sequence[tuple[str, float | None]], *, plain: bool) -> Text:
     text = Text()
     for name, level in levels[:_MAX_LEVELS]:
-        text.append(f"{_SHORT.get(name) or _as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
+        text.append(f"{_SHORT.get(name) or as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
         style = "green" if level is None or level < _LOUD else "yellow" if level < _HOT else "red"
         text.append(bar(level, plain=plain), style=style)
         text.append(" ")
     return text
-
-
-def _as_plain(text: str, *, plain: bool) -> str:
-    return text.encode("ascii", "replace").decode() if plain else text
 
 
 def bar(level: float | None, *, plain: bool = False) -> str:
@@ -200,45 +122,34 @@ def bar(level: float | None, *, plain: bool = False) -> str:
     return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
 
 
-def _line(text: str) -> Text:
-    return Text(text, style="dim", no_wrap=True, overflow="crop")
-
-
-class Listener:
+class Listener(Reporter):
     """Counts and shows the streams that a server records, and decides when the command ends."""
 
-    def __init__(self, directory: Path, *, allows_anonymous: bool, streams: int | None, as_json: bool) -> None:
+    def __init__(self, options: ServerOptions, *, streams: int | None, as_json: bool) -> None:
+        super().__init__(as_json=as_json)
         self.is_complete = True  # every stream was fully recorded
-        self._directory = str(directory)
-        self._allows_anonymous = allows_anonymous
+        self._options = options
         self._streams_limit = streams
-        self._as_json = as_json
         self._server: RecordingServer | RecordingProcesses
         self._ended = self._failed = self._lost = self._files = self._lost_processes = 0
         self._seconds = 0.0
-        self._ending = asyncio.Event()
-        self._output_error: OSError | None = None
-        self._display = Display()
 
-    async def run(
-        self, server: RecordingServer | RecordingProcesses, *, ca_file: Path | None, seconds: float | None
-    ) -> None:
+    async def run(self, server: RecordingServer | RecordingProcesses, *, seconds: float | None) -> None:
         self._server = server
         try:
             with on_signals(self._interrupt):
                 async with (
-                    live_table(self._state, as_json=self._as_json) as self._display,
+                    live_table(self._draw, as_json=self._as_json) as self._display,
                     server.serve() as url,
                 ):
-                    self._announce(url, ca_file)
+                    self._announce(url)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
                             await self._ending.wait()
                     self._ending.set()
         finally:
             ignore_interrupts()
-        if self._output_error is not None:
-            raise self._output_error
+        self._raise_output_error()
         if not self._as_json:
             click.echo(self._summary)
 
@@ -295,38 +206,27 @@ class Listener:
                 {"process": process.number, "pid": process.pid, "error": process.reason, "streams": process.sids}
             )
 
-    def _write(self, output: str | Mapping[str, object]) -> None:
-        """Write a line or a JSON object. A full disk, or a broken pipe as in ``| head``, ends the command."""
-        try:
-            if isinstance(output, str):
-                self._display.write(output)
-            else:
-                write_json(output)
-        except OSError as error:
-            self._output_error = self._output_error or error
-            self._ending.set()
-
-    def _state(self) -> tuple[Sequence[StreamState], str]:
+    def _draw(self, console: Console) -> Group:
         live = self._server.streams()
         title = "Ending" if self._ending.is_set() else "Listening"
         audio = format_duration(self._seconds + sum(stream.seconds or 0.0 for stream in live))
-        return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
+        last_line = f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
+        width, height = console.size
+        return draw(live, last_line, width=width, height=height, plain=console.options.ascii_only)
 
-    def _announce(self, url: str, ca_file: Path | None) -> None:
-        pids = self._server.pids
+    def _announce(self, url: str) -> None:
+        pids, directory, authority = self._server.pids, self._options.recording.directory, self._options.ca_file
         if self._as_json:
-            facts = {"url": url, "directory": self._directory, "authority": ca_file and str(ca_file)}
+            facts = {"url": url, "directory": str(directory), "authority": authority and str(authority)}
             self._write({**facts, "pids": pids} if pids else facts)
             return
         self._write(f"Listening on {url}")
         if pids:
             self._write(f"Processes: {len(pids)} (pids {', '.join(map(str, pids))})")
-        self._write(f"Recordings: {clean(self._directory)}")
-        if url.startswith("ws:"):
-            self._write("No TLS, but SignalWire connects to wss:// only: put a proxy or a tunnel in front of it.")
-        if ca_file is not None:
-            self._write(f"Clients must trust the CA in {clean(ca_file)}, as 'simulate --ca-file' does.")
-        if self._allows_anonymous:
+        self._write(f"Recordings: {clean(directory)}")
+        for note in notes_on(url, self._options):
+            self._write(note)
+        if self._options.tokens is None:
             self._write("Warning: no authentication; anyone who can reach this address can send audio.")
         self._write("Press Ctrl-C to stop.")
 
@@ -342,14 +242,6 @@ class Listener:
             f"Ended. Streams: {self._ended:,}, files: {self._files:,}, audio: {format_duration(self._seconds)}, "
             f"lost frames: {self._lost:,}{further}."
         )
-
-
-def _path(_: click.Context, __: click.Parameter, text: str) -> str:
-    if not _PATH.fullmatch(text):
-        raise click.BadParameter(
-            f"{text!r} is not a path: write it as /audio, with letters, digits, '/', '.', '_', '~', '-'"
-        )
-    return text
 
 
 @click.command(
@@ -377,8 +269,6 @@ Examples:
   signalwire-streams listen --allow-anonymous --self-signed --streams 1 --json
 """,
 )
-@address_options
-@click.option("--path", default="/", callback=_path, metavar="PATH", help="The URL path that streams connect to.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
@@ -386,21 +276,7 @@ Examples:
     metavar="DIR",
     help="The directory for recordings; created if it does not exist.",
 )
-@click.option("--mono", is_flag=True, help="One file per track, instead of one with inbound left and outbound right.")
-@click.option("--passthrough", is_flag=True, help="Keep µ-law and A-law, at half the size of 16-bit linear PCM.")
-@click.option(
-    "--byte-order",
-    type=click.Choice(get_args(ByteOrder)),
-    default="little",
-    help="Byte order of L16 audio; SignalWire does not document it.",
-)
-@click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
-@click.option(
-    "--key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key, if it is in another file."
-)
-@click.option(
-    "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
-)
+@self_signed_recording_options
 @click.option(
     "--bearer-token-file",
     metavar="FILE",
@@ -428,19 +304,15 @@ Examples:
 def listen(
     *,
     directory: Path,
-    mono: bool,
-    passthrough: bool,
-    cert: Path | None,
-    key: Path | None,
-    self_signed: bool,
+    recording: RecordingSettings,
     bearer_token_file: str | None,
     token_key_file: str | None,
     allow_anonymous: bool,
     processes: int,
+    page: int | None,
     seconds: float | None,
     streams: int | None,
     as_json: bool,
-    **server_options: Any,  # noqa: ANN401  (fields of ServerOptions)
 ) -> None:
     """Receive streams, and record each in a WAV file.
 
@@ -453,19 +325,11 @@ def listen(
     """
     if processes > 1:
         check_platform()
-        if server_options["page"] is not None:
+        if page is not None:
             raise click.UsageError("--page shows the streams of one process: omit it, or --processes")
-    ssl_context = _load_certificate(cert, key, self_signed=self_signed)
     tokens = _read_tokens(bearer_token_file, token_key_file, allow_anonymous=allow_anonymous)
-    create_directory(directory, "--directory")
-    ca_file = directory / _CA_FILE if self_signed else None
-    if ca_file is not None:
-        ssl_context = _create_certificate(server_options["host"], ca_file)
-    recording = RecordingOptions(
-        directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if passthrough else "pcm"
-    )
-    options = ServerOptions(ssl_context=ssl_context, tokens=tokens, recording=recording, **server_options)
-    listener = Listener(directory, allows_anonymous=tokens is None, streams=streams, as_json=as_json)
+    options = evolve(recording.in_directory(directory, "--directory", tokens), page=page)
+    listener = Listener(options, streams=streams, as_json=as_json)
     server: RecordingServer | RecordingProcesses
     if processes == 1:
         server = RecordingServer(options, listener.report)
@@ -473,6 +337,6 @@ def listen(
         server = RecordingProcesses(options, processes, listener.report)
     # If the loop supports no signal handlers (Windows), Ctrl-C raises an exception.
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(listener.run(server, ca_file=ca_file, seconds=seconds))
+        asyncio.run(listener.run(server, seconds=seconds))
     if not listener.is_complete:
         raise click.exceptions.Exit(FAILED)

@@ -37,6 +37,10 @@ class RecordingOptions:
     directory: Path
     layout: Layout = "stereo"
     encoding: WavEncoding = "pcm"
+    target_parameter: str | None = None  # the custom parameter that names the conference or call, if one does
+
+    def target_of(self, session: StreamSession) -> str | None:
+        return None if self.target_parameter is None else session.start.custom_parameters.get(self.target_parameter)
 
 
 class Recording:
@@ -51,7 +55,8 @@ class Recording:
         self._options = options
         self._format = session.audio_format
         self._tracks = _announced(session)
-        self._stem = _safe_name(session.stream_sid, "stream", _MAX_STEM)
+        target, sid = options.target_of(session), _safe_name(session.stream_sid, "stream", _MAX_STEM)
+        self._stem = sid if target is None else f"{_safe_name(target, 'target', _MAX_STEM)}-{sid}"
         self._writes: dict[str, Callable[[MediaEvent], None]] = {}
         self._closing = ExitStack()
 
@@ -163,6 +168,7 @@ class StreamRecorder:
         self._session = session
         self.recording = Recording(options, session)
         self.error: StreamsError | None = None
+        self._target = options.target_of(session)
         self._free_descriptor = free_descriptor
         self._clock = asyncio.get_running_loop().time
         self._meters: dict[str, LevelMeter] = {}
@@ -271,6 +277,7 @@ class StreamRecorder:
         """The stream's JSON object, without custom parameters and DTMF digits, which are private."""
         audio = self._session.audio_format
         return {
+            **({} if self._target is None else {"target": self._target}),
             "sid": self._session.stream_sid,
             "call_sid": self._session.start.call_sid,
             "end": self._end,

@@ -14,6 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -44,6 +45,9 @@ class ServerOptions:
     tokens: SignedTokens | tuple[str, ...] | None = field(repr=False)
     byte_order: ByteOrder
     recording: RecordingOptions
+    ca_file: Path | None = None  # that clients have to trust
+    health_host: str = "127.0.0.1"
+    health_port: int | None = None
     page: int | None = None  # its port
 
 
@@ -87,7 +91,7 @@ class RecordingServer:
     def __init__(self, options: ServerOptions, report: Callable[[Report], None]) -> None:
         self._options = options
         self._report = report
-        self._receiver = MediaReceiver(
+        self.receiver = MediaReceiver(
             self._record, bearer_tokens=options.tokens, byte_order=options.byte_order, coalesce=_COALESCE
         )
         self._live: dict[StreamSession, StreamRecorder] = {}
@@ -98,23 +102,23 @@ class RecordingServer:
         async with contextlib.AsyncExitStack() as stack:
             warn = logging_to(lambda line: self._report(Warned(f"error: {line}")), name="signalwire_streams.receiver")
             stack.enter_context(warn)
-            await stack.enter_async_context(live_page(self._options.page, receivers=[self._receiver]))
-            yield await enter_server(stack, self._receiver, self._options, reuse_port=reuse_port)
+            await stack.enter_async_context(live_page(self._options.page, receivers=[self.receiver]))
+            yield await enter_server(stack, self.receiver, self._options, reuse_port=reuse_port)
 
     def abort(self) -> None:
-        self._receiver.abort()
+        self.receiver.abort()
         with contextlib.suppress(NotImplementedError):  # Windows' loops have no handlers to remove
             asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # so that it ends the process in any case
 
     @property
     def rejected(self) -> int:
-        return self._receiver.rejected_upgrades
+        return self.receiver.rejected_upgrades
 
     def streams(self) -> Sequence[StreamState]:
         return [recorder.state for recorder in self._live.values()]
 
     async def _record(self, session: StreamSession) -> None:
-        recorder = StreamRecorder(session, self._options.recording, self._receiver.free_descriptor)
+        recorder = StreamRecorder(session, self._options.recording, self.receiver.free_descriptor)
         self._live[session] = recorder
         try:
             self._report(Started(recorder.sid, recorder.started_line, session.audio_format.is_supported))
@@ -134,6 +138,8 @@ async def enter_server(
         ssl_context=options.ssl_context,
         shutdown_timeout=0,  # live streams could continue for hours, and the user asked to end now
         reuse_port=reuse_port,
+        health_host=options.health_host,
+        health_port=options.health_port,
     )
     with listening_errors(options.host, options.port):
         return await stack.enter_async_context(serving)

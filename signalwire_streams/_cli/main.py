@@ -35,6 +35,7 @@ _MODULES = {
     "demo": "demo",
     "dial": "dial",
     "fleet": "fleet",
+    "keep": "keep",
     "listen": "listen",
     "simulate": "simulate",
 }

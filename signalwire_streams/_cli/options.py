@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import click
 from attrs import evolve, fields, frozen
@@ -145,6 +146,16 @@ def create_directory(directory: Path, option: str) -> None:
             pass
     except OSError as error:
         raise Failure(f"can't write to {directory}: {error.strerror}: name another {option}") from None
+
+
+def reject_password(url: str | None, variable: str) -> None:
+    """Raise if the URL of an option has a password, which belongs into a variable of the environment."""
+    try:
+        has_password = url is not None and urlsplit(url).password is not None
+    except ValueError:
+        has_password = "@" in (url or "")
+    if has_password:
+        raise click.UsageError(f"others on this machine can read a command line: put the password into {variable}")
 
 
 class FiniteRange(click.FloatRange):

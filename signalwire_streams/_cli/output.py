@@ -44,6 +44,7 @@ _PHRASES = (
     ("with that name and may_be_running=True", "with --name and --may-be-running"),
     ("may_be_running=True needs", "--may-be-running needs"),
     ("pass it as name=...", "pass it as --name"),
+    ("pass name=", "pass --name "),
     ("pass project= and token= instead", "set SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN instead"),
     ("and the token as token=", "and the token in SIGNALWIRE_API_TOKEN"),
 )
@@ -195,6 +196,7 @@ def write_rich(table: Table) -> None:
 
 _LIBRARY = logging.getLogger("signalwire_streams")
 OUTCOMES, RATE_LIMIT = "signalwire_streams.outcome", "signalwire_streams.rate_limit"
+KEEPING = "signalwire_streams.keep_streaming"
 
 
 class _Handler(logging.Handler):
@@ -312,4 +314,5 @@ def listening_errors(host: str, port: int) -> Iterator[None]:
         yield
     except (OSError, UnicodeError) as error:
         reason = clean(getattr(error, "strerror", None) or error).partition(" (while ")[0]  # Python repeats the address
-        raise Failure(f"can't listen on {host} port {port}: {reason}") from None
+        address = getattr(error, "filename", None) or f"{host} port {port}"  # that of the health port, or this one
+        raise Failure(f"can't listen on {address}: {reason}") from None

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from attrs import frozen
@@ -17,13 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Attempt, Operation
-from signalwire_streams._cli.output import clean, is_terminal, listening_errors, logging_to, write_note
+from signalwire_streams._cli.output import clean, is_terminal, listening_errors, logging_to, write_json, write_note
 
 if TYPE_CHECKING:
     from signalwire_streams.page import LivePage
 
+_Row = TypeVar("_Row")
+
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0
+_TABLE_EVERY = 0.25
+_OTHER_LINES = 3  # than rows: the titles, the last line, and that of the cursor
 _SETTLING = 1.0  # seconds before an estimate of the remaining time is worth showing
 _MINUTE, _HOUR = 60, 3600
 
@@ -111,6 +115,31 @@ class Display:
             self._live.update(drawn, refresh=True)
 
 
+class Reporter:
+    """Writes the news of a command that runs until a signal, and ends it if they can't be written."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._display = Display()
+        self._ending = asyncio.Event()
+        self._output_error: OSError | None = None
+
+    def _write(self, output: str | Mapping[str, object]) -> None:
+        """Write a line or a JSON object. A full disk, or a broken pipe as in ``| head``, ends the command."""
+        try:
+            if isinstance(output, str):
+                self._display.write(output)
+            else:
+                write_json(output)
+        except OSError as error:
+            self._output_error = self._output_error or error
+            self._ending.set()
+
+    def _raise_output_error(self) -> None:
+        if self._output_error is not None:
+            raise self._output_error
+
+
 @contextmanager
 def live_display(*, as_json: bool) -> Iterator[tuple[Display, Console]]:
     """Draw on stderr while the block runs, if stderr is a terminal, and stdout is not a terminal that gets JSON."""
@@ -137,6 +166,31 @@ async def repeating(action: Callable[[], None], interval: float) -> AsyncIterato
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def live_table(draw: Callable[[Console], RenderableType], *, as_json: bool) -> AsyncIterator[Display]:
+    """Draw a table while the block runs, where there is a live display, and yield the display for lines above it."""
+    with live_display(as_json=as_json) as (display, console):
+        if not display.is_live:
+            yield display
+            return
+        async with repeating(lambda: display.update(draw(console)), _TABLE_EVERY):
+            yield display
+
+
+def draw_rows(
+    rows: Sequence[_Row], last_line: str, *, height: int, make_table: Callable[[Sequence[_Row]], Table]
+) -> Group:
+    """Draw the first rows in a table as high as the terminal, how many others there are, and a line below it."""
+    room = max(height - _OTHER_LINES, 1)
+    shown = rows if len(rows) <= room else rows[: max(room - 1, 1)]
+    more = len(rows) - len(shown)
+    lines = [*([f"and {more:,} more"] if more else []), last_line]
+    return Group(
+        *([make_table(shown)] if shown else []),
+        *(Text(line, style="dim", no_wrap=True, overflow="crop") for line in lines),
+    )
 
 
 @asynccontextmanager
@@ -183,6 +237,11 @@ async def live_page(port: int | None, **shown: Any) -> "AsyncIterator[LivePage |
             link = await stack.enter_async_context(page.serve(port=port))
         write_note(f"Page, for one browser on this machine: {link}")
         yield page
+
+
+def as_plain(text: str, *, plain: bool) -> str:
+    """Return a text without what a terminal can't write that has ASCII alone."""
+    return text.encode("ascii", "replace").decode() if plain else text
 
 
 def draw(progress: Progress) -> Group:

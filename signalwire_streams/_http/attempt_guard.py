@@ -406,7 +406,7 @@ def _unsent_bytes(transport: asyncio.Transport | None) -> int:
 
 def _record_overhead(tls: ssl.SSLObject) -> int:
     """Return by how many bytes a TLS record is at least longer than its content."""
-    cipher, version, _ = tls.cipher() or ("", "", 0)
+    cipher, version, *_ = tls.cipher() or ("", "")
     extra = 1 if version == "TLSv1.3" else _RECORD_NONCE if "GCM" in cipher else 0
     return _RECORD_HEADER + _RECORD_TAG + extra
 

@@ -24,11 +24,13 @@ class CallState:
         deadline_at: when the call gives up, on the client's clock.
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never got its slot and token.
+        result: how the last attempt ended.
         was_rejected_for_now: whether an attempt, also in an earlier part of a bulk run, was rejected temporarily. The
             Space may nevertheless have executed it, so if a name that no other start has is rejected as a duplicate
             later, that attempt did start the stream.
         may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
             call that only a journal records.
+        is_sent_once: whether the call is one attempt, however that ends.
         before_sending: called once, before the first attempt is sent; an exception from it ends the call unsent.
         mint: returns the field of a start's form with a new bearer token, for one attempt; None without `SignedTokens`.
         minted: the tokens so far, which are secrets.
@@ -40,11 +42,13 @@ class CallState:
     deadline_at: float = float("inf")
     acquired_at: float | None = None
     attempts: int = 0
+    result: AttemptResult | None = None
     rejections: frozenset[AttemptResult] = frozenset()
     was_rejected_for_now: bool = False
     may_have_succeeded: bool = False
     target: str = ""
     name: str | None = None
+    is_sent_once: bool = False
     before_sending: Callable[[], Awaitable[None]] | None = None
     mint: Callable[[], bytes] | None = None
     minted: tuple[str, ...] = field(default=(), repr=False)

@@ -153,22 +153,19 @@ def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
     items = document.get(key) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(items, list):
         raise MalformedResponseError(f"the Space returned a page without a list of {key}", sent="yes")
+    following = document.get("next_page_uri")
+    if following is not None and not isinstance(following, str):  # else the list would end early, as if complete
+        kind = type(following).__name__
+        raise MalformedResponseError(f"the Space's next_page_uri is of type {kind}, not text", sent="yes")
     return Page(
         items=tuple(read_item(item, model) for item in items),
         uri=_text(document.get("uri")),
         first_page_uri=_text(document.get("first_page_uri")),
-        next_page_uri=_next_page(document.get("next_page_uri")),
+        next_page_uri=following,
         previous_page_uri=_text(document.get("previous_page_uri")),
         page=_whole(document.get("page")),
         page_size=_whole(document.get("page_size")),
     )
-
-
-def _next_page(value: object) -> str | None:
-    # Anything else than None would otherwise end the list early, as if it were complete.
-    if value is None or isinstance(value, str):
-        return value
-    raise MalformedResponseError(f"the Space's next_page_uri is of type {type(value).__name__}, not text", sent="yes")
 
 
 # Source: https://signalwire.com/docs/compatibility-api/rest/error-codes

@@ -238,7 +238,7 @@ class Dispatcher:
 
     def __init__(self, sessions: SessionManager, handler: Handler) -> None:
         self.sessions = sessions
-        self._handler = handler
+        self.handler = handler
         self._in_flight: dict[Request, asyncio.Task[object]] = {}
         self._cut: set[Request] = set()
         self._idle = asyncio.Event()
@@ -254,7 +254,7 @@ class Dispatcher:
         self._in_flight[request] = task
         cancelling = task.cancelling()
         try:
-            return await self._handler(request)
+            return await self.handler(request)
         except asyncio.CancelledError:
             # A cancellation from elsewhere must still reach the task.
             if request not in self._cut or task.cancelling() - 1 > cancelling:

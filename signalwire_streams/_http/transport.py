@@ -29,11 +29,11 @@ from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import AttemptResult, Operation
 
-_SMALL_ANSWER = 64 * 1024
+_SMALL_RESPONSE = 64 * 1024
 """Limit in bytes of the unpacked response to a start or a stop, or of a rejection; real ones have a few hundred."""
-_LARGE_ANSWER = 4 * 1024 * 1024
+_LARGE_RESPONSE = 4 * 1024 * 1024
 """Limit in bytes of the unpacked response to a read."""
-_LARGE_ANSWERS = 8
+_MAX_LARGE_RESPONSES = 8
 """How many responses above the small limit a client reads at once; the others wait, and so do their servers."""
 _BUFFER = 64 * 1024
 """Bytes that aiohttp unpacks ahead; a borrowed session may use any other value."""
@@ -124,13 +124,12 @@ class HttpTransport:
         self._own_session = OwnSession(self._root, self._headers)
         self._sessions, self._timeouts, self._clock = sessions, timeouts, clock
         sessions.create = self._own_session.create
-        self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
+        self._large_responses = asyncio.Semaphore(_MAX_LARGE_RESPONSES)
 
     async def __call__(self, request: Request) -> Result:
         state = request.state
         session = self._sessions.session()
         if session is None:
-            state.phase = Phase.QUEUED
             return Result(
                 attempt_result=AttemptResult.UNRETRYABLE,
                 phase=Phase.QUEUED,
@@ -232,15 +231,15 @@ class HttpTransport:
         self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
     ) -> tuple[bytes, bool]:
         """Return the body as far as it was read and kept, and True if that is all of it."""
-        stream, limit = response.content, _SMALL_ANSWER
+        stream, limit = response.content, _SMALL_RESPONSE
         if stream.is_eof() and stream.total_bytes <= limit and stream.exception() is None:
             return stream.read_nowait(), True  # all of it arrived with the headers, as nearly always
         body = bytearray()
         try:
             complete = await _read_up_to(limit, body, stream, guard)
             if not complete and request.operation is Operation.READ and response.status < _REDIRECT:
-                limit = _LARGE_ANSWER
-                async with self._large_answers:
+                limit = _LARGE_RESPONSE
+                async with self._large_responses:
                     complete = await _read_up_to(limit, body, stream, guard)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return bytes(body), False

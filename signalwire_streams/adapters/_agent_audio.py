@@ -15,6 +15,7 @@ AgentTrack: TypeAlias = Literal["inbound", "outbound"]
 """The track that an agent hears."""
 
 _TRACKS: tuple[AgentTrack, ...] = ("inbound", "outbound")
+_FRAMES = 50  # per second
 _PAUSE = 0.35  # seconds without audio, after which what follows is another answer
 
 
@@ -40,7 +41,8 @@ def check_format(audio_format: AudioFormat) -> None:
 class AgentAudio:
     """Converts one track's payloads to linear PCM and an agent's PCM to payloads: 16 bits, little-endian, one channel.
 
-    At another rate than the stream's, it holds back the last 10 ms. The times are seconds of one clock.
+    At another rate than the stream's, it holds back the last 10 ms, and what is sent waits until it is a whole frame,
+    as long as those that arrive: 20 ms before any has. The times are seconds of one clock.
 
     Raises:
         InvalidRequestError: the stream has several channels, or only the other track.
@@ -60,6 +62,8 @@ class AgentAudio:
         self._heard = HeardAudio(audio_format.sample_rate)
         self._inbound: Resampler | None = None
         self._outbound: tuple[int, Resampler] | None = None
+        self._frame_size = audio_format.sample_size * max(1, audio_format.sample_rate // _FRAMES)
+        self._unsent = b""
 
     @property
     def rate(self) -> int:
@@ -70,15 +74,19 @@ class AgentAudio:
         """Return the PCM that a payload completes; with ``last`` what was held back as well."""
         if self._inbound is None:
             self._inbound = Resampler(self.rate, rate)
+        size = self._format.sample_size
+        self._frame_size = len(payload) // size * size or self._frame_size
         return self._inbound.process(self._format.to_pcm(payload), last=last)
 
     def send(self, pcm: bytes, rate: int, now: float, *, channels: int = 1) -> str | None:
-        """Return the message that sends PCM now; None if it completes no payload."""
+        """Return the message that sends PCM now; None if it completes no frame."""
         if channels != 1:
             raise InvalidRequestError(f"audio with {channels} channels was sent, and the stream takes one")
         if self._outbound is None or self._outbound[0] != rate:
             self._outbound = rate, Resampler(rate, self.rate)
-        payload = self._format.from_pcm(self._outbound[1].process(pcm))
+        audio = self._unsent + self._format.from_pcm(self._outbound[1].process(pcm))
+        end = len(audio) - len(audio) % self._frame_size
+        payload, self._unsent = audio[:end], audio[end:]
         if not payload:
             return None
         if not self._heard.waiting(now - _PAUSE):
@@ -96,5 +104,5 @@ class AgentAudio:
 
     def interrupt(self, now: float) -> int:
         """Drop what was not played. Return the milliseconds that were heard of the last answer."""
-        self._outbound = None
+        self._outbound, self._unsent = None, b""
         return self._heard.milliseconds(self._heard.clear(now))

@@ -22,8 +22,8 @@ except ModuleNotFoundError as _error:
 class SignalWireFrameSerializer(FrameSerializer):  # type: ignore[misc]
     """Converts the messages of one bidirectional stream to pipecat's frames, and back.
 
-    Audio arrives at the pipeline's ``audio_in_sample_rate``. Where rates differ, the last 10 ms wait for more. Marks,
-    and the keys A to D that pipecat does not know, arrive as ``InputTransportMessageFrame``.
+    Audio arrives at the pipeline's ``audio_in_sample_rate``. Where rates differ, the last 10 ms wait for more. Only
+    whole frames are sent. Marks, and keys that pipecat lacks (A to D), arrive as ``InputTransportMessageFrame``.
 
     An interruption clears the audio that was not played. Handlers of the event ``on_interrupted`` get the serializer
     and the milliseconds that were heard of the last answer. An answer ends with a pause of 0.35 s.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from signalwire_streams.bulk._journal import BulkJournal, JournalItem, JournalStatus
     from signalwire_streams.bulk._operations import Ledger as Ledger
     from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus
-    from signalwire_streams.bulk._runner import BulkRun
+    from signalwire_streams.bulk._runner import BulkRun, RunObserver as RunObserver
     from signalwire_streams.bulk._serialization import PlannedRequest
 
 __all__ = [
@@ -31,7 +31,7 @@ if not TYPE_CHECKING:  # pragma: no branch
         "_journal": "BulkJournal JournalItem JournalStatus",
         "_operations": "Ledger",
         "_results": "BulkError BulkOutcome BulkReport BulkStatus",
-        "_runner": "BulkRun",
+        "_runner": "BulkRun RunObserver",
         "_serialization": "PlannedRequest",
     }
 

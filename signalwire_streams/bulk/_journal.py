@@ -4,12 +4,10 @@ An intent is committed before its request goes out; an outcome a tenth of a seco
 is killed loses few outcomes, and their items are then "in_doubt", which counts as unknown.
 """
 
-import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -19,23 +17,16 @@ from attrs.validators import and_, deep_mapping, ge, in_, instance_of, optional
 
 from signalwire_streams.bulk._journal_file import (
     IN_DOUBT,
-    INDEX,
     ITEM_INDEX,
-    LOCK,
-    LOG,
     SCHEMA,
     SCHEMA_VERSION,
     STATES,
     JournalOwner,
     JournalPath,
     RunMetadata,
-    identity_of,
     journal_path,
-    open_descriptor,
-    release_descriptor,
-    size_of,
-    when_free,
 )
+from signalwire_streams.bulk._journal_writer import JournalWriter, existing_file, lay_out, new_file
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label
 from signalwire_streams.bulk._serialization import (
     PlannedRequest,
@@ -46,16 +37,7 @@ from signalwire_streams.bulk._serialization import (
     planned_request,
     stream_of,
 )
-from signalwire_streams.bulk._write_ahead_log import (
-    GroupCommitter,
-    OpenFiles,
-    begin_generations,
-    finish_tables,
-    is_free,
-    now,
-    read_metadata,
-    verify,
-)
+from signalwire_streams.bulk._write_ahead_log import now, read_metadata, verify
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, JournalError
 
@@ -167,7 +149,7 @@ def _is_alone(path: JournalPath) -> bool:
     """Check a journal before reading it, and return whether all of it is in the main file."""
     try:
         if not path.is_locked():
-            return not verify(path)[1]
+            return not verify(path, read_metadata)[1]
     except (sqlite3.Error, JournalError, InvalidRequestError):
         if not path.is_locked():  # by a run that began while its files were checked one by one
             raise
@@ -280,41 +262,25 @@ class ItemRecord:
     ambiguous: bool
 
 
-class Journal:
+class Journal(JournalWriter):
     def __init__(
-        self,
-        *,
-        path: JournalPath,
-        run: str,
-        lock: sqlite3.Connection,
-        opened: ExitStack,
-        clock: Clock | None,
+        self, *, path: JournalPath, run: str, lock: sqlite3.Connection, opened: ExitStack, clock: Clock | None
     ) -> None:
-        self.path: JournalPath = path
+        super().__init__(path=path, lock=lock, opened=opened, clock=clock)
         self.run: str = run
-        self._clock = clock or Clock()
         self._looked_up: Counter[str] = Counter()
-        main = open_descriptor(path.file)
-        opened.callback(release_descriptor, main)
-        self._guards = [opened.enter_context(closing(path.connect_to_read(timeout=0.0))) for _ in range(2)]
-        self._database = opened.enter_context(closing(path.connect_to_write()))
-        # At once, since a connection that opens a main file that was cut to nothing deletes the log.
-        for guard in self._guards:
-            guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
         self._rows: int = self._database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
         self._inherited = self._rows
         if self._inherited:
             self._database.execute(ITEM_INDEX)
-        self._files = OpenFiles(path=path, main=main, database=self._database, guards=self._guards)
-        self._commits = GroupCommitter(path=path, database=self._database, files=self._files, clock=self._clock)
-        self._lock, self._opened = lock, opened.pop_all()
+        self._watch()
 
     @classmethod
     def create(
         cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
         path = journal_path(path).resolved()
-        with path.errors("created"), _new_file(path) as lock, ExitStack() as opened:
+        with path.errors("created"), new_file(path) as lock, ExitStack() as opened:
             _lay_out(path, owner, run, None)
             return cls(path=path, run=run, lock=lock, opened=opened, clock=clock)
 
@@ -322,7 +288,7 @@ class Journal:
     def plan(cls, path: JournalPath | Path | str, owner: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run for these requests, for `reopen`."""
         path = journal_path(path).resolved()
-        with path.errors("created"), _new_file(path) as lock:
+        with path.errors("created"), new_file(path) as lock:
             _lay_out(path, owner, run, requests)
         lock.close()
 
@@ -332,19 +298,14 @@ class Journal:
         path = journal_path(path).resolved()
         if not path.exists():
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
-        with ExitStack() as undo, path.errors("read"), ExitStack() as opened:
-            if not path.is_locked():
-                owner.check(path, verify(path)[0])  # before a lock file is made beside some other file
-            if not os.access(path.file, os.W_OK):
-                raise InvalidRequestError(
-                    f"the journal {path} can't be written: use an account that has write permission"
-                )
-            lock = undo.enter_context(closing(path.lock()))
-            facts, _ = verify(path)
+
+        def check() -> RunMetadata:
+            facts, _ = verify(path, read_metadata)
             owner.check(path, facts)
-            journal = cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
-            undo.pop_all()
-        return journal
+            return facts
+
+        with existing_file(path, check) as (lock, facts), ExitStack() as opened:
+            return cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
 
     @property
     def rollback_started_at(self) -> str | None:
@@ -380,12 +341,6 @@ class Journal:
             raise JournalError(f"the journal {self.path} no longer contains the stream on {target}")
         return int(row[0])
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self.path.errors("read"):
-            self._files.check()
-            yield
-
     def new_row(self) -> int:
         self._rows += 1
         return self._rows
@@ -419,83 +374,11 @@ class Journal:
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.write_later(_ROLL_BACK, status, row)
 
-    async def aclose(self) -> None:
-        try:
-            await when_free(self._clock, self._commits.finish)
-        finally:
-            self._release()
-
-    def close(self) -> None:
-        """Write pending records and close the file, which is then complete without its log."""
-        try:
-            self._commits.finish()
-        finally:
-            self._release()
-
-    def _release(self) -> None:
-        self._commits.cancel()
-        if self._commits.is_whole:
-            # The last connection to close copies the log into the main file and deletes it. A guard only reads.
-            for guard in self._guards:
-                guard.close()
-        self._opened.close()
-        self._lock.close()
-
-
-@contextmanager
-def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
-    """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
-    _check_free(path)
-    with ExitStack() as undo:
-        with suppress(OSError):  # `lock` reports it if it exists or can't be created
-            _create(path.beside(LOCK), undo)
-        lock = undo.enter_context(closing(path.lock()))
-        with suppress(FileExistsError):
-            _create(path.file, undo)
-        _check_free(path)  # another process may have made it since
-        undo.callback(_undo, partial(os.truncate, length=0), path.file, identity_of(path.file))
-        os.truncate(path.file, 0)  # drops the leftovers of a killed process
-        for suffix in (LOG, INDEX):
-            undo.callback(path.beside(suffix).unlink, missing_ok=True)
-        yield lock
-        undo.pop_all()
-
-
-def _check_free(path: JournalPath) -> None:
-    if path.exists() and size_of(path.file) and not is_free(path):
-        raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
-    if not is_free(path):
-        raise InvalidRequestError(
-            f"files of another journal are next to {path}: restore that journal, or choose another file"
-        )
-
-
-def _create(file: Path, undo: ExitStack) -> None:
-    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    undo.callback(_undo, Path.unlink, file, identity_of(file))
-
-
-def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) -> None:
-    with suppress(OSError):
-        if identity_of(file) == identity:
-            act(file)
-
 
 def _lay_out(path: JournalPath, owner: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:
-    """Write the tables, the run's facts and its plan: a process that is killed before the end leaves it unfinished.
-
-    Without a log, so that all of it is in the main file.
-    """
     facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(owner), "started_at": now()}
-    with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
-        database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to roll back to
-        begin_generations(database)
-        database.execute("BEGIN IMMEDIATE")
-        for statement in SCHEMA:
-            database.execute(statement)
+    with lay_out(path, SCHEMA) as database:
         if plan is not None:
             cursor = database.executemany(_PLAN, plan_rows(plan))
             facts["planned"] = str(max(cursor.rowcount, 0))
         database.executemany("INSERT INTO run VALUES (?, ?)", facts.items())
-        database.execute("COMMIT")
-        finish_tables(database)

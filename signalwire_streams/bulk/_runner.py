@@ -5,7 +5,8 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from typing import Generic, TypeAlias, TypeVar
+from contextvars import Context
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._operations import Operation, Send
@@ -110,6 +111,7 @@ class WorkerPool(Generic[_Item]):
     ) -> None:
         self.operation = operation
         self.clock = clock
+        self.context: Context | None = None  # in which the items are sent
         self._items = items
         self._limit = limit
         self._running: dict[asyncio.Task[None], None] = {}
@@ -130,7 +132,7 @@ class WorkerPool(Generic[_Item]):
         """
         if self._intake is None:
             # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
-            self._intake = asyncio.Task(self._read_items())
+            self._intake = asyncio.Task(self._read_items(), context=self.context)
             self._intake.add_done_callback(lambda _: self._has_news.set())
         while not self._outcomes:
             if self._foreign_error is not None and not self._running:
@@ -316,6 +318,22 @@ def _cancelled(state: CallState, *, is_start: bool) -> StreamsError:
     )
 
 
+class RunObserver(Protocol):
+    """Observes a bulk run, for telemetry."""
+
+    def begin(self) -> Context:
+        """Called before the first item; return the context in which the items are sent."""
+        ...
+
+    def add(self, outcome: BulkOutcome[Any]) -> None:
+        """Called with each outcome."""
+        ...
+
+    def end(self, report: BulkReport) -> None:
+        """Called at the end."""
+        ...
+
+
 class BulkRun(Generic[_Item]):
     """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
 
@@ -323,8 +341,9 @@ class BulkRun(Generic[_Item]):
     no more items are accepted, requests in flight get five seconds, and the report covers the rest.
     """
 
-    def __init__(self, pool: WorkerPool[_Item]) -> None:
+    def __init__(self, pool: WorkerPool[_Item], observer: RunObserver | None = None) -> None:
         self._pool = pool
+        self._observer = observer
         self._builder = ReportBuilder()
         self._started_at: float | None = None
         self._seconds: float | None = None
@@ -336,9 +355,11 @@ class BulkRun(Generic[_Item]):
             raise ClientStateError("this run was already iterated: create a new one")
         await self._pool.operation.begin()
         self._started_at = self._pool.clock.now()
+        if self._observer is not None:
+            self._pool.context = self._observer.begin()
         try:
             while (outcome := await self._pool.next()) is not None:
-                self._builder.add(outcome)
+                self._add(outcome)
                 yield outcome
         finally:
             await self._end()
@@ -379,11 +400,18 @@ class BulkRun(Generic[_Item]):
                 source=self,
             )
 
+    def _add(self, outcome: BulkOutcome[_Item]) -> None:
+        self._builder.add(outcome)
+        if self._observer is not None:
+            self._observer.add(outcome)
+
     async def _end(self) -> None:
         try:
             async for outcome in self._pool.close():
-                self._builder.add(outcome)
+                self._add(outcome)
         finally:
             if self._seconds is None:
                 self._seconds = self._pool.clock.now() - (self._started_at or self._pool.clock.now())
+                if self._observer is not None:
+                    self._observer.end(self.snapshot)
             await self._pool.operation.end()

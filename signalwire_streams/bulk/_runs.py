@@ -1,6 +1,6 @@
 """The bulk runs that a client makes: each from its operation, its ledger and its concurrency."""
 
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -21,6 +21,7 @@ from signalwire_streams.bulk._runner import (
     AdaptiveConcurrency,
     BulkRun,
     FixedConcurrency,
+    RunObserver,
     WorkerPool,
 )
 from signalwire_streams.bulk._serialization import Start, Stream
@@ -46,12 +47,14 @@ class BulkRuns:
         rate: float,
         resend_call_starts: bool,
         clock: Clock,
+        observe: Callable[[str], RunObserver] | None = None,
     ) -> None:
         self._conferences, self._calls = conferences, calls
         self._origin, self._project = origin, project
         # The items of a run wait for the rate limiter together, so the last of them waits for all others.
         self._deadline = _DEADLINE + 2 * MAX_CONCURRENCY / rate
         self._resend_call_starts, self._clock = resend_call_starts, clock
+        self._observe = observe
 
     def start(
         self,
@@ -113,4 +116,5 @@ class BulkRuns:
         limit: FixedConcurrency = AdaptiveConcurrency()
         if concurrency is not None:
             limit = FixedConcurrency(check_count(concurrency, "concurrency"))
-        return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock))
+        observer = None if self._observe is None else self._observe("start" if operation.is_start else "stop")
+        return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock), observer)

@@ -23,11 +23,11 @@ import asyncio
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from attrs import frozen
 
@@ -63,6 +63,7 @@ _GUARDED_TRIES = 50  # to commit while another program prevents it: about a seco
 _VERIFY_TRIES = 10  # to verify while another program changes the files
 
 Values: TypeAlias = tuple[object, ...]
+_Facts = TypeVar("_Facts")
 
 
 @frozen
@@ -118,37 +119,39 @@ def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[
         _set_version(database, generation << 1)
 
 
-def verify(path: JournalPath) -> tuple[RunMetadata, bool]:
+def verify(path: JournalPath, read: Callable[[JournalPath, sqlite3.Connection], _Facts]) -> tuple[_Facts, bool]:
     """Check that a journal that no process of ours has open is complete: its main file, and the log that belongs to it.
 
     Nothing is written, and no file is created if there is nothing to apply.
 
-    Return the facts of its run, and whether it can't be read without its log.
+    Return what *read* reads, such as `read_metadata`, and whether it can't be read without its log.
     """
     main, size = _header_of(path), size_of(path.beside(LOG))
     for _ in range(_VERIFY_TRIES):
         try:
-            return _verify(path, main)
+            return _verify(path, main, read)
         except (JournalError, sqlite3.Error, FileNotFoundError):
             # Any program that opens a killed run's journal may copy the log into the main file, and delete it.
             before, main, size = (main, size), _header_of(path), size_of(path.beside(LOG))
             if (main, size) == before:
                 raise
-    return _verify(path, main)
+    return _verify(path, main, read)
 
 
-def _verify(path: JournalPath, main: Header) -> tuple[RunMetadata, bool]:
+def _verify(
+    path: JournalPath, main: Header, read: Callable[[JournalPath, sqlite3.Connection], _Facts]
+) -> tuple[_Facts, bool]:
     if main.application == UNFINISHED:
         raise InvalidRequestError(f"the run of the journal {path} was not started yet: start it without resuming")
     if main.application != JOURNAL or not _check_log(path, main):
         with closing(path.connect_to_main()) as database:
-            return read_metadata(path, database), False
+            return read(path, database), False
     with closing(path.connect_to_read()) as database:
         database.execute("BEGIN")
         both = header_of(database)
         if both.application != JOURNAL or both.needs_log or both.is_older(main):
             raise _log_error(path)
-        return read_metadata(path, database), True
+        return read(path, database), True
 
 
 def _header_of(path: JournalPath) -> Header:
@@ -197,6 +200,15 @@ def _log_error(
 
 
 def read_metadata(path: JournalPath, database: sqlite3.Connection) -> RunMetadata:
+    facts = read_facts(path, database, schema=SCHEMA, version=str(SCHEMA_VERSION))
+    with path.decoding("its table run"):
+        return RunMetadata(**facts)
+
+
+def read_facts(
+    path: JournalPath, database: sqlite3.Connection, *, schema: Iterable[str], version: str
+) -> dict[str, str]:
+    """Read the table ``run``, which journals of all kinds have, and check which kind this one is."""
     known: dict[str, str] = {}
     tables: set[str] = set()
     try:
@@ -208,10 +220,11 @@ def read_metadata(path: JournalPath, database: sqlite3.Connection) -> RunMetadat
         # Errors of the Python module itself have no code.
         if getattr(error, "sqlite_errorcode", None) not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
             raise
-    if known.pop("schema", None) != str(SCHEMA_VERSION) or not tables.issuperset(SCHEMA):
-        raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
-    with path.decoding("its table run"):
-        return RunMetadata(**known)
+    if known.pop("schema", None) != version or not tables.issuperset(schema):
+        raise InvalidRequestError(
+            f"{path} is not a journal that this version can read, since its schema differs: name another file"
+        )
+    return known
 
 
 def _blank(path: JournalPath) -> Exception:

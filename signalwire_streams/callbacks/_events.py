@@ -44,7 +44,8 @@ class _Callback:
         track: a `Track`, or any other word as received.
         timestamp_text: the time exactly as the platform wrote it.
         unique_id: ``Unique-ID`` as received.
-        extra: fields that this version does not know, as received.
+        extra: fields that this version does not know, as received; from a `CallbackReceiver` also the parameters in the
+            query of the callback's URL.
     """
 
     account_sid: str | None = None

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterab
 from typing import Any, Self, TypeAlias, cast
 
 from aiohttp import web
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from signalwire_streams._asgi import (
     Application,
@@ -23,6 +23,7 @@ from signalwire_streams._asgi import (
     target_of,
 )
 from signalwire_streams.callbacks._events import (
+    FIELD_NAMES,
     CallbackEvent,
     CallStreamChanged,
     CallStreamState,
@@ -119,6 +120,7 @@ class Dispatcher:
 
     def __init__(self, handler: CallbackHandler, *, max_pending: int, dedup_size: int, shutdown_timeout: float) -> None:
         self.statistics = CallbackStatistics()
+        self.on_count: Callable[[str, CallbackEvent | None], object] | None = None  # set by telemetry
         self._handler = handler
         self._max_pending = max_pending
         self._shutdown_timeout = shutdown_timeout
@@ -133,20 +135,27 @@ class Dispatcher:
         self.statistics.received += 1
         identity, stream = _identity(event, raw), _digest(event.stream_key)
         if identity in self._seen:
-            self.statistics.duplicates += 1
+            self.count("duplicates", event)
             return True
         if _is_start(event) and stream in self._ended:
-            self.statistics.late += 1
+            self.count("late", event)
             return True
         is_full = self._pending >= self._max_pending or self._pending_bytes + len(raw) > _MAX_PENDING_BYTES
         if self._closed or is_full:
-            self.statistics.overflowed += 1  # and not remembered, so that the next attempt is accepted
+            self.count("overflowed", event)  # and not remembered, so that the next attempt is accepted
             return False
         self._seen.add(identity)
-        if _is_end(event):
+        # A rejected duplicate may have the sid of a stream that is running.
+        if event.end_reason is not None and not event.is_duplicate and event.stream_key is not None:
             self._ended.add(stream)
         self._enqueue(event, len(raw))
         return True
+
+    def count(self, outcome: str, event: CallbackEvent | None = None) -> None:
+        """Count what became of a request, by the name of its count."""
+        setattr(self.statistics, outcome, getattr(self.statistics, outcome) + 1)
+        if self.on_count is not None:
+            self.on_count(outcome, event)
 
     async def aclose(self) -> None:
         """Accept nothing more, wait up to `shutdown_timeout` for pending events, then cancel the rest."""
@@ -189,7 +198,8 @@ class Dispatcher:
             del self._queues[key]
             self._pending -= len(queue)
             self._pending_bytes -= sum(size for _, size in queue)
-            self.statistics.dropped += len(queue)
+            for event, _ in queue:
+                self.count("dropped", event)
 
     async def _handle(self, event: CallbackEvent, draining: "asyncio.Task[None]") -> None:
         # In a task of its own, so that a handler that cancels its task ends nothing but itself.
@@ -204,11 +214,17 @@ class Dispatcher:
                 raise
             error = cancelled
         if error is None:
-            self.statistics.handled += 1
+            self.count("handled", event)
             return
-        self.statistics.failed += 1
+        self.count("failed", event)
         kind = type(event).__name__
-        _LOG.error("the callback handler failed for %s of stream %r", kind, event.stream_key, exc_info=error)
+        _LOG.error(
+            "the callback handler failed for %s of stream %r",
+            kind,
+            event.stream_key,
+            exc_info=error,
+            extra={"stream": event.stream_key},
+        )
 
     async def _call(self, event: CallbackEvent) -> BaseException | None:
         try:
@@ -240,11 +256,6 @@ def _is_start(event: CallbackEvent) -> bool:
     if isinstance(event, CallStreamChanged):
         return event.state == CallStreamState.STREAMING
     return isinstance(event, StreamStarted)
-
-
-def _is_end(event: CallbackEvent) -> bool:
-    """Return whether the stream of this sid has ended; a rejected duplicate may have the sid of one that is running."""
-    return event.end_reason is not None and not event.is_duplicate and event.stream_key is not None
 
 
 class CallbackReceiver:
@@ -386,7 +397,11 @@ class CallbackReceiver:
 
         Source: https://asgi.readthedocs.io/en/latest/specs/www.html
         """
-        return Application(websocket=_reject_websocket, http=self._handle_asgi, aclose=self.aclose)
+        return Application(
+            websocket=lambda scope, _, send: reject_upgrade(scope, send, _FORBIDDEN, {}),
+            http=self._handle_asgi,
+            aclose=self.aclose,
+        )
 
     async def _handle_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(headers_of(scope))
@@ -409,7 +424,7 @@ class CallbackReceiver:
                 signed.check(self._keys, *urls)
             event = _parse(signed)
         except UnverifiableError as reason:
-            self.statistics.rejected += 1
+            self._dispatcher.count("rejected")
             shown = " or ".join(repr(redact_url(url)) for url in urls)
             _LOG.info("a callback to %s was rejected: %s", shown or "an unknown host", reason)
             return _FORBIDDEN, {}
@@ -460,10 +475,6 @@ class _Incoming:
         return int(text[:20]) if text.isascii() and text.isdigit() else 0
 
 
-async def _reject_websocket(scope: Scope, _: Receive, send: Send) -> None:
-    await reject_upgrade(scope, send, _FORBIDDEN, {})
-
-
 async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
     is_empty = True
     while piece := await request.content.readany():
@@ -478,7 +489,10 @@ def _parse(request: SignedRequest) -> CallbackEvent:
         return parse_callback(request.query_fields)
     fields = None if request.is_json else request.form
     if fields is not None:
-        return parse_callback(fields)
+        event = parse_callback(fields)
+        # Those of the user's own URL, as by GET, but never in place of a field.
+        own = {name: value for name, value in reversed(request.query_fields) if name not in FIELD_NAMES}
+        return evolve(event, extra={**own, **event.extra}) if own else event
     try:
         document = json.loads(request.body)
     except (ValueError, RecursionError):

@@ -13,9 +13,10 @@ from redis.exceptions import RedisError
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams._http.account import find_account
+from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._runner import BulkRun
-from signalwire_streams.bulk._serialization import Start
+from signalwire_streams.bulk._serialization import Start, target_of
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._items import (
     CANCELLED,
@@ -256,7 +257,7 @@ class Fleet:
             record = await self._record(run)
         ledger.record = record
         async for index, stream in read_streams(self._open(), record):
-            ledger.expect_stream(index, stream)
+            ledger.expect(ItemKey(*target_of(stream), stream.name or stream.sid), index)
             yield stream
 
     async def _record(self, run: str) -> RunRecord:

@@ -13,13 +13,13 @@ from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey, outcome_unknown
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._runner import is_fatal_for_run
-from signalwire_streams.bulk._serialization import Start, target_of
+from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import FleetError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._items import CANCELLED, EARLIER_WORKER, Batch, Evidence, ItemMark, claimed_mark
 from signalwire_streams.fleet._lua import CLAIM_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import Writer
 from signalwire_streams.fleet._status import RunRecord
-from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream
+from signalwire_streams.models import AttemptResult
 
 _NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 _LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
@@ -175,9 +175,6 @@ class StopLedger(_FleetLedger):
     def __init__(self, run: str, writer: Writer) -> None:
         super().__init__(run, writer)
         self._stopping: dict[CallState, int] = {}
-
-    def expect_stream(self, index: int, stream: ConferenceStream | CallStream) -> None:
-        self.expect(ItemKey(*target_of(stream), stream.name or stream.sid), index)
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         self._stopping[state] = self._take(key)

@@ -7,7 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
+from docket.instrumentation import healthcheck_server, metrics_server
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams._signals import on_signals
@@ -29,6 +30,7 @@ from signalwire_streams.fleet._submission import TASK
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
+from signalwire_streams.telemetry import instrument
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
 
@@ -121,6 +123,9 @@ class FleetWorker:
         shutdown_timeout: float = 25.0,
         secrets: SecretProvider | None = None,
         name: str | None = None,
+        health_port: int | None = None,
+        metrics_port: int | None = None,
+        monitoring_host: str = "127.0.0.1",
     ) -> None:
         """Check the arguments; nothing is connected yet.
 
@@ -135,6 +140,11 @@ class FleetWorker:
             secrets: returns a request with the secrets that Redis does not keep; raises `InvalidRequestError` if it
                 can't.
             name: the worker's name; host and process by default.
+            health_port: port of an HTTP server that responds with 200 while `run` runs; None for none.
+            metrics_port: port of an HTTP server with the metrics of the worker's client (see
+                `signalwire_streams.telemetry`) and of docket, in the format of Prometheus; None for none. It sets the
+                global meter provider of OpenTelemetry, so nothing else in the process may have set one.
+            monitoring_host: address that both listen on.
 
         Raises:
             InvalidRequestError: an argument is invalid.
@@ -148,6 +158,8 @@ class FleetWorker:
         self.shutdown_timeout: float = check_seconds(shutdown_timeout, "shutdown_timeout")
         self.name: str = name or f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}"
         self.secrets = secrets
+        self.health_port, self.metrics_port = _check_port(health_port, "health"), _check_port(metrics_port, "metrics")
+        self.monitoring_host: str = monitoring_host
         self._keys = Keys(client.origin, client.project)
         self._stop = asyncio.Event()
         self._denied: StreamsError | None = None
@@ -178,11 +190,31 @@ class FleetWorker:
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
+            InvalidRequestError: a port of the monitoring is taken, or its host is unknown.
             FleetError: Redis rejects the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; its starts in flight go to other workers.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
+        with self._monitoring():
+            await self._run()
+
+    @contextmanager
+    def _monitoring(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(healthcheck_server(self.monitoring_host, self.health_port))
+                stack.enter_context(metrics_server(self.monitoring_host, self.metrics_port))
+            except OSError as error:
+                ports = " and ".join(str(port) for port in (self.health_port, self.metrics_port) if port is not None)
+                raise InvalidRequestError(
+                    f"can't listen on {self.monitoring_host} port {ports}: {error.strerror}: pass another host or port"
+                ) from None
+            if self.metrics_port is not None:
+                stack.enter_context(instrument(self.client))
+            yield
+
+    async def _run(self) -> None:
         docket = Docket(name=self._keys.prefix, url=docket_url(self.url), execution_ttl=_EXECUTION_TTL)
         async with docket, connect(self.url, docket, _ENDLESS) as self._connection:
             self._writer = Writer(self._connection)
@@ -262,7 +294,8 @@ class FleetWorker:
             except (RequeueBatch, FleetError):
                 raise
             except Exception:  # docket would only retry, silently
-                _LOG.exception("batch %d of %s failed and will be retried", batch, run)
+                extra = {"run": run, "batch": batch}
+                _LOG.exception("batch %d of %s failed and will be retried", batch, run, extra=extra)
                 raise
             if self._stop.is_set():
                 raise RequeueBatch(f"another worker has batch {batch} of {run}")
@@ -275,7 +308,8 @@ class FleetWorker:
         """
         record = await read_run(self._connection, self._keys, run)
         if record is None:
-            _LOG.warning("batch %d of %s has expired and is skipped", number, run)
+            extra = {"run": run, "batch": number}
+            _LOG.warning("batch %d of %s has expired and is skipped", number, run, extra=extra)
             return True
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
@@ -424,3 +458,9 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
 
     with on_signals(stop):
         yield
+
+
+def _check_port(port: int | None, name: str) -> int | None:
+    if port is None or (type(port) is int and 0 < port < 1 << 16):
+        return port
+    raise InvalidRequestError(f"{name}_port must be a whole number from 1 to 65535, not {port!r}")

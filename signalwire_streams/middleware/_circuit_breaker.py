@@ -10,7 +10,7 @@ from signalwire_streams._http.exchange import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy
-from signalwire_streams.middleware._retry import SERVED, describe_call
+from signalwire_streams.middleware._retry import SERVED, describe_call, log_fields
 from signalwire_streams.models import AttemptResult
 
 _LOG = logging.getLogger("signalwire_streams.circuit_breaker")
@@ -69,6 +69,12 @@ class CircuitBreaker:
     @property
     def is_open(self) -> bool:
         return self._open_until is not None
+
+    def state(self, now: float) -> str:
+        """Return ``closed``, ``open``, or ``half_open`` if the next request is, or was, the probe."""
+        if self._open_until is None:
+            return "closed"
+        return "open" if now < self._open_until else "half_open"
 
     def allow(self, now: float) -> Permit:
         if self._open_until is None:
@@ -138,6 +144,7 @@ class CircuitBreakerMiddleware:
                 describe_call(request),
                 describe_result(request, result),
                 breaker.policy.open_duration,
+                extra=log_fields(request, result.attempts),
             )
         else:
             _LOG.info("circuit breaker closed: the probe succeeded")

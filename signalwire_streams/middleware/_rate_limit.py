@@ -254,6 +254,15 @@ class LocalRateLimiter:
         self._queue = PriorityQueue(lambda _: self.bucket.refund())
         self._serving: asyncio.Task[None] | None = None
 
+    @property
+    def rate(self) -> float:
+        """Requests per second that may be sent now."""
+        return self.bucket.rate
+
+    @property
+    def rate_limit(self) -> RateLimit:
+        return self.bucket.limit
+
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         now = self._clock.now()
         ahead = self._queue.ahead(priority)
@@ -337,6 +346,8 @@ class RateLimitMiddleware:
             if wait:
                 return _deadline_exceeded("the wait for the rate limiter would exceed the call's deadline", wait)
             state.acquired_at = sent_at = now()
+            if sent_at >= state.deadline_at:  # this process was suspended for a while
+                return _deadline_exceeded("the call's deadline passed before it was sent", None)
             state.attempts += 1
             result = await send(request)
         finally:

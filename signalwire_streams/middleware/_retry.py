@@ -13,6 +13,7 @@ from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.models import Attempt, AttemptResult, Operation, Priority, RetryDecision
+from signalwire_streams.models._fast import fast_constructor
 
 _RETRY_LOG = logging.getLogger("signalwire_streams.retry")
 _OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")
@@ -276,6 +277,9 @@ class RetryState:
 _QUEUED, _DEADLINE_EXCEEDED = Phase.QUEUED, AttemptResult.DEADLINE_EXCEEDED
 _ALREADY_STARTED, _FAIL, _UNKNOWN = RetryDecision.ALREADY_STARTED, RetryDecision.FAIL, RetryDecision.UNKNOWN
 
+_create_attempt = fast_constructor(Attempt)
+_ONE_ATTEMPT = RetryPolicy(max_attempts=1, max_connect_retries=0, max_throttle_retries=0, max_resends=0)
+
 OnAttempt = Callable[[Attempt], object]
 """Called with each attempt as it ends."""
 
@@ -287,7 +291,7 @@ class RetryMiddleware:
         self._policy = policy
         self._budget = budget
         self._clock = clock
-        self._on_attempt = on_attempt
+        self.on_attempt = on_attempt
         self._outcome_log = OutcomeLog()
 
     async def __call__(self, request: Request, send: Handler) -> Result:
@@ -300,7 +304,8 @@ class RetryMiddleware:
             raise
 
     async def _send(self, request: Request, send: Handler) -> Result:
-        now, state, policy = self._clock.now, request.state, self._policy
+        now, state = self._clock.now, request.state
+        policy = _ONE_ATTEMPT if state.is_sent_once else self._policy
         state.target, state.name = request.target, request.name
         deadline = policy.deadline if request.deadline is None else request.deadline
         # A call may take a second request; its deadline is that of the first.
@@ -336,12 +341,13 @@ class RetryMiddleware:
                     retry_after=result.retry_after or last.retry_after,
                 )
             last = result
+            state.result = result.attempt_result
             ambiguous_before = retry.ambiguous_since is not None
             decision = retry.decide(result.attempt_result, now(), result.retry_after)
             is_ambiguous = retry.ambiguous_since is not None
             ambiguous_before |= decision.action is _ALREADY_STARTED
             sent = state.record_attempt()
-            if self._on_attempt is not None or not decision.is_final:
+            if self.on_attempt is not None or not decision.is_final:
                 self._report(request, result, number, started_at, decision, sent=sent)
             if result.attempt_result in REJECTED_FOR_NOW:
                 state.rejections |= {result.attempt_result}
@@ -384,13 +390,14 @@ class RetryMiddleware:
                 describe_result(request, result),
                 decision.action.description,
                 decision.delay,
+                extra=log_fields(request, number),
             )
-        if self._on_attempt is None:
+        if self.on_attempt is None:
             return
         response, now = result.response, self._clock.now()
         problem = response.problem if response is not None else None
         acquired_at = now if request.state.acquired_at is None else request.state.acquired_at
-        attempt = Attempt(
+        attempt = _create_attempt(
             operation=request.operation,
             target=request.target,
             name=request.name,
@@ -406,7 +413,7 @@ class RetryMiddleware:
             next_delay=decision.delay,
         )
         try:
-            self._on_attempt(attempt)
+            self.on_attempt(attempt)
         except Exception:  # noqa: BLE001  (a broken hook must not lose a stream that was just started)
             _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
 
@@ -435,7 +442,9 @@ class OutcomeLog:
             return
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
-            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), _describe_outcome(request, result), suffix)
+            said = _describe_outcome(request, result)
+            fields = log_fields(request, result.attempts)
+            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), said, suffix, extra=fields)
 
     def _level(self, priority: Priority, now: float) -> tuple[int, str]:
         if priority is Priority.INTERACTIVE:
@@ -461,3 +470,13 @@ def _describe_outcome(request: Request, result: Result) -> str:
 def describe_call(request: Request) -> str:
     name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
     return f"{request.description} {request.target}{name}"
+
+
+def log_fields(request: Request, attempt: int) -> dict[str, object]:
+    """Return the values of a log record's ``extra``, for structured logs."""
+    fields: dict[str, object] = {"attempt": attempt}
+    if request.operation is not Operation.READ:  # which may be that of a list
+        fields["call" if "/Calls/" in request.path else "conference"] = request.target
+    if request.name is not None:
+        fields["stream"] = request.name
+    return fields

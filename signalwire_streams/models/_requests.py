@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from copy import copy
-from typing import ClassVar, Self, TypedDict, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 from attrs import Attribute, field, frozen
 from attrs.converters import optional as maybe
@@ -41,12 +41,17 @@ class StartOptions(TypedDict, total=False):
     deadline: float | None
 
 
+WhenLost: TypeAlias = Literal["end", "restart"]
+"""What follows when the socket of a stream breaks."""
+
+
 class OpenOptions(StartOptions, total=False):
     """The arguments of `MediaReceiver.open` besides target and token."""
 
     url: str
     name: str | None
     socket_timeout: float
+    when_lost: WhenLost
 
 
 GENERATED_NAME = "sws-"
@@ -66,14 +71,6 @@ def _not_on_a_call(_: object, attribute: "Attribute[None]", __: object) -> None:
 def _validate_unnamed(request: "StartStream", attribute: "Attribute[bool]", value: object) -> None:
     if check_flag(value, attribute.name) and request.name is not None:
         raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
-
-
-def _redacted_url(url: str | None) -> str:
-    return repr(redact_url(url)) if url else "None"
-
-
-def _parameter_names(parameters: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
 
 @frozen(kw_only=True)
@@ -108,7 +105,7 @@ class StartStream:
     status_callback: str | None = field(
         default=None,
         validator=if_given(validate_callback_url),
-        repr=_redacted_url,
+        repr=lambda url: repr(redact_url(url)) if url else "None",
         metadata={WIRE_NAME: "StatusCallback", SECRET: "partly"},
     )
     status_callback_method: CallbackMethod | None = field(
@@ -117,7 +114,7 @@ class StartStream:
     parameters: Mapping[str, str] = field(
         factory=dict,
         converter=check_parameters,
-        repr=_parameter_names,
+        repr=lambda parameters: "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}",
         hash=False,
         metadata={WIRE_NAME: "Parameter", SECRET: True},
     )

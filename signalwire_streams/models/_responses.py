@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import ClassVar, Generic, TypeVar
@@ -40,11 +41,9 @@ def parse_date(text: str | None) -> datetime | None:
     text, ends_of_day = _END_OF_DAY.subn("00", text, count=1)
     beyond = timedelta(days=ends_of_day, seconds=leap_seconds)
     for read in (_rfc_2822, _iso_8601):
-        try:
+        with suppress(ValueError, OverflowError, IndexError, TypeError):
             moment = read(text) + beyond
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except (ValueError, OverflowError, IndexError, TypeError):
-            continue
     return None
 
 

@@ -226,7 +226,7 @@ def _encoded(claims: object) -> Secret:
         raise InvalidRequestError(f"claims must be a mapping, or a function that returns one, not {kind_of(claims)}")
     try:
         text = Secret(json.dumps(dict(claims.items()), allow_nan=False, separators=(",", ":")))
-        is_json = len(text) > _MAX_CLAIMS or _has_text_keys(dict(claims.items()))
+        is_json = _has_text_keys(dict(claims.items()))
     except (TypeError, ValueError, RecursionError):
         is_json = False
     if not is_json:

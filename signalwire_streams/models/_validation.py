@@ -155,7 +155,7 @@ def _check_host(url: str, shown: str) -> None:
 def _has_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port is not False
+        return bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 
@@ -342,6 +342,11 @@ def _mask_url(value: object) -> object:
     return value if isinstance(value, str) and not _MAY_HOLD_SECRET.search(value) else mask(value)
 
 
+def _mask_journal(value: object) -> object:
+    """Mask the URL of a journal that is no file."""
+    return _mask_url(value) if isinstance(value, str) and "://" in value else value
+
+
 def _mask_project(value: object) -> object:
     """Mask a Project ID with text after a colon, where the token would be."""
     return value if isinstance(value, str) and ":" not in value else mask(value)
@@ -360,6 +365,10 @@ def _hide_items(value: object) -> object:
     return HiddenItems(value) if isinstance(value, Mapping) else mask(value)
 
 
+def _mask_template(value: object) -> object:
+    return value if callable(value) or isinstance(value, HiddenItems) else _hide_items(value)
+
+
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
     "candidates": mask_each,
@@ -370,10 +379,12 @@ _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "parameters": mask,
     "token": mask,
     "base_url": _mask_url,
+    "journal": _mask_journal,
     "project": _mask_project,
     "public_url": _mask_url,
     "space": _mask_url,
     "status_callback": _mask_url,
+    "template": _mask_template,
     "url": _mask_url,
 }
 

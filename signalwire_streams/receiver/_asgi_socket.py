@@ -4,7 +4,8 @@ Source: https://asgi.readthedocs.io/en/latest/specs/www.html
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from signalwire_streams._asgi import Message, Receive, Send
 from signalwire_streams.errors import MalformedFrameError
@@ -71,7 +72,7 @@ class AsgiSocket:
     async def close(self, *, code: int = CloseCode.OK) -> None:
         if self._is_closed:
             return
-        closing = self._track({"type": "websocket.close", "code": code})
+        closing = self._track(self._close(code))
         self._is_closed = True
         await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
         self.abort()
@@ -85,15 +86,24 @@ class AsgiSocket:
         """Send a message in a task, which continues when the sender is cancelled."""
         if self._is_closed:
             raise ConnectionError(_CLOSED)
-        task = self._track(message)
+        task = self._track(self._send_now(message))
         await asyncio.wait({task})
         if task.cancelled() or task.exception() is not None:
             # Servers raise errors of their own kinds once the client has disconnected.
             self._is_closed = True
             raise ConnectionError(_CLOSED) from (None if task.cancelled() else task.exception())
 
-    def _track(self, message: Message) -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(self._send_now(message))
+    async def _close(self, code: int) -> None:
+        try:
+            await self._send_message({"type": "websocket.close", "code": int(code)})
+        except Exception:  # noqa: BLE001  (Daphne refuses codes below 3000)
+            await self._send_message({"type": "websocket.close", "code": int(CloseCode.OK)})
+        # Until the application has read what arrived before the other end's close, Hypercorn keeps the connection.
+        while (await self._receive())["type"] != "websocket.disconnect":
+            pass
+
+    def _track(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
         self._sends.add(task)
         task.add_done_callback(self._forget)
         return task

@@ -72,6 +72,8 @@ class Connection:
         self._opened: asyncio.Future[StreamSession] = loop.create_future()
         self._reader: asyncio.Task[None] | None = None
         self._pinger: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()  # from the start event on that of the session
+        self._decode: Callable[..., AudioEvent] = decode_event
         self._started_at = self._received_at = 0.0
         self._pinged_at = float("-inf")
         self._is_pong_late = False
@@ -130,9 +132,9 @@ class Connection:
             if session is None:
                 self._on_early_message(data)
                 return
-            if session.end_reason is not None:
+            if self._ended.is_set():
                 return
-            event = decode_event(data, elapsed=now - self._started_at)
+            event = self._decode(data, elapsed=now - self._started_at)
             if isinstance(event, StopEvent):
                 session._close(EndReason.STOPPED)
             elif not session._enqueue(event, now):
@@ -178,10 +180,17 @@ class Connection:
 
     def _on_start(self, event: StartEvent) -> None:
         self.session = session = self._open_session(event)
-        self._started_at = self._received_at
+        self._ended = session._socket_ended
+        if session._started_at is None:
+            session._started_at = self._received_at
+        self._started_at = session._started_at
         session.statistics.malformed += self._malformed
         for early in self._early:
-            session._enqueue(early, self._started_at)
+            if session._numbering is not None:
+                session._numbering.shift(early, self._received_at - self._started_at)
+            session._enqueue(early, self._received_at)
+        if session._numbering is not None:
+            self._decode = session._numbering.decode
         self._early.clear()
         self._opened.set_result(session)
         self.socket.on_read = partial(self._on_read, session)
@@ -189,25 +198,34 @@ class Connection:
     def _end(self, reason: EndReason, failure: Exception) -> None:
         """End the session, or the wait for it."""
         if self.session is not None:
-            self.session._close(reason)
+            self._close_stream(self.session, reason)
         elif not self._opened.done():
             self._opened.set_exception(failure)
+
+    def _close_stream(self, session: StreamSession, reason: EndReason) -> None:
+        """End the session, unless it goes on over another socket."""
+        if not self._ended.is_set():
+            session._close(reason, received_at=self._received_at)
 
     def _on_bug(self) -> None:
         self._end(EndReason.FAILED, ConnectionError("the receiver failed"))
         label = self.session.label if self.session is not None else "that has not started"
-        _LOG.exception("the receiver failed for stream %s", label)
+        _LOG.exception("the receiver failed for stream %s", label, extra={"stream": label})
 
     async def run(self, session: StreamSession, handler: Handler) -> None:
         """Run the handler, and read the socket for its session, until both have ended."""
         handling = asyncio.create_task(_handle(handler, session))
-        ended = asyncio.create_task(session.wait_closed())
+        ended = asyncio.create_task(self._ended.wait())
         try:
             await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
             if handling.done() and handling.cancelled() and session.end_reason is None:
-                _LOG.error("the handler of stream %s cancelled itself, so the stream is closed", session.label)
+                _LOG.error(
+                    "the handler of stream %s cancelled itself, so the stream is closed",
+                    session.label,
+                    extra={"stream": session.label},
+                )
                 session._close(EndReason.HANDLER_FAILED)
-            session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
+            self._close_stream(session, EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
             await self._close_session(session)
             await asyncio.wait({handling})
         finally:  # even if it is cancelled
@@ -223,9 +241,10 @@ class Connection:
 
     async def _close_session(self, session: StreamSession) -> None:
         await self._stop_task(self._pinger)
-        if session.end_reason is EndReason.LOST:
+        reason = session.end_reason
+        if reason is EndReason.LOST or (reason is None and self._ended.is_set()):  # it goes on over another socket
             self.socket.abort()  # no close frame can arrive, and pending sends must fail
-        await self.close(_CLOSE_CODES.get(session.end_reason or EndReason.CLOSED, CloseCode.OK))
+        await self.close(_CLOSE_CODES.get(reason or EndReason.CLOSED, CloseCode.OK))
 
     async def close(self, code: CloseCode) -> None:
         """Close the socket with a code; reset the connection if this is cancelled."""
@@ -241,13 +260,13 @@ class Connection:
         heartbeat, session = self._heartbeat, self.session
         if heartbeat is None or session is None or now - self._received_at < heartbeat:
             return
-        if self._pinged_at < self._received_at:
+        if self._pinged_at <= self._received_at:  # equal if the pong came at once, by the clock
             self._pinged_at, self._is_pong_late = now, False
             self._pinger = asyncio.create_task(self._ping())
         elif now - self._pinged_at >= heartbeat * _PONG_SHARE:
             # If the loop was blocked, the pong may be in the socket unread: allow one more interval.
             if self._is_pong_late:
-                session._close(EndReason.LOST)
+                self._close_stream(session, EndReason.LOST)
             self._is_pong_late = True
 
     async def _ping(self) -> None:
@@ -298,7 +317,9 @@ async def _handle(handler: Handler, session: StreamSession) -> None:
         if isinstance(error, asyncio.CancelledError) and task.cancelling():
             raise
         session._close(EndReason.HANDLER_FAILED)
-        _LOG.exception("the handler of stream %s failed, so the stream is closed", session.label)
+        _LOG.exception(
+            "the handler of stream %s failed, so the stream is closed", session.label, extra={"stream": session.label}
+        )
 
 
 _ABANDONED: set["asyncio.Task[Any]"] = set()

@@ -102,6 +102,7 @@ class EventQueue:
         self._bytes = self._kept_bytes = 0
         self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
+        self._error: Exception | None = None  # to raise at the end
         self._waiter = Waiter()
         self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
         self._is_awaited = False
@@ -109,6 +110,11 @@ class EventQueue:
     @property
     def is_full(self) -> bool:
         return len(self._droppable) >= self.max_events or self._bytes >= self.max_bytes
+
+    @property
+    def depth(self) -> int:
+        """The number of events that wait."""
+        return len(self._droppable) + len(self._kept)
 
     @property
     def droppable(self) -> Iterator[Droppable]:
@@ -151,8 +157,8 @@ class EventQueue:
         self._droppable, self._kept, self._removed = others, kept, 0
         self._bytes = sum(size for size, _ in others)
 
-    def close(self) -> None:
-        self._is_closed = True
+    def close(self, error: Exception | None = None) -> None:
+        self._is_closed, self._error = True, error
         self._waiter.wake()
 
     def __aiter__(self) -> "EventQueue":
@@ -161,7 +167,7 @@ class EventQueue:
     async def __anext__(self) -> AudioEvent:
         while not (self._droppable or self._kept):
             if self._is_closed:
-                raise StopAsyncIteration
+                raise self._error or StopAsyncIteration
             if self._is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a stream")
             # The event is not passed through the waiter, since it would be lost if this is cancelled.

@@ -63,10 +63,12 @@ class HeardAudio:
 
     Attributes:
         utterance: the one that audio is added to.
+        dropped: audio that the last `clear` dropped, sent or not.
     """
 
     def __init__(self, sample_rate: int) -> None:
         self.utterance = Utterance(0)
+        self.dropped: float = 0.0
         self._unheard: deque[Utterance] = deque()  # finished ones
         self._rate = sample_rate
         self._sent = 0  # without what was cleared
@@ -117,6 +119,7 @@ class HeardAudio:
         cleared = [*self._unheard, self.utterance]
         for utterance in cleared:
             utterance.clear(self._sent)
+        self.dropped = sum(one.accepted - one.heard for one in cleared)
         self._unheard.clear()
         self.utterance = Utterance(self._sent)
         sent = [utterance for utterance in cleared if utterance.sent]

@@ -3,8 +3,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from ssl import SSLContext
 from typing import Literal, Self
@@ -36,8 +36,9 @@ from signalwire_streams.receiver._auth import (
 )
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._event_queue import BYTES_PER_EVENT, Overflow, QueueLimits
+from signalwire_streams.receiver._health import serve_health
 from signalwire_streams.receiver._open import StarterMixin
-from signalwire_streams.receiver._pending_stream import PendingStream
+from signalwire_streams.receiver._pending_stream import ExpectedStream
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._read_coalescing import Coalescer
@@ -69,10 +70,12 @@ class MediaReceiver(StarterMixin):
     Attributes:
         pending_sockets: number of open WebSockets that have not sent a start event.
         rejected_upgrades: number of upgrades that were rejected for a missing or wrong token.
+        health_url: address of the health endpoints, if `serve` was told to serve them.
     """
 
     pending_sockets: int
     rejected_upgrades: int
+    health_url: str | None
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class MediaReceiver(StarterMixin):
         self._closing = asyncio.Event()
         self.pending_sockets = 0
         self.rejected_upgrades = 0
+        self.health_url = None
         self._handler = handler
         self._authenticator = TokenAuthenticator(tokens)
         self._bidirectional = bidirectional
@@ -145,6 +149,7 @@ class MediaReceiver(StarterMixin):
         self._failure_log = RateLimitedLog(10)
         self._stuck_checks: set[asyncio.Task[VerifiedToken | bool]] = set()
         self._stuck_log = RateLimitedLog(1)
+        self._observe: Callable[[StreamSession], AbstractContextManager[object]] = nullcontext  # set by telemetry
 
     @property
     def sessions(self) -> set[StreamSession]:
@@ -183,7 +188,7 @@ class MediaReceiver(StarterMixin):
             await reject_upgrade(scope, send, admission, _REJECTION_HEADERS.get(admission, {}))
             return
         socket = AsgiSocket(receive, send, max_size=self._frame_limit)
-        connection = self._connect(socket, admission.token)
+        connection = self._connect(socket, admission)
         try:
             await socket.accept()
         except ConnectionError:
@@ -204,7 +209,7 @@ class MediaReceiver(StarterMixin):
         admission = await self._admit(bearer_token(request.headers.get("Authorization")), slot)
         if isinstance(admission, int):
             return web.Response(status=admission, headers=_REJECTION_HEADERS.get(admission))
-        connection = self._connect(socket, admission.token)
+        connection = self._connect(socket, admission)
         try:
             await socket.prepare(request)
         except ConnectionError:  # the client disconnected
@@ -239,12 +244,12 @@ class MediaReceiver(StarterMixin):
         task.add_done_callback(self._tasks.discard)
         if (pending := admission.pending) is not None:
             task.add_done_callback(lambda _: pending.socket_closed.set())
-        await asyncio.shield(task)
+        await asyncio.wait({task})  # which goes on if this is cancelled, and is cancelled by `aclose` if need be
 
-    def _connect(self, socket: Socket, token: VerifiedToken | None) -> Connection:
+    def _connect(self, socket: Socket, admission: "_Admission") -> Connection:
         return Connection(
             socket,
-            partial(self._open_session, socket, token),
+            partial(self._open_session, socket, admission),
             limits=self._queue_limits,
             heartbeat=self._heartbeat,
             failure_log=self._failure_log,
@@ -295,7 +300,8 @@ class MediaReceiver(StarterMixin):
             await connection.close(CloseCode.GOING_AWAY)
         return session
 
-    def _open_session(self, socket: Socket, token: VerifiedToken | None, start: StartEvent) -> StreamSession:
+    def _open_session(self, socket: Socket, admission: "_Admission", start: StartEvent) -> StreamSession:
+        token, pending = admission.token, admission.pending
         if token is not None:
             token.spend(start)
         audio_format = AudioFormat.from_start_event(start, byte_order=self._byte_order)
@@ -308,7 +314,7 @@ class MediaReceiver(StarterMixin):
             statistics=statistics,
             max_message=self._frame_limit,
         )
-        return StreamSession(
+        session = StreamSession(
             start,
             audio_format=audio_format,
             playback=playback,
@@ -316,9 +322,10 @@ class MediaReceiver(StarterMixin):
             limits=self._queue_limits,
             claims=None if token is None else token.claims,
         )
+        return session if pending is None else pending.adopt(session)
 
     async def _run(self, connection: Connection, session: StreamSession, handler: Handler) -> None:
-        with self._watchdog.watch(connection):
+        with self._watchdog.watch(connection), self._observe(session):
             await connection.run(session, handler)
 
     @asynccontextmanager
@@ -333,6 +340,8 @@ class MediaReceiver(StarterMixin):
         max_pending: int | None = None,
         shutdown_timeout: float = 5.0,
         reuse_port: bool = False,
+        health_host: str = "127.0.0.1",
+        health_port: int | None = None,
     ) -> AsyncIterator[str]:
         """Run a server while the block runs, and close the receiver when it ends.
 
@@ -353,6 +362,9 @@ class MediaReceiver(StarterMixin):
             shutdown_timeout: the ``deadline`` of `aclose` at the end of the block.
             reuse_port: whether other servers may listen on the port at the same time, if all of them allow it: one in
                 each process, and Linux spreads the connections over them.
+            health_host: address to listen on for the health endpoints.
+            health_port: port for them; 0 takes a free one (`health_url`). ``GET /healthz`` is 200 as long as the event
+                loop runs; ``GET /readyz`` is 503 from the beginning of `aclose` on. None serves none.
 
         Yields:
             The address, as the ``url`` of a start.
@@ -367,6 +379,8 @@ class MediaReceiver(StarterMixin):
         check_patience(shutdown_timeout, "shutdown_timeout")
         check_flag(reuse_port, "reuse_port")
         _check_address(host, port, path)
+        if health_port is not None:
+            _check_address(health_host, health_port, "/", prefix="health_")
 
         async def respond(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
             if path not in {request.path, request.rel_url.raw_path}:
@@ -382,16 +396,22 @@ class MediaReceiver(StarterMixin):
             max_pending=default_max_pending() if max_pending is None else check_count(max_pending, "max_pending"),
         )
         self._servers.add(server)
-        try:
-            bound = await server.listen(host, port, reuse_port=reuse_port)
-            shown = f"[{host}]" if ":" in host else host
-            yield f"{'ws' if ssl_context is None else 'wss'}://{shown}:{bound}{path}"
-        finally:
+        async with AsyncExitStack() as stack:  # so that the end of the block is seen as "not ready"
+            if health_port is not None:
+                health = serve_health(
+                    lambda: not self._closing.is_set(), host=health_host, port=health_port, reuse_port=reuse_port
+                )
+                self.health_url = await stack.enter_async_context(health)
             try:
-                await self.aclose(shutdown_timeout)
+                bound = await server.listen(host, port, reuse_port=reuse_port)
+                shown = f"[{host}]" if ":" in host else host
+                yield f"{'ws' if ssl_context is None else 'wss'}://{shown}:{bound}{path}"
             finally:
-                self._servers.discard(server)
-                await server.close()
+                try:
+                    await self.aclose(shutdown_timeout)
+                finally:
+                    self._servers.discard(server)
+                    await server.close()
 
     async def aclose(self, deadline: float = 5.0) -> None:
         """Reject new streams, close those that are open at the deadline with code 1001, and stop their handlers.
@@ -472,7 +492,7 @@ class _Admission:
 
     handler: Handler
     slot: Slot
-    pending: PendingStream | None  # the pending stream, if it was started here
+    pending: ExpectedStream | None  # the pending stream, if it was started here
     token: VerifiedToken | None  # if it is signed
 
     def on_socket_failed(self, reason: str) -> None:
@@ -502,11 +522,11 @@ def _check_coalesce(seconds: object) -> None:
         raise InvalidRequestError(f"coalesce must be a number of seconds from 0 to {_MAX_COALESCE}, not {seconds!r}")
 
 
-def _check_address(host: object, port: object, path: object) -> None:
+def _check_address(host: object, port: object, path: object, *, prefix: str = "") -> None:
     if not isinstance(host, str):
-        raise InvalidRequestError(f"host must be a str, such as '127.0.0.1', not {kind_of(host)}")
+        raise InvalidRequestError(f"{prefix}host must be a str, such as '127.0.0.1', not {kind_of(host)}")
     if type(port) is not int or not 0 <= port <= _MAX_PORT:
-        raise InvalidRequestError(f"port must be a whole number from 0 to {_MAX_PORT}, not {port!r}")
+        raise InvalidRequestError(f"{prefix}port must be a whole number from 0 to {_MAX_PORT}, not {port!r}")
     if not isinstance(path, str):
         raise InvalidRequestError(f"path must be a str, such as '/audio', not {kind_of(path)}")
     if not path.startswith("/"):

@@ -53,6 +53,25 @@ class Starts(Protocol[_Stream]):
     async def stop_stream(self, sid: str, stream: _Stream | str, /) -> _Stream: ...
 
 
+class Restarts(Protocol):
+    """Starts a stream again whenever it is lost, so that its session goes on."""
+
+    def on_lost(self, session: StreamSession, reason: EndReason) -> None:
+        """Called when the stream is lost, which may be for good."""
+
+    def on_callback(self, callback: Callback) -> None:
+        """Called with each status callback about the stream's name."""
+
+    def on_receiver_closed(self) -> None:
+        """Called when no socket can open any more."""
+
+    async def end(self) -> list[Any] | None:
+        """Start no further stream. Return those that may be running; None if none was lost."""
+
+    async def wait_closed(self) -> None:
+        """Wait until the sockets of the streams that were started again are closed."""
+
+
 class PendingStream:
     """One stream from its start request to its end. It has arrived when its socket has sent the start event."""
 
@@ -61,27 +80,30 @@ class PendingStream:
         self.name = name  # unique on the target
         self.token = Secret(token_urlsafe(32))  # which only this stream's socket presents
         self.socket_closed = asyncio.Event()
+        self.restarts: Restarts | None = None
         # The session, or the error that keeps its socket from becoming one.
         self._arrival: asyncio.Future[StreamSession] = asyncio.get_running_loop().create_future()
         self._released = asyncio.Event()  # the user is done with the session
         self._stream_sid: str | None = None
         self._end_reasons: dict[str | None, str] = {}  # from callbacks, by the sid of the stream
         self._last_end_reason: str | None = None  # of any stream of that name
-        self._start: asyncio.Future[Any]
+        self.start: asyncio.Future[Any]
         self._stop: Callable[[Any], Awaitable[object]]
 
     def begin(self, start: "asyncio.Future[Any]", stop: Callable[[Any], Awaitable[object]]) -> None:
         """Attach the start request, and the function that stops a stream by object, sid or name."""
-        self._start, self._stop = start, stop
+        self.start, self._stop = start, stop
         start.add_done_callback(self._on_response)
 
     def _on_response(self, start: "asyncio.Future[Any]") -> None:
         # After an ambiguous start the sid may be that of a second stream, which the Space rejected.
-        if self._start_error() is None and not start.result().ambiguous and start.result().sid is not None:
+        if self.start_error() is None and not start.result().ambiguous and start.result().sid is not None:
             self._stream_sid = start.result().sid
             self._check_end_reason()
 
     def on_callback(self, callback: Callback) -> None:
+        if self.restarts is not None:
+            self.restarts.on_callback(callback)
         if callback.end_reason is None:
             return
         self._last_end_reason = callback.end_reason
@@ -100,23 +122,34 @@ class PendingStream:
 
     def on_receiver_closed(self) -> None:
         self._fail("the receiver was closed before the stream started on its socket", "socket")
+        if self.restarts is not None:
+            self.restarts.on_receiver_closed()
 
     def _fail(self, reason: str, stage: Literal["socket", "callback"]) -> None:
         if not self._arrival.done():
             self._arrival.set_exception(OpenError(reason, stage=stage))
             self._arrival.exception()  # retrieved, so that asyncio does not log it if nobody waits
 
+    def adopt(self, session: StreamSession) -> StreamSession:
+        if self.restarts is not None:
+            session._survive(self.restarts.on_lost)  # noqa: SLF001  (what is private to users is not to this package)
+        return session
+
     async def on_session(self, session: StreamSession) -> None:
         """Pass the session to the user, as its handler, until the user is done or the stream ends."""
         session._target = self.target  # noqa: SLF001  (what is private to users is not to this package)
         if not self._arrival.done():  # otherwise, a callback was faster and reported that the stream had ended
             self._arrival.set_result(session)
-            await wait_unless(asyncio.create_task(session.wait_closed()), self._released)
+            await self.serve(session)
+
+    async def serve(self, session: StreamSession) -> None:
+        """Keep the session's socket open until the user is done or its stream ends."""
+        await wait_unless(asyncio.create_task(session._socket_ended.wait()), self._released)  # noqa: SLF001  (the same)
 
     async def wait_session(self, timeout: float) -> StreamSession:  # noqa: ASYNC109  (it begins with the response)
         """Wait for the session, at most *timeout* seconds after the response to the start request."""
-        await asyncio.wait({self._start, self._arrival}, return_when=asyncio.FIRST_COMPLETED)
-        error = self._start_error()
+        await asyncio.wait({self.start, self._arrival}, return_when=asyncio.FIRST_COMPLETED)
+        error = self.start_error()
         if not self._arrival.done():
             if error is not None and not isinstance(error, StreamOutcomeUnknownError):
                 raise OpenError(f"the stream was not started: {error}", stage="start") from error
@@ -147,24 +180,30 @@ class PendingStream:
             ) from error
         finally:
             self._released.set()
-            if self._session() is not None:
+            if self.session is not None:
                 await self.socket_closed.wait()
+            if self.restarts is not None:
+                await self.restarts.wait_closed()
 
     async def _stop_if_running(self) -> None:
-        session = self._session()
+        if self.restarts is not None and (running := await self.restarts.end()) is not None:
+            for stream in running:
+                await self._stop_and_wait(stream)
+            return
+        session = self.session
         stopped = None
-        if session is not None and session.stream_sid is not None and not self._start.done():
+        if session is not None and session.stream_sid is not None and not self.start.done():
             # The socket has the sid, so the stop need not wait for a response that may never come.
             stopped = session.stream_sid
             if session.end_reason is not EndReason.STOPPED:
                 await self._stop_and_wait(stopped)
-        await asyncio.wait({self._start})
+        await asyncio.wait({self.start})
         if self._may_run(stopped):
-            await self._stop_and_wait(self._start.result() if self._start_error() is None else self.name)
+            await self._stop_and_wait(self.start.result() if self.start_error() is None else self.name)
 
     def _may_run(self, stopped: str | None) -> bool:
         """Return whether a stream may be running after the start has ended and the stream `stopped` was stopped."""
-        session, error = self._session(), self._start_error()
+        session, error = self.session, self.start_error()
         if stopped is None and session is not None:
             if session.end_reason is not EndReason.STOPPED:
                 return True
@@ -173,7 +212,7 @@ class PendingStream:
             return isinstance(error, StreamOutcomeUnknownError)
         if session is None:
             return True
-        stream = self._start.result()  # a later attempt of the start may have started another stream
+        stream = self.start.result()  # a later attempt of the start may have started another stream
         return bool(stream.ambiguous) or stream.sid != stopped
 
     async def _stop_and_wait(self, stream: Any) -> None:  # noqa: ANN401  (a stream of the client's)
@@ -189,32 +228,53 @@ class PendingStream:
                 if clock() + delay > until:
                     raise
             except ApiError:
-                session = self._session()
-                if session is None or session.end_reason is None:  # otherwise, the stream has ended
+                session = self.session
+                if session is None or session.end_reason in {None, EndReason.IN_DOUBT}:  # else the stream has ended
                     raise
                 break
             await asyncio.sleep(delay)
-        session = self._session()
+        session = self.session
         if session is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.wait_closed(), _END_TIMEOUT)
 
-    def _session(self) -> StreamSession | None:
+    @property
+    def session(self) -> StreamSession | None:
+        """The session that has arrived."""
         return self._arrival.result() if self._arrival.done() and self._arrival.exception() is None else None
 
-    def _start_error(self) -> BaseException | None:
-        if not self._start.done():
+    def start_error(self) -> BaseException | None:
+        if not self.start.done():
             return None
-        if self._start.cancelled():  # the client was closed in the meantime
+        if self.start.cancelled():  # the client was closed in the meantime
             return StreamOutcomeUnknownError("the start was interrupted", sent="maybe", name=self.name)
-        return self._start.exception()
+        return self.start.exception()
+
+
+class ExpectedStream(Protocol):
+    """A stream whose socket presents a token of its own."""
+
+    socket_closed: asyncio.Event
+
+    def adopt(self, session: StreamSession) -> StreamSession:
+        """Return the session of a socket that has sent its start event: this one, or one that goes on over it.
+
+        Raises:
+            MalformedFrameError: there is none; the socket is closed.
+        """
+
+    async def on_session(self, session: StreamSession) -> None:
+        """Receive the stream; its handler."""
+
+    def on_socket_failed(self, reason: str) -> None:
+        """Called when the socket connected but no stream started on it. There will be no other socket."""
 
 
 class PendingStreams:
     """The streams that were started here and have not ended."""
 
     def __init__(self) -> None:
-        self._by_token: dict[bytes, PendingStream] = {}
+        self._by_token: dict[bytes, ExpectedStream] = {}
         self._by_name: dict[tuple[str, str], PendingStream] = {}
         self._is_closed = False
 
@@ -227,7 +287,15 @@ class PendingStreams:
         self._by_token[token_hash(stream.token)] = self._by_name[target, stream.name] = stream
         return stream
 
-    def claim(self, token: str | None) -> PendingStream | None:
+    def expect(self, token: str, stream: ExpectedStream) -> None:
+        """Have a stream admitted that is started elsewhere, by a token that no other one has."""
+        self.check_open()
+        self._by_token[token_hash(token)] = stream
+
+    def forget(self, token: str) -> None:
+        self._by_token.pop(token_hash(token), None)
+
+    def claim(self, token: str | None) -> ExpectedStream | None:
         """Return the stream that a socket with this token belongs to; a token admits one socket."""
         return None if token is None else self._by_token.pop(token_hash(token), None)
 
@@ -238,7 +306,7 @@ class PendingStreams:
 
     async def stop(self, stream: PendingStream) -> None:
         """Reject further sockets of a stream, stop it, and forget it."""
-        self._by_token.pop(token_hash(stream.token), None)
+        self.forget(stream.token)
         try:
             await stream.close()
         finally:
@@ -246,7 +314,7 @@ class PendingStreams:
 
     def discard(self, stream: PendingStream) -> None:
         """Forget a stream that has ended or was never started."""
-        self._by_token.pop(token_hash(stream.token), None)
+        self.forget(stream.token)
         self._by_name.pop((stream.target, stream.name), None)
 
     def check_open(self) -> None:

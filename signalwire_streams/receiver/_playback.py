@@ -47,6 +47,9 @@ class Playback:
     Every method raises `InvalidRequestError` unless the receiver has ``bidirectional=True``, and `TransportError` if
     the stream has ended, or ends before everything was sent.
 
+    If the stream is lost and started again (`MediaReceiver.open` with ``when_lost="restart"``), what was not heard by
+    then is cleared (`GapEvent.unheard_ms`), and calls that are made meanwhile wait.
+
     Audio is sent in real time and in whole frames, which are as long as those that arrive (20 ms as long as none has).
     It may be split over calls at any byte: what is less than a frame waits for more, or for `flush`, `mark` or
     `finish`, which fill the frame up with silence.
@@ -91,6 +94,10 @@ class Playback:
         self._is_closed = False
         self._turn = asyncio.Lock()
         self._clears = 0
+        self._survives = False  # whether another socket may follow when this one is lost
+        self._connected = asyncio.Event()
+        self._connected.set()
+        self._unheard = 0  # milliseconds that were dropped when the socket was lost
 
     @property
     def position(self) -> int:
@@ -170,6 +177,7 @@ class Playback:
     async def _play(self, encode: Callable[[], bytes], samples: float, rate: int) -> int:
         clears, rates = self._clears, (rate, self.audio_format.sample_rate)
         async with self._turn:
+            await self._wait_connected(clears)
             if not is_prepared(*rates):
                 await asyncio.get_running_loop().run_in_executor(None, Resampler, *rates)
             if self._clears != clears:
@@ -193,7 +201,9 @@ class Playback:
     async def flush(self) -> None:
         """Send the audio of an incomplete frame, padded with silence. A partial sample stays in the buffer."""
         self._check_open()
+        clears = self._clears
         async with self._turn:
+            await self._wait_connected(clears)
             await self._flush()
 
     async def _flush(self) -> None:
@@ -250,7 +260,9 @@ class Playback:
             raise InvalidRequestError("a mark's name contains a lone surrogate: pass text that can be encoded as UTF-8")
         if len(self._message("mark", mark={"name": name})) + _ECHO_MARGIN > self._max_message:
             raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
+        clears = self._clears
         async with self._turn:
+            await self._wait_connected(clears)
             await self._flush()
             mark = await self._send_mark(name)
         await mark.played
@@ -265,7 +277,9 @@ class Playback:
             Milliseconds of the utterance that were heard.
         """
         self._check_open()
+        clears = self._clears
         async with self._turn:
+            await self._wait_connected(clears)
             utterance = self._heard.utterance
             await self._flush()
             if not utterance.is_cleared:
@@ -300,11 +314,19 @@ class Playback:
             answer; 0 if there was none.
         """
         self._check_open()
+        heard = self._drop(self.now())
+        if self._connected.is_set():
+            await self._send("clear")
+        else:
+            self._connected.set()  # those that wait to play need not any more
+            self._connected.clear()
+        return heard
+
+    def _drop(self, now: float) -> int:
+        """Drop the audio that was not played by then. Return what `clear` does."""
         self._clears += 1
         self._rest, self._pcm = b"", None
-        heard = self._heard.clear(self.now())
-        await self._send("clear")
-        return self._heard.milliseconds(heard)
+        return self._heard.milliseconds(self._heard.clear(now))
 
     async def send_dtmf(self, digits: str) -> None:
         """Send DTMF digits.
@@ -318,7 +340,10 @@ class Playback:
         if not _is_text(digits) or not _KEYS.issuperset(digits):
             raise InvalidRequestError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")
         for digit in digits:
-            await self._send("dtmf", dtmf={"digit": digit})
+            while not self._connected.is_set():
+                await self._connected.wait()
+            if not await self._send("dtmf", dtmf={"digit": digit}):
+                raise TransportError("the stream was lost while a digit was sent", sent="maybe")
 
     def _on_mark(self, name: str) -> bool:
         """Called when a mark returns. Return whether it is an event of the session."""
@@ -340,6 +365,33 @@ class Playback:
             if not mark.played.done():
                 mark.played.set_exception(TransportError("the stream ended before the mark was played", sent="yes"))
         self._marks.clear()
+        self._connected.set()
+
+    def _survive(self) -> None:
+        """Called if another socket may follow when this one is lost."""
+        self._survives = True
+
+    def _interrupt(self, seconds: float) -> None:
+        """Called when the socket is lost, and has received nothing for some seconds."""
+        self._connected.clear()
+        _ = self._drop(self.now() - seconds)
+        self._unheard += self._heard.milliseconds(self._heard.dropped)
+        for mark in self._marks:
+            if not mark.played.done():
+                mark.played.set_result(None)
+        self._marks.clear()
+
+    def _resume(self, other: "Playback") -> int:
+        """Go on over the socket of another stream. Return the milliseconds that nobody heard of the one before."""
+        self.socket, self.stream_sid = other.socket, other.stream_sid
+        self._connected.set()
+        unheard, self._unheard = self._unheard, 0
+        return unheard
+
+    async def _wait_connected(self, clears: int) -> None:
+        """Wait in a gap until another socket has opened, or what there was to send is cleared."""
+        while not self._connected.is_set() and clears == self._clears:
+            await self._connected.wait()
 
     def _check_open(self) -> None:
         if not self.bidirectional:
@@ -353,12 +405,20 @@ class Playback:
     def _message(self, event: str, **body: Mapping[str, str]) -> str:
         return json.dumps({"event": event, "streamSid": self.stream_sid, **body})
 
-    async def _send(self, event: str, **body: Mapping[str, str]) -> None:
+    async def _send(self, event: str, **body: Mapping[str, str]) -> bool:
+        """Send a message. Return False if it was dropped, since the socket is lost and another one may follow."""
         self._check_open()
+        socket = self.socket
         try:
-            await self.socket.send_str(self._message(event, **body))
+            if self._connected.is_set():
+                await socket.send_str(self._message(event, **body))
+                return True
         except ConnectionError as error:
-            raise TransportError(f"the stream's connection broke while sending: {type(error).__name__}") from error
+            if not self._survives or self._is_closed:
+                raise TransportError(f"the stream's connection broke while sending: {type(error).__name__}") from error
+        if socket is self.socket:
+            self._interrupt(0.0)
+        return False
 
 
 def _is_text(value: object) -> bool:

@@ -19,7 +19,7 @@ import re
 from binascii import Error as Base64Error, a2b_base64
 from collections.abc import Callable, Mapping
 from sys import getsizeof
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
@@ -159,6 +159,28 @@ class StopEvent(_JsonEvent):
 
 
 @frozen(kw_only=True)
+class GapEvent:
+    """The stream was lost, and has been started again (`MediaReceiver.open` with ``when_lost="restart"``).
+
+    What was said meanwhile was not received. Timestamps and chunk numbers of the events that follow continue those
+    before, as if only the frames of the gap were missing.
+
+    Attributes:
+        seconds: time between the last message of the lost stream and the start event of the new one.
+        lost_stream_sid: sid of the lost stream.
+        stream_sid: sid of the new stream.
+        unheard_ms: milliseconds of audio that was being played when the stream was lost, and was dropped unheard.
+    """
+
+    memory: ClassVar[int] = 0  # it was not decoded from a frame
+
+    seconds: float
+    lost_stream_sid: str | None
+    stream_sid: str | None
+    unheard_ms: int = 0
+
+
+@frozen(kw_only=True)
 class UnknownEvent(_JsonEvent):
     """An event that this version does not know.
 
@@ -171,10 +193,11 @@ class UnknownEvent(_JsonEvent):
     document: Mapping[str, object] = field(repr=False, hash=False)
 
 
-KeptEvent: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
+_Decoded: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
+KeptEvent: TypeAlias = _Decoded | GapEvent
 """Events that are never dropped, even if the handler is slow."""
 AudioEvent: TypeAlias = KeptEvent | MediaEvent | UnknownEvent
-"""Any event of the audio socket."""
+"""Any event of a session."""
 
 _CHARACTER, _ITEM, _LIST, _OBJECT = 4, 176, 96, 288  # bytes of each in memory, at most
 _MAX_DIGITS, _MAX_NUMBER = 19, 1 << 63
@@ -323,7 +346,7 @@ def _decode_unknown(document: dict[str, Any]) -> UnknownEvent:
     return UnknownEvent(name=name if isinstance(name, str) else None, document=document)
 
 
-_DECODERS: Mapping[str, Callable[[dict[str, Any]], KeptEvent]] = {
+_DECODERS: Mapping[str, Callable[[dict[str, Any]], _Decoded]] = {
     "connected": _decode_connected,
     "start": _decode_start,
     "dtmf": _decode_dtmf,

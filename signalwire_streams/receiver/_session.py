@@ -3,14 +3,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 from secrets import token_hex
 
+from signalwire_streams.errors import MalformedFrameError, StreamsError
 from signalwire_streams.receiver._auth import TokenClaims
 from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
+from signalwire_streams.receiver._gaps import ContinuedNumbering
 from signalwire_streams.receiver._playback import Playback
-from signalwire_streams.receiver._protocol import AudioEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
+from signalwire_streams.receiver._protocol import AudioEvent, GapEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver._taps import EventFeed, Listeners, PcmStream, Tap, check_max_frames
 from signalwire_streams.receiver.audio._formats import AudioFormat
@@ -40,6 +42,11 @@ class EndReason(StrEnum):
     """The receiver was closed."""
     FAILED = "receiver_failed"
     """A bug in the receiver; the log has the traceback."""
+    IN_DOUBT = "in_doubt"
+    """The stream was lost, and nobody can know whether another one was started; see `MediaReceiver.open`."""
+
+
+_LOSSES = frozenset({EndReason.CLOSED, EndReason.LOST, EndReason.UNREADABLE})
 
 
 class StreamSession:
@@ -50,14 +57,17 @@ class StreamSession:
     cancelled, by ``asyncio.timeout`` for instance, and repeated on the same iterator. Only one task may wait at a
     time; a second one raises `ClientStateError`. `pcm` and `tap` work beside the loop, or without one.
 
+    With ``when_lost="restart"`` (`MediaReceiver.open`), it goes on over the socket of another stream when its own is
+    lost, and the loop yields a `GapEvent` in between.
+
     Attributes:
-        start: the start event.
+        start: the start event; after a restart that of the new stream.
         audio_format: encoding, sample rate and channels of the audio.
         playback: sends audio back, on a bidirectional stream.
         statistics: counts of received, missing and dropped frames so far.
         claims: the content of the stream's token, if the receiver has `SignedTokens`; otherwise None.
-        label: a name that is safe in file names and logs: the stream's sid, or a random name if that contains anything
-            but letters, digits, ``-`` and ``_``.
+        label: a name that is safe in file names and logs: the first stream's sid, or a random name if that contains
+            anything but letters, digits, ``-`` and ``_``.
         end_reason: why the stream ended; None while it is running. It is set when the end arrives, while events that
             arrived before may still wait for the handler.
     """
@@ -86,7 +96,11 @@ class StreamSession:
         self._target = claims.target if claims is not None else start.conference_sid or start.call_sid
         self._closes_on_overflow = limits.overflow is Overflow.CLOSE
         self._queue = EventQueue(limits, self._on_drop)
-        self._ended = asyncio.Event()
+        self._ended = self._socket_ended = asyncio.Event()  # two of them if the stream is started again
+        self._on_lost: Callable[[StreamSession, EndReason], None] | None = None  # which starts it again
+        self._started_at: float | None = None  # by the loop's clock
+        self._lost_at = 0.0  # when the last message had arrived
+        self._numbering: ContinuedNumbering | None = None  # after a restart
         self._listeners = Listeners()
         self._has_loop = False
         self._is_handed_over = False  # whether a tap, but no loop, has the media events that wait
@@ -228,11 +242,57 @@ class StreamSession:
         elif not self._is_handed_over:
             self.statistics.of(event.track).dropped += 1
 
-    def _close(self, reason: EndReason) -> None:
-        """End the session, unless it has ended already."""
-        if self.end_reason is None:
-            self.end_reason = reason
-            self._queue.close()
-            self._listeners.close()
-            self.playback._close()
-            self._ended.set()
+    def _close(self, reason: EndReason, *, received_at: float = 0.0, error: StreamsError | None = None) -> None:
+        """End the session, unless it has ended already. If its stream is started again, a lost one does not end it.
+
+        The last message arrived at *received_at*; loops end with the *error*.
+        """
+        if self.end_reason is not None:
+            return
+        if self._on_lost is not None and reason in _LOSSES:
+            self._detach(received_at)
+            self._on_lost(self, reason)
+            return
+        self.end_reason = reason
+        self._queue.close(error)
+        self._listeners.close(error)
+        self.playback._close()
+        self._ended.set()
+        self._socket_ended.set()
+
+    def _survive(self, on_lost: "Callable[[StreamSession, EndReason], None]") -> None:
+        """Have a function called when the stream is lost, instead of ending then."""
+        self._on_lost, self._socket_ended = on_lost, asyncio.Event()
+        self.playback._survive()
+
+    def _detach(self, received_at: float) -> None:
+        """Let go of the socket."""
+        self._socket_ended.set()
+        self._lost_at = received_at
+        self.playback._interrupt(asyncio.get_running_loop().time() - received_at)
+
+    def _resume(self, fresh: "StreamSession") -> None:
+        """Go on with the stream and the socket of a session that has just begun.
+
+        Raises:
+            MalformedFrameError: its audio is encoded in another way.
+        """
+        if fresh.audio_format != self.audio_format:
+            raise MalformedFrameError("the stream that was started again has another encoding")
+        now = asyncio.get_running_loop().time()
+        if not self._socket_ended.is_set():  # it takes over from a stream that is still there
+            self._detach(now)
+        statistics, seconds = self.statistics, now - self._lost_at
+        statistics.restarts += 1
+        statistics.gap_seconds += seconds
+        self._numbering = ContinuedNumbering(statistics, now - (self._started_at or now), self.playback.packet_time)
+        self._socket_ended = asyncio.Event()
+        gap = GapEvent(
+            seconds=seconds,
+            lost_stream_sid=self.stream_sid,
+            stream_sid=fresh.stream_sid,
+            unheard_ms=self.playback._resume(fresh.playback),
+        )
+        self.start = fresh.start
+        if not self._queue.keep(gap, make_room=self._is_only_tapped):
+            self._close(EndReason.OVERFLOW)

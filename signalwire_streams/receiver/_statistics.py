@@ -79,6 +79,11 @@ class SequenceTracker:
         self._replay: tuple[int, int] | None = None  # the number, and the frame, that would continue a replay
 
     @property
+    def last(self) -> tuple[int, int | None] | None:
+        """The highest number, and its timestamp; None if no frame had a number."""
+        return None if self._next is None else (self._next - 1, self._stamps[self._next - 1 & _SLOT])
+
+    @property
     def is_replaying(self) -> bool:
         """Whether the last frame was a repeated one that may turn out to be new."""
         return self._replay is not None and self._replay[1] == self._frames + 1
@@ -293,18 +298,22 @@ class TrackStatistics:
 
 @define(eq=False, repr=False)
 class StreamStatistics:
-    """Counts of one audio socket.
+    """Counts of one session.
 
     Attributes:
         malformed: frames that could not be decoded.
         unknown: events that this version does not know.
         dropped: events other than media that were dropped: too many waited, and nothing iterated over the session, or
             they were unknown.
+        restarts: number of times that the stream was lost and started again.
+        gap_seconds: seconds without a stream, over all restarts. Their frames count as missing.
     """
 
     malformed: int = 0
     unknown: int = 0
     dropped: int = 0
+    restarts: int = 0
+    gap_seconds: float = 0.0
     _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
     # The frames one after the other, since the garbage collector would go through a tuple or an event of each.
     _uncounted: list[Any] = field(init=False, factory=list)
@@ -313,7 +322,8 @@ class StreamStatistics:
 
     def __repr__(self) -> str:
         counts = f"malformed={self.malformed}, unknown={self.unknown}, dropped={self.dropped}"
-        return f"StreamStatistics({counts}, tracks={self.tracks})"
+        gaps = f"restarts={self.restarts}, gap_seconds={self.gap_seconds:g}"
+        return f"StreamStatistics({counts}, {gaps}, tracks={self.tracks})"
 
     @property
     def tracks(self) -> Mapping[str, TrackStatistics]:

@@ -167,9 +167,11 @@ class Listeners:
         self.feeds: tuple[Feed, ...] = ()
         self.are_tapped = False  # whether any of them takes the events that no loop takes
         self._is_closed = False
+        self._error: BaseException | None = None
 
     def add(self, feed: Feed) -> None:
         if self._is_closed:
+            feed.error = self._error
             feed.close()
         else:
             self._set((*self.feeds, feed))
@@ -187,10 +189,11 @@ class Listeners:
         self.feeds = feeds
         self.are_tapped = not all(feed.is_passive for feed in feeds)
 
-    def close(self) -> None:
-        """Close the feeds, and those that are added later."""
-        self._is_closed = True
+    def close(self, error: BaseException | None) -> None:
+        """Close the feeds, and those that are added later; they end with the error."""
+        self._is_closed, self._error = True, error
         for feed in self.feeds:
+            feed.error = error
             feed.close()
 
 
@@ -205,10 +208,8 @@ class _Listener(Generic[_Item]):
     async def __anext__(self) -> _Item:
         feed = self._feed
         while not feed.items:
-            if feed.error is not None:
-                raise feed.error
             if feed.is_closed:
-                raise StopAsyncIteration
+                raise feed.error or StopAsyncIteration
             if feed.is_awaited:
                 raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
             feed.is_awaited = True

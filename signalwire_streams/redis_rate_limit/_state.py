@@ -41,7 +41,7 @@ class Quota:
         burst = min(limit.burst or max(1, round(most * BURST_SHARE)), most)
         age = limit.window / _AGES_PER_WINDOW
         rate = max((most - 2 * burst) / (limit.window + age), LEAST_RATE / limit.window)
-        return cls(limit.window, burst, min(burst // _RESERVED, burst - 1), age, rate)
+        return cls(limit.window, burst, burst // _RESERVED, age, rate)
 
     def share(self, rate: float, clients: int) -> RateLimit:
         """Return the limit of one of *clients* clients that together send at *rate* without Redis."""

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from secrets import token_hex
@@ -116,7 +116,20 @@ class LeaseReply:
     left: float
 
 
-class Store:
+class RedisLink:
+    """A connection to one Redis, and the one script that is run there.
+
+    Attributes:
+        script: its text.
+        failure: the error to raise if that Redis can't be used.
+        response_timeout: seconds.
+        address: its URL, without what is secret.
+    """
+
+    script: str
+    failure: type[StreamsError]
+    response_timeout: float = _RESPONSE_TIMEOUT
+
     @masks_secrets
     def __init__(self, url: str) -> None:
         """Check the URL; the connection is opened by the first request."""
@@ -124,15 +137,68 @@ class Store:
             raise InvalidRequestError(f"url must be a str, not {kind_of(url)}")
         self._url = url
         self.address = redact_url(url)
-        client = create_client(url)
+        client = create_client(url, self.response_timeout)
         if client is None:
             raise InvalidRequestError(
                 f"{self.address!r} is not a Redis URL, or has an invalid option: write it as "
                 "'redis://host:6379/0', 'rediss://user:password@host' for TLS, or 'unix:///path'"
             )
         self._redis = client
-        self._script = client.register_script(SCRIPT)
+        self._script = client.register_script(self.script)
         self._lock = asyncio.Lock()
+
+    async def call(self, *keys: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401  (redis-py's own type)
+        """Run the script.
+
+        Raises:
+            RedisUnavailableError: Redis does not respond.
+            StreamsError: it can't be used; see `failure`.
+        """
+        return await self._run(partial(self._script, keys=keys, args=arguments))
+
+    async def ping(self) -> None:
+        await self._run(self._redis.ping)
+
+    async def aclose(self) -> None:
+        with suppress(RedisError, OSError):  # the server may be gone
+            await self._redis.aclose()
+
+    async def _run(self, send: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  (redis-py's own type)
+        async with self._lock:
+            try:
+                return await send()
+            except (RedisError, OSError) as error:
+                translated = self._translate(error)
+        # Raised outside the handler: redis-py's error, whose text may hold anything, must not become its context.
+        raise translated
+
+    def _translate(self, error: BaseException) -> Exception:
+        one: BaseException | None = error
+        while one is not None:  # redis-py wraps errors that occur while it connects
+            if isinstance(one, InvalidResponse):
+                return self.failure(f"the server at {self.address} is not a Redis server")
+            if isinstance(one, AuthenticationError):
+                return self.failure(f"the Redis at {self.address} requires a different user or password in its URL")
+            if isinstance(one, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
+                return self.failure(f"the Redis at {self.address} is a Redis Cluster, which is not supported")
+            if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
+                break
+            if "WRONGTYPE" in str(one):
+                return self.failure(f"the Redis at {self.address} has other data under this package's key")
+            if isinstance(one, ssl.SSLError | ResponseError):
+                return self.failure(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
+            one = one.__cause__ or one.__context__
+        return RedisUnavailableError(self._redacted(error))
+
+    def _redacted(self, error: BaseException) -> str:
+        text = str(error) or type(error).__name__
+        for secret in secrets_in(self._url):
+            text = text.replace(secret, "…")
+        return " ".join(text.split())[:200]
+
+
+class Store(RedisLink):
+    script, failure = SCRIPT, RateLimiterError
 
     async def exchange(
         self,
@@ -155,63 +221,22 @@ class Store:
         throttled_after = "" if update.throttled_after is None else update.throttled_after
         arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
         arguments += [*astuple(known), throttled_after, update.pause, closed_for]
-        key = f"signalwire-streams:{{{space}}}:state"
-        reply = await self._run(partial(self._script, keys=[key], args=arguments))
+        reply = await self.call(f"signalwire-streams:{{{space}}}:state", arguments=arguments)
         epoch, *state, redis_now, granted, left = map(decode, reply)
         return LeaseReply(State(epoch, *state), redis_now=float(redis_now), tokens=int(granted), left=float(left))
-
-    async def ping(self) -> None:
-        await self._run(self._redis.ping)
-
-    async def aclose(self) -> None:
-        with suppress(RedisError, OSError):  # the server may be gone
-            await self._redis.aclose()
-
-    async def _run(self, send: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  (redis-py's own type)
-        async with self._lock:
-            try:
-                return await send()
-            except (RedisError, OSError) as error:
-                translated = self._translate(error)
-        # Raised outside the handler: redis-py's error, whose text may hold anything, must not become its context.
-        raise translated
-
-    def _translate(self, error: BaseException) -> Exception:
-        one: BaseException | None = error
-        while one is not None:  # redis-py wraps errors that occur while it connects
-            if isinstance(one, InvalidResponse):
-                return RateLimiterError(f"the server at {self.address} is not a Redis server")
-            if isinstance(one, AuthenticationError):
-                return RateLimiterError(f"the Redis at {self.address} requires a different user or password in its URL")
-            if isinstance(one, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
-                return RateLimiterError(f"the Redis at {self.address} is a Redis Cluster, which is not supported")
-            if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
-                break
-            if "WRONGTYPE" in str(one):
-                return RateLimiterError(f"the Redis at {self.address} has other data under this package's key")
-            if isinstance(one, ssl.SSLError | ResponseError):
-                return RateLimiterError(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
-            one = one.__cause__ or one.__context__
-        return RedisUnavailableError(self._redacted(error))
-
-    def _redacted(self, error: BaseException) -> str:
-        text = str(error) or type(error).__name__
-        for secret in secrets_in(self._url):
-            text = text.replace(secret, "…")
-        return " ".join(text.split())[:200]
 
 
 def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)
     return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
-def create_client(url: str) -> "Redis | None":
+def create_client(url: str, response_timeout: float = _RESPONSE_TIMEOUT) -> "Redis | None":
     """Create a client, which connects on first use; None if the URL or one of its options is invalid."""
     try:
         client = Redis.from_url(
             url,
             socket_connect_timeout=_CONNECT_TIMEOUT,
-            socket_timeout=_RESPONSE_TIMEOUT,
+            socket_timeout=response_timeout,
             # A lease that is repeated may count twice, and the lease loop decides whether Redis is available.
             retry=Retry(NoBackoff(), 0),
         )

@@ -1,6 +1,6 @@
 """``client.calls``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import overload
 
@@ -13,9 +13,10 @@ from signalwire_streams.resources._streams import Paginator, Streams
 class Calls:
     """The calls of the account, and the streams on them. Errors are those of `Conferences`."""
 
-    def __init__(self, streams: Streams[CallStream]) -> None:
+    def __init__(self, streams: Streams[CallStream], restarts: Callable[..., object] | None = None) -> None:
         """Called by `StreamsClient`."""
         self._streams = streams
+        self._restarts = restarts  # for `MediaReceiver.open`
 
     @masks_secrets
     async def start_stream(

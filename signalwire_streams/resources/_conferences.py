@@ -1,6 +1,6 @@
 """``client.conferences``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import overload
 
@@ -27,9 +27,10 @@ class Conferences:
     is in seconds, for the whole call, retries included.
     """
 
-    def __init__(self, streams: Streams[ConferenceStream]) -> None:
+    def __init__(self, streams: Streams[ConferenceStream], restarts: Callable[..., object] | None = None) -> None:
         """Called by `StreamsClient`."""
         self._streams = streams
+        self._restarts = restarts  # for `MediaReceiver.open`
 
     @masks_secrets
     async def start_stream(

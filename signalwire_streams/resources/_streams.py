@@ -104,7 +104,14 @@ class Streams(Generic[_Stream]):
         self._dispatcher, self._account = dispatcher, account
         self._request = request
         self._model: type[_Stream] = stream
-        self._kind: TargetKind = stream.kind
+        self.kind: TargetKind = stream.kind
+
+    def over(self, dispatcher: Dispatcher) -> "Streams[_Stream]":
+        """Return the same, whose requests go through another dispatcher."""
+        return Streams(dispatcher, self._account, request=self._request, stream=self._model)
+
+    def request(self, target: str, **fields: Any) -> requests.Start:  # noqa: ANN401  (the request validates them)
+        return self._request(**fields | {self.kind.target_key: target})
 
     async def _send(self, request: Request) -> Result:
         """Send a request and return its result; raise a `StreamsError` if it failed or its outcome is unknown."""
@@ -114,14 +121,14 @@ class Streams(Generic[_Stream]):
         return result
 
     async def get(self, sid: str, model: type[_Item]) -> _Item:
-        request = requests.read(self._account, self._kind, check_path_segment(sid, self._kind.target_key))
+        request = requests.read(self._account, self.kind, check_path_segment(sid, self.kind.target_key))
         result = await self._send(request)
         return read_item(result.response and result.response.document, model)
 
     async def end(self, sid: str, model: type[_Item], deadline: float | None) -> _Item:
         """End a call or conference. If it had ended before, the result has only its sid and "completed"."""
-        check_path_segment(sid, self._kind.target_key)
-        request = requests.end(self._account, self._kind, sid, deadline=check_deadline(deadline))
+        check_path_segment(sid, self.kind.target_key)
+        request = requests.end(self._account, self.kind, sid, deadline=check_deadline(deadline))
         result = await self._send(request)
         document: object = {"sid": sid, "status": "completed"}
         if result.response is not None and result.decision is _SUCCEED:
@@ -131,7 +138,7 @@ class Streams(Generic[_Stream]):
     def paginate(
         self, model: type[_Item], filters: Mapping[str, object], page_size: int | None, *inside: str
     ) -> Paginator[_Item]:
-        first = requests.read_list(self._account, self._kind, *inside, filters=filters, page_size=page_size)
+        first = requests.read_list(self._account, self.kind, *inside, filters=filters, page_size=page_size)
         return Paginator(self._send, self._account, first, model)
 
     async def start_stream(
@@ -175,7 +182,7 @@ class Streams(Generic[_Stream]):
         if result.decision not in SUCCESSES:
             raise self._start_error(request, start, result)
         known: dict[str, object] = {
-            self._kind.target_key: start.target,
+            self.kind.target_key: start.target,
             "ambiguous": result.ambiguous,
             "already_started": result.decision is _ALREADY_STARTED,
         }
@@ -210,7 +217,7 @@ class Streams(Generic[_Stream]):
 
         If the Space rejects it because the stream has ended before, it counts as stopped, with ``already_ended``.
         """
-        model, field = self._model, self._kind.target_key
+        model, field = self._model, self.kind.target_key
         check_deadline(deadline)
         if stream is None and not isinstance(target, str):
             stream, target = target, None
@@ -224,7 +231,7 @@ class Streams(Generic[_Stream]):
         sid = check_path_segment(own_target if target is None else target, field)
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {field}: pass that one, or none")
-        build = partial(requests.stop, self._account, self._kind, sid, deadline=deadline, state=state or CallState())
+        build = partial(requests.stop, self._account, self.kind, sid, deadline=deadline, state=state or CallState())
         if not isinstance(stream, str):
             return await self._stop_known(build, stream)
         handle = check_path_segment(stream, "stream")
@@ -278,7 +285,7 @@ class Streams(Generic[_Stream]):
     def _stopped(self, request: Request, result: Result, stream: _Stream) -> _Stream:
         """Return the stopped stream, as in the response, or else as it was known."""
         if result.response is not None and result.decision is _SUCCEED:
-            known: Mapping[str, object] = {self._kind.target_key: request.target}
+            known: Mapping[str, object] = {self.kind.target_key: request.target}
             stopped = read_stream(result.response.document, self._model, known)
             # A name that a caller passed may be the stream's sid after all.
             is_named = stopped.name is not None or stream.name == stopped.sid

@@ -11,18 +11,20 @@ async with SimulatedSpace(conferences=200, calls=20) as space:
 ```
 """
 
+from signalwire_streams.simulator._churn import Churn, Lifetime
 from signalwire_streams.simulator._connections import Certificates
 from signalwire_streams.simulator._dial import BrokenRule, DialReport, Segment, dial_media
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, FaultSettings
 from signalwire_streams.simulator._messages import EndpointRule
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
-from signalwire_streams.simulator._sources import Silence, Sound, Tone, WavFile
+from signalwire_streams.simulator._sources import NoFrames, Silence, Sound, Tone, WavFile
 from signalwire_streams.simulator._space import SimulatedSpace
 from signalwire_streams.simulator._state import Dialect, Stream, StreamRegistry
 
 __all__ = [
     "BrokenRule",
     "Certificates",
+    "Churn",
     "DialReport",
     "Dialect",
     "EndpointRule",
@@ -30,6 +32,8 @@ __all__ = [
     "FaultRule",
     "FaultSettings",
     "Faults",
+    "Lifetime",
+    "NoFrames",
     "ReceivedRequest",
     "RequestLog",
     "Segment",

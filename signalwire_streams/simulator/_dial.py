@@ -41,7 +41,7 @@ _MAX_UNHEARD = 0.1  # seconds of audio that a close may cut off, since the endpo
 _MAX_AFTER_CLEAR = 0.2  # seconds of audio that were just being sent
 _MAX_CLEAR_MS = 1_000.0
 _MAX_SIZES = 5  # in a sentence
-_UNAUTHORIZED = {401, 403}
+_UNAUTHORIZED, _REDIRECTS = {401, 403}, {301, 302, 303, 307, 308}
 _SINCE = {"start": "the start event", "speech": "the caller had finished speaking"}
 
 
@@ -254,6 +254,8 @@ def _reason(error: Exception, *, has_token: bool) -> str:
     match error:
         case aiohttp.WSServerHandshakeError(status=101):
             what = f"accepted the upgrade with a response that is no WebSocket handshake: {error.message}"
+        case aiohttp.WSServerHandshakeError() if error.status in _REDIRECTS:
+            what = f"redirects the upgrade with HTTP {error.status}, which a Space may not follow: give its target"
         case aiohttp.WSServerHandshakeError():
             token = f", with{'' if has_token else 'out'} a bearer token" if error.status in _UNAUTHORIZED else ""
             what = f"rejected the upgrade with HTTP {error.status}{token}"

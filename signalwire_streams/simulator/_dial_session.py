@@ -133,6 +133,7 @@ class DialSession(MediaSession):
         self._codec = codec = codec_of(call.stream.codec)
         self._speech_slots = math.ceil(caller.speech(codec.rate).length * 1_000 / (codec.rate * codec.packet_time))
         self._silent_slot = self._speech_slots  # the first one after what is being said
+        self._interrupting_slot: int | None = None
         self._closed = asyncio.Event()
         self._hung_up = False  # what comes now is no close by the endpoint
 
@@ -192,12 +193,14 @@ class DialSession(MediaSession):
         seen = self.seen
         if seen.slots == self._silent_slot:
             seen.spoken_at = now
+        if seen.slots == self._interrupting_slot:
+            seen.interrupted_at = now
         seen.slots += 1
         if seen.spoken_at is None or seen.slots <= self._silent_slot:
             self._enter("speaking" if seen.interrupted_at is None else "interrupting")
         elif self._interrupts(now):
             self._caller.speak()
-            seen.interrupted_at = now + self._packet_time / 1_000
+            self._interrupting_slot = seen.slots
             self._silent_slot = seen.slots + self._speech_slots
         elif self._is_over(seen.spoken_at, now):
             self._call.stopped.set()

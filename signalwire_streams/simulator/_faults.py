@@ -53,8 +53,9 @@ class FaultSettings:
 
     Attributes:
         seconds: how long ``latency`` delays the response. The request is logged before that, unless the rule has
-            executed=False, which executes it after the delay. Also how long ``socket-slow`` waits between connection
-            and upgrade, and ``callback-delayed`` before its first attempt.
+            executed=False, which executes it after the delay. Also how long ``executed-late`` executes a request after
+            its connection was closed without a response, ``socket-slow`` waits between connection and upgrade, and
+            ``callback-delayed`` before its first attempt.
         read_body: whether ``hang`` and ``reset`` read the request's body.
         status: the HTTP status of ``throttle``, ``status`` and ``redirect``.
         body: ``api`` for the API's JSON error body, ``html`` for a proxy's page, ``empty`` for nothing.
@@ -64,7 +65,8 @@ class FaultSettings:
         location: where ``redirect`` points to.
         as_: how ``duplicate-name`` is reported: ``http-error`` or ``stream-error``.
         after: media frames that are sent before ``connection-dropped``.
-        every: every n-th media frame is lost, duplicated, reordered or corrupted.
+        every: every n-th media frame is lost, duplicated, reordered or corrupted; or every n-th item of a page is
+            missing from it, as if it had moved to a page that was read before.
         frames: media frames that arrive together with ``frames-in-bursts``.
     """
 
@@ -133,6 +135,16 @@ def _redirect(_: Response, settings: FaultSettings) -> Response:
 def _without_sid(response: Response) -> Response:
     document = {name: value for name, value in json.loads(response.body).items() if name != "sid"}
     return evolve(response, body=json.dumps(document).encode())
+
+
+def _tear(response: Response, settings: FaultSettings) -> Response:
+    page = json.loads(response.body)
+    torn = {
+        name: [item for number, item in enumerate(value, 1) if number % settings.every]
+        for name, value in page.items()
+        if isinstance(value, list)
+    }
+    return evolve(response, body=json.dumps({**page, **torn}).encode())
 
 
 @define(eq=False)
@@ -209,6 +221,12 @@ _CONNECTION = _Subject(
     {"any": frozenset({"connect"})}, "before a request is read", ("on", "target", "per_target", "executed")
 )
 _DIALLING = _Subject({"any": frozenset({"dial"})}, "to a stream that is dialled", ("on", "executed"))
+_LATE = evolve(_REQUEST, when="to a request that is executed after its response was lost", rejects=("executed",))
+_LIST = _Subject(
+    {"any": _REQUEST_SCOPES["list"], **{name: frozenset({name}) for name in sorted(_REQUEST_SCOPES["list"])}},
+    "to a list that is executed",
+    ("executed",),
+)
 _CALLBACK = _Subject(
     {"any": _EVENTS, **{event: frozenset({event}) for event in sorted(_EVENTS)}}, "to a callback", ("executed",)
 )
@@ -314,6 +332,8 @@ class FaultKind(StrEnum):
         "invalid-json",
         _executed(lambda response: evolve(response, body=response.body[: len(response.body) // 2])),
     )
+    EXECUTED_LATE = "executed-late", _of_seconds(_LATE)
+    LIST_TORN = "list-torn", _Definition(subject=_LIST, takes=("every",), executed=True, respond=_tear)
     REDIRECT = (
         "redirect",
         _Definition(takes=("status", "location"), defaults=FaultSettings(status=307), respond=_redirect),

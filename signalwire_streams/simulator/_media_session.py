@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, zip_longest
 from math import gcd
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import aiohttp
 from attrs import field, frozen
 
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
 from signalwire_streams.simulator._messages import EndpointRule, InvalidMessageError, parse_message
-from signalwire_streams.simulator._sources import Codec, Sound, codec_of
+from signalwire_streams.simulator._sources import Codec, NoFrames, Sound, codec_of
 from signalwire_streams.simulator._state import SpaceSettings, Stream
 
 _SLOTS_PER_TURN = 16  # of a session that is not in real time, before other tasks have a turn
@@ -33,6 +33,9 @@ TRACKS: Mapping[str, tuple[str, ...]] = {
 
 TrackPayload: TypeAlias = tuple[str, str]
 """A track, and its audio in one frame."""
+
+NoticedBy: TypeAlias = Literal["both", "receiver", "space"]
+"""Which end of a socket notices that it was lost."""
 
 _CACHED_BYTES = 1 << 25  # of one track; frames beyond are encoded each time
 
@@ -72,6 +75,7 @@ class EncodedAudio:
     """A sound cut into encoded frames, once for all streams of the same codec."""
 
     def __init__(self, sound: Sound) -> None:
+        self.is_empty = isinstance(sound, NoFrames)
         self._sound = sound
         self._tracks: dict[tuple[str, str | None], _EncodedTrack] = {}
 
@@ -239,21 +243,40 @@ class MediaSession:
         self._real_time = settings.real_time
         self._packet_time = codec.packet_time
         self._received = asyncio.Event()
+        self._receiving: asyncio.Task[None] | None = None
+        self.noticed_by: NoticedBy | None = None  # if the connection was lost
         drops = (rule.settings.after for rule in call.rules if rule.kind is FaultKind.CONNECTION_DROPPED)
         self._frames_until_drop = min(drops, default=None)
 
     async def run(self) -> None:
-        others = [asyncio.create_task(self._receive()), asyncio.create_task(self._return_marks_when_due())]
+        self._receiving = asyncio.create_task(self._receive())
+        others = [self._receiving, asyncio.create_task(self._return_marks_when_due())]
         try:
             with suppress(ConnectionError):  # the other end is gone
                 await self._send_stream()
         finally:  # also when the Space is closed
             try:
-                await self._socket.close()
+                if self.noticed_by != "space":
+                    await self._socket.close()
             finally:
                 for task in others:
                     task.cancel()
                 await asyncio.wait(others)
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+    def lose(self, noticed_by: NoticedBy) -> None:
+        """Lose the connection: nothing more is sent or received, and an end that does not notice it goes on."""
+        if self.noticed_by is not None or self._receiving is None:
+            return
+        self.noticed_by = noticed_by
+        if noticed_by != "both":
+            self._receiving.cancel()
+        if noticed_by == "space":
+            self._call.stopped.set()
+        else:
+            self._drop()
 
     async def send_dtmf(self, digits: str, milliseconds: int) -> None:
         for digit in digits:
@@ -269,6 +292,9 @@ class MediaSession:
         """Send the media frames when they are due; return False if a fault has dropped the connection."""
         faults = frame_faults(self._call.rules)
         began, packet_time = self._time(), self._packet_time
+        if self._audio.is_empty:
+            self._call.audio_sent.set()
+            await self._call.stopped.wait()
         for number, slot in enumerate(self._audio.slots(self._call.stream)):
             if self._real_time:
                 await asyncio.sleep(began + number * packet_time / 1_000 - self._time())
@@ -284,10 +310,10 @@ class MediaSession:
         frames = []
         for fault in faults:
             frames = [*fault.process(frames), *fault.flush()]
-        return await self._send(frames)
+        return await self._send(frames) and self.noticed_by is None
 
     async def _send(self, frames: Sequence[str]) -> bool:
-        for frame in frames:
+        for frame in () if self.noticed_by else frames:
             await self._socket.send_str(frame)
             self._call.audio_sent.set()
             if self._frames_until_drop is not None:

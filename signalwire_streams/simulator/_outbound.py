@@ -20,12 +20,13 @@ from attrs import field, frozen
 from yarl import URL
 
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, matching_rules
-from signalwire_streams.simulator._media_session import EncodedAudio, MediaSession, OutboundCall
+from signalwire_streams.simulator._media_session import EncodedAudio, MediaSession, NoticedBy, OutboundCall
 from signalwire_streams.simulator._requests import redact_url
 from signalwire_streams.simulator._sources import Silence, is_encodable
 from signalwire_streams.simulator._state import SpaceSettings, Stream
 
 HANDSHAKE_SECONDS = 5.0
+_HALF_OPEN_SECONDS = 300.0  # after which a connection that the Space has lost is closed
 _CLOSE_TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)
 _ATTEMPTS = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=5.0)
@@ -63,9 +64,20 @@ class OutboundClient:
 
 def _new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
     # Each stream needs its connection for as long as it lasts, so there may be as many as there are streams.
+    redirects = aiohttp.TraceConfig()
+    redirects.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trace_configs=list(tracing)
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[redirects, *tracing],
     )
+
+
+async def _refuse_redirect(_: object, __: object, parameters: aiohttp.TraceRequestRedirectParams) -> None:
+    """Have a redirected upgrade fail: RFC 6455, 4.1, lets clients choose, and what a Space does is not documented."""
+    response = parameters.response
+    response.close()
+    raise aiohttp.WSServerHandshakeError(response.request_info, (), status=response.status, headers=response.headers)
 
 
 class Dialer(OutboundClient):
@@ -91,6 +103,14 @@ class Dialer(OutboundClient):
     def stop(self, stream: Stream) -> None:
         if stream.sid in self._calls:
             self._calls[stream.sid].stopped.set()
+
+    def lose(self, stream: Stream, noticed_by: NoticedBy) -> bool:
+        """Lose a stream's connection; return whether it has one."""
+        call = self._calls.get(stream.sid)
+        if call is None or call.media is None:
+            return False
+        call.media.lose(noticed_by)
+        return True
 
     async def wait_for_audio(self, stream_sid: str) -> None:
         if stream_sid in self._calls:
@@ -137,6 +157,9 @@ class Dialer(OutboundClient):
             self._on_ended(stream, "codec_error")
             raise
         self._on_ended(stream, None)
+        if call.media.noticed_by == "space":
+            await self._settings.sleep(_HALF_OPEN_SECONDS)
+            await call.media.close()
 
     async def connect(
         self, call: OutboundCall, session: aiohttp.ClientSession, *, autoclose: bool = True

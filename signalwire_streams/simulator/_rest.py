@@ -251,7 +251,7 @@ class CompatibilityApi:
         _reject(kind, check_fields(request.route.operation, self._as_wss(values)))
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
-        is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
+        is_taken = self._state.streams.has_name(target.sid, values.get("Name"), ended=not self._settings.reusable_names)
         duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
             _reject(kind, [Problem(_DUPLICATED_NAME)])
@@ -343,7 +343,7 @@ class AdminApi:
         }
         view = views.get(path)
         if view is None or method != "GET":
-            return api_error(404, 20404, f"There are GET {', GET '.join(views)}")
+            return api_error(404, _NO_SUCH_RESOURCE, f"There are GET {', GET '.join(views)}")
         return json_response(view())
 
     def _summary(self) -> Json:

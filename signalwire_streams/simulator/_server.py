@@ -158,6 +158,8 @@ class Server:
         fields = await self._read(arrival) if rule.executed or rule.settings.read_body else Fields()
         if rule.kind in {FaultKind.LATENCY, FaultKind.SOCKET_FIRST}:
             return await self._delay(arrival, rule, fields)
+        if rule.kind is FaultKind.EXECUTED_LATE:
+            return await self._execute_late(arrival, rule, fields)
         is_executed = rule.executed or rule.kind is FaultKind.DUPLICATE_NAME
         genuine = self._execute(arrival, fields) if is_executed else NOT_EXECUTED
         faulty = faulty_response(rule, genuine)
@@ -189,6 +191,14 @@ class Server:
         elif response.created is not None:
             await self._wait_for_audio(response.created)
         return self._send(arrival, response)
+
+    async def _execute_late(self, arrival: _Arrival, rule: FaultRule, fields: Fields) -> web.StreamResponse:
+        self._record(arrival, fields, status=None, created=None)
+        arrival.connection.finish()
+        await self._pause(rule.settings.seconds)
+        if not self._closing.is_set():
+            _ = self._execute(arrival, fields)
+        return _NoResponse()
 
     async def _pause(self, seconds: float) -> None:
         if not seconds:

@@ -194,6 +194,19 @@ class Silence:
         return _computed(self.seconds, rate, lambda start, stop: array("h", [0]) * (stop - start))
 
 
+@frozen
+class NoFrames:
+    """Nothing: sockets are opened, and carry no media frame until their stream ends.
+
+    The vendor sends frames all the time, so this is no Space that you will meet. It is for thousands of sockets at
+    once, for which frames would be the work.
+    """
+
+    def clip(self, track: str, rate: int) -> Clip:  # noqa: ARG002  (the same on both tracks)
+        """See `Sound.clip`."""
+        return Clip(0, repeats=False, read=lambda *_: array("h"))
+
+
 _SAMPLE_WIDTH = 2
 
 

@@ -9,8 +9,10 @@ from typing import Self, cast
 from aiohttp import web
 from attrs import define, field
 
+from signalwire_streams.simulator._churn import Churn, ChurnRun, Lifetime
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, ResetOnConnect, bind
 from signalwire_streams.simulator._faults import matching_rules
+from signalwire_streams.simulator._media_session import NoticedBy
 from signalwire_streams.simulator._messages import DTMF_KEYS
 from signalwire_streams.simulator._outbound import Dialer, StatusCallbackSender
 from signalwire_streams.simulator._server import Server
@@ -42,6 +44,7 @@ class SimulatedSpace(SpaceSettings):
         duplicate_names: the response to a start whose Name is already in use on that conference or call.
             "stream-error" is the documented one: 200 and a new sid whose stream never runs. "http-error" is 422,
             "allow" starts a second stream.
+        reusable_names: whether a name is free again once its stream has ended, which is not documented.
         streams_by_name: whether a stream can be stopped by its name over REST.
         long_september: write September as "Sept", as the vendor's examples do.
         log_requests: whether the requests are kept; otherwise they are only counted.
@@ -58,9 +61,10 @@ class SimulatedSpace(SpaceSettings):
         callbacks: whether status callbacks are sent, signed with the signing key.
         allow_ws: whether ``ws://`` URLs on loopback are accepted and connected to, for clients that send them;
             the vendor accepts wss only, and so does this package's client.
+        churn: conferences and calls that come and go from `start` to `close`, besides the others.
         clock: the clock of dates, in POSIX seconds.
         monotonic: the clock of the limit's window and of the request log, in seconds.
-        sleep: how latency waits.
+        sleep: how latency and churn wait.
         project: the Project ID, which is the AccountSid.
         token: the API token.
         signing_key: the key that signs callbacks.
@@ -70,12 +74,14 @@ class SimulatedSpace(SpaceSettings):
         connections: the connections to its REST API.
     """
 
+    churn: Churn | None = None
     streams: StreamRegistry = field(init=False, repr=False)
     connections: ConnectionRegistry = field(factory=ConnectionRegistry, init=False, repr=False)
     _state: SpaceState = field(init=False, repr=False)
     _dialer: Dialer = field(init=False, repr=False)
     _callback_sender: StatusCallbackSender = field(init=False, repr=False)
     _server: Server = field(init=False, repr=False)
+    _churn_run: ChurnRun | None = field(default=None, init=False, repr=False)
     _http: web.Server | None = field(default=None, init=False, repr=False)
     _tcp: asyncio.Server | None = field(default=None, init=False, repr=False)
 
@@ -90,6 +96,8 @@ class SimulatedSpace(SpaceSettings):
         self._dialer = Dialer(self, on_connected=self._on_connected, on_ended=self._on_media_ended)
         self._callback_sender = StatusCallbackSender(self)
         self._server = Server(self, self._state, wait_for_audio=self._dialer.wait_for_audio)
+        if self.churn is not None:
+            self._churn_run = ChurnRun(self.churn, self, self._state, self.lose_socket)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -111,11 +119,15 @@ class SimulatedSpace(SpaceSettings):
         endpoint = bind(self.host, self.port)
         self.port: int = endpoint.getsockname()[1]
         await self._listen(endpoint)
+        if self._churn_run is not None:
+            self._churn_run.start()
 
     async def close(self) -> None:
         """Stop listening and drop every connection; requests that hang never get a response. Safe to repeat."""
         self._stop_listening()
         self._server.close()
+        if self._churn_run is not None:
+            await self._churn_run.close()
         await self._dialer.close()
         await self._callback_sender.close()
         await self.connections.close()
@@ -182,6 +194,32 @@ class SimulatedSpace(SpaceSettings):
             raise ValueError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")
         await self._dialer.send_dtmf(target_sid, digits, milliseconds)
 
+    @property
+    def lifetimes(self) -> list[Lifetime]:
+        """The conferences and calls that came by ``churn``, in the order in which they began, as of now."""
+        return [] if self._churn_run is None else self._churn_run.lifetimes()
+
+    def lose_socket(self, stream: Stream, noticed_by: NoticedBy = "both") -> bool:
+        """Lose the connection of a stream, as a network does: neither a stop event nor a close frame is sent.
+
+        Args:
+            stream: one of `streams`. Of a Space without audio, which has no connections, it ends unless only the
+                receiver notices that.
+            noticed_by: which end notices it. If it is the ``receiver``, the stream runs on until it is stopped. If it
+                is the ``space``, the stream ends, and the receiver's socket stays open without a sign of life.
+
+        Returns:
+            Whether there was a connection, or a stream.
+        """
+        if not stream.alive:
+            return False
+        is_lost = self._dialer.lose(stream, noticed_by) if self.audio is not None else noticed_by != "receiver"
+        if is_lost and self.audio is None:
+            self._state.stop_stream(stream)
+        elif is_lost and self._churn_run is not None:
+            self._churn_run.on_received(stream, is_received=False)
+        return is_lost
+
     @asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
         """Refuse new connections for a block, and close idle ones; requests that are being served continue."""
@@ -207,6 +245,10 @@ class SimulatedSpace(SpaceSettings):
             self._tcp.close()
 
     def _on_stream_change(self, stream: Stream) -> None:
+        if self._churn_run is not None:
+            self._churn_run.on_change(stream)
+        if stream.is_foreign:
+            return
         if not stream.alive:
             self._send_callback(stream, "stream-stopped" if stream.error is None else "stream-error")
             self._dialer.stop(stream)
@@ -216,6 +258,8 @@ class SimulatedSpace(SpaceSettings):
             self._on_connected(stream)
 
     def _on_connected(self, stream: Stream) -> None:
+        if self._churn_run is not None:
+            self._churn_run.on_received(stream, is_received=True)
         self._send_callback(stream, "stream-started")
 
     def _on_media_ended(self, stream: Stream, error: str | None) -> None:

@@ -44,6 +44,7 @@ class SpaceSettings:
     retry_after: float | None = None
     advertised_limit: int | None = None
     duplicate_names: DuplicateNames = field(default="stream-error", validator=in_(get_args(DuplicateNames)))
+    reusable_names: bool = True
     streams_by_name: bool = True
     long_september: bool = False
     log_requests: bool = True
@@ -84,6 +85,7 @@ class Stream(StreamRequest):
 
     ``name`` is None if the start had none. ``error`` says why a stream whose start got a 200 did not run, or ended
     (a status callback's ``StreamError``, https://signalwire.com/docs/compatibility-api/rest/streams/).
+    ``is_foreign`` says that nobody asked this Space for it over REST (see `Churn`).
     ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock. Of a bidirectional stream ``played_audio``
     is the audio that was played to the call, ``dtmf_received`` the keys that were sent, and ``ignored_messages`` counts
     messages that were invalid; on a one-way stream all messages are ignored. Its ``repr`` shows no bearer token, only
@@ -96,6 +98,7 @@ class Stream(StreamRequest):
     created_at: float
     status: str = "queued"
     alive: bool = False
+    is_foreign: bool = False
     error: str | None = None
     updated_at: float = Factory(lambda self: self.created_at, takes_self=True)
     stopped_at: float | None = None
@@ -158,9 +161,10 @@ class StreamRegistry(ReadOnlyList[Stream]):
         named = self._by_name.get((target_sid, name))
         return next((stream for stream in named if stream.alive), named[-1]) if named else None
 
-    def has_active_name(self, target_sid: str, name: str | None) -> bool:
-        """Return whether a stream of that name is running on the conference or call."""
-        return name is not None and self._active_names[target_sid, name] > 0
+    def has_name(self, target_sid: str, name: str | None, *, ended: bool = False) -> bool:
+        """Return whether a stream of that name is running on the conference or call, or ever did."""
+        known = self._by_name if ended else self._active_names
+        return name is not None and bool(known.get((target_sid, name)))
 
     def stop(self, streams: Iterable[Stream], now: float) -> None:
         """End running streams."""

@@ -40,15 +40,24 @@ def test_audio_at_the_rate_of_the_stream_is_only_decoded_and_encoded() -> None:
     audio = AgentAudio(start(), "inbound")
     codes = bytes(range(256))
     assert audio.rate == 8000
-    assert audio.receive(codes, 8000) == mulaw_to_pcm(codes)
     assert payload(audio.send(SECOND, 8000, 0.0)) == pcm_to_mulaw(SECOND)
+    assert audio.receive(codes, 8000) == mulaw_to_pcm(codes)
 
 
 def test_audio_of_any_rate_is_sent_at_the_rate_of_the_stream() -> None:
     audio = AgentAudio(start("audio/x-L16", 16_000), "inbound")
-    assert len(payload(audio.send(bytes(48_000), 24_000, 0.0))) == 32_000 - 320
+    assert len(payload(audio.send(bytes(48_000), 24_000, 0.0))) == 32_000 - 640
     assert audio.send(b"\0\0", 24_000, 1.0) is None
-    assert len(payload(audio.send(bytes(16_000), 8000, 1.0))) == 32_000 - 320
+    assert len(payload(audio.send(bytes(16_000), 8000, 1.0))) == 32_000
+
+
+def test_whole_frames_are_sent_as_long_as_those_that_arrive() -> None:
+    audio = AgentAudio(start(), "inbound")
+    assert [audio.send(bytes(160), 8000, 0.0), len(payload(audio.send(bytes(200), 8000, 0.0)))] == [None, 160]
+    audio.interrupt(0.0)
+    assert audio.send(bytes(300), 8000, 0.0) is None
+    audio.receive(bytes(80), 8000)
+    assert len(payload(audio.send(bytes(20), 8000, 0.0))) == 160
 
 
 def test_interruption_tells_what_was_heard_of_the_last_answer() -> None:

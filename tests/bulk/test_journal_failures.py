@@ -22,7 +22,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.bulk import _journal as journal_module, _write_ahead_log as wal
-from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath
+from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, when_free
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import fork
 
@@ -499,3 +499,17 @@ async def test_input_that_raises_cancelled_error_is_reported(
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+async def test_lock_of_another_program_is_waited_for_ten_seconds() -> None:
+    clock = Clock.fake()
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+    def act() -> None:
+        raise JournalError("the journal is locked") from busy
+
+    began = clock.now()
+    with pytest.raises(JournalError):
+        await when_free(clock, act)
+    assert clock.now() - began == pytest.approx(10.0, abs=0.03)

@@ -387,7 +387,7 @@ async def test_reader_tolerates_a_run_that_begins_meanwhile(
                 monkeypatch.undo()
 
 
-def fails_to_verify(error: Exception, path: JournalPath) -> Any:
+def fails_to_verify(error: Exception, *_: Any) -> Any:
     raise error
 
 

@@ -176,7 +176,7 @@ async def test_resume_reports_a_doubtful_unnamed_start_as_unknown(
 
     assert second.counts == {BulkStatus.STARTED: 2, BulkStatus.UNKNOWN: 1}
     assert space.requests.count() == 3
-    assert "not sent again" in str(second.failures[0].error)
+    assert "without a name, so it is not sent again" in str(second.failures[0].error)
 
 
 @pytest.mark.parametrize("how", ["shut down", "token rejected"])

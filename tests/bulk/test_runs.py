@@ -509,3 +509,12 @@ async def test_single_start_goes_before_the_items_of_a_run(client_for: Any) -> N
         assert "now" in received
         assert len(received) < 120
         _ = [outcome async for outcome in outcomes]
+
+
+async def test_run_whose_outcomes_are_not_read_waits_with_64_of_them(client_for: Any, idle_clock: Clock) -> None:
+    async with SimulatedSpace(conferences=100) as space:
+        outcomes = aiter(client_for(space, clock=idle_clock).start_streams(on_conferences(space), concurrency=1))
+        await anext(outcomes)
+        await idle_clock.sleep(5)
+        assert space.requests.count() == 65
+        assert len([outcome async for outcome in outcomes]) == 99

@@ -21,6 +21,7 @@ from signalwire_streams.callbacks import (
     verify_signature,
 )
 from signalwire_streams.callbacks._diagnostics import url_candidates
+from signalwire_streams.callbacks._events import FIELD_NAMES
 from signalwire_streams.callbacks._signature import MAX_BODY, SignedRequest
 from signalwire_streams.callbacks._urls import Headers
 
@@ -326,6 +327,24 @@ def test_password_with_unencoded_slash_is_not_shown(url: str) -> None:
     explanation = explained("https://elsewhere.example/", url, candidates=[URL, "https://e.com//u:secret@a/"])
     assert "cret" not in str(explanation)
     assert "example.com/a" in str(explanation)
+
+
+@pytest.mark.parametrize(
+    ("query", "attempts"), [("a=1&b=2&c=3", 75), ("a=1&b=2&c=3&d=4", 237), ("a=1&b=2&c=3&d=4&e=5", 30)]
+)
+def test_number_of_attempts_is_bounded(query: str, attempts: int) -> None:
+    """All orders of up to four parameters are tried, and of more only the sorted one."""
+    assert explained("https://elsewhere.example/", f"{URL}?{query}").attempts == attempts
+
+
+@pytest.mark.parametrize(("missing", "is_found"), [(3, True), (4, False)])
+def test_up_to_three_lost_blank_fields_are_found(missing: int, *, is_found: bool) -> None:
+    """Frameworks drop blank fields when they parse a form."""
+    received = [("StreamEvent", "stream-started")]
+    signed = [*received, *((name, "") for name in FIELD_NAMES if name != "StreamEvent")][: missing + 1]
+    headers = {SIGNATURE_HEADER: form_signature(URL, signed), "Content-Type": FORM}
+    diagnosis = diagnose_signature(url=URL, headers=headers, body=form(received), keys=[KEY])
+    assert any("blank fields that this one lacks" in change for change in diagnosis.suggestions) is is_found
 
 
 STOPPED = "The search stopped early: its time limit was reached."

@@ -123,13 +123,13 @@ async def test_callback_by_get_is_parsed_from_its_query() -> None:
     assert event.extra == {"tenant": "a b"}
 
 
-async def test_query_of_a_post_is_signed_but_no_field() -> None:
+async def test_query_of_a_post_is_in_extra_but_never_a_field() -> None:
     async with serving() as server:
-        assert await server.post(query="?tenant=%41+b&StreamSid=other&x=") == 204
+        assert await server.post(query="?tenant=%41+b&StreamSid=other&StreamError=no&x=") == 204
         event = await server.heard.get()
 
     assert event.stream_sid == "stream-1"
-    assert event.extra == {}
+    assert event.extra == {"tenant": "A b", "x": ""}
 
 
 async def test_form_with_sha256_signature_is_accepted() -> None:

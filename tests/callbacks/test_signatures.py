@@ -571,6 +571,13 @@ def test_header_and_alias_cost_one_hash_of_the_body(monkeypatch: pytest.MonkeyPa
     assert sorted(hashed) == ["sha1", "sha1", "sha256", "sha256"]
 
 
+def test_form_may_have_1000_fields() -> None:
+    pairs = [("a", str(number)) for number in range(1_000)]
+    body = "&".join(f"{name}={value}" for name, value in pairs).encode()
+    headers = {SIGNATURE_HEADER: form_signature(URL, pairs)}
+    assert verify_signature(url=URL, headers=headers, body=body, keys=[KEY])
+
+
 class TestSigning:
     """`sign`, for tests and simulators."""
 
@@ -595,6 +602,7 @@ class TestSigning:
             ({"key": None}, "Signing Key"),
             ({"url": 5}, r"str\(url\)"),
             ({"url": "\ud800"}, "UTF-8"),
+            ({"url": f"{URL}\udc80"}, "UTF-8"),
             ({"algorithm": "md5"}, "'sha1' or 'sha256'"),
             ({"body": b""}, "either"),
             ({"algorithm": "sha256"}, "either"),

@@ -61,7 +61,7 @@ def test_parse_fault_rejects_wrong_syntax(spec: str, sentence: str) -> None:
 @pytest.mark.parametrize("kind", FaultKind)
 async def test_simulate_accepts_and_documents_every_kind_of_fault(bare_shell: Shell, kind: FaultKind) -> None:
     needs = {FaultKind.STATUS: "status=500"} | dict.fromkeys(
-        (FaultKind.LATENCY, FaultKind.SOCKET_SLOW, FaultKind.CALLBACK_DELAYED), "seconds=1"
+        (FaultKind.LATENCY, FaultKind.EXECUTED_LATE, FaultKind.SOCKET_SLOW, FaultKind.CALLBACK_DELAYED), "seconds=1"
     )
     name, options = parse_fault(f"{kind}:times=1,{needs[kind]}" if kind in needs else f"{kind}:times=1")
     SimulatedSpace().faults.add(name, **options)

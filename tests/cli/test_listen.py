@@ -534,3 +534,23 @@ async def test_listen_ends_when_stdout_is_on_a_full_disk(
             ran = await listener
     assert (ran.code, ran.err) == (1, "error: the output can't be written: No space left on device\n")
     assert len(sound_of(tmp_path / "recordings" / "s-1.wav")[1]) == 1600
+
+
+async def test_listener_says_that_it_is_alive_and_ready(tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    async with listening(tmp_path, "--health-port", str(port)) as listener, aiohttp.ClientSession() as http:
+        for path in ("healthz", "readyz"):
+            async with http.get(f"http://127.0.0.1:{port}/{path}") as response:
+                assert (response.status, await response.text()) == (200, "ok\n")
+        await listener.end()
+
+
+async def test_health_port_that_is_taken_is_said(tmp_path: Path, bare_shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ("--allow-anonymous", "--directory", str(tmp_path), "--health-port", str(port))
+        ran = await bare_shell("listen", *options)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"error: can't listen on 127.0.0.1 port {port}: Address already in use\n"

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
 
-from signalwire_streams._cli.listen import bar, draw, live_table
+from signalwire_streams._cli.listen import _levels, bar, draw
 from signalwire_streams._cli.listen_recording import RecordingOptions
 from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
+from signalwire_streams._cli.progress import live_table
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process
@@ -99,18 +100,39 @@ def test_narrow_table_truncates_only_the_sid() -> None:
     assert cell_len(stream) <= 80
 
 
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (55, ["STREAM", "TIME", "LOST"]),
+        (56, ["STREAM", "TIME", "LEVEL", "LOST"]),
+        (71, ["STREAM", "TIME", "LEVEL", "LOST"]),
+        (72, ["STREAM", "TIME", "LEVEL", "FRAMES", "LOST", "STATUS"]),
+    ],
+)
+def test_narrow_table_has_fewer_columns(width: int, titles: list[str]) -> None:
+    assert drawn([row(7)], width=width)[0].split() == titles
+
+
+@pytest.mark.parametrize(
+    ("level", "colour"),
+    [(None, "green"), (-6.01, "green"), (-6.0, "yellow"), (-1.01, "yellow"), (-1.0, "red"), (0.0, "red")],
+)
+def test_loud_level_is_yellow_and_one_near_full_scale_red(level: float | None, colour: str) -> None:
+    assert _levels([("inbound", level)], plain=False).spans[1].style == colour
+
+
 @pytest.mark.parametrize("height", [1, 4, 5, 24])
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
-@pytest.mark.parametrize("width", [120, 80, 60, 30])
-def test_table_fits_the_terminal(height: int, count: int, width: int) -> None:
+def test_table_fits_the_terminal(height: int, count: int) -> None:
     """A stream, the number of hidden ones, and the sum are always there."""
-    lines = drawn([row(number) for number in range(count)], width=width, height=height)
-    assert len(lines) <= max(height - 1, 4)
-    assert max(map(cell_len, lines)) <= width
-    shown = sum(line.startswith("0000") for line in lines)
-    more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
-    assert shown + sum(more) == count
-    assert lines[-1].startswith(f"Listening: {count} live")
+    for width in [120, 80, 60, 30]:
+        lines = drawn([row(number) for number in range(count)], width=width, height=height)
+        assert len(lines) <= max(height - 1, 4)
+        assert max(map(cell_len, lines)) <= width
+        shown = sum(line.startswith("0000") for line in lines)
+        more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
+        assert shown + sum(more) == count
+        assert lines[-1].startswith(f"Listening: {count} live")
 
 
 def test_table_shows_streams_of_unknown_encoding_or_track_names() -> None:
@@ -136,16 +158,16 @@ def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
 
 
 def looking() -> tuple[Any, asyncio.Event]:
-    """Return a function for the state of the table, and an event that is set after a few calls."""
+    """Return a function that draws a table, and an event that is set after a few calls."""
     seen = asyncio.Event()
     times = 0
 
-    def look() -> tuple[list[Any], str]:
+    def look(console: Console) -> Group:
         nonlocal times
         times += 1
         if times > 2:
             seen.set()
-        return [row(7)], f"Listening: {times}"
+        return draw([row(7)], f"Listening: {times}", width=console.width, height=console.height)
 
     return look, seen
 
@@ -155,7 +177,7 @@ async def test_live_table_writes_lines_above_it_on_a_terminal(
 ) -> None:
     """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
     pretend_terminal(monkeypatch, "stdout", "stderr")
-    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.progress._TABLE_EVERY", 0.0)
     look, seen = looking()
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
@@ -168,6 +190,15 @@ async def test_live_table_writes_lines_above_it_on_a_terminal(
     assert "so [31m it is" in captured.err
     assert "00000007-" in captured.err
     assert captured.err.endswith("\x1b[1A\x1b[2K" * 3)
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_live_table_is_drawn_four_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_terminal(monkeypatch, "stderr")
+    look, _ = looking()
+    async with live_table(look, as_json=False):
+        await asyncio.sleep(1.1)
+    assert str(look(Console()).renderables[-1]) == "Listening: 5"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +224,7 @@ async def test_live_table_on_stderr_leaves_stdout_alone(
     """As in ``signalwire-streams listen > streams.txt``."""
     pretend_terminal(monkeypatch, "stderr")
     look, seen = looking()
-    monkeypatch.setattr("signalwire_streams._cli.listen._DRAWN_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams._cli.progress._TABLE_EVERY", 0.0)
     async with live_table(look, as_json=False) as shown:
         await seen.wait()
         shown.write("it ended")

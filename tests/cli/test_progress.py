@@ -33,7 +33,7 @@ from signalwire_streams._cli import progress
 from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
 from signalwire_streams._cli.options import Account
 from signalwire_streams._cli.output import in_words, logging_to
-from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, show_progress
+from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, seconds_left, show_progress
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import held_space, until
@@ -235,6 +235,30 @@ async def test_progress_writes_lines_into_a_pipe(
     captured = capsys.readouterr()
     assert captured.err.splitlines()[:3] == [f"Starting: {done} of 100, all well" for done in (1, 2, 3)]
     assert captured.out == ""
+
+
+@pytest.mark.usefixtures("idle_clock")
+@pytest.mark.parametrize(("terminal", "seconds", "times"), [(False, 14.9, 2), (False, 15.1, 3), (True, 1.1, 5)])
+async def test_progress_is_shown_every_five_seconds_or_five_times_a_second(
+    monkeypatch: pytest.MonkeyPatch, *, terminal: bool, seconds: float, times: int
+) -> None:
+    if terminal:
+        pretend_terminal(monkeypatch)
+    look, _ = looking(100)
+    async with show_progress(look, as_json=False):
+        await asyncio.sleep(seconds)
+    assert look().done == times + 1
+
+
+def test_remaining_time_is_estimated_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Hands()
+    monkeypatch.setattr("time.monotonic", clock)
+    assert [seconds_left(done, 50, clock() - since) for done, since in ((10, 2.0), (10, 1.0), (0, 2.0))] == [
+        10,
+        None,
+        None,
+    ]
+    assert seconds_left(10, 50, clock() - 1.25) == pytest.approx(6.25)
 
 
 async def test_after_the_command_nothing_more_is_written(

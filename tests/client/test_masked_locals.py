@@ -151,6 +151,8 @@ async def test_rejected_argument_shows_no_secret(space: SimulatedSpace, client_f
     opened = {"trak": "all"} | opened if "authorization_bearer_token" in wrong else opened
     open_: Any = receiver.open
     shown(await failing(lambda: open_(client.conferences, sid, **opened).__aenter__()))
+    restarted = {"when_lost": "restart"} | opened
+    shown(await failing(lambda: open_(client.conferences, sid, **restarted).__aenter__()))
     if wrong.keys() & {"deadline", "may_be_running"}:
         return
     make: Any = StartConferenceStream

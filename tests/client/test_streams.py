@@ -197,14 +197,19 @@ async def test_stop_whose_responses_cannot_be_read_is_a_success(
 async def test_unknown_outcome_reports_its_cause(space: SimulatedSpace, client: StreamsClient) -> None:
     """After different failures the phase is that of the first attempt in doubt, and the sentence that of the last."""
     space.faults.add("reset", times=1)
-    space.faults.add("503", times=1)
-    space.faults.add("reset", times=1)
+    space.faults.add("503", times=3)
+    space.faults.add("reset", times=2)
     sid = space.conference_sids[0]
 
     with pytest.raises(StreamOutcomeUnknownError) as first_lost:
         await client.conferences.start_stream(sid, url=URL, name="mine")
     assert (first_lost.value.phase, first_lost.value.attempts) == (Phase.WAITING, 3)
-    assert "(last attempt: no response: " in str(first_lost.value)
+    assert "(last attempt: HTTP 503" in str(first_lost.value)
+
+    with pytest.raises(StreamOutcomeUnknownError) as last_lost:
+        await client.conferences.start_stream(sid, url=URL, name="mine")
+    assert (last_lost.value.phase, last_lost.value.attempts) == (Phase.RESPONDED, 3)
+    assert "(last attempt: no response: " in str(last_lost.value)
 
     space.faults.add("503", times=1)
     space.faults.add("status", status=400, body="api", code=21402)
@@ -321,9 +326,9 @@ async def test_call_is_cut_when_no_connection_becomes_free(
     first.cancel()
 
 
-async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any) -> None:
+async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
     """If there is no time left to retry, the caller gets the Space's last response."""
-    client = client_for(space, clock=Clock(now=Clock.fake().now, sleep=Clock.fake().sleep, random=lambda: 0.0))
+    client = client_for(space, clock=Clock(now=idle_clock.now, random=lambda: 0.0))
     space.faults.add("throttle")
 
     with pytest.raises(RateLimitedError) as caught:

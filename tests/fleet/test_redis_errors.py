@@ -25,6 +25,7 @@ from .conftest import Workers
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences
 
 VICTIMS_LEASE, LEASE = 0.6, 1.5  # seconds; the other worker must keep its lease even on a busy machine
+SOME_ERRORS = ["BUSY", "NOSCRIPT", "lost answer"]  # each kind: not carried out, unknown script, carried out
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ async def test_worker_keeps_its_lease_if_renewals_fail_for_a_moment(
     assert spoiled.seen > 0
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", SOME_ERRORS)
 async def test_denied_worker_repeats_the_release_of_its_items(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, proxy: RedisProxy, error: str
 ) -> None:
@@ -162,7 +163,7 @@ async def test_worker_that_dies_at_a_script_doubles_and_loses_nothing(
     assert all(after[outcome.item.target] for outcome in outcomes if outcome.ok)
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", SOME_ERRORS)
 async def test_cancel_resume_and_stop_repeat_scripts_that_failed(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, proxy: RedisProxy, error: str
 ) -> None:

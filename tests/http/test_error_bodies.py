@@ -75,6 +75,13 @@ SHAPES: dict[str, tuple[object, Problem]] = {
         {"code": 20404, "message": "m", "status": 200},
         Problem(sentences=("m",), code=20404, is_api=True, status=400),
     ),
+    **{
+        f"status {status}": (
+            {"code": 20404, "message": "m", "status": status},
+            Problem(sentences=("m",), code=20404, is_api=True, status=read),
+        )
+        for status, read in ((399, 400), (400, 400), (599, 599), (600, 400))
+    },
     "code of another type": ({"code": True}, Problem()),
     "code that is no number": ({"code": "-1"}, Problem()),
     "code in other digits": ({"code": "٢٠"}, Problem()),
@@ -332,6 +339,10 @@ def test_absent_secrets_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None
         ("hush-hush-very-long", "'hush-hus' is too long", "'***' is too long"),
         ("hush-hush-very-long", "'hush-hu' is too long", "'hush-hu' is too long"),
         ("hush-hush-very-very-long", "hush-hush-very-veryX is cut", "***X is cut"),
+        ("hush-hush-very-very-long", "hush-hush-very-vX is cut", "***X is cut"),
+        ("hush-hush-very-very-long", "hush-hush-very-X is cut", "hush-hush-very-X is cut"),
+        ("  abc\n", "xabcx or abc is bad", "xabcx or *** is bad"),
+        ("  abcd\n", "xabcdx or abcd is bad", "x***x or *** is bad"),
         ("https://a.example", "see https://b.example", "see https://b.example"),
         ("customer-7", "customers are many", "customers are many"),
     ],
@@ -385,6 +396,8 @@ def test_any_secret_in_any_encoding_is_redacted(around: str, secret: str, spell:
     [
         ({"code": 20001, "message": "Unknown error", "more_info": "https://signalwire.com/x", "status": 503}, True),
         ({"code": "20001", "message": "Unknown error", "status": 503}, True),
+        ({"code": 10_000, "message": "Unknown error", "status": 503}, True),
+        ({"code": 9_999, "message": "Unknown error", "status": 503}, False),
         ({"code": 20001, "message": "Unknown error"}, False),
         ({"code": 503, "message": "upstream timed out", "status": 503}, False),
         ({"code": 14, "message": "upstream connect error", "details": []}, False),
@@ -397,3 +410,7 @@ def test_any_secret_in_any_encoding_is_redacted(around: str, secret: str, spell:
 def test_only_documented_error_shape_is_api(document: object, is_api: bool) -> None:
     """A gateway's JSON, which says nothing of what the Space did, is not taken for the API's words."""
     assert read_problem(document).is_api is is_api
+
+
+def test_twenty_sentences_of_an_error_are_kept() -> None:
+    assert read_problem({"errors": [str(number) for number in range(25)]}).sentences == tuple(map(str, range(20)))

@@ -123,6 +123,17 @@ def test_requests_before_the_window_do_not_count() -> None:
     assert is_open(breaker, 132.0)
 
 
+def test_failures_count_for_as_long_as_their_own_step() -> None:
+    breaker = CircuitBreaker(CircuitBreakerPolicy(min_requests=4))
+    pass_through(breaker, AttemptResult.DONE, 100.0)
+    for _ in range(2):
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 115.0)
+    pass_through(breaker, AttemptResult.DONE, 131.0)
+    assert not is_open(breaker, 131.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 131.0)
+    assert is_open(breaker, 131.0)
+
+
 def test_window_moves_in_steps_of_a_second() -> None:
     """A request counts for thirty seconds after the beginning of its step."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())

@@ -77,6 +77,28 @@ async def test_debug_logs_each_attempt_that_is_retried(
     assert "retry, next attempt in " in texts
 
 
+async def test_records_have_their_values_as_attributes(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For structured logs: of a start on a conference and on a call, of a list, and of the breaker."""
+    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    client = client_for(space, circuit_breaker=CircuitBreakerPolicy(min_requests=6, failure_rate=0.1))
+    [conference, *_], [call, *_] = space.conference_sids, space.call_sids
+    for on in ("start", "list"):
+        space.faults.add("status", on=on, status=500, body="empty")
+    with pytest.raises(StreamsError):
+        await client.conferences.start_stream(conference, url=URL, name="one")
+    with pytest.raises(StreamsError):
+        await client.calls.start_stream(call, url=URL, name="two")
+    with pytest.raises(StreamsError):
+        [each async for each in client.calls.list()]
+    found = [(*map(vars(record).get, ("conference", "call", "stream", "attempt")),) for record in caplog.records]
+    assert found[:3] == [(conference, None, "one", 1), (conference, None, "one", 2), (conference, None, "one", 3)]
+    assert (None, call, "two", 1) in found
+    assert (None, None, None, 1) in found
+    assert len(found) == len([each for each in found if each[3] is not None]), "each line of a client"
+
+
 async def test_debug_logs_the_decision_and_the_delay(
     space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ from signalwire_streams.models._validation import (
     check_count,
     check_deadline,
     check_path_segment,
+    check_patience,
     redact_url,
     secrets_in,
 )
@@ -56,6 +57,19 @@ def test_invalid_deadline_is_rejected(seconds: object) -> None:
         InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year$"
     ):
         check_deadline(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0, 0.001, 366 * 86_400])
+def test_time_to_wait_may_be_zero(seconds: float) -> None:
+    assert check_patience(seconds, "timeout") == seconds
+
+
+@pytest.mark.parametrize("seconds", [-0.001, False, True, 366 * 86_400 + 1, float("nan"), "0", None])
+def test_invalid_time_to_wait_is_rejected(seconds: object) -> None:
+    with pytest.raises(
+        InvalidRequestError, match=r"^timeout must be a number of seconds, 0 or more, and at most a year$"
+    ):
+        check_patience(seconds, "timeout")
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 1), (0, 0), (10**9, 1)])

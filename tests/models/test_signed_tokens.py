@@ -160,6 +160,30 @@ def test_token_that_fits_in_no_header_is_rejected() -> None:
         tokens._minter(long)
     with pytest.raises(RejectedTokenError, match="too long"):
         tokens._decode("x" * 4097)
+    with pytest.raises(RejectedTokenError, match="not one of SignedTokens"):
+        tokens._decode("x" * 4096)
+    room = (
+        2900 - len('{"a":""}' + "x" * 2000) - len(json.dumps(dict.fromkeys(("aud", "kind", "sub", "jti", "name"), "")))
+    )
+    longest = "n" * (room - len("signalwire-streams" + "conference" + "room" + "n" * 16))
+    tokens._minter(evolve(REQUEST, name=longest))
+    with pytest.raises(InvalidRequestError, match="would be longer"):
+        tokens._minter(evolve(REQUEST, name=longest + "n"))
+
+
+def test_limits_of_arguments_are_exact(wall: Wall) -> None:
+    assert [SignedTokens("k" * 32, ttl=ttl)._ttl for ttl in (1, 86_400)] == [1, 86_400]
+    for ttl in (0.999, 86_400.001):
+        with pytest.raises(InvalidRequestError, match="ttl must be"):
+            SignedTokens(KEY, ttl=ttl)
+    with pytest.raises(InvalidRequestError, match="shorter than 32 bytes"):
+        SignedTokens("k" * 31)
+    SignedTokens(KEY, claims={"a": "x" * 2040})
+    with pytest.raises(InvalidRequestError, match="2,049 bytes"):
+        SignedTokens(KEY, claims={"a": "x" * 2041})
+    assert SignedTokens(KEY, clock=wall.clock)._decode(signed(exp=1e11 - 1))["exp"] == 1e11 - 1
+    with pytest.raises(RejectedTokenError, match="not one of SignedTokens"):
+        SignedTokens(KEY, clock=wall.clock)._decode(signed(exp=1e11))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ URL_REFUSALS = {
     "only a port": ("wss://:443/", "wss://host:443/path"),
     "a port that is none": ("wss://audio.example.com:https/", "wss://host:443/path"),
     "a port out of range": ("wss://audio.example.com:65536/", "wss://host:443/path"),
+    "port 0": ("wss://audio.example.com:0/", "wss://host:443/path"),
     "half an IPv6 address": ("wss://[::1/stream", "wss://host:443/path"),
     "user name and password": ("wss://ada:pw@audio.example.com/", "authorization_bearer_token"),
     "user alone": ("wss://ada@audio.example.com/", "authorization_bearer_token"),
@@ -99,7 +100,7 @@ def test_invalid_stream_url_is_rejected(url: object, advice: str) -> None:
         "wss://audio.example.com/",
         "wss://audio.example.com:8443/a/b/c.wss",
         "WSS://AUDIO.EXAMPLE.COM/Stream",
-        "wss://192.0.2.7/stream",
+        "wss://192.0.2.7:1/stream",
         "wss://[2001:db8::1]:8443/stream",
         "wss://audio.example.com/a%20b/%C3%A9",
         "wss://audio.example.com/a@b;c=d&e",
@@ -261,6 +262,7 @@ CALLBACK_REFUSALS = {
     "a relative one": "/heard",
     "a port out of range": "https://example.com:65536/heard",
     "a port that is none": "https://example.com:https/heard",
+    "port 0": "https://example.com:0/heard",
 }
 
 
@@ -284,7 +286,7 @@ def test_callback_that_is_not_a_string_is_rejected(value: object, words: str) ->
     [
         "https://example.com/heard",
         "http://example.com:8080/heard?id=7&x=%20#part",
-        "HTTPS://user:pw@example.com/",
+        "HTTPS://user:pw@example.com:1/",
     ],
 )
 def test_callback_may_have_a_query(kind: str, url: str) -> None:
@@ -490,3 +492,9 @@ def test_secret_field_of_one_kind_is_among_its_secrets() -> None:
     start = StartWithPin(conference_sid="a", url="wss://b", pin="1234", authorization_bearer_token="token")
     assert set(start.secrets) == {"token", "1234"}
     assert StartConferenceStream(conference_sid="a", url="wss://b").secrets == ()
+
+
+@both_kinds
+def test_bearer_token_may_have_any_visible_ascii(kind: str) -> None:
+    visible = "".join(map(chr, range(ord("!"), ord("~") + 1)))
+    assert start(kind, authorization_bearer_token=visible).authorization_bearer_token == visible

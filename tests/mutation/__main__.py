@@ -35,14 +35,17 @@ PACKAGE = "signalwire_streams"
 EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "_asgi": (["tests/callbacks/test_asgi.py", "tests/receiver/test_asgi.py"],),
+    "_cli": (["tests/cli"], [*EVERYWHERE, "tests/simulator/test_dial.py"]),
     "_client": (["tests/client"], [*EVERYWHERE, "tests/bulk", "tests/middleware/test_pacing.py"]),
     "_http": (["tests/http"], ["tests/client"], [*EVERYWHERE, "tests/test_pytest_plugin.py"], ["tests/transport"]),
     "_signals": (["tests/test_signals.py"],),
+    "adapters": (["tests/adapters"], EVERYWHERE),
     "bulk": (["tests/bulk"], [*EVERYWHERE, "tests/middleware/test_adaptive_concurrency.py"]),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
     "clock": (["tests/test_clock.py"], ["tests/client"]),
     "errors": (["tests/test_errors.py"], ["tests/http", "tests/client"]),
     "fleet": (["tests/fleet"], EVERYWHERE),
+    "keep_streaming": (["tests/keep_streaming"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
     "models": (
         ["tests/models"],
@@ -54,6 +57,11 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "receiver": (["tests/receiver"], EVERYWHERE),
     "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),
     "resources": (["tests/client"], ["tests/transport", "tests/http"]),
+    "simulator": (
+        ["tests/simulator"],
+        [*EVERYWHERE, "tests/test_pytest_plugin.py", "tests/receiver/test_faults.py"],
+        ["tests/client"],
+    ),
 }
 """The packages and modules that are mutated, and the tests of each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")

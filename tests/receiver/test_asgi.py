@@ -14,6 +14,7 @@ import pytest
 from signalwire_streams import TransportError
 from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
+from signalwire_streams.receiver._socket import CloseCode
 from signalwire_streams.simulator import SimulatedSpace, Tone
 from tests.uvicorn_server import UVICORN, WithoutSignals, running, served_by_uvicorn
 
@@ -52,6 +53,7 @@ class Peer:
 
 
 CONNECT = {"type": "websocket.connect"}
+START = '{"event": "start", "start": {"streamSid": "s", "mediaFormat": {"encoding": "audio/x-mulaw"}}}'
 WEBSOCKET: dict[str, Any] = {"type": "websocket", "headers": [], "path": "/audio/"}
 
 
@@ -92,7 +94,7 @@ async def test_stream_is_opened_over_uvicorn(
 
 
 @pytest.mark.parametrize("websockets", UVICORN)
-async def test_200_streams_end_before_the_server_of_the_readme(websockets: str) -> None:
+async def test_50_streams_end_before_the_server_of_the_readme(websockets: str) -> None:
     """Its recipe loses nothing: the server stops while all of them are being received."""
     received: list[int] = []
 
@@ -124,13 +126,13 @@ async def test_200_streams_end_before_the_server_of_the_readme(websockets: str) 
                     await peer.send_json({"event": "stop", "sequenceNumber": "7"})
                     await peer.receive()
 
-            peers = [asyncio.create_task(speak()) for _ in range(200)]
-            await until(lambda: len(receiver.sessions) == 200)
+            peers = [asyncio.create_task(speak()) for _ in range(50)]
+            await until(lambda: len(receiver.sessions) == 50)
             server.should_exit = True
             await until(receiver._closing.is_set)
             closing.set()
             await asyncio.gather(*peers)
-    assert received == [5] * 200
+    assert received == [5] * 50
 
 
 async def test_wrong_token_is_rejected_before_the_upgrade(stack: Any, heard: Heard) -> None:
@@ -206,6 +208,23 @@ async def test_receiver_is_closed_before_it_confirms_the_shutdown() -> None:
     assert peer.sent[1:] == [{"type": "lifespan.shutdown.complete"}]
 
 
+async def test_handler_that_is_cancelled_is_no_error_of_the_application() -> None:
+    """Servers log an error with its traceback for an application that raises, even CancelledError."""
+    handling = asyncio.Event()
+
+    async def handler(_: StreamSession) -> None:
+        handling.set()
+        await asyncio.Event().wait()
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    peer = Peer(CONNECT, text(START))
+    serving = asyncio.create_task(receiver.asgi(WEBSOCKET, peer.arriving.get, peer.send))
+    await handling.wait()
+    await receiver.aclose(0)
+    await serving
+    assert peer.sent[-1] == {"type": "websocket.close", "code": 1001}
+
+
 async def test_client_that_leaves_before_the_upgrade(client: Any, space: SimulatedSpace) -> None:
     receiver = MediaReceiver()
     peer = Peer(gone(1006))
@@ -268,6 +287,32 @@ async def test_cancelled_sender_leaves_a_whole_message() -> None:
     assert len(peer.sent) == 2
 
 
+async def test_close_discards_what_still_arrives() -> None:
+    """Hypercorn would keep the connection for ever if more than ten messages waited for the application."""
+    peer = Peer(CONNECT, *[text("late")] * 20, gone(1013))
+    socket = peer.socket()
+    await socket.accept()
+    await socket.close(code=CloseCode.TRY_AGAIN_LATER)
+    assert peer.arriving.empty()
+    assert peer.sent[-1] == {"type": "websocket.close", "code": 1013}
+    assert type(peer.sent[-1]["code"]) is int  # or Daphne would send no close frame
+
+
+async def test_socket_is_closed_with_1000_if_the_server_refuses_another_code() -> None:
+    """Daphne refuses all below 3000, and would keep the socket open."""
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("code", 1000) != 1000:
+            raise ValueError("invalid close code")
+        await peer.send(message)
+
+    peer = Peer(CONNECT, gone(1000))
+    socket = AsgiSocket(peer.arriving.get, send, max_size=1000)  # type: ignore[arg-type]
+    await socket.accept()
+    await socket.close(code=CloseCode.INTERNAL_ERROR)
+    assert peer.sent[1:] == [{"type": "websocket.close", "code": 1000}]
+
+
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("after websocket.close")])
 async def test_failed_send_is_a_broken_connection(error: Exception) -> None:
     """Servers raise errors of their own kinds."""
@@ -300,8 +345,7 @@ async def test_abort_and_close_end_what_hangs() -> None:
 
 async def test_playback_over_a_closed_socket_raises_transport_error(heard: Heard) -> None:
     receiver = MediaReceiver(heard, bearer_tokens=None, bidirectional=True)
-    start = '{"event": "start", "start": {"streamSid": "s", "mediaFormat": {"encoding": "audio/x-mulaw"}}}'
-    peer = Peer(CONNECT, text(start))
+    peer = Peer(CONNECT, text(START))
     serving = asyncio.create_task(receiver.asgi(WEBSOCKET, peer.arriving.get, peer.send))
     await until(lambda: heard.sessions)
     peer.error = OSError("gone")

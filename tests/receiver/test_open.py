@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -793,3 +795,18 @@ async def test_more_streams_than_the_pool_size_are_opened(
         )
         assert (await run.report()).ok
         await until(lambda: len(receiver.sessions) == 120)
+
+
+async def test_callback_of_the_end_before_the_response_ends_the_wait() -> None:
+    """Which stream it is about is known from the response."""
+    start: Any = asyncio.get_running_loop().create_future()
+    pending = MediaReceiver()._pending_streams.add("conference", None)
+    pending.begin(start, AsyncMock())
+    callback: Any = SimpleNamespace(end_reason="connection refused", is_duplicate=False, stream_sid="its-sid")
+    pending.on_callback(callback)
+    await asyncio.sleep(0)
+    assert not pending._arrival.done()
+    start.set_result(SimpleNamespace(sid="its-sid", ambiguous=False))
+    await asyncio.sleep(0)
+    with pytest.raises(OpenError, match="ended before it arrived: connection refused"):
+        await pending._arrival

@@ -135,6 +135,21 @@ async def test_silent_peer_has_half_a_heartbeat_to_send_its_pong(
     assert idle_clock.now() - pinged == pytest.approx(5.0 + 2.5, abs=0.1)
 
 
+async def test_pong_in_the_same_tick_as_its_ping_counts(
+    serve: Any, deaf: Any, heard: Heard, idle_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every clock ticks as often as a socket on this machine is answered."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: float(int(idle_clock.now())))
+    peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=10.0)))
+    await peer.send_json(START)
+    for _ in range(3):
+        message = await peer.receive()
+        assert message.type is aiohttp.WSMsgType.PING
+        await peer.pong(message.data)
+    await peer.send_json({"event": "stop"})
+    assert (await heard.end()).end_reason is EndReason.STOPPED
+
+
 async def test_silent_peer_that_sends_pongs_is_kept(serve: Any, deaf: Any, dial: Any, heard: Heard) -> None:
     """Each silence is asked about anew, on each of the sockets."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.05))

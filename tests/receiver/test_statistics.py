@@ -232,9 +232,8 @@ def test_counts_are_up_to_date_whenever_tracks_are_read() -> None:
 def test_repr_has_the_counts_of_all_frames() -> None:
     statistics = StreamStatistics()
     statistics._record(MediaEvent(track="inbound", payload=b"12", chunk=1), 0.0)
-    assert "malformed=0, unknown=0, dropped=0, tracks={'inbound': TrackStatistics(frames=1, bytes=2," in repr(
-        statistics
-    )
+    counts = "malformed=0, unknown=0, dropped=0, restarts=0, gap_seconds=0"
+    assert f"{counts}, tracks={{'inbound': TrackStatistics(frames=1, bytes=2," in repr(statistics)
 
 
 def waiting(statistics: StreamStatistics) -> int:

@@ -114,7 +114,7 @@ async def test_fallback_clients_keep_limit_while_redis_restarts(
 
 async def test_waiting_clients_keep_limit_while_redis_restarts(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     limiters = [limiter_for(redis, requests=400, window=2.0) for _ in range(3)]
-    draining = asyncio.create_task(drain(limiters, 2.4))
+    draining = asyncio.create_task(drain(limiters, 2.4, least=51))
     for _ in range(2):
         await asyncio.sleep(0.6)
         redis.kill()
@@ -122,7 +122,6 @@ async def test_waiting_clients_keep_limit_while_redis_restarts(redis: RedisServe
     times = sorted(itertools.chain(*await draining))
 
     assert fullest_window(times, 2.0) <= 400
-    assert len(times) > 50
 
 
 async def test_fallback_waits_and_slows_down_after_429(redis: RedisServer, limiter_for: LimiterFactory) -> None:
@@ -151,7 +150,7 @@ async def test_fallback_client_keeps_its_share_for_a_second(redis: RedisServer, 
     await until(lambda: not limiter._fallback.is_active)
     back = time.monotonic()
 
-    [times] = await drain([limiter], 1.5)
+    [times] = await drain([limiter], 2.0)
 
     assert len([one for one in times if one < back + 0.9]) <= 12
     assert len([one for one in times if one > back + 1.1]) >= 20
@@ -222,10 +221,11 @@ async def test_script_that_failed_is_repeated_and_grants_no_more_than_the_limit(
     ):
         assert await limiter.acquire(Priority.BULK, 10) == 0
         spoiled = proxy.spoil(SCRIPT, ERRORS[error], times=2)
-        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 0.5) for _ in range(80)))
+        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 0.5 if n else 10) for n in range(80)))
         limiter.on_throttled(time.monotonic(), 30.0)
         await until(lambda: not limiter._state.has_update)
-    assert 1 <= granted.count(0) <= 40
+    assert granted[0] == 0
+    assert granted.count(0) <= 40
     assert spoiled.seen > 2
 
 

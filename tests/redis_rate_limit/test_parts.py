@@ -96,3 +96,39 @@ async def test_lease_loop_uses_returned_tokens_first(monkeypatch: pytest.MonkeyP
 
     assert await waiting == 0
     await limiter.aclose()
+
+
+def test_fallback_begins_without_a_burst() -> None:
+    """Its bucket begins full, but tokens that were leased a moment ago may be in use."""
+    outage = Fallback("redis://x", 1)
+    outage.begin("refused", LocalState(RateLimit()), 7.0)
+    assert 0 < outage.try_acquire(7.0) < 0.1
+
+
+async def test_wait_of_unknown_length_is_that_of_one_token() -> None:
+    """A caller without any time asks nothing of Redis."""
+    limiter = RedisRateLimiter("redis://x", space="x", rate_limit=RateLimit(requests=40, utilization=1.0))
+    assert limiter.rate == limiter._state.quota.rate
+    assert await limiter.acquire(Priority.BULK, 0.0) == pytest.approx(1 / limiter.rate)
+    limiter.on_throttled(limiter._clock.now(), 90.0)
+    assert await limiter.acquire(Priority.BULK, 0.0) == pytest.approx(90, abs=60)
+    await limiter.aclose()
+
+
+async def test_spare_tokens_are_granted_in_the_order_in_which_they_expire() -> None:
+    limiter = RedisRateLimiter("redis://x", space="x")
+    now = limiter._clock.now()
+    limiter._leases._spare.extend([now - 1, now + 60, now + 90])
+    turns = [limiter._leases.queue.add(Priority.BULK) for _ in range(3)]
+    limiter._leases._grant_spare()
+    assert [turn.done() and turn.result() for turn in turns] == [now + 60, now + 90, False]
+    await limiter.aclose()
+
+
+def test_fallback_pauses_and_slows_down_after_a_429() -> None:
+    outage = Fallback("redis://x", 1)
+    outage.on_throttled(5.0, 4.0, 30.0)
+    outage.begin("refused", LocalState(RateLimit()), 7.0)
+    assert outage.try_acquire(8.0) == 0
+    outage.on_throttled(9.0, 8.0, 30.0)
+    assert outage.try_acquire(10.0) == pytest.approx(29.0)

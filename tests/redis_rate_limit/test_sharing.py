@@ -17,15 +17,22 @@ from .test_quota import fullest_window
 URL = "wss://rx.example.com/audio"
 
 
-async def drain(limiters: Sequence[RedisRateLimiter], seconds: float, each: int = 30) -> list[list[float]]:
-    """Acquire as much as possible for some seconds. Return the times of each limiter's grants."""
+async def drain(
+    limiters: Sequence[RedisRateLimiter], seconds: float, each: int = 30, *, least: int = 0
+) -> list[list[float]]:
+    """Acquire as much as possible for some seconds, and until there is the least. Return the times of the grants."""
     now = asyncio.get_running_loop().time
     ends_at = now() + seconds
     went: list[list[float]] = [[] for _ in limiters]
 
     async def ask(number: int) -> None:
-        while await limiters[number].acquire(Priority.BULK, max(0.01, ends_at - now())) == 0:
-            went[number].append(now())
+        while True:
+            if await limiters[number].acquire(Priority.BULK, max(0.01, ends_at - now())) == 0:
+                went[number].append(now())
+            elif sum(map(len, went)) >= least:
+                return
+            else:
+                await asyncio.sleep(0.01)
 
     await asyncio.gather(*(ask(number) for number in range(len(limiters)) for _ in range(each)))
     return went

@@ -73,7 +73,7 @@ async def test_rejection_is_reported_to_an_empty_redis(redis: RedisServer, limit
 async def test_flushall_keeps_the_pause(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     knows = limiter_for(redis)
     await knows.acquire(Priority.BULK, 10)
-    knows.on_throttled(time.monotonic(), 0.6)
+    knows.on_throttled(time.monotonic(), 2.0)
     await reported(knows)
     redis.ask("FLUSHALL")
 

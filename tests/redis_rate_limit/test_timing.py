@@ -356,6 +356,8 @@ def test_allowance_after_outage_is_the_share() -> None:
     outage.refund(1)
     assert outage.allowance(1, 100.5) == (1, 0.0)
     assert outage.allowance(25, 101.0) == (25, 0.0)
+    outage.begin("refused", LocalState(LIMIT), 300.0)
+    assert outage.try_acquire(300.0) > 0, "a later outage begins with a new share, and with no burst"
 
 
 def test_outage_soon_after_another_continues_with_the_same_share() -> None:

@@ -1,8 +1,10 @@
 """The audio frames that a Space sends: their length, their continuity, and that encoding them never blocks the loop."""
 
 import asyncio
+import json
 import time
 import wave
+from array import array
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType, web
 
-from signalwire_streams.simulator import Silence, Sound, Stream, Tone, WavFile
-from signalwire_streams.simulator._media_session import EncodedAudio
+from signalwire_streams.receiver.audio import AudioFormat
+from signalwire_streams.simulator import Silence, SimulatedSpace, Sound, Stream, Tone, WavFile
+from signalwire_streams.simulator._media_session import EncodedAudio, FrameEncoder
+from signalwire_streams.simulator._sources import codec_of
 
 from .peer import simulated
 
@@ -150,3 +154,42 @@ async def test_file_that_disappears_ends_its_stream_with_an_error(tmp_path: Path
             await asyncio.sleep(0)
         assert (stream.alive, stream.error) == (False, "codec_error")
     assert [type(error) for error in raised] == [FileNotFoundError]
+
+
+def test_tone_is_a_sine_wave_of_its_frequency() -> None:
+    inbound, outbound = (Tone(hertz=100).clip(track, 8_000) for track in ("inbound", "outbound"))
+    assert list(inbound.read(0, 81)[::20]) == [0, 9_830, 0, -9_830, 0]
+    assert list(outbound.read(0, 161)[::40]) == [0, -9_830, 0, 9_830, 0]
+    assert (inbound.length, inbound.repeats) == (8_000, True)
+    brief = Tone(seconds=0.25).clip("inbound", 16_000)
+    assert (brief.length, brief.repeats) == (4_000, False)
+
+
+@pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
+def test_frames_are_numbered_in_order(dialect: Any) -> None:
+    """From 1 on the socket, without marks unless the dialect is Twilio's, and from 1 in each track."""
+    encoder = FrameEncoder(_stream(), SimulatedSpace(dialect=dialect))
+    slot = [("inbound", "AA=="), ("outbound", "BB==")]
+    frames = [encoder.connected(), encoder.start(), *encoder.media(0, slot), *encoder.media(20, slot)]
+    decoded = [json.loads(frame) for frame in (*frames, encoder.mark("m"), encoder.dtmf("1", 100), encoder.stop())]
+    numbers = [frame.get("sequenceNumber") for frame in decoded]
+    expected = [None, "1", "2", "3", "4", "5", None, "6", "7"]
+    assert numbers == (expected if dialect == "signalwire" else [*expected[:6], "6", "7", "8"])
+    media = [frame["media"] for frame in decoded if frame["event"] == "media"]
+    assert [(body["track"], body["chunk"], body["timestamp"]) for body in media] == [
+        *(("inbound", "1", "0"), ("outbound", "1", "0")),
+        *(("inbound", "2", "20"), ("outbound", "2", "20")),
+    ]
+
+
+@pytest.mark.parametrize(("codec", "encoding"), [("PCMU", "audio/x-mulaw"), ("PCMA", "audio/x-alaw")])
+def test_each_code_is_that_of_its_own_sample(codec: str, encoding: str) -> None:
+    """By the decoder of the receiver, which is another implementation; µ-law has two codes for 0."""
+    codes = bytes(code for code in range(256) if (codec, code) != ("PCMU", 0x7F))
+    assert codec_of(codec).encode(array("h", AudioFormat(encoding).to_pcm(codes))) == codes
+
+
+def test_smallest_and_largest_samples_have_their_codes() -> None:
+    samples = array("h", [0, 1, -1, -8, 32_767, -32_768])
+    assert codec_of("PCMU").encode(samples).hex(" ") == "ff ff 7e 7e 80 00"
+    assert codec_of("PCMA").encode(samples).hex(" ") == "d5 d5 55 55 aa 2a"

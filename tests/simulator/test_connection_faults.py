@@ -16,6 +16,7 @@ from aiohttp import (
 from signalwire_streams.simulator import FaultKind, FaultSettings, _faults
 from signalwire_streams.simulator._faults import RawBytes
 from signalwire_streams.simulator._responses import Response, http_message
+from tests.waiting import until
 
 from .peer import assert_logged, simulated
 
@@ -112,6 +113,34 @@ async def test_latency_fault_delays_the_response(*, executed: bool | None) -> No
         assert (await starting).json["sid"] == peer.space.streams[0].sid
         assert seconds_asked == [2.5]
         assert_logged(peer, "latency", 200, executed=True)
+
+
+async def test_executed_late_fault_executes_the_request_after_its_connection_was_closed() -> None:
+    late = asyncio.Event()
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await late.wait()
+
+    async with simulated(sleep=sleep) as peer:
+        peer.space.faults.add("executed-late", on="start", times=1, seconds=30.0)
+        with pytest.raises(ServerDisconnectedError):
+            await peer.start(Name="late")
+        assert_logged(peer, "executed-late", None, executed=False)
+        assert peer.space.requests[0].fields["Name"] == "late"
+        late.set()
+        await until(lambda: peer.space.streams)
+        [stream] = peer.space.streams
+        assert (stream.name, stream.alive, waited) == ("late", True, [30.0])
+
+
+async def test_request_that_is_late_when_the_space_is_closed_is_not_executed() -> None:
+    async with simulated() as peer:
+        peer.space.faults.add("executed-late", on="start", seconds=1000.0)
+        with pytest.raises(ServerDisconnectedError):
+            await peer.start()
+    assert len(peer.space.streams) == 0
 
 
 async def test_reset_on_connect_fault_resets_before_reading() -> None:
@@ -215,4 +244,4 @@ async def test_request_over_the_limit_triggers_no_fault() -> None:
 
 def test_number_of_kinds_is_that_of_the_tested_ones() -> None:
     """A new kind needs a test here, in `test_response_faults` or in the receiver's `test_faults`."""
-    assert len(FaultKind) == 38
+    assert len(FaultKind) == 40

@@ -351,6 +351,29 @@ async def test_clear_at_barge_in_is_measured() -> None:
     assert report.heard_ms == pytest.approx(600, abs=40)
 
 
+async def test_clear_at_once_counts_if_the_caller_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine sends late frames one after the other, and an endpoint may answer the first spoken one."""
+    loop, blocked = asyncio.get_running_loop(), 0.0
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + blocked)
+
+    async def behave(there: Endpoint) -> None:
+        nonlocal blocked
+        await there.until_start()
+        await there.until("media", 55)
+        silence = there.messages[-1]["media"]["payload"]
+        await there.play(*[FRAME] * 100)
+        await there.until("media", 10)
+        blocked = 0.2
+        while (await there.until("media"))["media"]["payload"] == silence:
+            pass
+        await there.send("clear")
+        await there.until("stop")
+
+    report = await dialled(behave, barge_in=True)
+    assert report.broken_rules == ()
+
+
 @pytest.mark.parametrize(
     ("behaviour", "options", "rule", "sentence"),
     [
@@ -419,8 +442,8 @@ async def answering(response: bytes | None, ssl_context: ssl.SSLContext | None =
             writer.close()
 
 
-def http(status: str) -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+def http(status: str, *lines: str) -> bytes:
+    return "\r\n".join((f"HTTP/1.1 {status}", "Content-Length: 0", "Connection: close", *lines, "", "")).encode()
 
 
 UPGRADED = (
@@ -436,6 +459,10 @@ UPGRADED = (
         (http("403 Forbidden"), None, "rejected the upgrade with HTTP 403, without a bearer token"),
         (http("404 Not Found"), "t0ken", "rejected the upgrade with HTTP 404"),
         (http("200 OK"), None, "rejected the upgrade with HTTP 200"),
+        *(
+            (http("301 Moved", f"Location: {where}"), "t0ken", "redirects the upgrade with HTTP 301, which a Space may")
+            for where in ("/", "https://127.0.0.1:1/", "wss://127.0.0.1:1/", "http://[")
+        ),
         (
             UPGRADED,
             None,
@@ -451,7 +478,7 @@ async def test_endpoint_that_does_not_accept_is_named(response: bytes | None, to
         report = await dial_media(url, authorization_bearer_token=token)
     assert rules(report) == [EndpointRule.NOT_ACCEPTED]
     assert report.broken_rules[0].message.startswith(f"the endpoint {sentence}")
-    assert (report.connect_ms, report.close_code, report.recording) == (None, None, ())
+    assert (report.connect_ms, report.close_code, report.recording, report.frame_size) == (None, None, (), 0)
 
 
 async def test_port_without_listener_is_named() -> None:

@@ -88,6 +88,8 @@ async def test_page_links_to_previous_and_first_page() -> None:
         first, second, third = [one async for one in _pages(peer, peer.path("Conferences") + ".json?PageSize=2")]
         assert first["previous_page_uri"] is None
         assert (await peer.send("GET", third["previous_page_uri"])).json["conferences"] == second["conferences"]
+        wider = second["previous_page_uri"].replace("PageSize=2", "PageSize=3")
+        assert (await peer.send("GET", wider)).json["conferences"] == first["conferences"]
         back = (await peer.send("GET", second["previous_page_uri"])).json
         assert back["conferences"] == first["conferences"]
         assert (await peer.send("GET", third["uri"])).json == third

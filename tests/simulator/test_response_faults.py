@@ -26,7 +26,9 @@ STATUS_FAULTS: list[tuple[str, dict[str, Any], int, str, int | None]] = [
     ("500", {"body": "api"}, 500, "application/json", 20504),
     ("status", {"status": 408}, 408, "text/html", None),
     ("status", {"status": 425, "body": "api", "code": 1}, 425, "application/json", 1),
+    ("status", {"status": 401, "body": "api"}, 401, "application/json", 20003),
     ("status", {"status": 403, "body": "api"}, 403, "application/json", 10003),
+    ("status", {"status": 404, "body": "api"}, 404, "application/json", 20404),
     ("status", {"status": 599, "body": "html"}, 599, "text/html", None),
 ]
 
@@ -139,6 +141,17 @@ async def test_redirect_fault_sends_status_and_location(
         reply = await peer.start()
         assert (reply.status, reply.headers["Location"]) == (status, location)
         assert_logged(peer, "redirect", status, executed=executed)
+
+
+async def test_list_torn_fault_leaves_items_out_of_a_page() -> None:
+    async with simulated(conferences=7) as peer:
+        sids = peer.space.conference_sids
+        peer.space.faults.add("list-torn", on="list-conferences", every=3, times=1)
+        torn, whole = [(await peer.get("Conferences")).json for _ in range(2)]
+        assert [item["sid"] for item in torn.pop("conferences")] == [sids[place] for place in (0, 1, 3, 4, 6)]
+        assert [item["sid"] for item in whole.pop("conferences")] == sids
+        assert torn == whole
+        assert [request.fault for request in peer.space.requests] == ["list-torn", None]
 
 
 async def test_duplicate_name_fault_rejects_an_unused_name() -> None:

@@ -251,7 +251,8 @@ async def test_admin_paths_show_the_state_of_the_space() -> None:
             "requests": 2,
             "busiest_window": 2,
         }
-        assert (await peer.send("GET", "/_space/nothing")).status == 404
+        unknown = await peer.send("GET", "/_space/nothing")
+        assert (unknown.status, unknown.json["code"]) == (404, 20404)
         assert (await peer.send("POST", "/_space", b"")).status == 404
         assert peer.space.requests.count() == 2
 

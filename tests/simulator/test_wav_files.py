@@ -48,6 +48,23 @@ def test_file_without_sample_rate_is_rejected(tmp_path: Path) -> None:
         WavFile(path)
 
 
+@pytest.mark.parametrize(
+    ("rate", "samples"),
+    [
+        (8_000, [0, 100, 200, 300, 400, 500]),
+        (16_000, [0, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500, 500]),
+        (4_000, [0, 200, 400]),
+    ],
+)
+def test_file_is_played_at_any_rate(tmp_path: Path, rate: int, samples: list[int]) -> None:
+    """In any pieces: here as a whole, and sample by sample."""
+    audio = array("h", [0, 100, 200, 300, 400, 500]).tobytes()
+    clip = WavFile(written(tmp_path / "a.wav", audio=audio)).clip("inbound", rate)
+    assert clip.length == len(samples)
+    assert list(clip.read(0, clip.length)) == samples
+    assert [clip.read(at, at + 1)[0] for at in range(clip.length)] == samples
+
+
 def test_truncated_file_is_played_up_to_its_end(tmp_path: Path) -> None:
     """All whole samples are played; that the rest is missing goes unnoticed."""
     path = written(tmp_path / "a.wav", audio=array("h", [7] * 100).tobytes())

@@ -7,15 +7,20 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from attrs import define, field
+from multidict import CIMultiDict
 
-from signalwire_streams import Attempt, Phase, StreamsClient, StreamsError, Timeouts, TransportError
+from signalwire_streams import Attempt, Operation, Phase, StreamsClient, StreamsError, Timeouts, TransportError
+from signalwire_streams._http.attempt_guard import AttemptGuard, PreparedBody
+from signalwire_streams._http.exchange import Request
 from signalwire_streams.simulator import SimulatedSpace
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -310,3 +315,29 @@ async def test_retries_send_identical_bytes(client_for: Any, space: SimulatedSpa
     assert len(bodies) == 3
     assert len(set(bodies)) == 1
     assert b"Name=sws-" in bodies[0]
+
+
+def guard() -> AttemptGuard:
+    request = Request(method="POST", path="/", operation=Operation.STOP, description="stop", target="room", body=b"a=1")
+    request.state.phase = Phase.CONNECTING
+    deadline: Any = SimpleNamespace(ends_at=float("inf"))
+    return AttemptGuard(request, deadline, 15.0)
+
+
+async def test_connection_that_is_closed_before_it_is_used_is_stale() -> None:
+    connection: Any = SimpleNamespace(protocol=None, transport=None)
+    with pytest.raises(aiohttp.ClientConnectionResetError, match="the other end closed the kept-alive connection"):
+        await guard().write_prepared(connection, PreparedBody(b"a=1", guard(), b"", CIMultiDict()))
+
+
+async def test_request_whose_write_raises_may_have_been_sent() -> None:
+    """An event loop's transport should report its errors later, but an attempt must not count as unsent for that."""
+    ours = guard()
+    transport = Mock(spec=asyncio.Transport)
+    transport.is_closing.return_value = False
+    transport.get_extra_info.return_value = None
+    transport.write.side_effect = RuntimeError("unable to write")
+    connection: Any = SimpleNamespace(protocol=Mock(should_close=False), transport=transport)
+    with pytest.raises(RuntimeError, match="unable to write"):
+        await ours.write_prepared(connection, PreparedBody(b"a=1", ours, b"", CIMultiDict()))
+    assert ours.state.phase is Phase.WRITING

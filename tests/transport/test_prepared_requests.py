@@ -7,11 +7,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yarl
 from attrs import evolve
 from multidict import CIMultiDict
 
-from signalwire_streams import StreamOutcomeUnknownError, StreamsClient, StreamsError
+from signalwire_streams import Operation, StreamOutcomeUnknownError, StreamsClient, StreamsError
 from signalwire_streams._http.attempt_guard import PreparedBody, PreparedRequest
+from signalwire_streams._http.transport import OwnSession
 from signalwire_streams.middleware import Handler, Middleware, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 from tests.raw_space import http, raw_space
@@ -270,6 +272,18 @@ async def test_method_that_aiohttp_renamed_is_not_replaced(
 
     assert prepared == []
     assert space.requests.count("start-conference-stream") == 1
+
+
+@pytest.mark.parametrize(("size", "is_prepared"), [(1, True), (64 * 1024, True), (64 * 1024 + 1, False)])
+async def test_form_of_up_to_64_kib_is_prepared(size: int, *, is_prepared: bool) -> None:
+    """One write takes all of it, or none: that is known of no more."""
+    ours = OwnSession(yarl.URL("http://127.0.0.1"), {"Accept": "x"})
+    session = ours.create()
+    request = Request(method="POST", path="/a", operation=Operation.STOP, description="", target="", body=b"x" * size)
+    guard: Any = None
+    body = ours.body(request, yarl.URL("http://127.0.0.1/a"), guard)
+    assert isinstance(body, PreparedBody) is is_prepared
+    await session.close()
 
 
 def test_prepared_body_hides_itself() -> None:

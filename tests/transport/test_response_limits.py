@@ -80,6 +80,27 @@ async def test_head_may_have_256_kib(lines: int, space: SimulatedSpace, client_f
         assert len(raw.requests) == 1
 
 
+@pytest.mark.parametrize("more", [0, 1])
+async def test_head_beyond_256_kib_is_rejected_before_its_end(
+    more: int, space: SimulatedSpace, client_for: Any
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
+    head += b"".join(f"X-{number}: {'x' * 60_000}\r\n".encode() for number in range(4))
+    head += b"X-5: ".ljust(256 * 1024 + more - len(head), b"x")
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        connection.writer.write(head)
+        await connection.writer.drain()
+        await asyncio.sleep(1)  # until all of it is read
+        return b"\r\n\r\n{}"
+
+    async with raw_space(answer) as raw:
+        with pytest.raises(StreamOutcomeUnknownError) as caught:
+            await client_for(space, base_url=raw.url).calls.start_stream("call", url=URL, unnamed=True)
+    assert ("its head is too long" in str(caught.value)) == bool(more)
+    assert caught.value.status == (None if more else 200)
+
+
 @pytest.mark.parametrize("kind", ["start", "read"])
 async def test_endless_response_head_is_malformed_and_not_read_to_its_end(
     kind: str, space: SimulatedSpace, client_for: Any
@@ -222,15 +243,39 @@ async def test_body_that_unpacks_to_a_large_one(
     assert peak < MIB
 
 
-@pytest.mark.parametrize(("padding", "sid"), [(60_000, SID), (70_000, None)])
+@pytest.mark.parametrize(("size", "sid"), [(64 * 1024, SID), (64 * 1024 + 1, None)])
 async def test_response_to_a_start_may_have_64_kib(
-    padding: int, sid: str | None, space: SimulatedSpace, client_for: Any
+    size: int, sid: str | None, space: SimulatedSpace, client_for: Any
 ) -> None:
-    body = gzip.compress(json.dumps({"sid": SID, "padding": "x" * padding}).encode())
+    body = gzip.compress(json.dumps({"sid": SID}).encode().ljust(size))
     async with raw_space(always(http(200, body=body, head="Content-Encoding: gzip\r\n"))) as raw:
         stream = await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL)
 
     assert stream.sid == sid
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_read_may_have_4_mib_exactly(more: int, space: SimulatedSpace, client_for: Any) -> None:
+    body = json.dumps({"sid": "room"}).encode().ljust(4 * MIB + more)
+    async with raw_space(always(http(200, body=body))) as raw:
+        client = client_for(space, base_url=raw.url)
+        if more:
+            with pytest.raises(MalformedResponseError):
+                await client.conferences.get("room")
+        else:
+            assert (await client.conferences.get("room")).sid == "room"
+
+
+@pytest.mark.parametrize(("lines", "is_read"), [(512, True), (513, False)])
+async def test_response_may_have_512_headers(lines: int, is_read: bool, space: SimulatedSpace, client_for: Any) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n" + b"X-Header: 1\r\n" * (lines - 1)
+    async with raw_space(always(head + b'\r\n{"sid":"room"}')) as raw:
+        client = client_for(space, base_url=raw.url)
+        if is_read:
+            assert (await client.conferences.get("room")).sid == "room"
+        else:
+            with pytest.raises(MalformedResponseError):
+                await client.conferences.get("room")
 
 
 @pytest.mark.parametrize(

@@ -111,18 +111,21 @@ async def turns(count: int = 6) -> None:
         await asyncio.sleep(0)
 
 
-@each_unasked
-@pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
-@pytest.mark.parametrize("was_read", [False, True], ids=["in the kernel", "read by the loop"])
-async def test_unsolicited_response_on_an_idle_connection(
-    unasked: bytes, kind: str, was_read: bool, make: Make
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "was_read"),
+    [
+        (name, kind, (number + turn) % 2)
+        for number, name in enumerate(UNASKED)
+        for turn, kind in enumerate(("read", "named", "unnamed"))
+    ],
+)
+async def test_unsolicited_response_on_an_idle_connection(name: str, kind: str, was_read: int, make: Make) -> None:
     """The next request goes out once, on another connection or before its own response, and gets that."""
     async with raw_space() as raw:
         client = make(raw)
         await perform(client, "named", "warm")
-        raw.connections[0].push(unasked)
-        await turns() if was_read else None
+        raw.connections[0].push(UNASKED[name])
+        await turns() if was_read else None  # or it is still in the kernel
         sid = await perform(client, kind)
 
         assert [sid] == expected(raw, kind)
@@ -611,9 +614,14 @@ async def test_response_read_in_the_turn_in_which_the_request_leaves_is_rejected
 
 
 @each_version
-@pytest.mark.parametrize("early", [1, 3, 5, 30, -1])
-@pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
-@pytest.mark.parametrize("together", [False, True], ids=["alone", "behind an answer"])
+@pytest.mark.parametrize(
+    ("early", "kind", "together"),
+    [
+        (early, kind, (number + turn) % 2 == 1)
+        for number, early in enumerate([1, 3, 5, 30, -1])
+        for turn, kind in enumerate(("read", "named", "unnamed"))
+    ],
+)
 async def test_tls_record_begun_before_request_is_no_response(
     early: int, kind: str, version: ssl.TLSVersion, *, together: bool, space: SimulatedSpace, client_for: Any
 ) -> None:
@@ -733,9 +741,14 @@ async def test_large_request_is_written_in_pieces(space: SimulatedSpace, client_
         assert raw.requests[0].fields["Parameter98.Value"] == "x" * 9_000
 
 
-@pytest.mark.parametrize("name", ["200", "202", "404", "408", "500", "503", "garbage", "part of a head"])
-@pytest.mark.parametrize("later", [0, 2], ids=["together", "later"])
-@pytest.mark.parametrize("journaled", [False, True], ids=["in memory", "journaled"])
+@pytest.mark.parametrize(
+    ("name", "later", "journaled"),
+    [
+        (name, later, (number + later // 2) % 2 == 1)
+        for number, name in enumerate(["200", "202", "404", "408", "500", "503", "garbage", "part of a head"])
+        for later in (0, 2)
+    ],
+)
 async def test_run_with_one_unsolicited_response_reports_each_start_as_it_is(
     name: str, later: int, *, journaled: bool, make: Make, tmp_path: Path
 ) -> None:
@@ -769,3 +782,18 @@ async def test_run_with_one_unsolicited_response_reports_each_start_as_it_is(
         counts = Counter(outcome.status for outcome in outcomes)
         assert counts[BulkStatus.STARTED] >= STARTS - 2
         assert not isinstance(outcomes[0].stream, CallStream)
+
+
+@pytest.mark.parametrize(
+    ("cipher", "overhead"),
+    [
+        (("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256), 22),
+        (("ECDHE-RSA-AES128-GCM-SHA256", "TLSv1.2", 128), 29),
+        (("ECDHE-RSA-CHACHA20-POLY1305", "TLSv1.2", 256), 21),
+        (None, 21),
+    ],
+)
+def test_tls_record_is_longer_than_its_content(cipher: object, overhead: int) -> None:
+    """Header and tag; in TLS 1.3 the type of the content as well, and with GCM of TLS 1.2 a nonce."""
+    tls: Any = SimpleNamespace(cipher=lambda: cipher)
+    assert attempt_guard._record_overhead(tls) == overhead

@@ -325,7 +325,11 @@ class AudioFormat:
     def _convert(self, convert: Callable[[bytes], bytes] | None, audio: bytes) -> bytes:
         if convert is not None:
             return convert(audio)
-        return audio if self.byte_order == "little" else _swapped(audio)
+        if self.byte_order == "little":
+            return audio
+        swapped = array("h", audio)
+        swapped.byteswap()
+        return swapped.tobytes()
 
     def trim(self, payload: bytes) -> bytes:
         """Return the payload without bytes at its end that are less than a sample."""
@@ -344,9 +348,3 @@ class AudioFormat:
 def _whole(payload: bytes, size: int) -> bytes:
     partial = len(payload) % size
     return payload[:-partial] if partial else payload
-
-
-def _swapped(samples: bytes) -> bytes:
-    other = array("h", samples)
-    other.byteswap()
-    return other.tobytes()

@@ -147,28 +147,28 @@ def test_one_absurd_timestamp_changes_nothing(absurd: int, numbered: bool) -> No
         assert (timeline.statistics.gaps, timeline.statistics.gap_ms) == (0, 0)
 
 
-@pytest.mark.parametrize("second", [1980, 2480, 60_000, 1 << 40, -500])
 @pytest.mark.parametrize("first", [0, 900, 2580, 30_000, 1 << 31, -(1 << 62)])
-def test_two_absurd_timestamps_that_disagree_change_nothing(first: int, second: int) -> None:
-    timeline = TrackTimeline(MULAW)
-    timestamps = [20 * slot for slot in range(200)]
-    timestamps[100:102] = first, second
+def test_two_absurd_timestamps_that_disagree_change_nothing(first: int) -> None:
+    for second in [1980, 2480, 60_000, 1 << 40, -500]:
+        timeline = TrackTimeline(MULAW)
+        timestamps = [20 * slot for slot in range(200)]
+        timestamps[100:102] = first, second
 
-    assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
-    assert timeline.statistics.gaps == 0
+        assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
+        assert timeline.statistics.gaps == 0
 
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("absurd", [-(1 << 40), 0, 2980, 32_000, 1 << 40])
-@pytest.mark.parametrize("at", [0, 1, 100, 195])
-def test_absurd_timestamps_that_agree_are_taken_back(count: int, absurd: int, at: int) -> None:
+def test_absurd_timestamps_that_agree_are_taken_back(count: int, absurd: int) -> None:
     """As soon as a frame follows those before them as if nothing had been missing."""
-    timeline = TrackTimeline(MULAW)
-    timestamps = [20 * slot for slot in range(200)]
-    timestamps[at : at + count] = (absurd + 20 * slot for slot in range(count))
+    for at in [0, 1, 100, 195]:
+        timeline = TrackTimeline(MULAW)
+        timestamps = [20 * slot for slot in range(200)]
+        timestamps[at : at + count] = (absurd + 20 * slot for slot in range(count))
 
-    assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
-    assert (timeline.statistics.gaps, timeline.statistics.truncated_gaps) == (0, 0)
+        assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
+        assert (timeline.statistics.gaps, timeline.statistics.truncated_gaps) == (0, 0)
 
 
 def test_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
@@ -589,46 +589,48 @@ def test_any_frames_keep_the_invariants(frames: list[tuple[bool, int | None, int
 NUMBERED = ["both", "numbers only", "timestamps only", "no timestamps"]
 
 
-@pytest.mark.parametrize("count", [8, 9, 20, 63, 64, 65, 66, 67, 68, 100, 133, 200, 300])
 @pytest.mark.parametrize("restarting", NUMBERED)
-def test_numbering_that_restarts_drops_nothing(count: int, restarting: str) -> None:
+def test_numbering_that_restarts_drops_nothing(restarting: str) -> None:
     """After however many frames, and whether the timestamps restart as well, go on, or are missing."""
-    timeline, counted = TrackTimeline(MULAW), TrackStatistics()
-    for slot in range(3 * count):
-        number = slot % count
-        timestamp = 20 * (slot if restarting == "numbers only" else number)
-        chunk = None if restarting == "timestamps only" else number + 1
-        stamp = None if restarting == "no timestamps" else timestamp
-        timeline.place(stamp, chunk, 160)
-        counted._record(chunk, stamp, bytes(160), 0.0)
+    for count in [8, 9, 20, 63, 64, 65, 66, 67, 68, 100, 133, 200, 300]:
+        timeline, counted = TrackTimeline(MULAW), TrackStatistics()
+        for slot in range(3 * count):
+            number = slot % count
+            timestamp = 20 * (slot if restarting == "numbers only" else number)
+            chunk = None if restarting == "timestamps only" else number + 1
+            stamp = None if restarting == "no timestamps" else timestamp
+            timeline.place(stamp, chunk, 160)
+            counted._record(chunk, stamp, bytes(160), 0.0)
 
-    found = timeline.statistics
-    assert (found.frames, timeline.end, found.gaps) == (3 * count, 3 * count * 160, 0)
-    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.sequence_resets)
-    assert found.duplicates == 0
-    if restarting != "timestamps only":
-        assert found.restarts == 2
+        found = timeline.statistics
+        assert (found.frames, timeline.end, found.gaps) == (3 * count, 3 * count * 160, 0)
+        assert (found.duplicates, found.restarts) == (counted.duplicates, counted.sequence_resets)
+        assert found.duplicates == 0
+        if restarting != "timestamps only":
+            assert found.restarts == 2
 
 
-@pytest.mark.parametrize("count", range(1, 8))
 @pytest.mark.parametrize("silent", range(4))
 @pytest.mark.parametrize("restarting", NUMBERED)
-def test_new_payloads_are_kept_when_the_numbering_restarts_early(count: int, silent: int, restarting: str) -> None:
+def test_new_payloads_are_kept_when_the_numbering_restarts_early(silent: int, restarting: str) -> None:
     """After fewer than eight frames too, of which the first ones may be silence."""
-    timeline, counted = TrackTimeline(MULAW), TrackStatistics()
-    silent = min(silent, count - 1) if restarting in {"both", "no timestamps"} else 0
-    order = [*range(count), *range(count), *range(count + 20)]
-    for slot, number in enumerate(order):
-        timestamp = None if restarting == "no timestamps" else 20 * (slot if restarting == "numbers only" else number)
-        chunk = None if restarting == "timestamps only" else number + 1
-        payload = bytes(160) if number < silent else bytes([slot + 1]) * 160
-        timeline.place(timestamp, chunk, 160, payload=payload)
-        counted._record(chunk, timestamp, payload, 0.0)
+    for count in range(1, 8):
+        timeline, counted = TrackTimeline(MULAW), TrackStatistics()
+        quiet = min(silent, count - 1) if restarting in {"both", "no timestamps"} else 0
+        order = [*range(count), *range(count), *range(count + 20)]
+        for slot, number in enumerate(order):
+            timestamp = (
+                None if restarting == "no timestamps" else 20 * (slot if restarting == "numbers only" else number)
+            )
+            chunk = None if restarting == "timestamps only" else number + 1
+            payload = bytes(160) if number < quiet else bytes([slot + 1]) * 160
+            timeline.place(timestamp, chunk, 160, payload=payload)
+            counted._record(chunk, timestamp, payload, 0.0)
 
-    found = timeline.statistics
-    assert (found.frames, timeline.end, found.gaps) == (len(order), len(order) * 160, 0)
-    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.sequence_resets)
-    assert found.duplicates == 0
+        found = timeline.statistics
+        assert (found.frames, timeline.end, found.gaps) == (len(order), len(order) * 160, 0)
+        assert (found.duplicates, found.restarts) == (counted.duplicates, counted.sequence_resets)
+        assert found.duplicates == 0
 
 
 @pytest.mark.parametrize("resent", [range(1), range(7), range(5, 20), range(19, 20)])
@@ -646,18 +648,18 @@ def test_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 50, 197, 198, 199])
-@pytest.mark.parametrize("off", [-1020, -100, -40, -20, 20, 40, 100, 1020])
-def test_unnumbered_frame_with_the_timestamp_of_another_one_is_kept(at: int, off: int) -> None:
+def test_unnumbered_frame_with_the_timestamp_of_another_one_is_kept(at: int) -> None:
     """Its payload shows that it is another frame."""
-    timeline = TrackTimeline(MULAW)
-    found: dict[int, int | None] = {}
-    for slot in range(200):
-        timestamp = 20 * slot + (off if slot == at else 0)
-        found[slot] = timeline.place(timestamp, None, 160, payload=bytes([slot]) * 160)
-        found.update((correction.frame - 1, correction.position) for correction in timeline.corrections)
+    for off in [-1020, -100, -40, -20, 20, 40, 100, 1020]:
+        timeline = TrackTimeline(MULAW)
+        found: dict[int, int | None] = {}
+        for slot in range(200):
+            timestamp = 20 * slot + (off if slot == at else 0)
+            found[slot] = timeline.place(timestamp, None, 160, payload=bytes([slot]) * 160)
+            found.update((correction.frame - 1, correction.position) for correction in timeline.corrections)
 
-    assert found == {slot: 160 * slot for slot in range(200)}
-    assert (timeline.statistics.duplicates, timeline.statistics.gap_ms) == (0, 0)
+        assert found == {slot: 160 * slot for slot in range(200)}
+        assert (timeline.statistics.duplicates, timeline.statistics.gap_ms) == (0, 0)
 
 
 def test_restart_may_hold_empty_frames() -> None:

@@ -1,0 +1,113 @@
+"""Whether a receiver refuses everybody, by how the streams to it end: without I/O and without a clock."""
+
+from math import inf
+
+from attrs import define, field
+
+from signalwire_streams.keep_streaming._values import Fate, GetTarget, KeepSettings, KeepStatus, TargetState
+
+_LEAST = 3
+_HEARD_SHARE = 10
+_MAX_DOUBLINGS = 32
+
+
+@define(eq=False)
+class ReceiverHealth:
+    """What became of the latest streams to one receiver.
+
+    A stream is refused if it ends within ``min_lifetime`` of its start, or is not heard within ``patience``, while its
+    target goes on. The receiver refuses everybody if the last streams of three targets or more were refused, if at most
+    one in ten as many is heard since, and if no more than those are undecided. Then one start at a time is a probe, the
+    next after a wait that doubles, until a stream that began after the first refusal has lived for ``min_lifetime``.
+
+    Attributes:
+        settings: those of the streams.
+        paused_until: when the next probe may be started; ``-inf`` if starts are not paused.
+        reason: why the last stream was refused.
+    """
+
+    settings: KeepSettings
+    paused_until: float = -inf
+    reason: str = ""
+    _probe: str | None = None
+    _probes: int = 0
+    _since: float = inf  # the first refusal
+    # Targets, the one that changed first before the others, and when it changed.
+    _undecided: dict[str, float] = field(factory=dict)
+    _heard: dict[str, float] = field(factory=dict)
+    _refused: dict[str, float] = field(factory=dict)
+    _counted: dict[str, int] = field(factory=dict)
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_until != -inf
+
+    def on_start(self, target: str, state: TargetState, now: float) -> None:
+        """Note that a stream is started."""
+        self._counted.setdefault(target, state.early_ends)
+        if target not in self._refused:
+            _put(self._undecided, target, now)
+        if self.is_paused:
+            self._probe, self.paused_until = target, now + self.settings.patience + self.settings.min_lifetime
+
+    def on_decision(self, target: str, state: TargetState, now: float) -> None:
+        """Note what has become of a target."""
+        counted = self._counted.get(target)
+        if counted is None or state.check_due or isinstance(state.pending, GetTarget):
+            return  # its stream may have ended with it
+        if state.status is KeepStatus.ENDED:
+            self.forget(target, now)
+        elif state.early_ends > counted:
+            self._counted[target], self.reason = state.early_ends, state.reason or ""
+            self._undecided.pop(target, None)
+            self._heard.pop(target, None)
+            _put(self._refused, target, now)
+            if target == self._probe:
+                self._pause(now)
+        elif target not in self._heard and any(now < one.settles_at for one in state.of_fate(Fate.HEARD)):
+            self._undecided.pop(target, None)
+            self._refused.pop(target, None)
+            _put(self._heard, target, now)
+
+    def forget(self, target: str, now: float) -> None:
+        """Note that a target has ended, or leads elsewhere."""
+        for targets in (self._undecided, self._heard, self._refused, self._counted):
+            targets.pop(target, None)
+        if target == self._probe:
+            self._probe, self.paused_until = None, now
+
+    def update(self, now: float) -> bool:
+        """Pause or resume starts, and return whether that was done."""
+        was_paused, settings = self.is_paused, self.settings
+        for since in _pop_until(self._heard, now - settings.min_lifetime):
+            _pop_until(self._refused, since)
+            if since >= self._since:
+                self._probe, self._probes, self._since, self.paused_until = None, 0, inf, -inf
+        _pop_until(self._undecided, now - settings.patience - settings.min_lifetime)
+        refused, others = len(self._refused), max(len(self._heard) * _HEARD_SHARE, len(self._undecided))
+        if not self.is_paused and refused >= max(_LEAST, others):
+            self._since = next(iter(self._refused.values()))
+            self._pause(now)
+        return self.is_paused is not was_paused
+
+    def _pause(self, now: float) -> None:
+        wait = self.settings.wait_initial * 2 ** min(self._probes, _MAX_DOUBLINGS)
+        self._probe, self.paused_until = None, now + min(self.settings.wait_max, wait)
+        self._probes += 1
+
+
+def _put(targets: dict[str, float], target: str, now: float) -> None:
+    targets.pop(target, None)
+    targets[target] = now
+
+
+def _pop_until(targets: dict[str, float], until: float) -> list[float]:
+    """Remove those that changed until then, and return when."""
+    old = []
+    for target, since in targets.items():
+        if since > until:
+            break
+        old.append((target, since))
+    for target, _ in old:
+        del targets[target]
+    return [since for _, since in old]

@@ -1,0 +1,131 @@
+"""The request of each attempt, from the fields that all streams of a keeper share."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
+from typing import Required, TypeAlias, TypedDict
+
+from attrs import evolve
+
+from signalwire_streams.bulk._serialization import PlannedRequest, planned_row
+from signalwire_streams.errors import InvalidRequestError, StreamsError
+from signalwire_streams.models import (
+    Call,
+    CallbackMethod,
+    Codec,
+    Conference,
+    SignedTokens,
+    StartCallStream,
+    StartConferenceStream,
+    Track,
+)
+from signalwire_streams.models._enums import TargetKind
+from signalwire_streams.models._validation import MAX_PARAMETERS, HiddenItems, kind_of, masks_secrets, redact_url
+
+ATTEMPT = "keep_attempt"
+"""Name of the custom parameter, and of the parameter in the callback's URL, that has the number of the attempt."""
+TARGET = "keep_target"
+"""Name of the custom parameter that has the sid of the conference or call, which start events of conferences lack."""
+
+Start: TypeAlias = StartConferenceStream | StartCallStream
+Item: TypeAlias = Conference | Call
+
+
+class StreamTemplate(TypedDict, total=False):
+    """The fields of a start besides its target and its name; see `StartConferenceStream` for each."""
+
+    url: Required[str]
+    track: Track | str | None
+    codec: Codec | str | None
+    realtime: bool | None
+    status_callback: str | None
+    status_callback_method: CallbackMethod | str | None
+    parameters: Mapping[str, str]
+    authorization_bearer_token: str | SignedTokens | None
+
+
+Template: TypeAlias = StreamTemplate | Callable[[Item], StreamTemplate | Awaitable[StreamTemplate | None] | None]
+"""The fields, or a function of the conference or call that returns them, or None for one that is not streamed."""
+
+_REQUESTS: Mapping[TargetKind, Callable[..., Start]] = {
+    TargetKind.CONFERENCE: StartConferenceStream,
+    TargetKind.CALL: StartCallStream,
+}
+_FIELDS = StreamTemplate.__annotations__.keys()
+
+
+async def apply_template(template: Callable[[Item], object], item: Item) -> object:
+    """Return what a template that is a function returns, to be checked by `request_for`."""
+    try:
+        fields = template(item)
+        return await fields if inspect.isawaitable(fields) else fields
+    except StreamsError:
+        raise
+    except Exception as error:
+        raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error
+
+
+@masks_secrets
+def request_for(kind: TargetKind, sid: str, template: object) -> Start:
+    """Return the request that a template is for one target, without a name.
+
+    Raises:
+        InvalidRequestError: it is not a template; the message says what to write instead.
+    """
+    if not isinstance(template, HiddenItems):
+        raise InvalidRequestError(
+            f"the template is {kind_of(template)}: write the fields of a start, such as "
+            "{'url': 'wss://example.com/audio'}, or a function that returns them"
+        )
+    names = [str(name) for name, _ in template.items()]
+    unknown = [name for name in names if name not in _FIELDS]
+    if unknown:
+        raise InvalidRequestError(
+            f"the template has a field {unknown[0]!r}: omit it, since the keeper chooses target and name, and the "
+            f"fields of a template are {', '.join(sorted(_FIELDS))}"
+        )
+    if "url" not in names:
+        raise InvalidRequestError("the template has no url: write {'url': 'wss://example.com/audio'}")
+    request = _REQUESTS[kind](**{kind.target_key: sid}, **dict(template.items()))
+    added = {ATTEMPT, TARGET}
+    if len(request.parameters) > MAX_PARAMETERS - len(added) or added & request.parameters.keys():
+        raise InvalidRequestError(
+            f"the template's parameters leave no room for {ATTEMPT!r} and {TARGET!r}, which are added: pass at most "
+            f"{MAX_PARAMETERS - len(added)} others"
+        )
+    return request
+
+
+def receiver_of(request: Start) -> str:
+    """Return the scheme, host and port of a request's URL."""
+    return "/".join(redact_url(request.url).split("/", 3)[:3])
+
+
+def fingerprint(request: Start) -> str:
+    """Return a text that differs if another request is sent: in a field that is no secret, or in its parameters' names.
+
+    A secret leaves no trace in it, since a short one could be guessed from its hash.
+    """
+    *_, fields = planned_row(PlannedRequest.from_request(request))
+    return sha256(fields.encode()).hexdigest()[:16]
+
+
+def attempt_of(request: Start, *, number: int, name: str, token: str | None) -> Start:
+    """Return the request of one attempt, whose socket and callbacks say which it is.
+
+    Args:
+        request: the request of `request_for`.
+        number: the attempt's.
+        name: the stream's.
+        token: a bearer token of its own; None leaves that of the template.
+    """
+    callback = request.status_callback
+    if callback is not None:
+        callback = f"{callback}{'&' if '?' in callback else '?'}{ATTEMPT}={number}"
+    return evolve(
+        request,
+        name=name,
+        status_callback=callback,
+        parameters={**request.parameters, ATTEMPT: str(number), TARGET: request.target},
+        authorization_bearer_token=request.authorization_bearer_token if token is None else token,
+    )

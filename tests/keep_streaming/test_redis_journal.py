@@ -1,0 +1,369 @@
+"""A keeper's records and its lease in Redis: who may act, what is written, and what is fenced off."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from signalwire_streams import Clock, InvalidRequestError, JournalError, StreamsClient
+from signalwire_streams.keep_streaming import Fate, StreamAttempt, TargetState
+from signalwire_streams.keep_streaming._records import KeeperOwner, KeptTarget, LeaseLostError
+from signalwire_streams.keep_streaming._redis_journal import SCRIPT, RedisJournal
+from signalwire_streams.models import TargetKind
+from tests.redis_proxy import redis_proxy
+from tests.redis_rate_limit.conftest import common_redis, redis
+from tests.redis_server import RedisServer, free_port
+from tests.waiting import until
+
+__all__ = ["common_redis", "redis"]
+
+OWNER = KeeperOwner("https://example.signalwire.com", "p1", "audit")
+KEY = "signalwire-streams:{example.signalwire.com:p1:audit}:keep-1"
+LEASE, RECORDS = f"{KEY}:lease", f"{KEY}:targets"
+ROOM, CALL = (TargetKind.CONFERENCE, "room-1"), (TargetKind.CALL, "call-1")
+SECONDS = 60.0
+
+
+def kept(number: int, fate: Fate = Fate.SENDING) -> KeptTarget:
+    return KeptTarget(state=TargetState(last=number, attempts=(StreamAttempt(number=number, fate=fate),)))
+
+
+class Time:
+    """A clock that a test sets; waits on it are short."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.clock = Clock(now=lambda: self.now, sleep=lambda _: asyncio.sleep(0.01))
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+class Hosts:
+    """Journals of several hosts, each of which is closed at the end."""
+
+    def __init__(self, url: str, time: Time, stack: AsyncExitStack) -> None:
+        self.url, self.time, self.stack = url, time, stack
+
+    async def open(self, owner: KeeperOwner = OWNER) -> RedisJournal:
+        journal = RedisJournal(self.url, owner, lease=SECONDS, clock=self.time.clock)
+        await journal.open()
+        self.stack.push_async_callback(journal.aclose)
+        return journal
+
+
+@asynccontextmanager
+async def opened(url: str, time: Time) -> AsyncIterator[Hosts]:
+    async with AsyncExitStack() as stack:
+        yield Hosts(url, time, stack)
+
+
+@pytest.fixture
+async def hosts(redis: RedisServer, time: Time) -> AsyncIterator[Hosts]:
+    async with opened(redis.url, time) as hosts:
+        yield hosts
+
+
+def record(redis: RedisServer, name: str) -> bytes:
+    return redis.ask("HGET", RECORDS, name)
+
+
+class TestHolder:
+    async def test_record_is_in_redis_when_its_save_returns(self, redis: RedisServer, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        assert await journal.acquire()
+        assert (journal.targets, journal.obstacle) == ({}, None)
+        await journal.save(ROOM, kept(7))
+        assert kept(7).encode().encode() in record(redis, "conference:room-1")
+        assert not await journal.acquire()
+
+    async def test_ended_target_is_removed(self, redis: RedisServer, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(7))
+        journal.forget(ROOM)
+        await journal.save(CALL, kept(1))
+        assert record(redis, "conference:room-1") == b"$-1\r\n"
+
+    async def test_what_is_saved_later_is_written_soon_and_if_it_changed(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        for number in range(200):  # also while an earlier one is being written
+            journal.save_later(ROOM, kept(number))
+            await asyncio.sleep(0)
+        journal.save_later(ROOM, kept(8))
+        await until(lambda: kept(8).encode().encode() in record(redis, "conference:room-1"))
+        redis.ask("HDEL", RECORDS, "conference:room-1")
+        journal.save_later(ROOM, kept(8))
+        await journal.save(CALL, kept(1))
+        assert record(redis, "conference:room-1") == b"$-1\r\n"
+
+    async def test_thousands_of_records_are_read_back(self, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        for number in range(5_000):
+            journal.save_later((TargetKind.CALL, f"call-{number}"), kept(number))
+        await journal.aclose()
+        journal = await hosts.open()
+        assert await journal.acquire()
+        assert len(journal.targets) == 5_000
+        assert journal.targets[TargetKind.CALL, "call-4999"] == kept(4999)
+
+    async def test_redis_expires_the_lease_before_the_lease_is_over_and_the_keeper_trusts_it_for_less(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        assert int(redis.ask("PTTL", LEASE)[1:]) <= SECONDS * 900
+        assert await journal.permit() == time.now + SECONDS * 0.65
+        time.now += SECONDS * 0.5
+        await journal.save(ROOM, kept(7))
+        assert await journal.permit() == time.now + SECONDS * 0.65, "it was renewed, so that no request outlasts it"
+        time.now += SECONDS
+        assert journal.obstacle == "the lease was not renewed in time"
+
+    async def test_lease_that_expired_and_was_not_taken_goes_on(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.ask("DEL", LEASE)
+        time.now += SECONDS
+        await journal.save(ROOM, kept(1))
+        assert not await journal.acquire()
+        assert record(redis, "conference:room-1") != b"$-1\r\n"
+
+    async def test_redis_that_lost_its_memory_gets_the_records_again(self, redis: RedisServer, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(1))
+        redis.ask("FLUSHALL")
+        await journal.save(CALL, kept(2))
+        assert not await journal.acquire()
+        assert kept(1).encode().encode() in record(redis, "conference:room-1")
+        assert kept(2).encode().encode() in record(redis, "call:call-1")
+
+    async def test_outage_is_waited_for(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(1))
+        redis.kill()
+        saving = asyncio.create_task(journal.save(CALL, kept(2)))
+        await until(lambda: journal._why.startswith("Redis is unavailable: "))
+        assert journal.obstacle is None, "the lease is not over yet"
+        time.now += SECONDS
+        obstacle = journal.obstacle
+        assert obstacle is not None
+        assert obstacle.startswith("Redis is unavailable: ")
+        permitting = asyncio.create_task(journal.permit())
+        await asyncio.sleep(0.05)
+        assert not saving.done()
+        assert not permitting.done()
+        redis.start()
+        await saving
+        assert await permitting > time.now
+        assert kept(1).encode().encode() in record(redis, "conference:room-1")
+
+
+class TestSecond:
+    async def test_second_keeper_takes_over_with_the_records_and_the_first_is_fenced_off(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        first, second = await hosts.open(), await hosts.open()
+        assert await first.acquire()
+        await first.save(ROOM, kept(1))
+        assert second.obstacle == "another keeper has the lease"
+        waiting = asyncio.create_task(second.acquire())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        redis.ask("DEL", LEASE)
+        assert await waiting
+        assert second.targets == {ROOM: kept(1)}
+        await second.save(ROOM, kept(2))
+        with pytest.raises(LeaseLostError):
+            await first.save(ROOM, kept(3))
+        assert first.is_lost
+        assert kept(2).encode().encode() in record(redis, "conference:room-1")
+        for refused in (first.permit(), first.save(ROOM, kept(3))):
+            with pytest.raises(LeaseLostError):
+                await refused
+        first.save_later(ROOM, kept(4))
+        first.forget(ROOM)
+        redis.ask("DEL", LEASE)
+        await second.aclose()
+        assert await first.acquire()
+        assert first.targets == {ROOM: kept(2)}
+
+    async def test_request_that_waits_while_another_keeper_takes_over_is_not_sent(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        first = await hosts.open()
+        await first.acquire()
+        redis.kill()
+        time.now += SECONDS
+        permitting, saving = asyncio.create_task(first.permit()), asyncio.create_task(first.save(ROOM, kept(1)))
+        await asyncio.sleep(0.05)
+        redis.start()
+        redis.ask("SET", LEASE, "another")
+        for task in (permitting, saving):
+            with pytest.raises(LeaseLostError):
+                await task
+
+    async def test_lease_is_released_at_the_end(self, redis: RedisServer, hosts: Hosts) -> None:
+        first = await hosts.open()
+        await first.acquire()
+        first.save_later(ROOM, kept(1))
+        await first.aclose()
+        assert redis.ask("EXISTS", LEASE) == b":0\r\n"
+        second = await hosts.open()
+        assert await second.acquire()
+        assert second.targets == {ROOM: kept(1)}
+
+    async def test_keeper_that_stands_by_releases_nothing(self, redis: RedisServer, hosts: Hosts) -> None:
+        first, second = await hosts.open(), await hosts.open()
+        await first.acquire()
+        await second.aclose()
+        assert redis.ask("EXISTS", LEASE) == b":1\r\n"
+        assert first.obstacle is None
+
+    async def test_keepers_of_other_names_do_not_meet(self, hosts: Hosts) -> None:
+        for name, project in (("audit", "p1"), ("sales", "p1"), ("audit", "p2")):
+            journal = await hosts.open(KeeperOwner(OWNER.origin, project, name))
+            assert journal.obstacle is None
+
+    async def test_lost_response_is_asked_for_again(self, redis: RedisServer, time: Time) -> None:
+        socket = redis.folder / "proxy.sock"
+        async with redis_proxy(redis.socket, socket) as proxy, opened(redis.url, time) as hosts:
+            first = await hosts.open()
+            await first.acquire()
+            await first.save(ROOM, kept(1))
+            hosts.url = proxy.url
+            second = await hosts.open()
+            taking = proxy.spoil(SCRIPT, "")
+            await first.aclose()
+            assert await second.acquire()
+            assert second.targets == {ROOM: kept(1)}
+            writing = proxy.spoil(SCRIPT, "")
+            await second.save(ROOM, kept(2))
+            assert not await second.acquire()
+            assert kept(2).encode().encode() in record(redis, "conference:room-1")
+            assert min(taking.seen, writing.seen) >= 2
+
+
+class TestEnd:
+    async def test_nothing_waits_for_a_redis_that_is_away(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.kill()
+        waits = [asyncio.create_task(journal.permit()), asyncio.create_task(journal.save(ROOM, kept(1)))]
+        await waits[0]
+        time.now += SECONDS
+        waits[0] = asyncio.create_task(journal.permit())
+        await asyncio.sleep(0)
+        journal.stop_waiting()
+        for task in waits:
+            with pytest.raises(LeaseLostError):
+                await task
+        with pytest.raises(LeaseLostError):
+            await journal.save(ROOM, kept(1))
+        await journal.aclose()
+
+    async def test_redis_that_goes_away_during_the_end_is_not_waited_for(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.kill()
+        saving = asyncio.create_task(journal.save(ROOM, kept(1)))
+        await asyncio.sleep(0)
+        journal.stop_waiting()
+        assert not saving.done()
+        time.now += SECONDS
+        with pytest.raises(LeaseLostError):
+            await saving
+
+    async def test_cancellation_that_is_lost_does_not_hang_the_end(
+        self, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in redis-py, or in Python 3.11's wait_for."""
+        journal = await hosts.open()
+        assert await journal.acquire()
+        exchange, begun = journal._exchange, asyncio.Event()
+
+        async def swallow(**options: Any) -> float:
+            if begun.is_set():
+                return await exchange(**options)
+            begun.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return 1.0
+
+        monkeypatch.setattr(journal, "_exchange", swallow)
+        await asyncio.sleep(0)
+        journal._queued.set()
+        await begun.wait()
+        await journal.aclose()
+        assert journal._task.done()
+
+
+class TestErrors:
+    async def test_redis_that_can_not_be_reached_is_one_sentence(self, time: Time) -> None:
+        journal = RedisJournal(f"redis://:hush@127.0.0.1:{free_port()}/0", OWNER, lease=SECONDS, clock=time.clock)
+        with pytest.raises(JournalError, match=r"can't reach the Redis at redis://127.0.0.1:\d+/0: ") as caught:
+            await journal.open()
+        assert "hush" not in repr(caught.value)
+
+    async def test_other_data_under_the_key_is_reported(self, redis: RedisServer, hosts: Hosts) -> None:
+        redis.ask("SET", RECORDS, "mine")
+        with pytest.raises(JournalError, match="has other data under this package's key"):
+            await hosts.open()
+        assert b"mine" in redis.ask("GET", RECORDS)
+
+    async def test_record_of_another_version_is_reported(self, redis: RedisServer, hosts: Hosts) -> None:
+        redis.ask("HSET", RECORDS, "tenure", "t", "conference:room-1", "[]")
+        with pytest.raises(JournalError, match="the record 'conference:room-1' in Redis is not in this version's"):
+            await hosts.open()
+
+    async def test_redis_that_can_not_be_used_any_more_ends_all_waits(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.ask("DEL", RECORDS)
+        redis.ask("SET", RECORDS, "mine")
+        time.now += SECONDS
+        permitting = asyncio.create_task(journal.permit())
+        with pytest.raises(JournalError, match="has other data"):
+            await journal.save(ROOM, kept(1))
+        for refused in (permitting, journal.acquire()):
+            with pytest.raises(JournalError, match="has other data"):
+                await refused
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"journal": "redis://:hush@host:port/0"}, "is not a Redis URL, or has an invalid option: write it as"),
+            ({"journal": "redis://localhost", "lease": 0}, "lease must be"),
+        ],
+    )
+    async def test_wrong_argument_is_one_sentence(
+        self, client: StreamsClient, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(InvalidRequestError, match=message) as caught:
+            client.keep_streaming({"url": "wss://a.example"}, name="audit", **options)
+        assert "hush" not in repr(caught.value)
+
+    async def test_missing_package_is_one_sentence(
+        self, client: StreamsClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "redis", None)
+        monkeypatch.setattr("signalwire_streams.keep_streaming._setup.find_spec", lambda _: None)
+        with pytest.raises(InvalidRequestError, match=r"pip install 'signalwire-streams\[redis\]'"):
+            client.keep_streaming({"url": "wss://a.example"}, name="audit", journal="redis://localhost")
