@@ -1,7 +1,7 @@
-"""`Keeper`: carries out what is decided for each conference and call, and tells what happens.
+"""`Keeper`: executes the decisions for each conference and call, and reports events.
 
-All of it runs in one event loop: an observation is decided on at once, and what it leads to is done by a task. At most
-one request about a target is under way at a time, apart from the polls.
+All of it runs in one event loop: an observation is decided on at once, and a task executes the resulting actions. At
+most one request about a target is under way at a time, apart from the polls.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class Keeper:
     Use it with ``async with``, which begins and ends its work, and iterate over it for its events. One loop can read
     them. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
 
-    An error that the keeper can't go on after, such as that of a full disk, is raised by the loop, and by the end of
+    A fatal error, such as that of a full disk, is raised by the loop, and by the end of
     the block.
     """
 
@@ -250,9 +250,9 @@ class Keeper:
         if kept is not None:
             self._observe(kept, TargetMissing())
         elif not self._is_ending:
-            _ = self._spawn(self._look_at, sid)
+            _ = self._spawn(self._check_sid, sid)
 
-    async def _look_at(self, sid: str) -> None:
+    async def _check_sid(self, sid: str) -> None:
         await self._journal.permit()
         for requests in self._requests.values():
             try:
@@ -282,7 +282,7 @@ class Keeper:
         """Wait until this keeper may act. If another one may have acted since, begin with what that one recorded."""
         obstacle = self._journal.obstacle
         if obstacle is not None:
-            self._tell(StandbyStarted(reason=obstacle))
+            self._emit(StandbyStarted(reason=obstacle))
         if await self._journal.acquire():
             for kept in self._targets.values():
                 self._cancel_timer(kept)
@@ -291,7 +291,7 @@ class Keeper:
                 known.clear()
             self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
         if obstacle is not None:
-            self._tell(StandbyEnded())
+            self._emit(StandbyEnded())
 
     async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
         """Return what is in progress, or None if a list could not be read to its end."""
@@ -306,16 +306,16 @@ class Keeper:
         except StreamsError as error:
             if not self._is_silent:
                 self._is_silent = True
-                self._tell(PollingFailed(reason=str(error)))
+                self._emit(PollingFailed(reason=str(error)))
             return None
         if self._is_silent:
             self._is_silent = False
-            self._tell(PollingRecovered())
+            self._emit(PollingRecovered())
             self._start_now()
         return listed
 
     def _start_now(self) -> None:
-        """Let starts that failed in an outage wait no longer, where another one is safe."""
+        """Retry starts that failed during an outage now, where a retry is safe."""
         for kept in self._targets.values():
             is_safe = self._requests[kept.target[0]].settings.is_guarded or not kept.state.attempts
             if is_safe and kept.state.status is KeepStatus.FAILING:
@@ -341,7 +341,7 @@ class Keeper:
             if receiver not in in_use:
                 del self._health[receiver]
                 if health.is_paused:
-                    self._tell(StartsResumed(receiver=receiver))
+                    self._emit(StartsResumed(receiver=receiver))
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
@@ -370,7 +370,7 @@ class Keeper:
         return set(kept.fingerprints.values()) != {fingerprint(request)}
 
     async def _release(self, kept: _Kept) -> None:
-        """Keep a target no longer, which is not chosen any more."""
+        """Stop keeping a target that is no longer selected."""
         kind, sid = kept.target
         self._targets.pop(sid, None)
         self._ignored.add(sid)
@@ -379,7 +379,7 @@ class Keeper:
             await self._stop_streams(kept)
         else:
             self._journal.forget(kept.target)
-        self._tell(TargetReleased(kind=kind, target=sid))
+        self._emit(TargetReleased(kind=kind, target=sid))
 
     async def _appear(self, kind: TargetKind, item: Item) -> None:
         sid = str(item.sid)
@@ -439,7 +439,7 @@ class Keeper:
             health.on_decision(sid, kept.state, now)
             self._update_health(kept.receiver)
         for event in decision.events:
-            self._tell(evolve(event, kind=kind, target=sid))
+            self._emit(evolve(event, kind=kind, target=sid))
         numbers = {attempt.number for attempt in kept.state.attempts}
         kept.fingerprints = {number: text for number, text in kept.fingerprints.items() if number in numbers}
         kept.tokens.keep_only(numbers)
@@ -452,9 +452,9 @@ class Keeper:
         if not any(isinstance(action, SaveAttempt) for action in decision.actions):
             self._journal.save_later(kept.target, kept.record)
         for action in decision.actions:
-            self._carry_out(kept, action)
+            self._execute(kept, action)
 
-    def _carry_out(self, kept: _Kept, action: KeepAction) -> None:
+    def _execute(self, kept: _Kept, action: KeepAction) -> None:
         match action:
             case WaitUntil():
                 if not self._is_ending:
@@ -521,10 +521,10 @@ class Keeper:
         if health.is_paused:
             reason, here = health.reason, rejected - self._rejected
             reason += f"; since it last worked, {here} upgrades were rejected here" if here else ""
-            self._tell(StartsPaused(receiver=receiver, reason=reason))
+            self._emit(StartsPaused(receiver=receiver, reason=reason))
             return
         self._rejected = rejected
-        self._tell(StartsResumed(receiver=receiver))
+        self._emit(StartsResumed(receiver=receiver))
         for kept in [kept for kept in self._targets.values() if kept.receiver == receiver]:
             asyncio.get_running_loop().call_soon(self._observe, kept, TimePassed())
 
@@ -533,7 +533,7 @@ class Keeper:
             kept.timer.cancel()
             kept.timer = None
 
-    def _tell(self, event: KeeperEvent) -> None:
+    def _emit(self, event: KeeperEvent) -> None:
         self._events.append(event)
         self._changed.set()
 
@@ -551,7 +551,7 @@ class Keeper:
         try:
             await work()
         except LeaseLostError:
-            pass  # whoever has it does the work
+            pass  # the keeper that has the lease does the work
         except Exception as error:  # noqa: BLE001  (of a journal, a template or a client: the reader gets it)
             self._failure = self._failure or error
             self._changed.set()
@@ -571,11 +571,11 @@ class Keeper:
             deadline_at = await self._journal.permit()
         except LeaseLostError:
             reason = self._journal.obstacle or "another keeper has taken over"
-            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=reason))
+            self._emit(StreamingInDoubt(kind=kind, target=sid, reason=reason))
             return
         doubts = await requests.stop_all(sid, attempts, self._options.name, deadline_at=deadline_at)
         if doubts:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
-            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
+            self._emit(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
             self._journal.forget(kept.target)

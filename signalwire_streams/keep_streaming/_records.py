@@ -77,7 +77,7 @@ def _checked(value: object, kind: type[_Value]) -> _Value:
 
 @frozen
 class KeeperOwner:
-    """Whose streams a journal is of."""
+    """The keeper that owns a journal."""
 
     origin: str = field(validator=instance_of(str))
     project: str = field(validator=instance_of(str))

@@ -1,4 +1,4 @@
-"""What a keeper decides from and with: settings, the state of a target, observations, actions and events."""
+"""Inputs and outputs of a keeper's decisions: settings, the state of a target, observations, actions and events."""
 
 from enum import StrEnum
 from math import inf
@@ -560,7 +560,7 @@ class StandbyEnded:
 
 @frozen(kw_only=True)
 class KeepDecision:
-    """The new state of a target, what is to be done in this order, and what to tell."""
+    """The new state of a target, the actions in their order, and the events to report."""
 
     state: TargetState
     actions: tuple[KeepAction, ...] = ()

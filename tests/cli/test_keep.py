@@ -477,7 +477,7 @@ async def test_pipe_gets_a_line_per_event(space: SimulatedSpace, tmp_path: Path)
         "  streaming  1",
         "  events     1 appeared, 1 streaming started",
         f"Journal: {journal}",
-        "The same command goes on from it.",
+        "Run the same command to resume.",
     ]
 
 
