@@ -29,6 +29,7 @@ from signalwire_streams.keep_streaming._template import (
     Template,
     apply_template,
     attempt_of,
+    chooses,
     fingerprint,
     receiver_of,
     request_for,
@@ -175,7 +176,9 @@ class Keeper:
             await self._finish()
             if self._options.on_exit is OnExit.STOP and self._failure is None:
                 self._is_stopping = True
-                for kept in self._targets.values():
+                records = self._journal.targets.items()
+                unknown = [self._kept_of(*each) for each in records if each[0][1] in self._unrecovered]
+                for kept in [*self._targets.values(), *unknown]:
                     if kept.state.attempts:
                         _ = self._spawn(self._stop_streams, kept)
                 await self._finish()
@@ -346,7 +349,7 @@ class Keeper:
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
         """Take over a target of the keeper before."""
         kind, sid = key
-        kept = _Kept(key, record.state, AttemptTokens(self._receivers), fingerprints=dict(record.fingerprints))
+        kept = self._kept_of(key, record)
         observation: KeepObservation = TargetChecked(in_progress=False)
         try:
             kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
@@ -363,6 +366,9 @@ class Keeper:
         self._targets[sid] = kept
         self._unrecovered.discard(sid)
         self._observe(kept, observation)
+
+    def _kept_of(self, key: Target, record: KeptTarget) -> _Kept:
+        return _Kept(key, record.state, AttemptTokens(self._receivers), fingerprints=dict(record.fingerprints))
 
     def _is_replaced(self, kept: _Kept, request: Start) -> bool:
         if self._options.on_change is OnChange.KEEP or not kept.fingerprints:
@@ -407,7 +413,7 @@ class Keeper:
             item = kept.item = kept.item or await self._requests[kind].get(sid)
             if item is None:
                 raise InvalidRequestError(f"the {kind} has ended")
-            if where is not None and not where(item):
+            if where is not None and not chooses(where, item):
                 return None
             if callable(fields):
                 fields = await apply_template(fields, item)
@@ -477,6 +483,8 @@ class Keeper:
                 return  # another keeper has taken over meanwhile
             if self._is_ending:
                 raise ClientStateError("the keeper ends")
+            # Before the start is recorded, since it fails if a receiver is closed.
+            token = None if template is None else kept.tokens.mint(attempt, partial(self._observe, kept))
         except StreamsError as error:
             self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
             return
@@ -490,7 +498,6 @@ class Keeper:
         await self._journal.save(kept.target, kept.record)
         deadline_at = await self._journal.permit()
         name = requests.settings.stream_name(self._options.name, sid, attempt)
-        token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
         self._observe(kept, await requests.start(request, attempt, deadline_at=deadline_at))
 

@@ -90,6 +90,10 @@ async def keeping(client: StreamsClient, journal: Path, template: Any = TEMPLATE
                 await reading
 
 
+async def asynchronous(_: object) -> bool:
+    return False
+
+
 def alive(space: SimulatedSpace) -> list[str]:
     return sorted(stream.target_sid for stream in space.streams.active())
 
@@ -475,20 +479,59 @@ class TestEnd:
         with pytest.raises(ClientStateError, match="this client is closed"):
             await keep()
 
-    async def test_where_that_raises_ends_the_keeper(
+    async def test_where_that_raises_fails_its_own_target(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
-        def broken(item: Any) -> bool:
-            raise AttributeError("nothing")
+        broken_sid, *others = space.conference_sids
 
-        async def keep() -> None:
-            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=broken):
-                await until(lambda: space.requests.count("list-conferences") == 1)
-                await asyncio.sleep(20.0)
+        def where(item: Any) -> bool:
+            if item.sid == broken_sid:
+                raise AttributeError("nothing")
+            return True
 
-        with pytest.raises(AttributeError, match="nothing"):
-            await keep()
-        assert space.requests.count("start-conference-stream") == 0
+        async with keeping(client, journal, where=where) as events:
+            await until(lambda: events.count(StreamingStarted) == 2 and events.count(TargetFailing) == 1)
+        [failing] = [event for event in events.seen if isinstance(event, TargetFailing)]
+        assert failing.reason == f"where raised AttributeError for {broken_sid}"
+        assert alive(space) == sorted(others)
+
+    async def test_where_that_returns_an_awaitable_chooses_nothing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """It would be true for each conference, whatever it comes to."""
+        nothing = asyncio.get_running_loop().create_future()
+        async with keeping(client, journal, where=lambda _: nothing) as events:
+            await until(lambda: events.count(TargetFailing) == 3)
+        assert {event.reason for event in events.seen if isinstance(event, TargetFailing)} == {
+            "where returns an awaitable: write def, or let an async template return None"
+        }
+        assert alive(space) == []
+
+    async def test_streams_that_were_not_taken_over_yet_are_stopped_too(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Those of an earlier keeper, while the first list cannot be read."""
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        space.faults.add("status", on="list", status=503, body="empty")
+        async with keeping(client, journal, on_exit="stop") as events:
+            await until(lambda: events.count(PollingFailed) == 1)
+        assert alive(space) == []
+
+    async def test_receiver_that_is_closed_leaves_no_start_in_doubt(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Nothing is recorded of a start that can't be sent, so that a call is not held for it."""
+
+        async def handle(_: object) -> None: ...
+
+        receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
+        await receiver.aclose(0)
+        options = {"receivers": [receiver], "conferences": False, "calls": True}
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.count(TargetFailing) == 2)
+        async with keeping(client, journal, conferences=False, calls=True):
+            await until(lambda: alive(space) == sorted(space.call_sids))
 
     async def test_stop_ends_all_streams(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
         space.faults.add("status", on="start-conference-stream", status=403, target=space.add_conference())
@@ -704,6 +747,7 @@ class TestArguments:
             ({"conferences": False}, "pass conferences=True or calls=True"),
             ({"conferences": "yes"}, "conferences"),
             ({"where": "support"}, "where is .*: write a function"),
+            ({"where": asynchronous}, "where is an async function: write def, or let an async template return None"),
             ({"poll": 0}, "poll"),
             ({"reassert": -1}, "reassert"),
             ({"journal": ""}, "journal is empty"),
