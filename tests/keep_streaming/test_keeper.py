@@ -580,6 +580,24 @@ class TestEnd:
             await keep()
         assert len(space.streams.active()) == 3  # what can't be recorded is not started
 
+    async def test_keeper_that_has_failed_lists_nothing_more(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Even if nobody reads its events until the block ends."""
+
+        async def keep() -> None:
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal):
+                await until(lambda: len(space.streams.active()) == 3)
+                journal.with_name("kept.db.lock").unlink()
+                space.add_conference()
+                await asyncio.sleep(11.0)
+                lists = space.requests.count("list-conferences")
+                await asyncio.sleep(30.0)
+                assert space.requests.count("list-conferences") == lists
+
+        with pytest.raises(JournalError):
+            await keep()
+
     async def test_refused_token_is_reported(self, space: SimulatedSpace, idle_clock: Clock, journal: Path) -> None:
         async with (
             StreamsClient(base_url=space.base_url, project=space.project, token="wrong", clock=idle_clock) as client,
