@@ -33,7 +33,7 @@ from signalwire_streams.keep_streaming import (
 from signalwire_streams.keep_streaming._receiving import AttemptSocket
 from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver, StreamSession
-from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace
+from signalwire_streams.simulator import Certificates, NoFrames, SimulatedSpace
 from tests import waiting
 
 until = partial(waiting.until, timeout=110.0, interval=0.5)  # on the clock that skips what is idle
@@ -679,7 +679,7 @@ class TestReceivers:
     @pytest.fixture
     async def space(self, certificates: Certificates) -> AsyncIterator[SimulatedSpace]:
         async with SimulatedSpace(
-            conferences=3, calls=2, participants=0, audio=Silence(), ssl_context=certificates.trust
+            conferences=3, calls=2, participants=0, audio=NoFrames(), ssl_context=certificates.trust
         ) as running:
             yield running
 
