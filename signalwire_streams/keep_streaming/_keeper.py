@@ -240,7 +240,8 @@ class Keeper:
         """Look at a conference or call at once, instead of with the next list: one that a webhook reports, for example.
 
         Args:
-            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept.
+            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept, and
+                was not passed over before: `where` and a template are asked once for each target.
 
         Raises:
             InvalidRequestError: it can't be a sid.

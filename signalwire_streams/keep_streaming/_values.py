@@ -102,6 +102,8 @@ class KeepSettings:
 class OnChange(_Choice):
     """What becomes of streams that were started with other fields, when a keeper is restarted.
 
+    The journal keeps neither tokens nor the values of parameters, so a change of these is not seen.
+
     Attributes:
         KEEP: they go on; the new fields are for streams that are started from now on.
         REPLACE: they are stopped, and started again.
@@ -437,7 +439,7 @@ class TargetAppeared(TargetEvent):
 
 @frozen(kw_only=True)
 class StreamingStarted(TargetEvent):
-    """Its first stream runs, as far as the keeper can know."""
+    """The Space accepted its first stream. With receivers, its socket may still be missing (`TargetSnapshot`)."""
 
 
 @frozen(kw_only=True)
