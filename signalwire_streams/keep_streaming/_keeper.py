@@ -275,11 +275,15 @@ class Keeper:
         while self._failure is None:
             await self._take_lease()
             listed = await self._poll()
-            if listed is not None:
-                if self._unrecovered:
-                    records = [(key, kept) for key, kept in self._journal.targets.items() if key[0] in self._requests]
-                    await asyncio.wait([self._spawn(self._recover, key, kept, listed) for key, kept in records])
-                self._compare(listed)
+            recovering = [
+                self._spawn(self._recover, (kind, sid), record, listed[kind])
+                for (kind, sid), record in self._journal.targets.items()
+                if kind in listed and sid in self._unrecovered
+            ]
+            if recovering:
+                await asyncio.wait(recovering)
+            self._compare(listed)
+            self._update_receivers()
             await self._clock.sleep(self._options.poll)
 
     async def _take_lease(self) -> None:
@@ -297,25 +301,24 @@ class Keeper:
         if obstacle is not None:
             self._emit(StandbyEnded())
 
-    async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
-        """Return what is in progress, or None if a list could not be read to its end."""
-        listed: dict[str, tuple[TargetKind, Item]] = {}
+    async def _poll(self) -> dict[TargetKind, dict[str, Item]]:
+        """Return what is in progress of each kind whose list could be read to its end."""
+        listed: dict[TargetKind, dict[str, Item]] = {}
+        failures: list[StreamsError] = []
         self._ended.clear()
-        try:
-            for kind, requests in self._requests.items():
-                async for item in requests.list():
-                    listed[item.sid] = kind, item
-        except ClientStateError:
-            raise
-        except StreamsError as error:
-            if not self._is_silent:
-                self._is_silent = True
-                self._emit(PollingFailed(reason=str(error)))
-            return None
-        if self._is_silent:
-            self._is_silent = False
+        for kind, requests in self._requests.items():
+            try:
+                listed[kind] = {item.sid: item async for item in requests.list()}
+            except ClientStateError:
+                raise
+            except StreamsError as error:
+                failures.append(error)
+        if failures and not self._is_silent:
+            self._emit(PollingFailed(reason=str(failures[0])))
+        elif self._is_silent and not failures:
             self._emit(PollingRecovered())
             self._start_now()
+        self._is_silent = bool(failures)
         return listed
 
     def _start_now(self) -> None:
@@ -325,20 +328,28 @@ class Keeper:
             if is_safe and kept.state.status is KeepStatus.FAILING:
                 kept.state = evolve(kept.state, next_at=self._clock.now(), failures=0)
 
-    def _compare(self, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
-        self._ignored &= listed.keys()
+    def _compare(self, listed: Mapping[TargetKind, Mapping[str, Item]]) -> None:
+        if len(listed) == len(self._requests):
+            self._ignored &= {sid for items in listed.values() for sid in items}
         now = self._clock.now()
         for kept in list(self._targets.values()):
-            found = listed.get(kept.target[1])
-            if found is None:
+            kind, sid = kept.target
+            if kind not in listed:
+                continue
+            item = listed[kind].get(sid)
+            if item is None:
                 self._observe(kept, TargetMissing())
             else:
-                kept.item = found[1]
+                kept.item = item
                 if now >= kept.state.next_at:  # before that nothing is decided
                     self._observe(kept, TargetListed())
-        for sid, (kind, item) in listed.items():
-            if sid not in self._targets and sid not in self._ended:
-                _ = self._spawn(self._appear, kind, item)
+        for kind, items in listed.items():
+            for sid, item in items.items():
+                if sid not in self._targets and sid not in self._ended:
+                    _ = self._spawn(self._appear, kind, item)
+
+    def _update_receivers(self) -> None:
+        """Update the health of each receiver, and forget those that no target leads to any more."""
         in_use = {kept.receiver for kept in self._targets.values()}
         for receiver, health in list(self._health.items()):
             self._update_health(receiver)
@@ -347,13 +358,13 @@ class Keeper:
                 if health.is_paused:
                     self._emit(StartsResumed(receiver=receiver))
 
-    async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
+    async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, Item]) -> None:
         """Take over a target of the keeper before."""
         kind, sid = key
         kept = self._kept_of(key, record)
         observation: KeepObservation = TargetChecked(in_progress=False)
         try:
-            kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
+            kept.item = listed[sid] if sid in listed else await self._requests[kind].get(sid)
             if kept.item is not None:
                 request = await self._request(kept)
                 if request is None:

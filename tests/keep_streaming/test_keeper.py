@@ -236,6 +236,24 @@ class TestOutage:
             await until(lambda: events.count(PollingRecovered) == 1)
             assert events.count(StreamingLost) == events.count(TargetEnded) == 0
 
+    async def test_list_of_one_kind_that_fails_holds_up_no_other(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Neither a new conference nor those of an earlier keeper, and no call is missed for it."""
+        async with keeping(client, journal, calls=True) as events:
+            await until(lambda: events.count(StreamingStarted) == 5)
+        rule = space.faults.add("status", on="list-calls", status=403, body="api", code=20003)
+        async with keeping(client, journal, calls=True) as events:
+            await until(lambda: events.count(PollingFailed) == 1)
+            new = space.add_conference()
+            await until(lambda: events.of(new) == [TargetAppeared, StreamingStarted])
+            assert events.count(TargetEnded) == 0
+            assert {each.kind for each in events.keeper.snapshot} == {TargetKind.CONFERENCE}
+            rule.remove()
+            await until(lambda: events.count(PollingRecovered) == 1)
+            await until(lambda: len(alive(space)) == 6)
+        assert space.streams.duplicates() == []
+
     async def test_starts_that_waited_for_its_end_are_made_then(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path, idle_clock: Clock
     ) -> None:
