@@ -57,8 +57,8 @@ _CLOSED = "its socket was closed"
 _STOPPED = "it was stopped"
 _NOBODYS = "the Space refuses the name, though no stream of this keeper has it"
 _UNHEARD = "its socket was not opened in time"
-_UNKNOWN = "a start was not answered, and the Space would not refuse a second stream"
-_NOT_FOUND = "the Space finds no stream by its name, which proves nothing"
+_UNKNOWN = "the response to a start was lost, and the Space may accept a second stream"
+_NOT_FOUND = "the Space found no stream by its name, but a late start may still create one"
 
 
 @frozen(kw_only=True)

@@ -328,7 +328,7 @@ class ObservationOfAttempt:
 
 @frozen(kw_only=True)
 class StartAccepted(ObservationOfAttempt):
-    """A start was answered with a sid."""
+    """A start was accepted, with a sid."""
 
     sid: str
 

@@ -312,7 +312,7 @@ async def test_call_in_doubt_fails_the_command(space: SimulatedSpace, tmp_path: 
         [doubt] = await keeper.wait_for("streaming_in_doubt")
         ran, report = await keeper.end()
     assert (ran.code, report["counts"]["in_doubt"]) == (1, 1)
-    assert doubt["reason"] == "a start was not answered, and the Space would not refuse a second stream"
+    assert doubt["reason"] == "the response to a start was lost, and the Space may accept a second stream"
 
 
 @posix_only
