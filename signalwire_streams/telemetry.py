@@ -37,10 +37,10 @@ try:
         get_tracer_provider,
         set_span_in_context,
     )
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
-        "telemetry needs the extra otel: pip install 'signalwire-streams[otel]'", name=error.name
-    ) from error
+        "telemetry needs the extra otel: pip install 'signalwire-streams[otel]'", name=_missing.name
+    ) from _missing
 
 __all__ = ["Instrumentation", "Part", "instrument"]
 

@@ -42,9 +42,10 @@ CONFTEST = """
         return start
 """
 GRACE = """
+    import os
     from signalwire_streams import pytest_plugin
 
-    pytest_plugin._GRACE_PERIOD = {}
+    pytest_plugin._GRACE_PERIOD = float(os.environ["GRACE_PERIOD"])
 """
 NONE = 0.05  # seconds: what these tests leave never ends by itself
 LEAVES_A_STREAM = """
@@ -55,14 +56,14 @@ LEAVES_A_STREAM = """
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> Suite:
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """Run a module of tests, with warnings as errors."""
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
-    pytester.makeconftest(GRACE.format(20.0) + CONFTEST)
+    pytester.makeconftest(GRACE + CONFTEST)
 
-    def run(code: str, *options: str, grace: float | None = None) -> pytest.RunResult:
-        if grace is not None:
-            pytester.makeconftest(GRACE.format(grace) + CONFTEST)
+    def run(code: str, *options: str, grace: float = 20.0) -> pytest.RunResult:
+        # Not in the file: if it is written twice in a second, with the same length, Python runs the first one again.
+        monkeypatch.setenv("GRACE_PERIOD", str(grace))
         pytester.makepyfile(code)
         return pytester.runpytest_inprocess(*USUAL, *BY_MODULE, *options)
 

@@ -24,6 +24,7 @@ from signalwire_streams import (
 from signalwire_streams._cli.main import run as run_command
 from signalwire_streams.bulk import _serialization as planning
 from signalwire_streams.fleet import _items as records
+from signalwire_streams.keep_streaming import StreamTemplate
 from signalwire_streams.simulator import SimulatedSpace
 
 Start = StartConferenceStream | StartCallStream
@@ -92,6 +93,12 @@ def test_each_hidden_field_is_named_as_a_secret(model: type[Start]) -> None:
     never_set = ON_CONFERENCES if model is StartCallStream else set()
     assert hidden - never_set == planning._SECRET | {"status_callback"}
     assert planning._SECRET == SECRET
+
+
+def test_template_of_a_keeper_has_each_field_but_those_that_the_keeper_chooses() -> None:
+    chosen = {*TARGETS.values(), "name", "unnamed"}
+    known = {each.name for model in TARGETS for each in fields(model)}
+    assert set(StreamTemplate.__annotations__) == known - chosen
 
 
 @each_form

@@ -100,12 +100,13 @@ Examples:
 @ca_file_option
 @click.option("--fault", "faults", multiple=True, callback=_faults, metavar="SPEC", help="A fault, as described below.")
 @click.option("--one-way", is_flag=True, help="The stream only sends, like those started over REST: expect no audio.")
-@click.option("--seconds", type=_POSITIVE, default=10, metavar="N", help="How long the caller listens at most.")
+@click.option("--seconds", type=_POSITIVE, default=10, metavar="N", help="Maximum time the caller listens.")
 @click.option(
     "--max-first-audio-ms",
     type=_POSITIVE,
     metavar="N",
-    help="Limit for the first audio, from the end of the caller's, or from the start event if it comes earlier.",
+    help="Limit for the first audio, measured from the end of the caller's audio, or from the start event if it comes "
+    "earlier.",
 )
 @click.option("--barge-in", is_flag=True, help="Interrupt the endpoint after 300 ms, and expect a clear message.")
 @click.option("--max-clear-ms", type=_POSITIVE, metavar="N", help="Limit for that message; 1000 by default.")
@@ -129,13 +130,13 @@ def dial(
     as_json: bool,
     **options: Any,  # noqa: ANN401  (arguments of dial_media)
 ) -> None:
-    """Dial a WebSocket endpoint as SignalWire does, and report whether it keeps the rules of the protocol.
+    """Dial a WebSocket endpoint as SignalWire does, and report whether it follows the protocol.
 
     The caller speaks, listens until the endpoint's audio has ended for a second, and hangs up. The endpoint's audio is
     played in real time, and its marks return when they are reached. ws:// is accepted on this machine.
 
-    The exit code is 1 if the endpoint broke a rule or missed a limit; each is named on stderr. Agents answer, and are
-    interrupted by, speech and not a tone: name a recording with --audio.
+    The exit code is 1 if the endpoint broke a rule or missed a limit; each is named on stderr. Speech agents
+    ignore a tone: pass a recording with --audio.
     """
     token = authorization_bearer_token or next(iter(os.environ.get(BEARER, "").split()), None)
     StartConferenceStream(  # validates them as for a start

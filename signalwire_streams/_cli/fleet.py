@@ -397,8 +397,9 @@ def worker(
 ) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
-    The worker then accepts no new work, finishes its work in progress, and hands back what takes too long; a second
-    signal hands back everything immediately. The workers share the Space's limit, or the --rate, through Redis.
+    The worker then accepts no new work, finishes its work in progress, and requeues whatever is unfinished after
+    --shutdown-timeout; a second signal requeues everything at once. The workers share the Space's limit, or the
+    --rate, through Redis.
     """
     module = _fleet_module()
 

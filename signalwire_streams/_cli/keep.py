@@ -137,39 +137,40 @@ On this machine, with a simulated Space:
 )
 @_template_options
 @click.option("--conferences/--no-conferences", default=True, help="Keep conferences.")
-@click.option("--calls", is_flag=True, help="Keep calls, too, among them those of the participants of conferences.")
+@click.option("--calls", is_flag=True, help="Also keep calls, including those of conference participants.")
 @click.option(
     "--where",
     multiple=True,
     callback=_where,
     metavar="FIELD=PATTERN",
-    help="Only those whose field matches, as in 'friendly_name=support-*'; repeatable: all have to match.",
+    help="Only targets whose field matches, as in 'friendly_name=support-*'; repeatable: all must match.",
 )
 @click.option(
     "--journal",
     metavar="FILE|URL",
-    help=f"What is running is recorded here: kept.db by default. For keepers on several hosts, of which one works and "
-    f"the others stand by, the URL of a Redis; with a password, in {_JOURNAL}.",
+    help="Where running streams are recorded; kept.db by default. The URL of a Redis lets keepers on several hosts "
+    f"share it: one active, the others on standby; with a password, in {_JOURNAL}.",
 )
 @click.option(
     "--lease",
     type=FiniteRange(min=1),
     default=30.0,
     metavar="SECONDS",
-    help="Time within which another host takes over, the same on all of them; with a Redis.",
+    help="Seconds until another host takes over; use the same value on all hosts. Redis only.",
 )
-@click.option("--poll", type=_SECONDS, default=5.0, metavar="SECONDS", help="Time between two lists of what is live.")
+@click.option("--poll", type=_SECONDS, default=5.0, metavar="SECONDS", help="Seconds between polls.")
 @click.option(
     "--reassert",
     type=_SECONDS,
     default=60.0,
     metavar="SECONDS",
-    help="Start a stream again after this time, for the Space to refuse its name if it still runs; not with --receive.",
+    help="Start each running stream again at this interval; the Space rejects the duplicate name if it is still "
+    "running. Not with --receive.",
 )
 @_choice(
     "--in-doubt",
     InDoubtPolicy.HOLD,
-    "After a lost response, where the Space would not refuse a second stream, as on calls: hold (at most one "
+    "After a lost response, where the Space would not reject a second stream, as on calls: hold (at most one "
     "stream) or restart (at least one).",
 )
 @_choice(
@@ -187,7 +188,9 @@ On this machine, with a simulated Space:
     "call=allowed.",
 )
 @_choice(
-    "--on-change", OnChange.KEEP, "Streams that were started with other fields before: keep them, or replace them."
+    "--on-change",
+    OnChange.KEEP,
+    "Existing streams that were started with different options: keep them, or replace them.",
 )
 @_choice("--on-exit", OnExit.LEAVE, "At the end, leave the streams running, or stop them.")
 @click.option(
@@ -212,16 +215,16 @@ def keep(
 ) -> None:
     """Keep one stream on every live conference, or call, as long as it lives.
 
-    Each gets a stream as it begins, and another one when that is lost. Outages are ridden out. A terminal shows a
-    live table, with those first that have no stream; a pipe gets a line per event. The command runs until Ctrl-C or
-    SIGTERM, then waits for the starts in flight; a second one aborts them.
+    Starts a stream when a conference or call begins, and a new one whenever it is lost. Outages are retried. A
+    terminal shows a live table, with targets without a stream first; a pipe gets a line per event. The command runs
+    until Ctrl-C or SIGTERM, then waits for the starts in flight; a second one aborts them.
 
-    After a kill, a crash or a reboot, the same command goes on from its journal: no conference gets a second stream.
-    To stop what an earlier one left running, start it with --on-exit stop, and end it.
+    After a kill, a crash or a reboot, the same command resumes from its journal: no conference gets a second stream.
+    To stop streams left by an earlier run, run it again with --on-exit stop, and press Ctrl-C.
 
-    With --receive, the streams lead to this process, which alone has their tokens: no other stream is accepted. They
-    end with it, whatever --on-exit says. --url is then where the Space reaches --port; for a Space on this machine,
-    such as that of 'simulate', it may be omitted. Files are named TARGET-STREAM.wav by the sids of both.
+    With --receive, the streams connect to this process, which accepts no others. They end when it exits, regardless
+    of --on-exit. --url must be the public address of --port; for a Space on this machine, such as that of 'simulate',
+    it may be omitted. Files are named TARGET-STREAM.wav by the sids of both.
 
     The exit code is 0 if every stream ran at the end, none of them was missed, and all recordings are complete.
     """
@@ -236,7 +239,7 @@ def keep(
         raise click.UsageError(
             "with --receive each stream gets a token of its own: omit --bearer-token-file and --token-key-file"
         )
-    # All streams come with a token of the keeper's, so this one is nobody's.
+    # All streams come with a token of the keeper's, so no client uses this one.
     if journal is not None and "://" in journal:
         reject_password(journal, _JOURNAL)
     options["journal"] = os.environ.get(_JOURNAL, "kept.db") if journal is None else journal

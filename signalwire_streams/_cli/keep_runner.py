@@ -344,7 +344,7 @@ class KeepRunner(Reporter):
             errors=dict(
                 [*((text, 1) for text in self._obstacles.values()), *Counter(self._reasons.values()).most_common()]
             ),
-            steps=[f"Journal: {self._shown_journal}", "The same command goes on from it."],
+            steps=[f"Journal: {self._shown_journal}", "Run the same command to resume."],
         )
 
 

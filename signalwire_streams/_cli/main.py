@@ -109,7 +109,7 @@ Exit codes:
 @verbose_option
 @click.version_option(package_name=_NAME, prog_name=_NAME)
 def program() -> None:
-    """Start and stop SignalWire audio streams, and never start one twice."""
+    """Start and stop SignalWire audio streams, without ever starting one twice."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

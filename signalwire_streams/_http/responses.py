@@ -176,7 +176,7 @@ _BY_STATUS: Mapping[int, AttemptResult] = {
     HTTPStatus.FORBIDDEN: AttemptResult.FORBIDDEN,
     HTTPStatus.REQUEST_TIMEOUT: AttemptResult.TRY_AGAIN,
     HTTPStatus.TOO_EARLY: AttemptResult.TRY_AGAIN,
-    HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
+    HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,  # 429
 }
 _BY_CODE = {TOO_MANY_REQUESTS_CODE: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
 # Without a closing quote up to the end, so that each byte is scanned once.

@@ -75,7 +75,7 @@ class AgentSpeech:
         self._resumed.clear()
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """Resume after `pause`."""
         self._resumed.set()
 
     async def _play(self, *, clear: bool = False) -> None:

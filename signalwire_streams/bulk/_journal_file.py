@@ -275,7 +275,7 @@ def release_descriptor(descriptor: int) -> None:
     _released[_identity(os.fstat(descriptor))] = descriptor
     try:
         numbers = os.listdir("/dev/fd")  # noqa: PTH208  (no paths, but numbers)
-    except OSError:  # without them nobody knows, so it stays open for the next use
+    except OSError:  # can't tell whether it is in use, so it stays open for the next time
         return
     used = Counter[tuple[int, int]]()
     for number in numbers:
@@ -310,7 +310,7 @@ def _timestamp(_: object, attribute: "Attribute[str]", value: str) -> None:
 
 @frozen
 class JournalOwner:
-    """Which kind of run a journal is of, ``start`` or ``stop``, and on which project of which Space."""
+    """The kind of run of a journal, ``start`` or ``stop``, and on which project of which Space."""
 
     operation: str = field(validator=in_(("start", "stop")))
     origin: str = field(validator=instance_of(str))

@@ -42,13 +42,13 @@ class JournalWriter:
         opened.callback(release_descriptor, self._main)
         self._guards = [opened.enter_context(closing(path.connect_to_read(timeout=0.0))) for _ in range(2)]
         self._database = opened.enter_context(closing(path.connect_to_write()))
-        # At once, since a connection that opens a main file that was cut to nothing deletes the log.
+        # At once, since a connection that opens an empty main file deletes the log.
         for guard in self._guards:
             guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
         self._lock, self._opened = lock, opened
 
     def _watch(self) -> None:
-        """Begin to write, once what the file contains is read; from here on `aclose` closes it."""
+        """Begin to write, once its contents have been read; from here on `aclose` closes it."""
         self._files = OpenFiles(path=self.path, main=self._main, database=self._database, guards=self._guards)
         self._commits = GroupCommitter(path=self.path, database=self._database, files=self._files, clock=self._clock)
         self._opened = self._opened.pop_all()

@@ -360,7 +360,7 @@ class OpenFiles:
         """Make a guard read the present state, then commit a newer first page.
 
         Return False if another program's checkpoint is running: it may have begun before the commit, and would copy the
-        first page of before.
+        previous first page.
         """
         is_busy = True
         try:
@@ -481,7 +481,7 @@ class GroupCommitter:
         waiting, self._waiting = self._waiting, [entry for entry in self._waiting if entry[2] is None]
         for _, _, done in waiting:
             if done is not None and not done.done():
-                done.set_exception(JournalError(str(error)))  # each of those that wait raises its own
+                done.set_exception(JournalError(str(error)))  # each waiter raises its own
 
     def _write_waiting(self) -> None:
         # Records of one statement are written together, which is a fifth cheaper. Their order does not matter, since an

@@ -158,7 +158,8 @@ class FleetWorker:
         self.shutdown_timeout: float = check_seconds(shutdown_timeout, "shutdown_timeout")
         self.name: str = name or f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}"
         self.secrets = secrets
-        self.health_port, self.metrics_port = _check_port(health_port, "health"), _check_port(metrics_port, "metrics")
+        self.health_port: int | None = _check_port(health_port, "health")
+        self.metrics_port: int | None = _check_port(metrics_port, "metrics")
         self.monitoring_host: str = monitoring_host
         self._keys = Keys(client.origin, client.project)
         self._stop = asyncio.Event()

@@ -57,8 +57,8 @@ _CLOSED = "its socket was closed"
 _STOPPED = "it was stopped"
 _NOBODYS = "the Space refuses the name, though no stream of this keeper has it"
 _UNHEARD = "its socket was not opened in time"
-_UNKNOWN = "a start was not answered, and the Space would not refuse a second stream"
-_NOT_FOUND = "the Space finds no stream by its name, which proves nothing"
+_UNKNOWN = "the response to a start was lost, and the Space may accept a second stream"
+_NOT_FOUND = "the Space found no stream by its name, but a late start may still create one"
 
 
 @frozen(kw_only=True)
@@ -191,7 +191,11 @@ def _refuse_name(case: _Case, _: NameRefused) -> _Case:
 
 
 def _reject(case: _Case, answer: StartRejected) -> _Case:
-    return case.close().set(check_due=True).fail(answer.reason)
+    was = case.state.status
+    case = case.close().set(check_due=True).fail(answer.reason)
+    # A stream that was started again for its name to be rejected goes on, whatever the Space said of the start.
+    lives_on = was is KeepStatus.STREAMING and case.state.of_fate(Fate.ANSWERED, Fate.HEARD)
+    return case.report(was) if lives_on else case
 
 
 def _doubt(case: _Case, answer: ResponseLost) -> _Case:
@@ -254,7 +258,8 @@ def _recover(case: _Case, restarted: KeeperRestarted) -> _Case:
     lives_on = case.settings.is_guarded and not case.settings.receives and not restarted.replaces
     case = case.turn(Fate.ANSWERED, Fate.HEARD, to=Fate.ANSWERED if lives_on else Fate.ENDING)
     case = case.turn(Fate.SENDING, to=Fate.IN_DOUBT).report(KeepStatus.WAITING)
-    if restarted.replaces:
+    # A stop by name proves nothing, so on a call a start in doubt would be followed by a second one.
+    if restarted.replaces and (case.settings.is_guarded or case.settings.in_doubt is not InDoubtPolicy.HOLD):
         case = case.turn(Fate.IN_DOUBT, to=Fate.ENDING)
     attempts = tuple(evolve(attempt, settles_at=case.now) for attempt in case.state.attempts)
     reported = {"reported": KeepStatus.WAITING, "reported_reason": None}

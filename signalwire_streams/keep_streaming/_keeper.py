@@ -1,7 +1,7 @@
-"""`Keeper`: carries out what is decided for each conference and call, and tells what happens.
+"""`Keeper`: executes the decisions for each conference and call, and reports events.
 
-All of it runs in one event loop: an observation is decided on at once, and what it leads to is done by a task. At most
-one request about a target is under way at a time, apart from the polls.
+All of it runs in one event loop: an observation is decided on at once, and a task executes the resulting actions. At
+most one request about a target is under way at a time, apart from the polls.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from signalwire_streams.keep_streaming._template import (
     Template,
     apply_template,
     attempt_of,
+    chooses,
     fingerprint,
     receiver_of,
     request_for,
@@ -114,7 +115,7 @@ class Keeper:
     Use it with ``async with``, which begins and ends its work, and iterate over it for its events. One loop can read
     them. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
 
-    An error that the keeper can't go on after, such as that of a full disk, is raised by the loop, and by the end of
+    A fatal error, such as that of a full disk, is raised by the loop, and by the end of
     the block.
     """
 
@@ -175,7 +176,9 @@ class Keeper:
             await self._finish()
             if self._options.on_exit is OnExit.STOP and self._failure is None:
                 self._is_stopping = True
-                for kept in self._targets.values():
+                records = self._journal.targets.items()
+                unknown = [self._kept_of(*each) for each in records if each[0][1] in self._unrecovered]
+                for kept in [*self._targets.values(), *unknown]:
                     if kept.state.attempts:
                         _ = self._spawn(self._stop_streams, kept)
                 await self._finish()
@@ -237,7 +240,8 @@ class Keeper:
         """Look at a conference or call at once, instead of with the next list: one that a webhook reports, for example.
 
         Args:
-            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept.
+            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept, and
+                was not passed over before: `where` and a template are asked once for each target.
 
         Raises:
             InvalidRequestError: it can't be a sid.
@@ -250,9 +254,9 @@ class Keeper:
         if kept is not None:
             self._observe(kept, TargetMissing())
         elif not self._is_ending:
-            _ = self._spawn(self._look_at, sid)
+            _ = self._spawn(self._check_sid, sid)
 
-    async def _look_at(self, sid: str) -> None:
+    async def _check_sid(self, sid: str) -> None:
         await self._journal.permit()
         for requests in self._requests.values():
             try:
@@ -271,18 +275,22 @@ class Keeper:
         while self._failure is None:
             await self._take_lease()
             listed = await self._poll()
-            if listed is not None:
-                if self._unrecovered:
-                    records = [(key, kept) for key, kept in self._journal.targets.items() if key[0] in self._requests]
-                    await asyncio.wait([self._spawn(self._recover, key, kept, listed) for key, kept in records])
-                self._compare(listed)
+            recovering = [
+                self._spawn(self._recover, (kind, sid), record, listed[kind])
+                for (kind, sid), record in self._journal.targets.items()
+                if kind in listed and sid in self._unrecovered
+            ]
+            if recovering:
+                await asyncio.wait(recovering)
+            self._compare(listed)
+            self._update_receivers()
             await self._clock.sleep(self._options.poll)
 
     async def _take_lease(self) -> None:
         """Wait until this keeper may act. If another one may have acted since, begin with what that one recorded."""
         obstacle = self._journal.obstacle
         if obstacle is not None:
-            self._tell(StandbyStarted(reason=obstacle))
+            self._emit(StandbyStarted(reason=obstacle))
         if await self._journal.acquire():
             for kept in self._targets.values():
                 self._cancel_timer(kept)
@@ -291,65 +299,72 @@ class Keeper:
                 known.clear()
             self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
         if obstacle is not None:
-            self._tell(StandbyEnded())
+            self._emit(StandbyEnded())
 
-    async def _poll(self) -> dict[str, tuple[TargetKind, Item]] | None:
-        """Return what is in progress, or None if a list could not be read to its end."""
-        listed: dict[str, tuple[TargetKind, Item]] = {}
+    async def _poll(self) -> dict[TargetKind, dict[str, Item]]:
+        """Return what is in progress of each kind whose list could be read to its end."""
+        listed: dict[TargetKind, dict[str, Item]] = {}
+        failures: list[StreamsError] = []
         self._ended.clear()
-        try:
-            for kind, requests in self._requests.items():
-                async for item in requests.list():
-                    listed[item.sid] = kind, item
-        except ClientStateError:
-            raise
-        except StreamsError as error:
-            if not self._is_silent:
-                self._is_silent = True
-                self._tell(PollingFailed(reason=str(error)))
-            return None
-        if self._is_silent:
-            self._is_silent = False
-            self._tell(PollingRecovered())
+        for kind, requests in self._requests.items():
+            try:
+                listed[kind] = {item.sid: item async for item in requests.list()}
+            except ClientStateError:
+                raise
+            except StreamsError as error:
+                failures.append(error)
+        if failures and not self._is_silent:
+            self._emit(PollingFailed(reason=str(failures[0])))
+        elif self._is_silent and not failures:
+            self._emit(PollingRecovered())
             self._start_now()
+        self._is_silent = bool(failures)
         return listed
 
     def _start_now(self) -> None:
-        """Let starts that failed in an outage wait no longer, where another one is safe."""
+        """Retry starts that failed during an outage now, where a retry is safe."""
         for kept in self._targets.values():
             is_safe = self._requests[kept.target[0]].settings.is_guarded or not kept.state.attempts
             if is_safe and kept.state.status is KeepStatus.FAILING:
                 kept.state = evolve(kept.state, next_at=self._clock.now(), failures=0)
 
-    def _compare(self, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
-        self._ignored &= listed.keys()
+    def _compare(self, listed: Mapping[TargetKind, Mapping[str, Item]]) -> None:
+        if len(listed) == len(self._requests):
+            self._ignored &= {sid for items in listed.values() for sid in items}
         now = self._clock.now()
         for kept in list(self._targets.values()):
-            found = listed.get(kept.target[1])
-            if found is None:
+            kind, sid = kept.target
+            if kind not in listed:
+                continue
+            item = listed[kind].get(sid)
+            if item is None:
                 self._observe(kept, TargetMissing())
             else:
-                kept.item = found[1]
+                kept.item = item
                 if now >= kept.state.next_at:  # before that nothing is decided
                     self._observe(kept, TargetListed())
-        for sid, (kind, item) in listed.items():
-            if sid not in self._targets and sid not in self._ended:
-                _ = self._spawn(self._appear, kind, item)
+        for kind, items in listed.items():
+            for sid, item in items.items():
+                if sid not in self._targets and sid not in self._ended:
+                    _ = self._spawn(self._appear, kind, item)
+
+    def _update_receivers(self) -> None:
+        """Update the health of each receiver, and forget those that no target leads to any more."""
         in_use = {kept.receiver for kept in self._targets.values()}
         for receiver, health in list(self._health.items()):
             self._update_health(receiver)
             if receiver not in in_use:
                 del self._health[receiver]
                 if health.is_paused:
-                    self._tell(StartsResumed(receiver=receiver))
+                    self._emit(StartsResumed(receiver=receiver))
 
-    async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, tuple[TargetKind, Item]]) -> None:
+    async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, Item]) -> None:
         """Take over a target of the keeper before."""
         kind, sid = key
-        kept = _Kept(key, record.state, AttemptTokens(self._receivers), fingerprints=dict(record.fingerprints))
+        kept = self._kept_of(key, record)
         observation: KeepObservation = TargetChecked(in_progress=False)
         try:
-            kept.item = listed[sid][1] if sid in listed else await self._requests[kind].get(sid)
+            kept.item = listed[sid] if sid in listed else await self._requests[kind].get(sid)
             if kept.item is not None:
                 request = await self._request(kept)
                 if request is None:
@@ -364,13 +379,16 @@ class Keeper:
         self._unrecovered.discard(sid)
         self._observe(kept, observation)
 
+    def _kept_of(self, key: Target, record: KeptTarget) -> _Kept:
+        return _Kept(key, record.state, AttemptTokens(self._receivers), fingerprints=dict(record.fingerprints))
+
     def _is_replaced(self, kept: _Kept, request: Start) -> bool:
         if self._options.on_change is OnChange.KEEP or not kept.fingerprints:
             return False
         return set(kept.fingerprints.values()) != {fingerprint(request)}
 
     async def _release(self, kept: _Kept) -> None:
-        """Keep a target no longer, which is not chosen any more."""
+        """Stop keeping a target that is no longer selected."""
         kind, sid = kept.target
         self._targets.pop(sid, None)
         self._ignored.add(sid)
@@ -379,7 +397,7 @@ class Keeper:
             await self._stop_streams(kept)
         else:
             self._journal.forget(kept.target)
-        self._tell(TargetReleased(kind=kind, target=sid))
+        self._emit(TargetReleased(kind=kind, target=sid))
 
     async def _appear(self, kind: TargetKind, item: Item) -> None:
         sid = str(item.sid)
@@ -407,7 +425,7 @@ class Keeper:
             item = kept.item = kept.item or await self._requests[kind].get(sid)
             if item is None:
                 raise InvalidRequestError(f"the {kind} has ended")
-            if where is not None and not where(item):
+            if where is not None and not chooses(where, item):
                 return None
             if callable(fields):
                 fields = await apply_template(fields, item)
@@ -439,7 +457,7 @@ class Keeper:
             health.on_decision(sid, kept.state, now)
             self._update_health(kept.receiver)
         for event in decision.events:
-            self._tell(evolve(event, kind=kind, target=sid))
+            self._emit(evolve(event, kind=kind, target=sid))
         numbers = {attempt.number for attempt in kept.state.attempts}
         kept.fingerprints = {number: text for number, text in kept.fingerprints.items() if number in numbers}
         kept.tokens.keep_only(numbers)
@@ -452,9 +470,9 @@ class Keeper:
         if not any(isinstance(action, SaveAttempt) for action in decision.actions):
             self._journal.save_later(kept.target, kept.record)
         for action in decision.actions:
-            self._carry_out(kept, action)
+            self._execute(kept, action)
 
-    def _carry_out(self, kept: _Kept, action: KeepAction) -> None:
+    def _execute(self, kept: _Kept, action: KeepAction) -> None:
         match action:
             case WaitUntil():
                 if not self._is_ending:
@@ -477,6 +495,8 @@ class Keeper:
                 return  # another keeper has taken over meanwhile
             if self._is_ending:
                 raise ClientStateError("the keeper ends")
+            # Before the start is recorded, since it fails if a receiver is closed.
+            token = None if template is None else kept.tokens.mint(attempt, partial(self._observe, kept))
         except StreamsError as error:
             self._observe(kept, StartRejected(attempt=attempt, reason=str(error)))
             return
@@ -490,7 +510,6 @@ class Keeper:
         await self._journal.save(kept.target, kept.record)
         deadline_at = await self._journal.permit()
         name = requests.settings.stream_name(self._options.name, sid, attempt)
-        token = kept.tokens.mint(attempt, partial(self._observe, kept))
         request = attempt_of(template, number=attempt, name=name, token=token)
         self._observe(kept, await requests.start(request, attempt, deadline_at=deadline_at))
 
@@ -521,10 +540,10 @@ class Keeper:
         if health.is_paused:
             reason, here = health.reason, rejected - self._rejected
             reason += f"; since it last worked, {here} upgrades were rejected here" if here else ""
-            self._tell(StartsPaused(receiver=receiver, reason=reason))
+            self._emit(StartsPaused(receiver=receiver, reason=reason))
             return
         self._rejected = rejected
-        self._tell(StartsResumed(receiver=receiver))
+        self._emit(StartsResumed(receiver=receiver))
         for kept in [kept for kept in self._targets.values() if kept.receiver == receiver]:
             asyncio.get_running_loop().call_soon(self._observe, kept, TimePassed())
 
@@ -533,7 +552,7 @@ class Keeper:
             kept.timer.cancel()
             kept.timer = None
 
-    def _tell(self, event: KeeperEvent) -> None:
+    def _emit(self, event: KeeperEvent) -> None:
         self._events.append(event)
         self._changed.set()
 
@@ -551,7 +570,7 @@ class Keeper:
         try:
             await work()
         except LeaseLostError:
-            pass  # whoever has it does the work
+            pass  # the keeper that has the lease does the work
         except Exception as error:  # noqa: BLE001  (of a journal, a template or a client: the reader gets it)
             self._failure = self._failure or error
             self._changed.set()
@@ -571,11 +590,11 @@ class Keeper:
             deadline_at = await self._journal.permit()
         except LeaseLostError:
             reason = self._journal.obstacle or "another keeper has taken over"
-            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=reason))
+            self._emit(StreamingInDoubt(kind=kind, target=sid, reason=reason))
             return
         doubts = await requests.stop_all(sid, attempts, self._options.name, deadline_at=deadline_at)
         if doubts:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
-            self._tell(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
+            self._emit(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
             self._journal.forget(kept.target)

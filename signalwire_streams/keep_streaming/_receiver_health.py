@@ -1,4 +1,4 @@
-"""Whether a receiver refuses everybody, by how the streams to it end: without I/O and without a clock."""
+"""Detects a receiver that rejects all streams, from how its streams end: without I/O and without a clock."""
 
 from math import inf
 
@@ -43,7 +43,7 @@ class ReceiverHealth:
         return self.paused_until != -inf
 
     def on_start(self, target: str, state: TargetState, now: float) -> None:
-        """Note that a stream is started."""
+        """Record the start of a stream."""
         self._counted.setdefault(target, state.early_ends)
         if target not in self._refused:
             _put(self._undecided, target, now)
@@ -51,7 +51,7 @@ class ReceiverHealth:
             self._probe, self.paused_until = target, now + self.settings.patience + self.settings.min_lifetime
 
     def on_decision(self, target: str, state: TargetState, now: float) -> None:
-        """Note what has become of a target."""
+        """Record a target's new state."""
         counted = self._counted.get(target)
         if counted is None or state.check_due or isinstance(state.pending, GetTarget):
             return  # its stream may have ended with it
@@ -70,7 +70,7 @@ class ReceiverHealth:
             _put(self._heard, target, now)
 
     def forget(self, target: str, now: float) -> None:
-        """Note that a target has ended, or leads elsewhere."""
+        """Forget a target that ended or moved to another receiver."""
         for targets in (self._undecided, self._heard, self._refused, self._counted):
             targets.pop(target, None)
         if target == self._probe:

@@ -52,7 +52,7 @@ class AttemptSocket:
             return
         self.observe(SocketOpened(attempt=self.attempt, sid=session.stream_sid))
         ended = asyncio.create_task(session.wait_closed())
-        # Its handler may go on for as long as it likes.
+        # Its handler may outlive the socket.
         ended.add_done_callback(lambda _: self.observe(SocketClosed(attempt=self.attempt)))
         handler = self.receiver._handler  # noqa: SLF001
         assert handler is not None  # noqa: S101  (`check_receivers`)

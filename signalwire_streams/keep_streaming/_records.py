@@ -77,11 +77,12 @@ def _checked(value: object, kind: type[_Value]) -> _Value:
 
 @frozen
 class KeeperOwner:
-    """Whose streams a journal is of."""
+    """The keeper that owns a journal."""
 
     origin: str = field(validator=instance_of(str))
     project: str = field(validator=instance_of(str))
     name: str = field(validator=instance_of(str))
+    names: str = field(default="reusable", validator=instance_of(str))  # the names that its attempts have
 
     def check(self, path: object, known: "KeeperOwner") -> None:
         for noun, its, ours in (("Space", known.origin, self.origin), ("project", known.project, self.project)):
@@ -93,6 +94,11 @@ class KeeperOwner:
             raise InvalidRequestError(
                 f"{path} is of the streams named {known.name!r}: pass name={known.name!r}, or name another file for "
                 f"{self.name!r}"
+            )
+        if known.names != self.names:
+            raise InvalidRequestError(
+                f"{path} has streams that were started with names={known.names!r}, which are called otherwise: pass "
+                f"names={known.names!r}, or stop them first (on_exit='stop') and name another file"
             )
 
 

@@ -1,4 +1,4 @@
-"""The journal of a keeper in Redis, for several hosts: one of them has the lease of it, and the others stand by.
+"""The journal of a keeper in Redis, for several hosts: one of them holds its lease, and the others are on standby.
 
 Redis expires the lease unless it is renewed. The keeper that has it trusts it for a shorter time, by its own clock, and
 its requests have to end by then; so nothing is under way when the lease passes on. Each tenure has an id of its own,
@@ -58,12 +58,7 @@ class _Link(RedisLink):
 
 
 class RedisJournal:
-    """The records of a keeper, and its lease.
-
-    Attributes:
-        targets: the records that an earlier keeper left, as of the last `acquire` that returned True.
-        is_lost: whether another keeper may have acted since the last `acquire`.
-    """
+    """The records of a keeper, and its lease."""
 
     targets: dict[Target, KeptTarget]
     is_lost: bool
@@ -196,7 +191,7 @@ class RedisJournal:
         except StreamsError as error:
             self._failure, self._trusted_until = error, -inf
             self._drop_saves(error)
-            self._tell()
+            self._wake_waiters()
 
     async def _exchange(self, *, lease: int | None = None) -> float:
         """Renew the lease and write what is queued. Return the seconds until it is to be renewed, or asked for."""
@@ -223,7 +218,7 @@ class RedisJournal:
                 self._confirm(batch)
         self._why = "the lease was not renewed in time"
         self._trusted_until = asked_at + self._lease * _TRUSTED
-        self._tell()
+        self._wake_waiters()
         return self._lease * _RENEWAL
 
     def _begin_tenure(self) -> None:
@@ -253,12 +248,12 @@ class RedisJournal:
             self._losses += 1
             self._records, self._queue = {}, {}
             self._drop_saves(LeaseLostError())
-            self._tell()
+            self._wake_waiters()
 
     def _end_waits(self) -> None:
         if self.obstacle is not None:
             self._drop_saves(LeaseLostError())
-            self._tell()
+            self._wake_waiters()
 
     def _drop_saves(self, error: Exception) -> None:
         for saved in self._saving.values():
@@ -266,6 +261,6 @@ class RedisJournal:
             saved.exception()  # who waited for it may have been cancelled
         self._saving.clear()
 
-    def _tell(self) -> None:
+    def _wake_waiters(self) -> None:
         self._news.set()
         self._news = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What responses and status callbacks tell of a target's streams, as observations of its attempts."""
+"""Sends a target's requests; turns responses and callbacks into observations of its attempts."""
 
 import re
 from collections.abc import Sequence

@@ -87,7 +87,7 @@ class Restarter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    # --- What the receiver tells
+    # --- Called by the receiver
 
     def on_lost(self, session: StreamSession, reason: EndReason) -> None:
         self._session, self._reason = session, reason
@@ -95,7 +95,7 @@ class Restarter:
             self.end_session(reason)
             return
         _LOG.warning(
-            "stream %s was lost (%s), and is started again unless its conference or call is over", session.label, reason
+            "stream %s was lost (%s); restarting unless its conference or call has ended", session.label, reason
         )
         if self._was_lost:
             self._observe(SocketClosed(attempt=self._attached))
@@ -114,7 +114,7 @@ class Restarter:
             self.end_session(EndReason.SHUTDOWN)
 
     def resume(self, attempt: int, session: StreamSession) -> StreamSession:
-        """Have the open session go on over the socket of a new one."""
+        """Continue the open session over a new socket."""
         if self._is_over or session.stream_sid is None or self._state.find(attempt) is None:
             raise MalformedFrameError("nothing waits for this stream any more, or its start event has no sid")
         is_newest = self._is_in_gap or attempt > self._attached
@@ -124,7 +124,7 @@ class Restarter:
         self._observe(SocketOpened(attempt=attempt, sid=session.stream_sid))
         if not is_newest:  # which is stopped
             raise MalformedFrameError("a newer stream has taken its place")
-        _LOG.info("stream %s goes on as %s", self._session.label, session.label)
+        _LOG.info("stream %s continues as %s", self._session.label, session.label)
         return self._session
 
     async def end(self) -> list[Any] | None:
@@ -185,7 +185,7 @@ class Restarter:
             self._is_over = True
             self.end_session(self._reason)
         for action in () if self._is_over else decision.actions:
-            self._carry_out(action)
+            self._execute(action)
 
     def _report(self, event: KeepEvent) -> None:
         settings = self._requests.settings
@@ -203,7 +203,7 @@ class Restarter:
             )
             self.end_session(EndReason.IN_DOUBT, error)
 
-    def _carry_out(self, action: KeepAction) -> None:
+    def _execute(self, action: KeepAction) -> None:
         match action:
             case WaitUntil():
                 loop = asyncio.get_running_loop()

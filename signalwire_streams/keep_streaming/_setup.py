@@ -1,5 +1,6 @@
 """The arguments of `StreamsClient.keep_streaming`: their checks, and the keeper that they make."""
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -56,7 +57,7 @@ def make_keeper(
     duplicate_names: Mapping[str, DuplicateNames | str],
     on_change: OnChange | str,
     on_exit: OnExit | str,
-    owner: Callable[[str], KeeperOwner],
+    owner: Callable[[str, str], KeeperOwner],
     clock: Clock,
 ) -> Keeper:
     """Check the arguments, and return the keeper that they are for."""
@@ -71,6 +72,8 @@ def make_keeper(
         raise InvalidRequestError("neither conferences nor calls are kept: pass conferences=True or calls=True")
     if where is not None and not callable(where):
         raise InvalidRequestError(f"where is {kind_of(where)}: write a function that returns True or False")
+    if inspect.iscoroutinefunction(where):
+        raise InvalidRequestError("where is an async function: write def, or let an async template return None")
     served = check_receivers(receivers)
     if not callable(template):
         for kind in kinds:
@@ -98,7 +101,7 @@ def make_keeper(
         on_change=OnChange(on_change),
         on_exit=OnExit(on_exit),
     )
-    open_journal = _opener(journal, owner(name), check_seconds(lease, "lease"), clock)
+    open_journal = _opener(journal, owner(name, StreamNames(names)), check_seconds(lease, "lease"), clock)
     return Keeper(options, requests, open_journal=open_journal, receivers=served, clock=clock)
 
 

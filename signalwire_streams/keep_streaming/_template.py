@@ -54,6 +54,17 @@ _REQUESTS: Mapping[TargetKind, Callable[..., Start]] = {
 _FIELDS = StreamTemplate.__annotations__.keys()
 
 
+def chooses(where: Callable[[Item], object], item: Item) -> bool:
+    """Return whether a user's function chooses an item."""
+    try:
+        chosen = where(item)
+    except Exception as error:
+        raise InvalidRequestError(f"where raised {type(error).__name__} for {item.sid}") from error
+    if inspect.isawaitable(chosen):
+        raise InvalidRequestError("where returns an awaitable: write def, or let an async template return None")
+    return bool(chosen)
+
+
 async def apply_template(template: Callable[[Item], object], item: Item) -> object:
     """Return what a template that is a function returns, to be checked by `request_for`."""
     try:

@@ -1,4 +1,4 @@
-"""What a keeper decides from and with: settings, the state of a target, observations, actions and events."""
+"""Inputs and outputs of a keeper's decisions: settings, the state of a target, observations, actions and events."""
 
 from enum import StrEnum
 from math import inf
@@ -101,6 +101,8 @@ class KeepSettings:
 
 class OnChange(_Choice):
     """What becomes of streams that were started with other fields, when a keeper is restarted.
+
+    The journal keeps neither tokens nor the values of parameters, so a change of these is not seen.
 
     Attributes:
         KEEP: they go on; the new fields are for streams that are started from now on.
@@ -326,7 +328,7 @@ class ObservationOfAttempt:
 
 @frozen(kw_only=True)
 class StartAccepted(ObservationOfAttempt):
-    """A start was answered with a sid."""
+    """A start was accepted, with a sid."""
 
     sid: str
 
@@ -437,7 +439,7 @@ class TargetAppeared(TargetEvent):
 
 @frozen(kw_only=True)
 class StreamingStarted(TargetEvent):
-    """Its first stream runs, as far as the keeper can know."""
+    """The Space accepted its first stream. With receivers, its socket may still be missing (`TargetSnapshot`)."""
 
 
 @frozen(kw_only=True)
@@ -560,7 +562,7 @@ class StandbyEnded:
 
 @frozen(kw_only=True)
 class KeepDecision:
-    """The new state of a target, what is to be done in this order, and what to tell."""
+    """The new state of a target, the actions in their order, and the events to report."""
 
     state: TargetState
     actions: tuple[KeepAction, ...] = ()

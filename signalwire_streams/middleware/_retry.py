@@ -85,7 +85,7 @@ RULES: Mapping[AttemptResult, _Row] = {
     # The Space rejected it for now.
     AttemptResult.TRY_AGAIN: _always(RetryDecision.RETRY),
     AttemptResult.UNAVAILABLE: _always(RetryDecision.RETRY),
-    AttemptResult.THROTTLED: _always(RetryDecision.WAIT_FOR_RATE_LIMIT),
+    AttemptResult.THROTTLED: _always(RetryDecision.WAIT_FOR_RATE_LIMIT),  # 429
 }
 _RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
     **RULES,

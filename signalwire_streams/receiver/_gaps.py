@@ -1,6 +1,6 @@
 """Events of a stream that was started again, as those of one stream with a gap. Pure.
 
-The numbering of the new stream begins anew. It is continued from the one before, as if the frames of the gap had been
+The numbering of the new stream restarts. It is continued from the one before, as if the frames of the gap had been
 sent and were missing. So timelines, mixers, recorders and statistics know of a restart no more than of any other loss.
 """
 

@@ -79,8 +79,8 @@ class Playback:
         max_message: int = 64 * 1024,
     ) -> None:
         """Created by `MediaReceiver`. A message from the Space may have *max_message* bytes."""
-        self.socket = socket
-        self.stream_sid = stream_sid
+        self.socket: TextSender = socket
+        self.stream_sid: str | None = stream_sid
         self.audio_format = audio_format
         self.bidirectional = bidirectional
         self.now = now
@@ -382,7 +382,7 @@ class Playback:
         self._marks.clear()
 
     def _resume(self, other: "Playback") -> int:
-        """Go on over the socket of another stream. Return the milliseconds that nobody heard of the one before."""
+        """Continue over another stream's socket. Return the milliseconds of audio that were not heard."""
         self.socket, self.stream_sid = other.socket, other.stream_sid
         self._connected.set()
         unheard, self._unheard = self._unheard, 0

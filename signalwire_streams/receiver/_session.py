@@ -83,7 +83,7 @@ class StreamSession:
         claims: TokenClaims | None = None,
     ) -> None:
         """Created by `MediaReceiver`."""
-        self.start = start
+        self.start: StartEvent = start
         self.audio_format = audio_format
         self.playback = playback
         self.statistics = statistics
@@ -261,18 +261,18 @@ class StreamSession:
         self._socket_ended.set()
 
     def _survive(self, on_lost: "Callable[[StreamSession, EndReason], None]") -> None:
-        """Have a function called when the stream is lost, instead of ending then."""
+        """Call *on_lost* when the stream is lost, instead of ending."""
         self._on_lost, self._socket_ended = on_lost, asyncio.Event()
         self.playback._survive()
 
     def _detach(self, received_at: float) -> None:
-        """Let go of the socket."""
+        """Release the socket."""
         self._socket_ended.set()
         self._lost_at = received_at
         self.playback._interrupt(asyncio.get_running_loop().time() - received_at)
 
     def _resume(self, fresh: "StreamSession") -> None:
-        """Go on with the stream and the socket of a session that has just begun.
+        """Continue with the stream and socket of a newly started session.
 
         Raises:
             MalformedFrameError: its audio is encoded in another way.

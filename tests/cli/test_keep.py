@@ -312,7 +312,7 @@ async def test_call_in_doubt_fails_the_command(space: SimulatedSpace, tmp_path: 
         [doubt] = await keeper.wait_for("streaming_in_doubt")
         ran, report = await keeper.end()
     assert (ran.code, report["counts"]["in_doubt"]) == (1, 1)
-    assert doubt["reason"] == "a start was not answered, and the Space would not refuse a second stream"
+    assert doubt["reason"] == "the response to a start was lost, and the Space may accept a second stream"
 
 
 @posix_only
@@ -477,7 +477,7 @@ async def test_pipe_gets_a_line_per_event(space: SimulatedSpace, tmp_path: Path)
         "  streaming  1",
         "  events     1 appeared, 1 streaming started",
         f"Journal: {journal}",
-        "The same command goes on from it.",
+        "Run the same command to resume.",
     ]
 
 

@@ -210,6 +210,13 @@ class TestLoss:
         assert target.last.state.status is KeepStatus.FAILING
         assert target.fates() == {}
 
+    def test_stream_that_runs_is_not_lost_by_a_rejection_of_its_next_start(self) -> None:
+        target = Target(CONFERENCES).run().see(TimePassed(), after=CONFERENCES.reassert)
+        assert target.actions() == started(2)
+        target.see(StartRejected(attempt=2, reason="429"), TargetChecked(in_progress=True))
+        assert target.events() == ()
+        assert target.last.state.status is KeepStatus.STREAMING
+
     def test_rejected_start_fails_with_its_reason_and_has_the_target_checked(self) -> None:
         target = Target(CONFERENCES).see(StartRejected(attempt=1, reason="403"))
         assert target.actions() == (GetTarget(),)
@@ -379,6 +386,11 @@ class TestRestartOfTheKeeper:
         target = Target(CALLS).see(KeeperRestarted())
         assert target.actions() == ()
         assert target.last.state.status is KeepStatus.IN_DOUBT
+
+    def test_call_in_doubt_is_held_though_its_stream_is_to_be_replaced(self) -> None:
+        """A stop by its name would prove nothing."""
+        assert Target(CALLS).see(KeeperRestarted(replaces=True)).actions() == ()
+        assert Target(RESTARTED_CALLS).see(KeeperRestarted(replaces=True)).actions() == (StopByName(attempt=1),)
 
     def test_request_under_way_is_forgotten(self) -> None:
         target = Target(RECEIVED).run().see(TargetMissing(), KeeperRestarted())

@@ -135,6 +135,10 @@ async def test_two_keepers_can_not_use_one_file(tmp_path: Path) -> None:
         (KeeperOwner("https://b.signalwire.com", "p1", "audit"), "belongs to the Space https://example.signalwire.com"),
         (KeeperOwner(OWNER.origin, "p2", "audit"), "belongs to the project p1: use it there"),
         (KeeperOwner(OWNER.origin, "p1", "sales"), "streams named 'audit': pass name='audit', or name another file"),
+        (
+            KeeperOwner(OWNER.origin, "p1", "audit", "once"),
+            "with names='reusable', which are called otherwise: pass names",
+        ),
     ],
 )
 async def test_journal_of_another_keeper_is_rejected(tmp_path: Path, other: KeeperOwner, message: str) -> None:

@@ -33,7 +33,7 @@ from signalwire_streams.keep_streaming import (
 from signalwire_streams.keep_streaming._receiving import AttemptSocket
 from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver, StreamSession
-from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace
+from signalwire_streams.simulator import Certificates, NoFrames, SimulatedSpace
 from tests import waiting
 
 until = partial(waiting.until, timeout=110.0, interval=0.5)  # on the clock that skips what is idle
@@ -88,6 +88,10 @@ async def keeping(client: StreamsClient, journal: Path, template: Any = TEMPLATE
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 await reading
+
+
+async def asynchronous(_: object) -> bool:
+    return False
 
 
 def alive(space: SimulatedSpace) -> list[str]:
@@ -231,6 +235,24 @@ class TestOutage:
             rule.remove()
             await until(lambda: events.count(PollingRecovered) == 1)
             assert events.count(StreamingLost) == events.count(TargetEnded) == 0
+
+    async def test_list_of_one_kind_that_fails_holds_up_no_other(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Neither a new conference nor those of an earlier keeper, and no call is missed for it."""
+        async with keeping(client, journal, calls=True) as events:
+            await until(lambda: events.count(StreamingStarted) == 5)
+        rule = space.faults.add("status", on="list-calls", status=403, body="api", code=20003)
+        async with keeping(client, journal, calls=True) as events:
+            await until(lambda: events.count(PollingFailed) == 1)
+            new = space.add_conference()
+            await until(lambda: events.of(new) == [TargetAppeared, StreamingStarted])
+            assert events.count(TargetEnded) == 0
+            assert {each.kind for each in events.keeper.snapshot} == {TargetKind.CONFERENCE}
+            rule.remove()
+            await until(lambda: events.count(PollingRecovered) == 1)
+            await until(lambda: len(alive(space)) == 6)
+        assert space.streams.duplicates() == []
 
     async def test_starts_that_waited_for_its_end_are_made_then(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path, idle_clock: Clock
@@ -475,20 +497,59 @@ class TestEnd:
         with pytest.raises(ClientStateError, match="this client is closed"):
             await keep()
 
-    async def test_where_that_raises_ends_the_keeper(
+    async def test_where_that_raises_fails_its_own_target(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
-        def broken(item: Any) -> bool:
-            raise AttributeError("nothing")
+        broken_sid, *others = space.conference_sids
 
-        async def keep() -> None:
-            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=broken):
-                await until(lambda: space.requests.count("list-conferences") == 1)
-                await asyncio.sleep(20.0)
+        def where(item: Any) -> bool:
+            if item.sid == broken_sid:
+                raise AttributeError("nothing")
+            return True
 
-        with pytest.raises(AttributeError, match="nothing"):
-            await keep()
-        assert space.requests.count("start-conference-stream") == 0
+        async with keeping(client, journal, where=where) as events:
+            await until(lambda: events.count(StreamingStarted) == 2 and events.count(TargetFailing) == 1)
+        [failing] = [event for event in events.seen if isinstance(event, TargetFailing)]
+        assert failing.reason == f"where raised AttributeError for {broken_sid}"
+        assert alive(space) == sorted(others)
+
+    async def test_where_that_returns_an_awaitable_chooses_nothing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """It would be true for each conference, whatever it comes to."""
+        nothing = asyncio.get_running_loop().create_future()
+        async with keeping(client, journal, where=lambda _: nothing) as events:
+            await until(lambda: events.count(TargetFailing) == 3)
+        assert {event.reason for event in events.seen if isinstance(event, TargetFailing)} == {
+            "where returns an awaitable: write def, or let an async template return None"
+        }
+        assert alive(space) == []
+
+    async def test_streams_that_were_not_taken_over_yet_are_stopped_too(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Those of an earlier keeper, while the first list cannot be read."""
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        space.faults.add("status", on="list", status=503, body="empty")
+        async with keeping(client, journal, on_exit="stop") as events:
+            await until(lambda: events.count(PollingFailed) == 1)
+        assert alive(space) == []
+
+    async def test_receiver_that_is_closed_leaves_no_start_in_doubt(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Nothing is recorded of a start that can't be sent, so that a call is not held for it."""
+
+        async def handle(_: object) -> None: ...
+
+        receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
+        await receiver.aclose(0)
+        options = {"receivers": [receiver], "conferences": False, "calls": True}
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.count(TargetFailing) == 2)
+        async with keeping(client, journal, conferences=False, calls=True):
+            await until(lambda: alive(space) == sorted(space.call_sids))
 
     async def test_stop_ends_all_streams(self, space: SimulatedSpace, client: StreamsClient, journal: Path) -> None:
         space.faults.add("status", on="start-conference-stream", status=403, target=space.add_conference())
@@ -536,6 +597,24 @@ class TestEnd:
         with pytest.raises(JournalError, match=r"kept\.db\.lock was removed"):
             await keep()
         assert len(space.streams.active()) == 3  # what can't be recorded is not started
+
+    async def test_keeper_that_has_failed_lists_nothing_more(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Even if nobody reads its events until the block ends."""
+
+        async def keep() -> None:
+            async with client.keep_streaming(TEMPLATE, name="audit", journal=journal):
+                await until(lambda: len(space.streams.active()) == 3)
+                journal.with_name("kept.db.lock").unlink()
+                space.add_conference()
+                await asyncio.sleep(11.0)
+                lists = space.requests.count("list-conferences")
+                await asyncio.sleep(30.0)
+                assert space.requests.count("list-conferences") == lists
+
+        with pytest.raises(JournalError):
+            await keep()
 
     async def test_refused_token_is_reported(self, space: SimulatedSpace, idle_clock: Clock, journal: Path) -> None:
         async with (
@@ -618,7 +697,7 @@ class TestReceivers:
     @pytest.fixture
     async def space(self, certificates: Certificates) -> AsyncIterator[SimulatedSpace]:
         async with SimulatedSpace(
-            conferences=3, calls=2, participants=0, audio=Silence(), ssl_context=certificates.trust
+            conferences=3, calls=2, participants=0, audio=NoFrames(), ssl_context=certificates.trust
         ) as running:
             yield running
 
@@ -704,6 +783,7 @@ class TestArguments:
             ({"conferences": False}, "pass conferences=True or calls=True"),
             ({"conferences": "yes"}, "conferences"),
             ({"where": "support"}, "where is .*: write a function"),
+            ({"where": asynchronous}, "where is an async function: write def, or let an async template return None"),
             ({"poll": 0}, "poll"),
             ({"reassert": -1}, "reassert"),
             ({"journal": ""}, "journal is empty"),

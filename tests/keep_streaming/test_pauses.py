@@ -10,7 +10,7 @@ from signalwire_streams import Clock, StreamsClient
 from signalwire_streams.callbacks import CallbackEvent
 from signalwire_streams.keep_streaming import StartsPaused, StartsResumed, TargetFailing
 from signalwire_streams.receiver import MediaReceiver, StreamSession
-from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace
+from signalwire_streams.simulator import Certificates, NoFrames, SimulatedSpace
 from tests.keep_streaming.test_keeper import Events, alive, certificates, client, journal, keeping, told, until
 
 __all__ = ["certificates", "client", "journal"]
@@ -23,7 +23,7 @@ async def handle(session: StreamSession) -> None:
 @pytest.fixture
 async def space(certificates: Certificates) -> AsyncIterator[SimulatedSpace]:
     async with SimulatedSpace(
-        conferences=12, calls=0, participants=0, audio=Silence(), ssl_context=certificates.trust
+        conferences=12, calls=0, participants=0, audio=NoFrames(), ssl_context=certificates.trust
     ) as running:
         running.duplicate_names = "http-error"
         yield running

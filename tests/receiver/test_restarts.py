@@ -769,7 +769,7 @@ async def test_bug_in_a_restart_ends_the_session(
 async def test_block_that_ends_before_a_restart_is_sent_sends_none(
     by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carry_out, decided = Restarter._carry_out, asyncio.Event()
+    carry_out, decided = Restarter._execute, asyncio.Event()
 
     def carry_out_and_end(restarter: Restarter, action: Any) -> None:
         carry_out(restarter, action)
@@ -777,7 +777,7 @@ async def test_block_that_ends_before_a_restart_is_sent_sends_none(
             decided.set()
             restarter._is_over = True  # as `end` does
 
-    monkeypatch.setattr(Restarter, "_carry_out", carry_out_and_end)
+    monkeypatch.setattr(Restarter, "_execute", carry_out_and_end)
     async with by_hand.open() as (session, peer):
         lose(peer)
         await decided.wait()
