@@ -56,6 +56,7 @@ class StreamRow:
         self.facts: dict[str, Any] = {}
         self.ended_at: float | None = None
         self._clock = asyncio.get_running_loop().time
+        self._began_at = session._started_at or self._clock()
         self._monitor = Monitor(_MAX_WAITING)
         self._meters = [LevelMeter(session.audio_format) for _ in self.levels]
         self._audio_at = self._lost = 0.0
@@ -67,7 +68,7 @@ class StreamRow:
 
     @property
     def age(self) -> float:
-        return round(self._clock() - self.session._started_at, 1)
+        return round(self._clock() - self._began_at, 1)
 
     def measure(self, now: float) -> bool:
         """Bring the levels up to date; return whether they changed.
@@ -307,7 +308,7 @@ class Board:
         for row in over:
             row.close()
             del self._rows[row.session], self.streams[row.id]
-        new = sorted(found - self._rows.keys(), key=lambda session: session._started_at)
+        new = sorted(found - self._rows.keys(), key=lambda session: session._started_at or now)
         room = max(self._max_rows - len(self._rows), 0)
         self._hidden = len(new[room:])
         for session in new[:room]:

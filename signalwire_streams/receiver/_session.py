@@ -91,7 +91,6 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
-        self._started_at = asyncio.get_running_loop().time()
         # The sid of the conference or call, as far as it is known.
         self._target = claims.target if claims is not None else start.conference_sid or start.call_sid
         self._closes_on_overflow = limits.overflow is Overflow.CLOSE

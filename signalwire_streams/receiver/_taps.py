@@ -145,6 +145,7 @@ class Monitor:
     is_passive = True
 
     def __init__(self, max_frames: int) -> None:
+        self.error: BaseException | None = None  # which nothing raises
         self.events: deque[MediaEvent] = deque(maxlen=max_frames)
         self.others: deque[KeptEvent] = deque(maxlen=max_frames)
 
