@@ -98,7 +98,7 @@ class _Case:
         return self.change(fate, sid=sid, settles_at=self.now + self.settings.min_lifetime).believe()
 
     def believe(self) -> Self:
-        seconds = self.settings.patience if self.settings.receives else self.settings.reassert
+        seconds = self.settings.socket_timeout if self.settings.receives else self.settings.reassert
         is_received = self.settings.receives and self.state.of_fate(Fate.HEARD)
         return self.report(KeepStatus.STREAMING).wait(0.0 if is_received else seconds)
 
@@ -206,7 +206,7 @@ def _doubt(case: _Case, answer: ResponseLost) -> _Case:
     if was.status is KeepStatus.STREAMING:
         case = case.report(was.status)
     if not case.settings.is_guarded and case.settings.receives:  # a socket resolves the doubt, if it comes
-        case = case.wait(max(case.state.next_at - case.now, case.settings.patience))
+        case = case.wait(max(case.state.next_at - case.now, case.settings.socket_timeout))
     return case
 
 

@@ -19,10 +19,10 @@ from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._receiver_health import ReceiverHealth
+from signalwire_streams.keep_streaming._receiver_breaker import ReceiverBreaker
 from signalwire_streams.keep_streaming._receiving import AttemptTokens
 from signalwire_streams.keep_streaming._records import KeeperStore, KeptTarget, LeaseLostError, Target, new_state
-from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.keep_streaming._template import (
     Item,
     Start,
@@ -138,7 +138,7 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._is_silent = False  # the polls fail
-        self._health: dict[str, ReceiverHealth] = {}  # of each receiver
+        self._breakers: dict[str, ReceiverBreaker] = {}  # of each receiver
         self._rejected = 0  # upgrades to its receivers when those worked last
         self._unrecovered: set[str] = set()  # of the keeper before, and not yet taken over
         self._is_ending = self._has_ended = False
@@ -295,7 +295,7 @@ class Keeper:
             for kept in self._targets.values():
                 self._cancel_timer(kept)
                 kept.tokens.keep_only(())
-            for known in (self._targets, self._health, self._ignored):
+            for known in (self._targets, self._breakers, self._ignored):
                 known.clear()
             self._unrecovered = {sid for kind, sid in self._journal.targets if kind in self._requests}
         if obstacle is not None:
@@ -349,13 +349,13 @@ class Keeper:
                     _ = self._spawn(self._appear, kind, item)
 
     def _update_receivers(self) -> None:
-        """Update the health of each receiver, and forget those that no target leads to any more."""
+        """Update the breaker of each receiver, and forget those that no target leads to any more."""
         in_use = {kept.receiver for kept in self._targets.values()}
-        for receiver, health in list(self._health.items()):
-            self._update_health(receiver)
+        for receiver, breaker in list(self._breakers.items()):
+            self._update_breaker(receiver)
             if receiver not in in_use:
-                del self._health[receiver]
-                if health.is_paused:
+                del self._breakers[receiver]
+                if breaker.is_paused:
                     self._emit(StartsResumed(receiver=receiver))
 
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, Item]) -> None:
@@ -433,10 +433,10 @@ class Keeper:
             return None
         request = request_for(kind, sid, fields)
         before, kept.receiver = kept.receiver, receiver_of(request)
-        if before != kept.receiver and before in self._health:
-            self._health[before].forget(sid, self._clock.now())
-        if kept.receiver not in self._health:
-            self._health[kept.receiver] = ReceiverHealth(self._requests[kind].settings)
+        if before != kept.receiver and before in self._breakers:
+            self._breakers[before].forget(sid, self._clock.now())
+        if kept.receiver not in self._breakers:
+            self._breakers[kept.receiver] = ReceiverBreaker(self._requests[kind].settings)
         return request
 
     # --- Decisions and what follows
@@ -447,15 +447,15 @@ class Keeper:
         if is_over or self._targets.get(sid) is not kept:
             return
         settings, now = self._requests[kind].settings, self._clock.now()
-        health = self._health.get(kept.receiver)
-        paused_until = -inf if health is None else health.paused_until
+        breaker = self._breakers.get(kept.receiver)
+        paused_until = -inf if breaker is None else breaker.paused_until
         decision = decide(kept.state, observation, now, settings, paused_until=paused_until)
         kept.state = decision.state
-        if health is not None:
+        if breaker is not None:
             if any(isinstance(action, StartStream) for action in decision.actions):
-                health.on_start(sid, kept.state, now)
-            health.on_decision(sid, kept.state, now)
-            self._update_health(kept.receiver)
+                breaker.on_start(sid, kept.state, now)
+            breaker.on_decision(sid, kept.state, now)
+            self._update_breaker(kept.receiver)
         for event in decision.events:
             self._emit(evolve(event, kind=kind, target=sid))
         numbers = {attempt.number for attempt in kept.state.attempts}
@@ -532,13 +532,13 @@ class Keeper:
             in_progress, kept.item = item is not None, item or kept.item
         self._observe(kept, TargetChecked(in_progress=in_progress))
 
-    def _update_health(self, receiver: str) -> None:
-        health = self._health[receiver]
-        if not health.update(self._clock.now()):
+    def _update_breaker(self, receiver: str) -> None:
+        breaker = self._breakers[receiver]
+        if not breaker.update(self._clock.now()):
             return
         rejected = sum(each.rejected_upgrades for each in self._receivers)
-        if health.is_paused:
-            reason, here = health.reason, rejected - self._rejected
+        if breaker.is_paused:
+            reason, here = breaker.reason, rejected - self._rejected
             reason += f"; since it last worked, {here} upgrades were rejected here" if here else ""
             self._emit(StartsPaused(receiver=receiver, reason=reason))
             return

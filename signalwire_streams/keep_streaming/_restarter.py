@@ -16,7 +16,7 @@ from signalwire_streams.bulk._serialization import stream_of
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.errors import MalformedFrameError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.keep_streaming._setup import DUPLICATE_NAMES
 from signalwire_streams.keep_streaming._values import (
     Fate,
@@ -61,7 +61,7 @@ class Restarter:
         pending: PendingStream,
         receiving: PendingStreams,
         *,
-        patience: float,
+        socket_timeout: float,
         **fields: Any,  # noqa: ANN401  (the request validates them)
     ) -> None:
         given = {name: value for name, value in fields.items() if value is not None and name != "deadline"}
@@ -69,7 +69,7 @@ class Restarter:
         settings = KeepSettings(
             duplicate_names=DUPLICATE_NAMES[streams.kind],
             receives=True,
-            patience=patience,
+            socket_timeout=socket_timeout,
             min_lifetime=_MIN_LIFETIME,
             reassert=_MAX_WAIT,
             wait_max=_MAX_WAIT,

@@ -14,7 +14,7 @@ from signalwire_streams.keep_streaming._journal import KeeperJournal
 from signalwire_streams.keep_streaming._keeper import Keeper, KeeperOptions
 from signalwire_streams.keep_streaming._receiving import check_receivers
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeeperStore
-from signalwire_streams.keep_streaming._requests import TargetRequests
+from signalwire_streams.keep_streaming._target_requests import TargetRequests
 from signalwire_streams.keep_streaming._template import Item, Template, request_for
 from signalwire_streams.keep_streaming._values import (
     DuplicateNames,

@@ -60,7 +60,7 @@ class KeepSettings:
         names: ``"reusable"`` or ``"once"``; which of them is true of a Space is unknown.
         in_doubt: ``"hold"`` or ``"restart"``. It matters unless duplicate names are refused and names are reusable.
         receives: whether the sockets of the streams are opened to this process.
-        patience: seconds in which the socket of a stream has to be opened.
+        socket_timeout: seconds in which the socket of a stream has to be opened.
         reassert: seconds after which a stream that is not received here is started again, for the Space to refuse it.
         min_lifetime: seconds; a stream that ends sooner counts as failed.
         wait_initial: seconds until the start that follows a failure; they double with each further one.
@@ -71,7 +71,7 @@ class KeepSettings:
     names: StreamNames = field(default=StreamNames.REUSABLE, converter=StreamNames)
     in_doubt: InDoubtPolicy = field(default=InDoubtPolicy.HOLD, converter=InDoubtPolicy)
     receives: bool = field(default=False, validator=validate_flag)
-    patience: float = field(default=10.0, validator=validate_seconds)
+    socket_timeout: float = field(default=10.0, validator=validate_seconds)
     reassert: float = field(default=60.0, validator=validate_seconds)
     min_lifetime: float = field(default=10.0, validator=validate_seconds)
     wait_initial: float = field(default=1.0, validator=validate_seconds)

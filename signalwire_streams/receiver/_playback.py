@@ -17,7 +17,7 @@ from functools import partial
 from attrs import define
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
-from signalwire_streams.receiver._heard import HeardAudio, SentMark, Utterance
+from signalwire_streams.receiver._heard_audio import HeardAudio, SentMark, Utterance
 from signalwire_streams.receiver._socket import TextSender
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat, whole_number

@@ -145,7 +145,7 @@ class TestUnheard:
     @pytest.mark.parametrize("settings", [RECEIVED, RECEIVED_CALLS])
     def test_stream_whose_socket_is_not_opened_is_stopped_and_started_again(self, settings: KeepSettings) -> None:
         target = Target(settings).see(StartAccepted(attempt=1, sid="s1"))
-        assert target.wait == settings.patience
+        assert target.wait == settings.socket_timeout
         target.see(TimePassed(), after=10.0)
         [lost, failing] = target.events()
         assert isinstance(lost, StreamingLost)
@@ -157,7 +157,7 @@ class TestUnheard:
     def test_callback_does_not_replace_the_socket(self) -> None:
         target = Target(RECEIVED).see(StartedCallback(attempt=1, sid="s1"))
         assert target.fates() == {1: Fate.ANSWERED}
-        assert target.wait == RECEIVED.patience
+        assert target.wait == RECEIVED.socket_timeout
 
     def test_unanswered_stream_that_runs_unheard_is_stopped_by_its_name(self) -> None:
         target = Target(RECEIVED).see(ResponseLost(attempt=1, reason="no response")).see(TimePassed(), after=1.0)
@@ -259,7 +259,7 @@ class TestDoubt:
 
     def test_socket_is_waited_for_before_a_call_is_restarted(self) -> None:
         target = Target(RESTARTED_CALLS).see(ResponseLost(attempt=1, reason="no response"))
-        assert target.wait == RESTARTED_CALLS.patience
+        assert target.wait == RESTARTED_CALLS.socket_timeout
         target.see(TimePassed(), after=10.0)
         assert target.actions() == (StopByName(attempt=1),)
 

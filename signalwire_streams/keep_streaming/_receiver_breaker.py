@@ -12,11 +12,11 @@ _MAX_DOUBLINGS = 32
 
 
 @define(eq=False)
-class ReceiverHealth:
+class ReceiverBreaker:
     """What became of the latest streams to one receiver.
 
-    A stream is refused if it ends within ``min_lifetime`` of its start, or is not heard within ``patience``, while its
-    target goes on. The receiver refuses everybody if the last streams of three targets or more were refused, if at most
+    A stream is rejected if it ends within ``min_lifetime`` of its start, or is not heard within ``socket_timeout``, while its
+    target goes on. The receiver rejects everybody if the last streams of three targets or more were refused, if at most
     one in ten as many is heard since, and if no more than those are undecided. Then one start at a time is a probe, the
     next after a wait that doubles, until a stream that began after the first refusal has lived for ``min_lifetime``.
 
@@ -48,7 +48,7 @@ class ReceiverHealth:
         if target not in self._refused:
             _put(self._undecided, target, now)
         if self.is_paused:
-            self._probe, self.paused_until = target, now + self.settings.patience + self.settings.min_lifetime
+            self._probe, self.paused_until = target, now + self.settings.socket_timeout + self.settings.min_lifetime
 
     def on_decision(self, target: str, state: TargetState, now: float) -> None:
         """Record a target's new state."""
@@ -83,7 +83,7 @@ class ReceiverHealth:
             _pop_until(self._refused, since)
             if since >= self._since:
                 self._probe, self._probes, self._since, self.paused_until = None, 0, inf, -inf
-        _pop_until(self._undecided, now - settings.patience - settings.min_lifetime)
+        _pop_until(self._undecided, now - settings.socket_timeout - settings.min_lifetime)
         refused, others = len(self._refused), max(len(self._heard) * _HEARD_SHARE, len(self._undecided))
         if not self.is_paused and refused >= max(_LEAST, others):
             self._since = next(iter(self._refused.values()))

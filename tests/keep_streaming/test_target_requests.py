@@ -22,7 +22,7 @@ from signalwire_streams.keep_streaming import (
     StreamAttempt,
     TargetState,
 )
-from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.keep_streaming._template import attempt_of, fingerprint, request_for
 from signalwire_streams.models import SignedTokens, TargetKind
 from signalwire_streams.simulator import SimulatedSpace
