@@ -18,8 +18,10 @@ from signalwire_streams.bulk._results import BulkOutcome, BulkReport
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.callbacks._receiver import CallbackReceiver
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.keep_streaming._events import (
+    KeepStatus,
+)
 from signalwire_streams.keep_streaming._keeper import Keeper
-from signalwire_streams.keep_streaming._values import KeepStatus
 from signalwire_streams.middleware._rate_limit import RateLimiter
 from signalwire_streams.models import Attempt, Priority, RetryDecision
 from signalwire_streams.receiver._media_receiver import MediaReceiver

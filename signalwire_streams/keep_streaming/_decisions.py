@@ -10,18 +10,29 @@ from typing import Any, Self, TypeAlias
 
 from attrs import evolve, frozen
 
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._events import (
+    KeepEvent,
+    KeepStatus,
+    StreamingInDoubt,
+    StreamingLost,
+    StreamingRestarted,
+    StreamingStarted,
+    TargetAppeared,
+    TargetEnded,
+    TargetFailing,
+)
+from signalwire_streams.keep_streaming._settings import (
+    InDoubtPolicy,
+    KeepSettings,
+)
+from signalwire_streams.keep_streaming._state import (
     EndedCallback,
     Fate,
     GetTarget,
-    InDoubtPolicy,
     KeepAction,
     KeepDecision,
     KeeperRestarted,
-    KeepEvent,
     KeepObservation,
-    KeepSettings,
-    KeepStatus,
     NameRefused,
     ObservationOfAttempt,
     ResponseLost,
@@ -37,14 +48,7 @@ from signalwire_streams.keep_streaming._values import (
     StopBySid,
     StopResult,
     StreamAttempt,
-    StreamingInDoubt,
-    StreamingLost,
-    StreamingRestarted,
-    StreamingStarted,
-    TargetAppeared,
     TargetChecked,
-    TargetEnded,
-    TargetFailing,
     TargetMissing,
     TargetState,
     WaitUntil,
@@ -373,7 +377,7 @@ RULES: Mapping[str, Observed | Planned] = {
     "without its sid it is stopped by its name": Planned(_stop_by_name),
     "a doubt holds, if a second stream would not be refused": Planned(_hold),
     "or else the stream is stopped by its name": Planned(_stop_doubtful),
-    "while a receiver refuses everybody, nothing is started": Planned(_await_receiver),
+    "while a receiver rejects everybody, nothing is started": Planned(_await_receiver),
     "a target without a stream gets one": Planned(_start),
 }
 """The first rule that applies decides: one for what an observation changes, then one for what is done next."""

@@ -19,9 +19,44 @@ from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
+from signalwire_streams.keep_streaming._events import (
+    KeepEvent,
+    KeepStatus,
+    PollingFailed,
+    PollingRecovered,
+    StandbyEnded,
+    StandbyStarted,
+    StartsPaused,
+    StartsResumed,
+    StreamingInDoubt,
+    TargetReleased,
+    TargetSnapshot,
+)
 from signalwire_streams.keep_streaming._receiver_breaker import ReceiverBreaker
 from signalwire_streams.keep_streaming._receiving import AttemptTokens
 from signalwire_streams.keep_streaming._records import KeeperStore, KeptTarget, LeaseLostError, Target, new_state
+from signalwire_streams.keep_streaming._settings import (
+    OnChange,
+    OnExit,
+)
+from signalwire_streams.keep_streaming._state import (
+    Fate,
+    GetTarget,
+    KeepAction,
+    KeeperRestarted,
+    KeepObservation,
+    SaveAttempt,
+    StartRejected,
+    StartStream,
+    StopByName,
+    StopBySid,
+    TargetChecked,
+    TargetListed,
+    TargetMissing,
+    TargetState,
+    TimePassed,
+    WaitUntil,
+)
 from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.keep_streaming._template import (
     Item,
@@ -33,37 +68,6 @@ from signalwire_streams.keep_streaming._template import (
     fingerprint,
     receiver_of,
     request_for,
-)
-from signalwire_streams.keep_streaming._values import (
-    Fate,
-    GetTarget,
-    KeepAction,
-    KeeperRestarted,
-    KeepEvent,
-    KeepObservation,
-    KeepStatus,
-    OnChange,
-    OnExit,
-    PollingFailed,
-    PollingRecovered,
-    SaveAttempt,
-    StandbyEnded,
-    StandbyStarted,
-    StartRejected,
-    StartsPaused,
-    StartsResumed,
-    StartStream,
-    StopByName,
-    StopBySid,
-    StreamingInDoubt,
-    TargetChecked,
-    TargetListed,
-    TargetMissing,
-    TargetReleased,
-    TargetSnapshot,
-    TargetState,
-    TimePassed,
-    WaitUntil,
 )
 from signalwire_streams.models import TargetKind
 from signalwire_streams.models._validation import check_path_segment
@@ -115,8 +119,7 @@ class Keeper:
     Use it with ``async with``, which begins and ends its work, and iterate over it for its events. One loop can read
     them. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
 
-    A fatal error, such as that of a full disk, is raised by the loop, and by the end of
-    the block.
+    A fatal error, such as that of a full disk, is raised by the loop, and by the end of the block.
     """
 
     def __init__(
@@ -268,8 +271,6 @@ class Keeper:
                 if item.status == "in-progress":
                     await self._appear(requests.kind, item)
                 return
-
-    # --- Polls
 
     async def _run(self) -> None:
         while self._failure is None:
@@ -439,8 +440,6 @@ class Keeper:
             self._breakers[kept.receiver] = ReceiverBreaker(self._requests[kind].settings)
         return request
 
-    # --- Decisions and what follows
-
     def _observe(self, kept: _Kept, observation: KeepObservation) -> None:
         kind, sid = kept.target
         is_over = self._is_stopping or self._failure is not None or self._journal.is_lost
@@ -555,8 +554,6 @@ class Keeper:
     def _emit(self, event: KeeperEvent) -> None:
         self._events.append(event)
         self._changed.set()
-
-    # --- Tasks and the end
 
     def _spawn(
         self, work: Callable[_Arguments, Coroutine[Any, Any, None]], *arguments: _Arguments.args, **_: _Arguments.kwargs

@@ -4,7 +4,17 @@ from math import inf
 
 from attrs import define, field
 
-from signalwire_streams.keep_streaming._values import Fate, GetTarget, KeepSettings, KeepStatus, TargetState
+from signalwire_streams.keep_streaming._events import (
+    KeepStatus,
+)
+from signalwire_streams.keep_streaming._settings import (
+    KeepSettings,
+)
+from signalwire_streams.keep_streaming._state import (
+    Fate,
+    GetTarget,
+    TargetState,
+)
 
 _LEAST = 3
 _HEARD_SHARE = 10
@@ -15,15 +25,16 @@ _MAX_DOUBLINGS = 32
 class ReceiverBreaker:
     """What became of the latest streams to one receiver.
 
-    A stream is rejected if it ends within ``min_lifetime`` of its start, or is not heard within ``socket_timeout``, while its
-    target goes on. The receiver rejects everybody if the last streams of three targets or more were refused, if at most
-    one in ten as many is heard since, and if no more than those are undecided. Then one start at a time is a probe, the
-    next after a wait that doubles, until a stream that began after the first refusal has lived for ``min_lifetime``.
+    A stream is rejected if it ends within ``min_lifetime`` of its start, or is not heard within ``socket_timeout``,
+    while its target goes on. The receiver rejects everybody if the last streams of three targets or more were rejected,
+    if at most one in ten as many is heard since, and if no more than those are undecided. Then one start at a time is a
+    probe, the next after a wait that doubles, until a stream that began after the first rejection has lived for
+    ``min_lifetime``.
 
     Attributes:
         settings: those of the streams.
         paused_until: when the next probe may be started; ``-inf`` if starts are not paused.
-        reason: why the last stream was refused.
+        reason: why the last stream was rejected.
     """
 
     settings: KeepSettings
@@ -31,11 +42,11 @@ class ReceiverBreaker:
     reason: str = ""
     _probe: str | None = None
     _probes: int = 0
-    _since: float = inf  # the first refusal
+    _since: float = inf  # the first rejection
     # Targets, the one that changed first before the others, and when it changed.
     _undecided: dict[str, float] = field(factory=dict)
     _heard: dict[str, float] = field(factory=dict)
-    _refused: dict[str, float] = field(factory=dict)
+    _rejected: dict[str, float] = field(factory=dict)
     _counted: dict[str, int] = field(factory=dict)
 
     @property
@@ -45,7 +56,7 @@ class ReceiverBreaker:
     def on_start(self, target: str, state: TargetState, now: float) -> None:
         """Record the start of a stream."""
         self._counted.setdefault(target, state.early_ends)
-        if target not in self._refused:
+        if target not in self._rejected:
             _put(self._undecided, target, now)
         if self.is_paused:
             self._probe, self.paused_until = target, now + self.settings.socket_timeout + self.settings.min_lifetime
@@ -61,17 +72,17 @@ class ReceiverBreaker:
             self._counted[target], self.reason = state.early_ends, state.reason or ""
             self._undecided.pop(target, None)
             self._heard.pop(target, None)
-            _put(self._refused, target, now)
+            _put(self._rejected, target, now)
             if target == self._probe:
                 self._pause(now)
         elif target not in self._heard and any(now < one.settles_at for one in state.of_fate(Fate.HEARD)):
             self._undecided.pop(target, None)
-            self._refused.pop(target, None)
+            self._rejected.pop(target, None)
             _put(self._heard, target, now)
 
     def forget(self, target: str, now: float) -> None:
         """Forget a target that ended or moved to another receiver."""
-        for targets in (self._undecided, self._heard, self._refused, self._counted):
+        for targets in (self._undecided, self._heard, self._rejected, self._counted):
             targets.pop(target, None)
         if target == self._probe:
             self._probe, self.paused_until = None, now
@@ -80,13 +91,13 @@ class ReceiverBreaker:
         """Pause or resume starts, and return whether that was done."""
         was_paused, settings = self.is_paused, self.settings
         for since in _pop_until(self._heard, now - settings.min_lifetime):
-            _pop_until(self._refused, since)
+            _pop_until(self._rejected, since)
             if since >= self._since:
                 self._probe, self._probes, self._since, self.paused_until = None, 0, inf, -inf
         _pop_until(self._undecided, now - settings.socket_timeout - settings.min_lifetime)
-        refused, others = len(self._refused), max(len(self._heard) * _HEARD_SHARE, len(self._undecided))
-        if not self.is_paused and refused >= max(_LEAST, others):
-            self._since = next(iter(self._refused.values()))
+        rejected, others = len(self._rejected), max(len(self._heard) * _HEARD_SHARE, len(self._undecided))
+        if not self.is_paused and rejected >= max(_LEAST, others):
+            self._since = next(iter(self._rejected.values()))
             self._pause(now)
         return self.is_paused is not was_paused
 

@@ -16,16 +16,21 @@ from signalwire_streams.bulk._serialization import stream_of
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.errors import MalformedFrameError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._events import (
+    KeepEvent,
+    KeepStatus,
+    StreamingInDoubt,
+    TargetFailing,
+)
+from signalwire_streams.keep_streaming._settings import (
+    KeepSettings,
+)
 from signalwire_streams.keep_streaming._setup import DUPLICATE_NAMES
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._state import (
     Fate,
     GetTarget,
     KeepAction,
-    KeepEvent,
     KeepObservation,
-    KeepSettings,
-    KeepStatus,
     SocketClosed,
     SocketOpened,
     StartRejected,
@@ -33,13 +38,12 @@ from signalwire_streams.keep_streaming._values import (
     StopByName,
     StopBySid,
     StreamAttempt,
-    StreamingInDoubt,
     TargetChecked,
-    TargetFailing,
     TargetState,
     TimePassed,
     WaitUntil,
 )
+from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import Secret
 from signalwire_streams.receiver import EndReason, StreamSession

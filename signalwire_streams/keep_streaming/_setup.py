@@ -14,9 +14,7 @@ from signalwire_streams.keep_streaming._journal import KeeperJournal
 from signalwire_streams.keep_streaming._keeper import Keeper, KeeperOptions
 from signalwire_streams.keep_streaming._receiving import check_receivers
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeeperStore
-from signalwire_streams.keep_streaming._target_requests import TargetRequests
-from signalwire_streams.keep_streaming._template import Item, Template, request_for
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._settings import (
     DuplicateNames,
     InDoubtPolicy,
     KeepSettings,
@@ -24,6 +22,8 @@ from signalwire_streams.keep_streaming._values import (
     OnExit,
     StreamNames,
 )
+from signalwire_streams.keep_streaming._target_requests import TargetRequests
+from signalwire_streams.keep_streaming._template import Item, Template, request_for
 from signalwire_streams.models import TargetKind
 from signalwire_streams.models._validation import check_flag, check_path_segment, check_seconds, kind_of, masks_secrets
 from signalwire_streams.receiver import MediaReceiver

@@ -18,10 +18,11 @@ from signalwire_streams.errors import (
     StreamsError,
 )
 from signalwire_streams.keep_streaming._decisions import MAX_ATTEMPTS
-from signalwire_streams.keep_streaming._template import ATTEMPT, Item, Start
-from signalwire_streams.keep_streaming._values import (
-    EndedCallback,
+from signalwire_streams.keep_streaming._settings import (
     KeepSettings,
+)
+from signalwire_streams.keep_streaming._state import (
+    EndedCallback,
     NameRefused,
     ResponseLost,
     StartAccepted,
@@ -34,6 +35,7 @@ from signalwire_streams.keep_streaming._values import (
     StreamAttempt,
     TargetState,
 )
+from signalwire_streams.keep_streaming._template import ATTEMPT, Item, Start
 from signalwire_streams.middleware._retry import REJECTED_FOR_NOW
 from signalwire_streams.models import (
     AttemptResult,

@@ -278,7 +278,9 @@ class StarterMixin:
         try:
             if when_lost == "restart":
                 restarts = _restarts_of(streams)
-                stream.restarts = restarts(stream, self._pending_streams, socket_timeout=socket_timeout, url=url, **fields)
+                stream.restarts = restarts(
+                    stream, self._pending_streams, socket_timeout=socket_timeout, url=url, **fields
+                )
             start: Callable[..., Awaitable[Any]] = streams.start_stream  # which checks the fields
             starting = start(sid, url=url, name=stream.name, authorization_bearer_token=stream.token, **fields)
             stream.begin(asyncio.ensure_future(starting), partial(streams.stop_stream, sid))

@@ -9,8 +9,8 @@ from secrets import token_hex
 
 from signalwire_streams.errors import MalformedFrameError, StreamsError
 from signalwire_streams.receiver._auth import TokenClaims
-from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
 from signalwire_streams.receiver._continued_numbering import ContinuedNumbering
+from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import AudioEvent, GapEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
 from signalwire_streams.receiver._statistics import StreamStatistics

@@ -1,4 +1,4 @@
-"""A receiver that refuses everybody gets one start at a time, which one event reports, and another one its end."""
+"""A receiver that rejects everybody gets one start at a time, which one event reports, and another one its end."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When a receiver counts as one that refuses everybody."""
+"""When a receiver counts as one that rejects everybody."""
 
 from collections.abc import Iterable
 
@@ -85,7 +85,7 @@ def refused(count: int, now: float = 0.0) -> Rooms:
     return kept
 
 
-def test_starts_pause_once_the_streams_of_three_targets_were_refused() -> None:
+def test_starts_pause_once_the_streams_of_three_targets_were_rejected() -> None:
     kept = refused(2)
     assert not kept.breaker.is_paused
     kept = refused(3)
@@ -93,7 +93,7 @@ def test_starts_pause_once_the_streams_of_three_targets_were_refused() -> None:
     assert kept.breaker.reason == "connection_refused"
 
 
-def test_stream_that_lived_for_long_is_not_refused() -> None:
+def test_stream_that_lived_for_long_is_not_rejected() -> None:
     kept = Rooms()
     kept.start(rooms(5))
     kept.accept(rooms(5), heard=True)
@@ -101,7 +101,7 @@ def test_stream_that_lived_for_long_is_not_refused() -> None:
     assert kept.changes == []
 
 
-def test_stream_whose_target_ended_is_not_refused() -> None:
+def test_stream_whose_target_ended_is_not_rejected() -> None:
     kept = Rooms()
     kept.start(rooms(5))
     kept.accept(rooms(5))
@@ -118,7 +118,7 @@ def test_start_that_the_space_rejects_says_nothing_of_the_receiver() -> None:
     assert kept.changes == []
 
 
-def test_stream_that_is_not_heard_in_time_is_refused() -> None:
+def test_stream_that_is_not_heard_in_time_is_rejected() -> None:
     kept = Rooms(HERE, ReceiverBreaker(HERE))
     kept.start(rooms(3))
     kept.accept(rooms(3))

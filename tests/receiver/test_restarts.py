@@ -16,8 +16,8 @@ import pytest
 from signalwire_streams import InvalidRequestError, OpenError, RetryPolicy, StreamOutcomeUnknownError, TransportError
 from signalwire_streams.callbacks import StreamFailed
 from signalwire_streams.keep_streaming import StartStream
-from signalwire_streams.keep_streaming._target_requests import TargetRequests
 from signalwire_streams.keep_streaming._restarter import Restarter
+from signalwire_streams.keep_streaming._target_requests import TargetRequests
 from signalwire_streams.receiver import EndReason, GapEvent, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import PcmFrame, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
