@@ -100,7 +100,6 @@ class AudioSocket(web.WebSocketResponse):
         while (message := await self.receive()).type not in _CLOSED:
             if message.type is _TEXT or message.type is _BINARY:
                 self.on_message(message.data)
-                self.on_read()
             elif message.type is not WSMsgType.ERROR:
                 self.on_control()
                 if message.type is WSMsgType.PING:
@@ -109,6 +108,7 @@ class AudioSocket(web.WebSocketResponse):
                 raise MalformedFrameError("the received data is not a WebSocket message")
             else:
                 raise ConnectionError("the connection broke")
+            self.on_read()  # taking a control message may have pushed those that waited behind it
             messages += 1
             if messages % _BURST == 0:
                 await asyncio.sleep(0)

@@ -267,6 +267,15 @@ async def test_long_burst_leaves_turns_to_other_tasks(connect: Connect, heard: H
     assert await peer.receive() == (PONG, b"")
 
 
+async def test_media_behind_a_thousand_pings_is_delivered(connect: Connect, heard: Heard) -> None:
+    """aiohttp stops in the middle of what it has read until the pings are answered; nothing more need arrive."""
+    peer = await connect()
+    await peer.send(text(START))
+    await until(lambda: bool(heard.sessions))
+    await peer.send(frame(PING, b"") * 1_100 + text(media(1)))
+    await until(lambda: chunks_of(heard) == [1])
+
+
 async def test_socket_with_too_many_frames_before_the_start_is_closed(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
