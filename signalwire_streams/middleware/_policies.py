@@ -5,6 +5,7 @@ from attrs import field, frozen
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import (
     check_count,
+    check_waits,
     validate_backoff,
     validate_count,
     validate_flag,
@@ -57,12 +58,8 @@ class RetryPolicy:
     max_retry_after: float = field(default=60.0, validator=validate_seconds)
 
     def __attrs_post_init__(self) -> None:
-        for family in ("wait", "throttle_wait"):
-            initial, most = getattr(self, f"{family}_initial"), getattr(self, f"{family}_max")
-            if initial > most:
-                raise InvalidRequestError(
-                    f"{family}_initial must be at most {family}_max, which is {most!r}, not {initial!r}: pass both"
-                )
+        check_waits(self, "wait")
+        check_waits(self, "throttle_wait")
 
 
 @frozen(kw_only=True)
