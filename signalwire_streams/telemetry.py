@@ -176,7 +176,7 @@ class Instrumentation:
             add(part)
 
     def close(self) -> None:
-        """Record nothing more. Repeatable."""
+        """Stop recording. Closing again has no effect."""
         while self._undo:
             self._undo.pop()()
         self._clients, self._rate_limiters, self._receivers, self._keepers = [], [], [], []

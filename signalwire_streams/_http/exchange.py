@@ -109,7 +109,7 @@ class Request:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What to remove from texts of the Space: `redact`, and the tokens that were minted meanwhile."""
+        """Secrets to remove from texts of the Space: `redact`, and the tokens that were minted meanwhile."""
         return self.redact + self.state.minted
 
 

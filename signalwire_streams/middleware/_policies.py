@@ -30,7 +30,7 @@ class RetryPolicy:
         max_connect_retries: further attempts after ones that certainly did not reach it.
         max_throttle_retries: how often a call waits after "too many requests".
         max_resends: how often a named start is sent again once an attempt may have been carried out; ``max_attempts``
-            limits it as well. Attempts that were throttled or did not reach the Space carry nothing out and do not
+            limits it as well. Attempts that were throttled or did not reach the Space execute nothing and do not
             count.
         resend_window: seconds after the first such attempt in which it may be sent again.
         resend_call_starts: whether a named start on a **call** is sent again as well. Rejection of duplicate names is

@@ -39,7 +39,7 @@ class OpenOutcome:
     Attributes:
         request: the request, as it was passed.
         session: the session; None if the stream did not start.
-        error: the reason if not: an `OpenError`, or an `InvalidRequestError` if the item can't be started.
+        error: why it did not: an `OpenError`, or an `InvalidRequestError` if the item can't be started.
     """
 
     request: Start

@@ -222,7 +222,7 @@ class Tap(_Listener[MediaEvent]):
     ) -> "PcmStream":
         """Return the tap's audio as PCM frames; `StreamSession.pcm` describes the arguments and the errors.
 
-        The events that wait in the tap come first. The tap itself can't be iterated over any more.
+        The events that wait in the tap come first. The tap itself can't be iterated over any longer.
 
         Raises:
             ClientStateError: the tap feeds a pcm already, or a loop waits for its events.
