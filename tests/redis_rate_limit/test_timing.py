@@ -272,6 +272,20 @@ class TestOutage:
         assert "is unavailable (refused): requests wait for it" in gone
         assert "is available again after 1" in back
 
+    async def test_outage_that_a_start_and_a_read_detect_is_probed_once(self, bucket: Bucket, clock: Clock) -> None:
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        bucket.is_away = True
+        await asyncio.sleep(2.0)  # what is known of the Space is too old for a read
+        waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 60.0)) for _ in range(2)]
+        waiting.append(asyncio.create_task(limiter.wait_until_allowed(60.0)))
+        await asyncio.sleep(10.0)
+        assert 35 <= len(bucket.reads) <= 42
+
+        bucket.is_away = False
+        assert await asyncio.gather(*waiting) == [0, 0, 0]
+        await limiter.aclose()
+
     async def test_requests_time_out_during_outage(self, bucket: Bucket, clock: Clock) -> None:
         bucket.is_away = True
         limiter = limiter_of(clock)
