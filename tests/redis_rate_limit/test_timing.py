@@ -286,6 +286,20 @@ class TestOutage:
         assert await asyncio.gather(*waiting) == [0, 0, 0]
         await limiter.aclose()
 
+    async def test_rejection_during_an_outage_is_reported_when_it_ends(self, bucket: Bucket, clock: Clock) -> None:
+        """No other request comes that would bring it along."""
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        bucket.is_away = True
+        limiter.on_throttled(clock.now(), None)
+        await asyncio.sleep(10.0)
+        assert bucket.state is not None
+        assert bucket.state.cuts == 0
+        bucket.is_away = False
+        await asyncio.sleep(1.0)
+        assert bucket.state.cuts == 1
+        await limiter.aclose()
+
     async def test_requests_time_out_during_outage(self, bucket: Bucket, clock: Clock) -> None:
         bucket.is_away = True
         limiter = limiter_of(clock)
