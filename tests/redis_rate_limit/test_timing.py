@@ -330,6 +330,16 @@ class TestOutage:
         settled = [at for at in after.granted if at > back_at + 2.0]
         assert len(settled) > QUOTA.rate * 2.0 * 0.9
 
+    async def test_fallback_client_sends_a_burst_at_once_after_a_pause(self, bucket: Bucket, clock: Clock) -> None:
+        bucket.is_away = True
+        limiter = limiter_of(clock, fallback_clients=1)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        await asyncio.sleep(60.0)
+        began = clock.now()
+        assert await asyncio.gather(*(limiter.acquire(Priority.BULK, 10.0) for _ in range(QUOTA.burst))) == [0.0] * 5
+        assert clock.now() == pytest.approx(began, abs=0.001)
+        await limiter.aclose()
+
     async def test_five_late_leases_are_an_outage(
         self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
     ) -> None:
