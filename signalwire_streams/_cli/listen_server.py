@@ -25,6 +25,7 @@ from attrs import evolve, field, frozen
 from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder, StreamState
 from signalwire_streams._cli.output import Failure, listening_errors, logging_to
+from signalwire_streams._cli.progress import live_page
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import ByteOrder
 
@@ -47,6 +48,7 @@ class ServerOptions:
     ca_file: Path | None = None  # that clients have to trust
     health_host: str = "127.0.0.1"
     health_port: int | None = None
+    page: int | None = None  # its port
 
 
 @frozen
@@ -112,6 +114,7 @@ class RecordingServer:
         async with contextlib.AsyncExitStack() as stack:
             warn = logging_to(lambda line: self._report(Warned(f"error: {line}")), name="signalwire_streams.receiver")
             stack.enter_context(warn)
+            await stack.enter_async_context(live_page(self._options.page, receivers=[self.receiver]))
             yield await enter_server(stack, self.receiver, self._options, reuse_port=reuse_port)
 
     def abort(self) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from attrs import frozen
@@ -17,7 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Attempt, Operation
-from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_json, write_note
+from signalwire_streams._cli.output import clean, is_terminal, listening_errors, logging_to, write_json, write_note
+
+if TYPE_CHECKING:
+    from signalwire_streams.page import LivePage
 
 _Row = TypeVar("_Row")
 
@@ -208,6 +211,32 @@ async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) 
         if display.is_live or not as_json:
             await stack.enter_async_context(repeating(show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY))
         yield show
+
+
+page_option = click.option(
+    "--page",
+    is_flag=False,
+    flag_value=0,
+    type=click.IntRange(0, 65535),
+    metavar="[PORT]",
+    help="Also show it on a page for a browser on this machine, on a free port or PORT.",
+)
+
+
+@asynccontextmanager
+async def live_page(port: int | None, **shown: Any) -> "AsyncIterator[LivePage | None]":  # noqa: ANN401
+    """Serve a page for this machine while the block runs, unless the port is None."""
+    if port is None:
+        yield None
+        return
+    from signalwire_streams.page import LivePage  # noqa: PLC0415  (only a command with a page pays for it)
+
+    page = LivePage(**shown)
+    async with AsyncExitStack() as stack:
+        with listening_errors("127.0.0.1", port):
+            link = await stack.enter_async_context(page.serve(port=port))
+        write_note(f"Page, for one browser on this machine: {link}")
+        yield page
 
 
 def as_plain(text: str, *, plain: bool) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
-from signalwire_streams._cli.bulk_runner import _ADVICE, BulkRunner, RunOptions
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
 from signalwire_streams._cli.bulk_targets import Line, make_requests, read_lines
 from signalwire_streams._cli.options import Account
+from signalwire_streams.bulk._results import ADVICE
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
@@ -49,7 +50,7 @@ async def test_bulk_summary_has_advice_for_an_unusual_status(
 def test_advice_exists_for_each_api_and_transport_error() -> None:
     families = (ApiError, TransportError)
     kinds = {kind for family in families for kind in (family, *family.__subclasses__())} - {RunCancelledError}
-    assert {kind.__name__ for kind in kinds} - set(_ADVICE) == set()
+    assert {kind.__name__ for kind in kinds} - set(ADVICE) == set()
 
 
 # Invalid secrets.
