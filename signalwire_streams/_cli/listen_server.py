@@ -85,6 +85,18 @@ class ProcessLost:
 Report: TypeAlias = Warned | Started | Ended | ProcessLost
 
 
+def error_in(report: Report) -> str | None:
+    """Return the line that reports a failure, unless it depends on what else has ended."""
+    match report:
+        case Warned():
+            return report.text
+        case Started(is_supported=False):
+            return f"error: {report.line}"
+        case Ended() if report.facts["error"] is not None:
+            return f"error: {report.sid} is not fully recorded: {report.facts['error']}"
+    return None
+
+
 class RecordingServer:
     pids: Sequence[int] = ()  # of the processes that record, if this one does not
 

@@ -46,7 +46,7 @@ class Ear(stt.RecognizeStream):  # type: ignore[misc]
 
 
 class Ears(stt.STT):  # type: ignore[misc]
-    """Hears frames, and recognizes nothing."""
+    """Receives frames, and recognizes nothing."""
 
     def __init__(self) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))

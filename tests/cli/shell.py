@@ -46,6 +46,14 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+def assert_usage_error(ran: Ran, sentence: str) -> None:
+    """Assert that a command ended with this sentence in its one line, and did nothing."""
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
 def credentials(space: SimulatedSpace) -> dict[str, str]:
     """The environment of a client of a simulated Space."""
     return {
