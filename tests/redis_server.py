@@ -17,11 +17,6 @@ BINARY = shutil.which("redis-server")
 MISSING = "there is no redis-server on this machine: install Debian's package redis-server to have these tests run"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @define(eq=False)
 class RedisServer:
     """A redis-server on its own socket, which persists nothing by default.

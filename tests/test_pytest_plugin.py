@@ -147,12 +147,12 @@ DIALLED = """
         await websocket.close()
 
     @pytest_asyncio.fixture
-    async def url(unused_tcp_port):
-        server = uvicorn.Server(uvicorn.Config(app, port=unused_tcp_port, ws="websockets-sansio"))
+    async def url():
+        server = uvicorn.Server(uvicorn.Config(app, port=0, ws="websockets-sansio"))
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
-        yield f"ws://127.0.0.1:{unused_tcp_port}/audio"
+        yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/audio"
         server.should_exit = True
         await serving
 

@@ -13,9 +13,10 @@ from signalwire_streams.keep_streaming import Fate, StreamAttempt, TargetState
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeptTarget, LeaseLostError
 from signalwire_streams.keep_streaming._redis_journal import SCRIPT, RedisJournal
 from signalwire_streams.models import TargetKind
+from tests.ports import free_port
 from tests.redis_proxy import redis_proxy
 from tests.redis_rate_limit.conftest import common_redis, redis
-from tests.redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer
 from tests.waiting import until
 
 __all__ = ["common_redis", "redis"]

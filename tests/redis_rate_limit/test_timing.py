@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from random import Random
 
 import pytest
 from attrs import define, evolve, field
@@ -115,6 +116,19 @@ async def test_busy_client_uses_the_limit_and_never_exceeds_it(bucket: Bucket, c
     assert len(bucket.leased) <= 100 * 20
     assert max(wanted for _, wanted, _ in bucket.leased) == 25
     assert all(wanted >= 1 for _, wanted, _ in bucket.leased)
+
+
+async def test_three_clients_use_the_limit_evenly(bucket: Bucket, clock: Clock) -> None:
+    clocks = [evolve(clock, random=Random(seed).random) for seed in range(3)]  # noqa: S311  (so that a run can be repeated)
+    traffics = [Traffic(limiter_of(each), each) for each in clocks]
+    await asyncio.gather(*(traffic.run(20.0, at_once=10) for traffic in traffics))
+    for traffic in traffics:
+        await traffic.limiter.aclose()
+
+    granted = sorted(at for traffic in traffics for at in traffic.granted)
+    assert fullest_window(granted, LIMIT.window) <= LIMIT.requests
+    assert len(granted) > 0.97 * QUOTA.rate * 19.5
+    assert min(len(traffic.granted) for traffic in traffics) > 0.9 * max(len(traffic.granted) for traffic in traffics)
 
 
 @pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.75), (1.0, 1.25)])

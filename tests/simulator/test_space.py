@@ -12,6 +12,7 @@ from aiohttp import ClientConnectorError, ClientError, ClientOSError, ClientSess
 
 import signalwire_streams.simulator
 from signalwire_streams.simulator import SimulatedSpace
+from tests.ports import free_port
 
 from .peer import Peer, simulated
 from .shapes import uuid
@@ -165,7 +166,7 @@ async def test_refuse_connections_keeps_requests_that_are_being_served() -> None
 
 
 async def test_port_is_free_after_refusing_and_closing() -> None:
-    space = SimulatedSpace()
+    space = SimulatedSpace(port=free_port())
     await space.start()
     async with space.refuse_connections():
         pass
