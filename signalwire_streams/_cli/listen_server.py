@@ -186,6 +186,7 @@ class RecordingProcesses:
 
     def __init__(self, options: ServerOptions, count: int, report: Callable[[Report], None]) -> None:
         options = evolve(options, port=asyncio.run(_claim_port(options)))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the shell ignored it, no exit code would be kept
         self._report = report
         self._processes: list[_Process] = []
         sockets: list[socket.socket] = []
