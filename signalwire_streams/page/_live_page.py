@@ -14,7 +14,8 @@ from signalwire_streams.bulk import BulkRun
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RefusedError, is_loopback, set_cookie
-from signalwire_streams.page._board import Board, RunRow
+from signalwire_streams.page._board import Board
+from signalwire_streams.page._rows import RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
