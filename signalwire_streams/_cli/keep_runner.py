@@ -18,7 +18,6 @@ from rich.text import Text
 
 from signalwire_streams import (
     AuthenticationError,
-    Call,
     Paginator,
     PermissionDeniedError,
     StreamsClient,
@@ -381,7 +380,7 @@ def draw_targets(
         found.add_column("STATUS", width=_STATUS)
         found.add_column("REASON")
         for target in shown:
-            texts = [target.target, *([_label(target)] if is_wide else []), in_words(target.status), _reason_of(target)]
+            texts = [target.target, *([target.label] if is_wide else []), in_words(target.status), _reason_of(target)]
             cells = [
                 Text(as_plain(clean(text), plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
                 for text in texts
@@ -391,10 +390,3 @@ def draw_targets(
         return found
 
     return draw_rows(ranked, last_line, height=height, make_table=table)
-
-
-def _label(target: TargetSnapshot) -> str:
-    item = target.item
-    if isinstance(item, Call):
-        return f"{item.from_ or '?'} > {item.to or '?'}"
-    return "" if item is None else item.friendly_name or ""

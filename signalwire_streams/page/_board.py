@@ -1,4 +1,4 @@
-"""What a live page shows: rows of streams with their meters, and the progress of runs, as messages to browsers.
+"""What a live page shows: rows of streams with their meters, runs and keepers, as messages to browsers.
 
 The board is drawn only while a page is open. All pages get the same messages, so they are encoded once. A page that
 reads too slowly skips messages and gets the whole board instead.
@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from signalwire_streams.page._rows import IDS, TICK, RunRow, StreamRow
+from signalwire_streams.page._rows import IDS, TICK, KeeperRows, RunRow, StreamRow
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 
 _TURN = 10  # ticks in which each row's numbers are read once
 _BATCH = 2  # streams that are measured before other tasks get a turn
 _KEPT_MESSAGES = 20
+_MAX_CARDS = 20  # runs, and keepers; the latest are shown
 _KEPT_ENDED = 10.0  # seconds that the row of an ended stream stays
 
 
@@ -27,11 +28,13 @@ class Board:
     def __init__(self, receivers: Iterable[MediaReceiver], max_rows: int) -> None:
         self.tick = 0
         self.streams: dict[int, StreamRow] = {}
-        self.runs: list[RunRow] = []
+        self.runs: deque[RunRow] = deque(maxlen=_MAX_CARDS)
+        self.keepers: deque[KeeperRows] = deque(maxlen=_MAX_CARDS)
         self._receivers, self._max_rows = tuple(receivers), max_rows
         self._rows: dict[StreamSession, StreamRow] = {}
         self._numbers = WeakKeyDictionary[StreamSession, int]()  # kept while no page is open, for one that comes back
         self._hidden = 0
+        self._cards: set[int] = set()  # that were shown
         self._messages: deque[tuple[int, str]] = deque(maxlen=_KEPT_MESSAGES)
         self._changed = asyncio.Event()
         self._pages = 0
@@ -53,6 +56,8 @@ class Board:
                 row.close()
             self._rows.clear()
             self.streams.clear()
+            for keeper in self.keepers:
+                keeper.facts, keeper.targets = {}, {}
             self._messages.clear()
             await asyncio.wait([drawing])
 
@@ -71,6 +76,8 @@ class Board:
                     "all": True,
                     "rows": [row.row() for row in self.streams.values() if row.facts],
                     "runs": [run.facts for run in self.runs if run.facts],
+                    "keepers": [keeper.facts for keeper in self.keepers if keeper.facts],
+                    "targets": [row for keeper in self.keepers for row in keeper.targets.values()],
                     "hidden": self._hidden,
                     "receives": bool(self._receivers),
                 }
@@ -96,14 +103,32 @@ class Board:
             elif has_changed:
                 levels += (row.id, *row.levels)
         runs = [run.facts for run in self.runs if self._is_due(run) and run.refresh(now)]
-        parts = {"gone": gone, "rows": [row.row() for row in changed], "levels": levels, "runs": runs}
+        keepers: list[Mapping[str, Any]] = []
+        targets: list[Mapping[str, Any]] = []
+        for keeper in list(self.keepers):
+            if self._is_due(keeper):
+                has_changed, rows, ended = await keeper.refresh()
+                keepers += [keeper.facts] * has_changed
+                targets += rows
+                gone += ended
+        cards = {card.id for card in (*self.runs, *self.keepers)}
+        gone += self._cards - cards
+        self._cards = cards
+        parts = {
+            "gone": gone,
+            "rows": [row.row() for row in changed],
+            "levels": levels,
+            "runs": runs,
+            "keepers": keepers,
+            "targets": targets,
+        }
         message = {name: value for name, value in parts.items() if value}
         self.tick += 1
         self._messages.append((self.tick, _encode(message | {"hidden": self._hidden})))
         before, self._changed = self._changed, asyncio.Event()
         before.set()
 
-    def _is_due(self, row: StreamRow | RunRow) -> bool:
+    def _is_due(self, row: StreamRow | RunRow | KeeperRows) -> bool:
         return not row.facts or (row.id + self.tick) % _TURN == 0
 
     def _find_rows(self, now: float) -> list[int]:

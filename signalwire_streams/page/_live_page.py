@@ -1,4 +1,4 @@
-"""`LivePage`: an aiohttp sub-application, or a standalone server, that shows streams and runs in a browser."""
+"""`LivePage`: an aiohttp sub-application, or a standalone server, that shows streams, runs and keepers in a browser."""
 
 import asyncio
 import logging
@@ -12,10 +12,11 @@ from aiohttp import web
 
 from signalwire_streams.bulk import BulkRun
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RefusedError, is_loopback, set_cookie
 from signalwire_streams.page._board import Board
-from signalwire_streams.page._rows import RunRow
+from signalwire_streams.page._rows import KeeperRows, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
@@ -37,7 +38,7 @@ def _read_files() -> dict[str, tuple[bytes, str]]:
 
 
 class LivePage:
-    """Shows live streams and bulk runs in a browser, and plays the audio of a stream.
+    """Shows live streams, bulk runs and keepers in a browser, and plays the audio of a stream.
 
     ::
 
@@ -63,6 +64,7 @@ class LivePage:
         *,
         receivers: Iterable[MediaReceiver] = (),
         runs: Iterable[BulkRun[Any]] = (),
+        keepers: Iterable[Keeper] = (),
         authorize: Authorize | None = None,
         allowed_hosts: Collection[str] = (),
         max_pages: int = 32,
@@ -73,6 +75,7 @@ class LivePage:
         Args:
             receivers: whose streams are shown.
             runs: bulk runs whose progress is shown; `add_run` adds others later, and knows more about them.
+            keepers: whose conferences and calls are shown; `add_keeper` adds others later.
             authorize: function (``def`` or ``async def``) of the ``aiohttp.web.BaseRequest`` of each file and each
                 WebSocket, which returns True if it may see the page. Without it, only `create_link` and `serve` admit
                 a browser.
@@ -84,8 +87,10 @@ class LivePage:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
-        if isinstance(receivers, MediaReceiver) or isinstance(runs, BulkRun):
-            raise InvalidRequestError("receivers and runs are lists: write receivers=[receiver], runs=[run]")
+        if isinstance(receivers, MediaReceiver) or isinstance(runs, BulkRun) or isinstance(keepers, Keeper):
+            raise InvalidRequestError(
+                "receivers, runs and keepers are lists: write receivers=[receiver], runs=[run], keepers=[keeper]"
+            )
         receivers = tuple(receivers)
         for receiver in receivers:
             if not isinstance(receiver, MediaReceiver):
@@ -96,6 +101,8 @@ class LivePage:
         self._board = Board(receivers, _MAX_ROWS)
         for run in runs:
             self.add_run(run)
+        for keeper in keepers:
+            self.add_keeper(keeper)
         self._files = _read_files()
         self.opened = asyncio.Event()
         self.application = web.Application()
@@ -105,7 +112,7 @@ class LivePage:
     def add_run(
         self, run: BulkRun[Any], *, title: str = "", total: int | None = None, rate_limit: float | None = None
     ) -> None:
-        """Show a bulk run.
+        """Show a bulk run. A page shows the last 20.
 
         Args:
             run: the run.
@@ -119,6 +126,21 @@ class LivePage:
         if not isinstance(run, BulkRun):
             raise InvalidRequestError(f"runs has a {kind_of(run)}: pass what client.start_streams returns, as [run]")
         self._board.runs.append(RunRow(run, title, total, rate_limit))
+
+    def add_keeper(self, keeper: Keeper) -> None:
+        """Show the conferences and calls of a keeper. A page shows the last 20 keepers.
+
+        Args:
+            keeper: the keeper, before or after it begins.
+
+        Raises:
+            InvalidRequestError: ``keeper`` is not a keeper.
+        """
+        if not isinstance(keeper, Keeper):
+            raise InvalidRequestError(
+                f"keepers has a {kind_of(keeper)}: pass what client.keep_streaming returns, as [keeper]"
+            )
+        self._board.keepers.append(KeeperRows(keeper, _MAX_ROWS))
 
     def create_link(self, address: str) -> str:
         """Return a link that opens the page in one browser, once, within 24 hours.

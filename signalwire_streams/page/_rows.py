@@ -1,14 +1,23 @@
-"""The rows of a live page: streams with their meters, and bulk runs."""
-# ruff: noqa: SLF001  (what is private to users of sessions and runs is not to this package)
+"""The rows of a live page: streams with their meters, bulk runs, and what keepers keep."""
+# ruff: noqa: SLF001  (what is private to users of sessions, runs and keepers is not to this package)
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import count
+from math import inf
 from typing import Any
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
 from signalwire_streams.bulk._results import advice
+from signalwire_streams.keep_streaming import (
+    Keeper,
+    Obstacle,
+    PollingFailed,
+    StandbyStarted,
+    StartsPaused,
+    TargetSnapshot,
+)
 from signalwire_streams.receiver import DtmfEvent, MarkEvent, StreamSession
 from signalwire_streams.receiver._taps import Monitor
 from signalwire_streams.receiver.audio._levels import FLOOR, LevelMeter
@@ -23,6 +32,7 @@ _MAX_EVENTS, _MAX_ERRORS, _MAX_TEXT = 50, 5, 300
 _STALLED = 3.0  # seconds without audio; 50 frames a second are expected
 _COUNTS = ("frames", "bytes", "missing", "gaps", "duplicates", "out_of_order", "dropped")
 _TIMES = ("jitter", "delay_ms", "max_delay_ms")
+_BATCH = 50  # targets of a keeper that are read before other tasks get a turn
 # Without digits and names, which are private.
 _EVENTS: Mapping[type[object], str] = {DtmfEvent: "a key was pressed", MarkEvent: "a mark was played"}
 IDS = count(1)
@@ -204,3 +214,64 @@ class RunRow:
                 if kind == "StreamOutcomeUnknownError"
                 else advice(kind, "resume the run"),
             }
+
+
+class KeeperRows:
+    """One keeper, and a row for each conference and call that it knows."""
+
+    def __init__(self, keeper: Keeper, max_rows: int) -> None:
+        self.id = next(IDS)
+        self.facts: dict[str, Any] = {}
+        self.targets: dict[str, dict[str, Any]] = {}  # by their sids
+        self._keeper, self._max_rows = keeper, max_rows
+
+    async def refresh(self) -> tuple[bool, Sequence[Mapping[str, Any]], Sequence[int]]:
+        """Return whether the keeper's own facts changed, the rows that did, and the numbers of those that are gone."""
+        snapshot = self._keeper.snapshot
+        targets: dict[str, dict[str, Any]] = {}
+        changed: list[Mapping[str, Any]] = []
+        for number, target in enumerate(snapshot[: self._max_rows]):
+            if number % _BATCH == _BATCH - 1:
+                await asyncio.sleep(0)
+            before = self.targets.get(target.target, {})
+            targets[target.target] = row = self._row(target, before.get("id") or next(IDS))
+            if row["age"] < before.get("age", inf) or row | {"age": before["age"]} != before:
+                changed.append(row)
+        gone = [row["id"] for sid, row in self.targets.items() if sid not in targets]
+        self.targets = targets
+        facts = {
+            "id": self.id,
+            "name": _shown(self._keeper._options.name),
+            "notes": [_shown(note) for note in self._notes()],
+            "hidden": len(snapshot) - len(targets),
+        }
+        before, self.facts = self.facts, facts
+        return facts != before, changed, gone
+
+    def _row(self, target: TargetSnapshot, number: int) -> dict[str, Any]:
+        return {
+            "id": number,
+            "keeper": self.id,
+            "name": _shown(target.label or target.target),
+            "target": _shown(target.target if target.label else ""),
+            "kind": target.kind,
+            "state": target.status.replace("_", " "),
+            "reason": _shown(target.reason or ""),
+            "age": round(target.seconds, 1),
+        }
+
+    def _notes(self) -> Iterable[str]:
+        """Say what keeps the keeper from its work."""
+        keeper = self._keeper
+        if keeper._has_ended:
+            return ("It has ended.",)
+        return map(_sentence, keeper.obstacles)
+
+
+def _sentence(obstacle: Obstacle) -> str:
+    beginning = {
+        PollingFailed: "The Space does not answer polls",
+        StandbyStarted: "On standby",
+        StartsPaused: f"Starts to {getattr(obstacle, 'receiver', '')} wait",
+    }[type(obstacle)]
+    return f"{beginning}: {obstacle.reason}"
