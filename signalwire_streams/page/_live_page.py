@@ -25,15 +25,14 @@ from signalwire_streams.receiver.audio._formats import whole_number
 _LOG = logging.getLogger("signalwire_streams.page")
 _MAX_PENDING = 64  # connections of the server without a WebSocket
 _HANDSHAKE_TIMEOUT = 10.0
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _MAX_ROWS, _MAX_DIGITS = 2_000, 16
 
 
 def _read_files() -> dict[str, tuple[bytes, str]]:
     """Return the content and the type of each file, by its name in the address."""
-    types = {"index.html": "text/html", "page.css": "text/css", "icon.svg": "image/svg+xml"}
-    types |= dict.fromkeys(("page.js", "charts.js", "sound.js", "worklet.js"), "text/javascript")
     folder = files("signalwire_streams.page").joinpath("static")
-    found = {name: (folder.joinpath(name).read_bytes(), kind) for name, kind in types.items()}
+    found = {one.name: (one.read_bytes(), _TYPES[one.name.rpartition(".")[2]]) for one in folder.iterdir()}
     return found | {"": found.pop("index.html")}
 
 

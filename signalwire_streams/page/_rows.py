@@ -18,6 +18,7 @@ from signalwire_streams.keep_streaming import (
     StartsPaused,
     TargetSnapshot,
 )
+from signalwire_streams.keep_streaming._template import TARGET
 from signalwire_streams.receiver import DtmfEvent, MarkEvent, StreamSession
 from signalwire_streams.receiver._taps import Monitor
 from signalwire_streams.receiver.audio._levels import FLOOR, LevelMeter
@@ -105,7 +106,7 @@ class StreamRow:
         facts = {
             "id": self.id,
             "name": _shown(session.stream_sid or session.label),
-            "target": _shown(session._target or ""),
+            "target": _shown(session._target or session.start.custom_parameters.get(TARGET, "")),
             "state": state,
             "lost": lost,
             "frames": frames,
