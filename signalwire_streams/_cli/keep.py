@@ -1,4 +1,4 @@
-"""The command ``keep``: one stream on each conference or call, as long as it lives."""
+"""The command ``keep``: one stream on each conference or call, until it ends."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -149,7 +149,7 @@ On this machine, with a simulated Space:
     "--journal",
     metavar="FILE|URL",
     help="Where running streams are recorded; kept.db by default. The URL of a Redis lets keepers on several hosts "
-    f"share it: one active, the others on standby; with a password, in {_JOURNAL}.",
+    f"share it: one active, the others on standby; pass one with a password in {_JOURNAL}.",
 )
 @click.option(
     "--lease",
@@ -213,9 +213,9 @@ def keep(
     recording: RecordingSettings,
     **options: Any,  # noqa: ANN401  (arguments of keep_streaming)
 ) -> None:
-    """Keep one stream on every live conference, or call, as long as it lives.
+    """Keep one stream on every live conference, or call, until it ends.
 
-    Starts a stream when a conference or call begins, and a new one whenever it is lost. Outages are retried. A
+    It starts a stream when a conference or call begins, and a new one whenever it is lost. Outages are retried. A
     terminal shows a live table, with targets without a stream first; a pipe gets a line per event. The command runs
     until Ctrl-C or SIGTERM, then waits for the starts in flight; a second one aborts them.
 

@@ -24,7 +24,7 @@ from signalwire_streams import (
     StreamsError,
 )
 from signalwire_streams._cli.listen_options import notes_on
-from signalwire_streams._cli.listen_server import Ended, RecordingServer, Report, ServerOptions, Started, Warned
+from signalwire_streams._cli.listen_server import Ended, RecordingServer, Report, ServerOptions, error_in
 from signalwire_streams._cli.options import Account
 from signalwire_streams._cli.output import (
     FAILED,
@@ -242,18 +242,13 @@ class KeepRunner(Reporter):
             self._write(f"{at} {_subject(event)}{_words(name)}{f': {reason}' if reason else ''}")
 
     def _report(self, report: Report) -> None:
-        match report:
-            case Warned():
-                self._display.warn(report.text)
-            case Started(is_supported=False):
-                self._display.warn(f"error: {report.line}")
-            case Ended():
-                self._recorded += 1
-                self._seconds += report.facts["seconds"] or 0.0
-                if report.facts["error"] is not None:
-                    self._not_recorded += 1
-                    self._display.warn(f"error: {report.sid} is not fully recorded: {report.facts['error']}")
-                self._write({"recording": report.facts} if self._as_json else report.line)
+        if (error := error_in(report)) is not None:
+            self._display.warn(error)
+        if isinstance(report, Ended):
+            self._recorded += 1
+            self._not_recorded += error is not None
+            self._seconds += report.facts["seconds"] or 0.0
+            self._write({"recording": report.facts} if self._as_json else report.line)
 
     # --- What is shown
 

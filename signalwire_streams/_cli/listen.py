@@ -25,8 +25,8 @@ from signalwire_streams._cli.listen_server import (
     Report,
     ServerOptions,
     Started,
-    Warned,
     check_platform,
+    error_in,
 )
 from signalwire_streams._cli.options import (
     BEARER,
@@ -159,12 +159,10 @@ class Listener(Reporter):
         self._ending.set()
 
     def report(self, report: Report) -> None:
+        if (error := error_in(report)) is not None:
+            self._display.warn(error)
         match report:
-            case Warned():
-                self._display.warn(report.text)
-            case Started(is_supported=False):
-                self._display.warn(f"error: {report.line}")
-            case Started():
+            case Started(is_supported=True):
                 if not self._as_json and not self._display.is_live:
                     self._write(report.line)
             case Ended():
@@ -182,7 +180,6 @@ class Listener(Reporter):
         if stream.facts["error"] is not None:
             self._failed += 1
             self.is_complete = False
-            self._display.warn(f"error: {stream.sid} is not fully recorded: {stream.facts['error']}")
         self._write(stream.facts if self._as_json else stream.line)
 
     def _count_lost(self, process: ProcessLost) -> None:

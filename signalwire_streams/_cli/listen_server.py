@@ -85,6 +85,18 @@ class ProcessLost:
 Report: TypeAlias = Warned | Started | Ended | ProcessLost
 
 
+def error_in(report: Report) -> str | None:
+    """Return the line that reports a failure, unless it depends on what else has ended."""
+    match report:
+        case Warned():
+            return report.text
+        case Started(is_supported=False):
+            return f"error: {report.line}"
+        case Ended() if report.facts["error"] is not None:
+            return f"error: {report.sid} is not fully recorded: {report.facts['error']}"
+    return None
+
+
 class RecordingServer:
     pids: Sequence[int] = ()  # of the processes that record, if this one does not
 
@@ -282,9 +294,10 @@ class _Process:
 
     @property
     def _reason(self) -> str:
-        if self._code < 0:
-            return f"was killed by {signal.Signals(-self._code).name}"
-        return f"failed with exit code {self._code}"
+        if self._code >= 0:
+            return f"failed with exit code {self._code}"
+        number = -self._code
+        return f"was killed by {signal.Signals(number).name if number in list(signal.Signals) else f'signal {number}'}"
 
     def send(self, command: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():

@@ -116,7 +116,7 @@ class Display:
 
 
 class Reporter:
-    """Writes the news of a command that runs until a signal, and ends it if they can't be written."""
+    """Writes the output of a command that runs until a signal, and ends the command if that fails."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -253,7 +253,7 @@ def draw(progress: Progress) -> Group:
     bar = ProgressBar(total=max(progress.total, 1), completed=progress.done)
     row.add_row(progress.title, bar, progress.count, progress.remaining)
     facts = Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis")
-    # The terminal writes ^C at the cursor: at the end of a full line it would go on to the next, which is not erased.
+    # The terminal writes ^C at the cursor: after a full line, it would continue on the next one, which is not erased.
     return Group(row, facts, Text())
 
 

@@ -2,9 +2,8 @@
 
 from attrs import field, frozen
 
-from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._enums import _Choice
-from signalwire_streams.models._validation import validate_flag, validate_seconds
+from signalwire_streams.models._validation import check_waits, validate_flag, validate_seconds
 
 
 class DuplicateNames(_Choice):
@@ -73,11 +72,7 @@ class KeepSettings:
     wait_max: float = field(default=60.0, validator=validate_seconds)
 
     def __attrs_post_init__(self) -> None:
-        if self.wait_initial > self.wait_max:
-            raise InvalidRequestError(
-                f"wait_initial must be at most wait_max, which is {self.wait_max!r}, not {self.wait_initial!r}: "
-                "pass both"
-            )
+        check_waits(self, "wait")
 
     @property
     def is_guarded(self) -> bool:

@@ -161,8 +161,8 @@ class StreamSession:
         the tracks are aligned.
 
         - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence is yielded after
-          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and 60
-          ms, and for the first one at another rate twice as long). Later silence is shortened by the same amount. Late
+          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` plus 60
+          ms, or twice that for the first one at another rate). Later silence is shortened by the same amount. Late
           audio is yielded as soon as it arrives.
         - ``late="drop"``, for agents, stays in real time, and drops audio that is more than ``delay_ms`` late.
 

@@ -28,15 +28,14 @@ class _Feed(Generic[_Item]):
     def __init__(self, *, is_passive: bool = False) -> None:
         self.is_passive = is_passive  # the session treats its queue as if this listener did not exist
         self.is_closed: bool = False
-        self.is_awaited: bool = False  # a loop waits for the next item
         self.error: BaseException | None = None  # to raise at the end
         self.items: deque[_Item] = deque()
         self.take: Callable[[], _Item] = self.items.popleft
-        self.waiter: Waiter = Waiter()
+        self.waiter: Waiter = Waiter("a tap or a pcm: open another one")
 
     def on_read(self) -> None:
         """Resume the loop if there is something for it, at once if no task is running."""
-        if self.is_awaited and (self.items or self.is_closed):
+        if self.items or self.is_closed:
             self.waiter.resume()
 
     def end(self) -> None:
@@ -99,7 +98,7 @@ class PcmFeed(_Feed[PcmFrame]):
     def on_read(self) -> None:
         if self._mixer.has_changed:
             self._collect()
-        if self.is_awaited and (self.items or self.is_closed):
+        if self.items or self.is_closed:
             self.waiter.resume()
 
     def _collect(self) -> None:
@@ -211,13 +210,7 @@ class _Listener(Generic[_Item]):
         while not feed.items:
             if feed.is_closed:
                 raise feed.error or StopAsyncIteration
-            if feed.is_awaited:
-                raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
-            feed.is_awaited = True
-            try:
-                await feed.waiter
-            finally:
-                feed.is_awaited = False
+            await feed.waiter
         return feed.take()
 
 
@@ -260,7 +253,7 @@ class Tap(_Listener[MediaEvent]):
     ) -> "PcmStream":
         """Return the tap's audio as PCM frames; `StreamSession.pcm` describes the arguments and the errors.
 
-        The events that wait in the tap come first. The tap itself can't be iterated over any more.
+        The events that wait in the tap come first. The tap itself can't be iterated over any longer.
 
         Raises:
             ClientStateError: the tap feeds a pcm already, or a loop waits for its events.
@@ -268,7 +261,7 @@ class Tap(_Listener[MediaEvent]):
         options = PcmOptions(
             audio_format=self._audio_format, rate=rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms
         )
-        if self._pcm is not None or self._feed.is_awaited:
+        if self._pcm is not None or self._feed.waiter.is_awaited:
             raise ClientStateError("this tap is in use: open another tap for this pcm")
         self._pcm = feed = PcmFeed(options, self._start.tracks, self._feed)
         if options.is_prepared:

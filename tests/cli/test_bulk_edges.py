@@ -16,27 +16,14 @@ from signalwire_streams.bulk._results import ADVICE
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
-from .shell import URL, Ran, Shell
+from .shell import URL, Shell, assert_usage_error
 
 TO_URL = ("--url", URL)
 RUN = ("--journal", "run.db")
 RESUME = ("bulk", "resume", "run.db")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the commands run in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def is_misuse(ran: Ran, sentence: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: ")
-    assert sentence in ran.err
-    assert len(ran.err.splitlines()) == 1
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def read(text: str) -> list[tuple[int, Any]]:
@@ -92,7 +79,7 @@ async def test_resume_rejects_an_invalid_bearer_token(shell: Shell, space: Simul
     await begin_with_secrets(shell, space, tmp_path, authorization_bearer_token="hush")
     (tmp_path / "token").write_text("Bearer hush", encoding="utf-8")
     ran = await shell(*RESUME, "--bearer-token-file", str(tmp_path / "token"))
-    is_misuse(ran, "authorization_bearer_token contains whitespace or non-ASCII characters")
+    assert_usage_error(ran, "authorization_bearer_token contains whitespace or non-ASCII characters")
     assert "hush" not in ran.err
 
 
@@ -136,7 +123,7 @@ async def test_resume_gives_unnamed_streams_their_own_secrets(
 
 async def test_rate_option_rejects_nan(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", space.conference_sids)
-    is_misuse(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
+    assert_usage_error(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
 
 
 async def test_progress_shows_a_rate_below_one(client: StreamsClient) -> None:

@@ -303,13 +303,13 @@ def test_secret_with_lone_surrogate_is_redacted() -> None:
 def test_absent_secrets_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a secret whose first letters stand in the text is encoded, as far as it could be shown."""
     encoded: list[str] = []
-    spellings = problems._spellings
+    variants = problems._variants
 
     def encode(secret: str) -> set[str]:
         encoded.append(secret)
-        return spellings(secret)
+        return variants(secret)
 
-    monkeypatch.setattr(problems, "_spellings", encode)
+    monkeypatch.setattr(problems, "_variants", encode)
     secrets = [f"{number:05}" + "v" * size for number in range(90) for size in (1000, 100_000)]
 
     assert redact("x" * 2000, secrets) == "x" * 299 + "…"
