@@ -111,7 +111,7 @@ class Board:
                 keepers += [keeper.facts] * has_changed
                 targets += rows
                 gone += ended
-        cards = {card.id for card in (*self.runs, *self.keepers)}
+        cards = {run.id for run in self.runs} | {keeper.id for keeper in self.keepers}
         gone += self._cards - cards
         self._cards = cards
         parts = {

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from ssl import SSLContext
@@ -154,7 +154,12 @@ class LivePage:
 
     @asynccontextmanager
     async def serve(
-        self, *, host: str = "127.0.0.1", port: int = 0, ssl_context: SSLContext | None = None
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        ssl_context: SSLContext | None = None,
+        on_used: Callable[[str], object] | None = None,
     ) -> AsyncIterator[str]:
         """Serve the page while the block runs.
 
@@ -162,6 +167,7 @@ class LivePage:
             host: address to listen on.
             port: port to listen on; 0 takes a free one.
             ssl_context: context with the server's certificate; needed unless ``host`` is this machine's loopback.
+            on_used: called when a link was used, with another one for another browser.
 
         Yields:
             A link that opens the page in one browser, once.
@@ -177,13 +183,19 @@ class LivePage:
             raise InvalidRequestError(
                 f"the page plays calls, so {host!r} needs TLS: pass ssl_context=..., or omit host for this machine only"
             )
+        address = ""
+
+        async def respond(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+            return await self._respond(request, slot, lambda: on_used and on_used(self.create_link(address)))
+
         server = StreamServer(
-            self._respond, ssl_context=ssl_context, handshake_timeout=_HANDSHAKE_TIMEOUT, max_pending=_MAX_PENDING
+            respond, ssl_context=ssl_context, handshake_timeout=_HANDSHAKE_TIMEOUT, max_pending=_MAX_PENDING
         )
         try:
             bound = await server.listen(host, port)
             shown = f"[{host}]" if ":" in host else host
-            yield self.create_link(f"{'http' if ssl_context is None else 'https'}://{shown}:{bound}/")
+            address = f"{'http' if ssl_context is None else 'https'}://{shown}:{bound}/"
+            yield self.create_link(address)
         finally:
             await self._close()
             await server.close()
@@ -192,9 +204,9 @@ class LivePage:
         await asyncio.gather(self._pages.close(), self._listeners.close())
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        return await self._respond(request, Slot())
+        return await self._respond(request, Slot(), lambda: None)
 
-    async def _respond(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest, slot: Slot, on_used: Callable[[], object]) -> web.StreamResponse:
         name = request.path.rpartition("/")[2]
         is_socket = name in {"socket", "audio"}
         try:
@@ -214,6 +226,7 @@ class LivePage:
         response = web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
         if cookie is not None:
             set_cookie(response, request, cookie)
+            on_used()
         return response
 
     async def _respond_socket(self, request: web.BaseRequest, name: str, slot: Slot) -> web.StreamResponse:

@@ -75,12 +75,12 @@ class View:
         self.targets: dict[int, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
         self.wave: list[int] = []
-        self.received = ""
+        self.saw_secret = False
         self.wholes = self.hidden = 0
 
     async def read(self) -> None:
         text = await self.socket.receive_str()
-        self.received += text
+        self.saw_secret |= "hush" in text
         message = json.loads(text)
         if "open" in message:
             self.details = message.get("details", self.details)
