@@ -39,6 +39,7 @@ from signalwire_streams._cli.output import (
     write_report,
 )
 from signalwire_streams._cli.progress import (
+    Display,
     Meter,
     Progress,
     format_duration,
@@ -150,14 +151,14 @@ class BulkRunner:
         self._counts: Counter[BulkStatus] = Counter()
         self._output_error: OSError | None = None
         self._is_aborted = False
-        self._show: Callable[[], None] = lambda: None
+        self._display = Display()
         self._started_at = time.monotonic()
 
     async def execute(self) -> None:
         with on_signals(self._interrupt):
             async with (
-                live_page(self._options.page) as page,
-                show_progress(self._progress, as_json=self._as_json) as self._show,
+                show_progress(self._progress, as_json=self._as_json) as self._display,
+                live_page(self._options.page, self._display.warn) as page,
             ):
                 if page is not None:
                     page.add_run(self.run, total=self._total, rate_limit=rate_limit(self._options.rate).rate)
@@ -225,7 +226,7 @@ class BulkRunner:
         else:
             self._is_aborted = True
             self.run.shutdown(0)
-        self._show()
+        self._display.show()
 
     def _progress(self) -> Progress:
         done = self._counts.total()

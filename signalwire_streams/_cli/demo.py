@@ -303,7 +303,7 @@ async def _run(
             f"Then {RECORDED} conferences are recorded for {seconds:g} s, over wss, in real time."
         )
     receiver = MediaReceiver()
-    async with live_page(port, receivers=[receiver]) as page:
+    async with live_page(port, write_note, receivers=[receiver]) as page:
         if page is not None:
             write_note("The demo begins when the page is open.")
             await page.opened.wait()

@@ -29,6 +29,7 @@ from signalwire_streams._cli.options import (
     reject_password,
 )
 from signalwire_streams._cli.output import KEEPING, OUTCOMES, silenced
+from signalwire_streams._cli.progress import page_option
 from signalwire_streams.keep_streaming import InDoubtPolicy, OnChange, OnExit, StreamNames, StreamTemplate
 from signalwire_streams.keep_streaming._template import TARGET
 from signalwire_streams.models import TargetKind
@@ -95,7 +96,12 @@ _template_options = passing(
 )
 
 
-_RECORDING = [str(option.name) for option in click.command(recording_options(lambda **_: None)).params]
+_ALWAYS = {"health_host", "health_port"}
+_RECORDING = [
+    str(option.name)
+    for option in click.command(recording_options(lambda **_: None)).params
+    if option.name not in _ALWAYS
+]
 
 
 def _check_receiving(account: Account, receive: Path | None, url: str | None, recording: RecordingSettings) -> None:
@@ -200,6 +206,7 @@ On this machine, with a simulated Space:
     help="Receive the streams here, and record each in a WAV file in DIR, as 'listen' does.",
 )
 @recording_options
+@page_option
 @account_options
 def keep(
     account: Account,
@@ -211,7 +218,7 @@ def keep(
     journal: str | None,
     receive: Path | None,
     recording: RecordingSettings,
-    **options: Any,  # noqa: ANN401  (arguments of keep_streaming)
+    **options: Any,  # noqa: ANN401  (arguments of keep_streaming, and the page's port)
 ) -> None:
     """Keep one stream on every live conference, or call, until it ends.
 
@@ -243,9 +250,10 @@ def keep(
     if journal is not None and "://" in journal:
         reject_password(journal, _JOURNAL)
     options["journal"] = os.environ.get(_JOURNAL, "kept.db") if journal is None else journal
-    recording = evolve(recording, target_parameter=TARGET)
+    health = recording.health_host, recording.health_port
+    recording = evolve(recording, target_parameter=TARGET, health_port=None)  # the keeper drains before its receiver
     prepare = None if receive is None else partial(recording.in_directory, receive, "--receive", (token_urlsafe(),))
-    runner = KeepRunner(account, prepare, template=template, kinds=kinds, where=where, **options)
+    runner = KeepRunner(account, prepare, template=template, kinds=kinds, where=where, health=health, **options)
     with silenced(OUTCOMES, KEEPING):
         account.run(runner.run)
     runner.end()

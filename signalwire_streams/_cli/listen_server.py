@@ -114,7 +114,9 @@ class RecordingServer:
         async with contextlib.AsyncExitStack() as stack:
             warn = logging_to(lambda line: self._report(Warned(f"error: {line}")), name="signalwire_streams.receiver")
             stack.enter_context(warn)
-            await stack.enter_async_context(live_page(self._options.page, receivers=[self.receiver]))
+            await stack.enter_async_context(
+                live_page(self._options.page, lambda text: self._report(Warned(text)), receivers=[self.receiver])
+            )
             yield await enter_server(stack, self.receiver, self._options, reuse_port=reuse_port)
 
     def abort(self) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -93,6 +94,7 @@ class Display:
 
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
+        self.show: Callable[[], None] = lambda: None  # what is shown repeatedly, at once
 
     @property
     def is_live(self) -> bool:
@@ -194,14 +196,11 @@ def draw_rows(
 
 
 @asynccontextmanager
-async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
-    """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON.
-
-    It yields a function that shows it at once, for news that should not wait.
-    """
+async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Display]:
+    """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON."""
     async with AsyncExitStack() as stack:
         display, _ = stack.enter_context(live_display(as_json=as_json))
-        show = (
+        display.show = (
             (lambda: display.update(draw(get_progress())))
             if display.is_live
             else (lambda: write_note(get_progress().line))
@@ -209,8 +208,10 @@ async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) 
         if display.is_live:
             stack.enter_context(logging_to(display.warn, level=logging.NOTSET, with_level=True))
         if display.is_live or not as_json:
-            await stack.enter_async_context(repeating(show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY))
-        yield show
+            await stack.enter_async_context(
+                repeating(display.show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY)
+            )
+        yield display
 
 
 page_option = click.option(
@@ -224,8 +225,12 @@ page_option = click.option(
 
 
 @asynccontextmanager
-async def live_page(port: int | None, **shown: Any) -> "AsyncIterator[LivePage | None]":  # noqa: ANN401
-    """Serve a page for this machine while the block runs, unless the port is None."""
+async def live_page(
+    port: int | None,
+    note: Callable[[str], None],
+    **shown: Any,  # noqa: ANN401  (arguments of LivePage)
+) -> "AsyncIterator[LivePage | None]":
+    """Serve a page for this machine while the block runs, unless the port is None. Note a link for each browser."""
     if port is None:
         yield None
         return
@@ -234,9 +239,14 @@ async def live_page(port: int | None, **shown: Any) -> "AsyncIterator[LivePage |
     page = LivePage(**shown)
     async with AsyncExitStack() as stack:
         with listening_errors("127.0.0.1", port):
-            link = await stack.enter_async_context(page.serve(port=port))
-        write_note(f"Page, for one browser on this machine: {link}")
+            offer = partial(_offer, note, "Page, for another browser")
+            link = await stack.enter_async_context(page.serve(port=port, on_used=offer))
+        _offer(note, "Page, for one browser", link)
         yield page
+
+
+def _offer(note: Callable[[str], None], title: str, link: str) -> None:
+    note(f"{title} on this machine: {link}")
 
 
 def as_plain(text: str, *, plain: bool) -> str:

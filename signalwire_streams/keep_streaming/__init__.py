@@ -26,7 +26,7 @@ from signalwire_streams.keep_streaming._events import (
     TargetReleased,
     TargetSnapshot,
 )
-from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent
+from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent, Obstacle
 from signalwire_streams.keep_streaming._settings import (
     DuplicateNames,
     InDoubtPolicy,
@@ -82,6 +82,7 @@ __all__ = [
     "KeeperEvent",
     "KeeperRestarted",
     "NameRefused",
+    "Obstacle",
     "OnChange",
     "OnExit",
     "PollingFailed",

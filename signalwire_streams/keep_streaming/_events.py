@@ -178,6 +178,7 @@ class TargetSnapshot:
         item: the conference or call as it was listed last; None if that is not known.
         status: what the keeper believes; with receivers in this process, it is streaming once its socket is open.
         reason: why it is in doubt or failing, or why its last stream was lost.
+        seconds: how long it has had that status; at most since this keeper began with it.
     """
 
     kind: TargetKind
@@ -185,3 +186,11 @@ class TargetSnapshot:
     item: Conference | Call | None
     status: KeepStatus
     reason: str | None
+    seconds: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """What people call it: the conference's friendly name, or the call's ``from > to``; empty if not known."""
+        if isinstance(self.item, Call):
+            return f"{self.item.from_ or '?'} > {self.item.to or '?'}"
+        return "" if self.item is None else self.item.friendly_name or ""

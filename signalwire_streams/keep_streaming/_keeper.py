@@ -82,6 +82,15 @@ KeeperEvent: TypeAlias = (
 )
 """Any event that a `Keeper` yields."""
 
+Obstacle: TypeAlias = PollingFailed | StandbyStarted | StartsPaused
+"""An event that reports what keeps a `Keeper` from starting streams."""
+
+_BEGINNINGS: Mapping[type[KeeperEvent], type[Obstacle]] = {
+    PollingRecovered: PollingFailed,
+    StandbyEnded: StandbyStarted,
+    StartsResumed: StartsPaused,
+}
+
 
 @frozen(kw_only=True)
 class KeeperOptions:
@@ -106,6 +115,8 @@ class _Kept:
     receiver: str = ""  # that its last request led to
     fingerprints: dict[int, str] = field(factory=dict)  # of the requests of its attempts
     prepared: Start | None = None  # what the template returned when it appeared
+    status: KeepStatus | None = None  # in snapshots
+    since: float = 0.0
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     @property
@@ -137,6 +148,7 @@ class Keeper:
         self._ignored: set[str] = set()  # listed, and not to be streamed
         self._ended: set[str] = set()  # since the last list was begun, which may still have them
         self._events: deque[KeeperEvent] = deque(maxlen=_MAX_EVENTS)
+        self._obstacles: dict[tuple[type[Obstacle], str], Obstacle] = {}  # to all streams, or to those of one receiver
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -217,14 +229,27 @@ class Keeper:
         """The conferences and calls that the keeper knows now; after it has ended, those that it knew then."""
         return tuple(map(self._snapshot_of, self._targets.values()))
 
+    @property
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """The events that report what keeps it from starting streams, and whose end was not reported yet."""
+        return tuple(self._obstacles.values())
+
     def _snapshot_of(self, kept: _Kept) -> TargetSnapshot:
         kind, target = kept.target
-        status = kept.state.reported or KeepStatus.WAITING
-        if self._requests[kind].settings.receives and not kept.state.of_fate(Fate.HEARD):
-            status = KeepStatus.WAITING if status is KeepStatus.STREAMING else status
         return TargetSnapshot(
-            kind=kind, target=target, item=kept.item, status=status, reason=kept.state.reported_reason
+            kind=kind,
+            target=target,
+            item=kept.item,
+            status=self._status_of(kept),
+            reason=kept.state.reported_reason,
+            seconds=self._clock.now() - kept.since,
         )
+
+    def _status_of(self, kept: _Kept) -> KeepStatus:
+        status = kept.state.reported or KeepStatus.WAITING
+        if self._requests[kept.target[0]].settings.receives and not kept.state.of_fate(Fate.HEARD):
+            status = KeepStatus.WAITING if status is KeepStatus.STREAMING else status
+        return status
 
     async def handle_status_callback(self, event: CallbackEvent) -> None:
         """Handle a status callback: pass this to a `CallbackReceiver` as its handler, or call it from yours.
@@ -450,6 +475,8 @@ class Keeper:
         paused_until = -inf if breaker is None else breaker.paused_until
         decision = decide(kept.state, observation, now, settings, paused_until=paused_until)
         kept.state = decision.state
+        if (status := self._status_of(kept)) is not kept.status:
+            kept.status, kept.since = status, now
         if breaker is not None:
             if any(isinstance(action, StartStream) for action in decision.actions):
                 breaker.on_start(sid, kept.state, now)
@@ -552,6 +579,11 @@ class Keeper:
             kept.timer = None
 
     def _emit(self, event: KeeperEvent) -> None:
+        receiver = getattr(event, "receiver", "")
+        if isinstance(event, Obstacle):
+            self._obstacles[type(event), receiver] = event
+        elif type(event) in _BEGINNINGS:
+            self._obstacles.pop((_BEGINNINGS[type(event)], receiver), None)
         self._events.append(event)
         self._changed.set()
 

@@ -1,8 +1,8 @@
-"""`LivePage`: an aiohttp sub-application, or a standalone server, that shows streams and runs in a browser."""
+"""`LivePage`: an aiohttp sub-application, or a standalone server, that shows streams, runs and keepers in a browser."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from ssl import SSLContext
@@ -12,9 +12,11 @@ from aiohttp import web
 
 from signalwire_streams.bulk import BulkRun
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RefusedError, is_loopback, set_cookie
-from signalwire_streams.page._board import Board, RunRow
+from signalwire_streams.page._board import Board
+from signalwire_streams.page._rows import KeeperRows, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
@@ -23,20 +25,19 @@ from signalwire_streams.receiver.audio._formats import whole_number
 _LOG = logging.getLogger("signalwire_streams.page")
 _MAX_PENDING = 64  # connections of the server without a WebSocket
 _HANDSHAKE_TIMEOUT = 10.0
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _MAX_ROWS, _MAX_DIGITS = 2_000, 16
 
 
 def _read_files() -> dict[str, tuple[bytes, str]]:
     """Return the content and the type of each file, by its name in the address."""
-    types = {"index.html": "text/html", "page.css": "text/css", "icon.svg": "image/svg+xml"}
-    types |= dict.fromkeys(("page.js", "charts.js", "sound.js", "worklet.js"), "text/javascript")
     folder = files("signalwire_streams.page").joinpath("static")
-    found = {name: (folder.joinpath(name).read_bytes(), kind) for name, kind in types.items()}
+    found = {one.name: (one.read_bytes(), _TYPES[one.name.rpartition(".")[2]]) for one in folder.iterdir()}
     return found | {"": found.pop("index.html")}
 
 
 class LivePage:
-    """Shows live streams and bulk runs in a browser, and plays the audio of a stream.
+    """Shows live streams, bulk runs and keepers in a browser, and plays the audio of a stream.
 
     ::
 
@@ -62,6 +63,7 @@ class LivePage:
         *,
         receivers: Iterable[MediaReceiver] = (),
         runs: Iterable[BulkRun[Any]] = (),
+        keepers: Iterable[Keeper] = (),
         authorize: Authorize | None = None,
         allowed_hosts: Collection[str] = (),
         max_pages: int = 32,
@@ -72,6 +74,7 @@ class LivePage:
         Args:
             receivers: whose streams are shown.
             runs: bulk runs whose progress is shown; `add_run` adds others later, and knows more about them.
+            keepers: whose conferences and calls are shown; `add_keeper` adds others later.
             authorize: function (``def`` or ``async def``) of the ``aiohttp.web.BaseRequest`` of each file and each
                 WebSocket, which returns True if it may see the page. Without it, only `create_link` and `serve` admit
                 a browser.
@@ -83,8 +86,10 @@ class LivePage:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
-        if isinstance(receivers, MediaReceiver) or isinstance(runs, BulkRun):
-            raise InvalidRequestError("receivers and runs are lists: write receivers=[receiver], runs=[run]")
+        if isinstance(receivers, MediaReceiver) or isinstance(runs, BulkRun) or isinstance(keepers, Keeper):
+            raise InvalidRequestError(
+                "receivers, runs and keepers are lists: write receivers=[receiver], runs=[run], keepers=[keeper]"
+            )
         receivers = tuple(receivers)
         for receiver in receivers:
             if not isinstance(receiver, MediaReceiver):
@@ -95,6 +100,8 @@ class LivePage:
         self._board = Board(receivers, _MAX_ROWS)
         for run in runs:
             self.add_run(run)
+        for keeper in keepers:
+            self.add_keeper(keeper)
         self._files = _read_files()
         self.opened = asyncio.Event()
         self.application = web.Application()
@@ -104,7 +111,7 @@ class LivePage:
     def add_run(
         self, run: BulkRun[Any], *, title: str = "", total: int | None = None, rate_limit: float | None = None
     ) -> None:
-        """Show a bulk run.
+        """Show a bulk run. A page shows the last 20.
 
         Args:
             run: the run.
@@ -119,6 +126,21 @@ class LivePage:
             raise InvalidRequestError(f"runs has a {kind_of(run)}: pass what client.start_streams returns, as [run]")
         self._board.runs.append(RunRow(run, title, total, rate_limit))
 
+    def add_keeper(self, keeper: Keeper) -> None:
+        """Show the conferences and calls of a keeper. A page shows the last 20 keepers.
+
+        Args:
+            keeper: the keeper, before or after it begins.
+
+        Raises:
+            InvalidRequestError: ``keeper`` is not a keeper.
+        """
+        if not isinstance(keeper, Keeper):
+            raise InvalidRequestError(
+                f"keepers has a {kind_of(keeper)}: pass what client.keep_streaming returns, as [keeper]"
+            )
+        self._board.keepers.append(KeeperRows(keeper, _MAX_ROWS))
+
     def create_link(self, address: str) -> str:
         """Return a link that opens the page in one browser, once, within 24 hours.
 
@@ -132,7 +154,12 @@ class LivePage:
 
     @asynccontextmanager
     async def serve(
-        self, *, host: str = "127.0.0.1", port: int = 0, ssl_context: SSLContext | None = None
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        ssl_context: SSLContext | None = None,
+        on_used: Callable[[str], object] | None = None,
     ) -> AsyncIterator[str]:
         """Serve the page while the block runs.
 
@@ -140,6 +167,7 @@ class LivePage:
             host: address to listen on.
             port: port to listen on; 0 takes a free one.
             ssl_context: context with the server's certificate; needed unless ``host`` is this machine's loopback.
+            on_used: called when a link was used, with another one for another browser.
 
         Yields:
             A link that opens the page in one browser, once.
@@ -155,13 +183,19 @@ class LivePage:
             raise InvalidRequestError(
                 f"the page plays calls, so {host!r} needs TLS: pass ssl_context=..., or omit host for this machine only"
             )
+        address = ""
+
+        async def respond(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+            return await self._respond(request, slot, lambda: on_used and on_used(self.create_link(address)))
+
         server = StreamServer(
-            self._respond, ssl_context=ssl_context, handshake_timeout=_HANDSHAKE_TIMEOUT, max_pending=_MAX_PENDING
+            respond, ssl_context=ssl_context, handshake_timeout=_HANDSHAKE_TIMEOUT, max_pending=_MAX_PENDING
         )
         try:
             bound = await server.listen(host, port)
             shown = f"[{host}]" if ":" in host else host
-            yield self.create_link(f"{'http' if ssl_context is None else 'https'}://{shown}:{bound}/")
+            address = f"{'http' if ssl_context is None else 'https'}://{shown}:{bound}/"
+            yield self.create_link(address)
         finally:
             await self._close()
             await server.close()
@@ -170,9 +204,9 @@ class LivePage:
         await asyncio.gather(self._pages.close(), self._listeners.close())
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        return await self._respond(request, Slot())
+        return await self._respond(request, Slot(), lambda: None)
 
-    async def _respond(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest, slot: Slot, on_used: Callable[[], object]) -> web.StreamResponse:
         name = request.path.rpartition("/")[2]
         is_socket = name in {"socket", "audio"}
         try:
@@ -192,6 +226,7 @@ class LivePage:
         response = web.Response(body=body, content_type=kind, charset="utf-8", headers=HEADERS)
         if cookie is not None:
             set_cookie(response, request, cookie)
+            on_used()
         return response
 
     async def _respond_socket(self, request: web.BaseRequest, name: str, slot: Slot) -> web.StreamResponse:

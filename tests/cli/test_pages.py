@@ -23,12 +23,12 @@ from .shell import PATIENCE, Shell, credentials, end_of, process
 from .test_listen import begin, dialled, posix_only, speak
 
 
-async def link_of(child: asyncio.subprocess.Process) -> URL:
-    """Read the link from a command's stderr."""
+async def link_of(child: asyncio.subprocess.Process, whose: str = "one browser") -> URL:
+    """Read a link from a command's stderr."""
     assert child.stderr is not None
     async with asyncio.timeout(PATIENCE):
         line = (await child.stderr.readline()).decode()
-    found = re.fullmatch(r"Page, for one browser on this machine: (http://127\.0\.0\.1:\d+/\?token=\S+)\n", line)
+    found = re.fullmatch(rf"Page, for {whose} on this machine: (http://127\.0\.0\.1:\d+/\?token=\S+)\n", line)
     assert found is not None, line
     return URL(found[1])
 
@@ -64,6 +64,9 @@ async def test_listen_shows_its_streams(tmp_path: Path) -> None:
             await begin(peer)
             await speak(peer)
             assert (await shown(page, "rows"))["name"] == "s-1"
+            async with opened(await link_of(child, "another browser")) as other:
+                assert (await shown(other, "rows"))["name"] == "s-1"
+            await link_of(child, "another browser")
         ran = await end_of(child)
     assert (ran.code, ran.json["sid"], ran.err) == (0, "s-1", "")
 

@@ -5,6 +5,7 @@ import base64
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeAlias
@@ -70,27 +71,47 @@ class View:
         self.socket = socket
         self.rows: dict[int, dict[str, Any]] = {}
         self.runs: dict[int, dict[str, Any]] = {}
+        self.keepers: dict[int, dict[str, Any]] = {}
+        self.targets: dict[int, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
         self.wave: list[int] = []
+        self.saw_secret = False
         self.wholes = self.hidden = 0
 
     async def read(self) -> None:
-        message = json.loads(await self.socket.receive_str())
+        text = await self.socket.receive_str()
+        self.saw_secret |= "hush" in text
+        message = json.loads(text)
         if "open" in message:
             self.details = message.get("details", self.details)
             self.wave = message.get("past", self.wave) + message.get("wave", [])
             return
         if message.get("all"):
-            self.rows.clear()
+            for known in self._known:
+                known.clear()
             self.wholes += 1
         self.hidden = message["hidden"]
         for number in message.get("gone", []):
-            del self.rows[number]
+            assert [known.pop(number) for known in self._known if number in known]
         self.rows |= {row["id"]: row for row in message.get("rows", [])}
         levels = iter(message.get("levels", []))
         for number, *both in zip(levels, levels, levels, strict=True):
             self.rows[number]["levels"] = both
         self.runs |= {run["id"]: run for run in message.get("runs", [])}
+        self.keepers |= {keeper["id"]: keeper for keeper in message.get("keepers", [])}
+        self.targets |= {row["id"]: row for row in message.get("targets", [])}
+
+    @property
+    def _known(self) -> list[dict[int, dict[str, Any]]]:
+        return [self.rows, self.runs, self.keepers, self.targets]
+
+    def states(self) -> Counter[str]:
+        """Count a keeper's targets in each state."""
+        return Counter(row["state"] for row in self.targets.values())
+
+    def notes(self) -> list[str]:
+        """Return what holds keepers up."""
+        return [note for keeper in self.keepers.values() for note in keeper["notes"]]
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(60):

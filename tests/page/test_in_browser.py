@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,7 +206,7 @@ async def test_filter_and_keyboard(window: Window, call: Any) -> None:
     assert await window.page.evaluate("document.activeElement.textContent") == "beta-2"
     await press("/")
     await window.page.keyboard.type("gamma")
-    await window.shows("#empty", "No stream matches “gamma”.")
+    await window.shows("#empty", "Nothing matches “gamma”.")
     assert window.errors == []
 
 
@@ -300,4 +302,61 @@ async def test_run_is_shown(chromium: Any, conversations: Conversations, stack: 
     await window.shows(".run h2", "<b>Stopping</b>")
     await window.shows(".run .head", "1 of 1")
     assert not await window.page.locator("#streams").is_visible()
+    assert window.errors == []
+
+
+@pytest.fixture
+async def kept(receiver: MediaReceiver, stack: AsyncExitStack, tmp_path: Path) -> Any:
+    """A keeper of three conferences, whose streams are received here; starts on the second are rejected."""
+    certificates = Certificates.make()
+    space = await stack.enter_async_context(
+        SimulatedSpace(conferences=3, audio=Tone(hertz=HERTZ), ssl_context=certificates.trust)
+    )
+    space.faults.add("status", on="start", status=403, target=space.conference_sids[1])
+    client = await stack.enter_async_context(
+        StreamsClient(space=space.base_url, project=space.project, token=space.token)
+    )
+    url = await stack.enter_async_context(receiver.serve(ssl_context=certificates.server))
+    keeper = client.keep_streaming(
+        {"url": url}, name="<i>audit", receivers=[receiver], poll=0.2, journal=tmp_path / "kept.db"
+    )
+    return SimpleNamespace(space=space, keeper=await stack.enter_async_context(keeper))
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+async def test_keeper_is_shown(
+    chromium: Any, receiver: MediaReceiver, kept: Any, stack: AsyncExitStack, width: int
+) -> None:
+    """What fails comes first, with its reason; the table is filtered and sorted, and says what holds the keeper up."""
+    axe = pytest.importorskip("axe_playwright_python.async_playwright")
+    page = LivePage(receivers=[receiver], keepers=[kept.keeper], authorize=lambda _: True)
+    link = await stack.enter_async_context(page.serve())
+    window = await open_window(chromium, link, viewport={"width": width, "height": 800}, bypass_csp=True)
+    await window.shows(".keeper h2", "Keeper <i>audit")
+    await window.shows(".keeper .count", "3 kept: 1 failing, 2 streaming")
+    first = ".keeper tbody tr:first-child"
+    sids = kept.space.conference_sids
+    await window.shows(f"{first} .name", sids[1])
+    await window.shows(f"{first} .reason", "HTTP 403")
+    await window.shows(f"{first} .age", " ago")
+    await window.shows("#count", "2 streams")
+    await window.shows("#rows tr:first-child .target", sids[0])
+    found = (await axe.Axe().run(window.page)).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in {"serious", "critical"}] == []
+    assert await window.page.evaluate("document.documentElement.scrollWidth") <= width
+
+    await window.page.locator(".keeper th.name button").click()
+    await window.shows(f"{first} .name", sids[0])
+    await window.page.keyboard.press("/")
+    await window.page.keyboard.type("http 403")
+    await window.shows(".keeper .count", "1 of 3 kept")
+    await window.page.keyboard.press("Escape")
+    await window.shows(".keeper .count", "3 kept")
+
+    kept.space.faults.clear()
+    await window.shows(".keeper .count", "3 kept: 3 streaming")
+    kept.space.end_conference(sids[0])
+    await window.counts(".keeper tbody tr", 2)
+    kept.space.faults.add("status", on="list", status=401)
+    await window.shows(".keeper .notes", "The Space does not answer polls")
     assert window.errors == []
