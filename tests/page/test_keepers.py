@@ -77,7 +77,8 @@ async def test_targets_of_a_keeper(page: LivePage, view: View, space: SimulatedS
 
 
 def seconds_of(page: LivePage, sid: str) -> float:
-    return next(target.seconds for target in keeper_of(page).snapshot if target.target == sid)
+    seconds: float = next(target.seconds for target in keeper_of(page).snapshot if target.target == sid)
+    return seconds
 
 
 async def test_time_counts_from_the_change_and_not_from_the_opening(
