@@ -21,10 +21,7 @@ from signalwire_streams.keep_streaming._events import (
     TargetEnded,
     TargetFailing,
 )
-from signalwire_streams.keep_streaming._settings import (
-    InDoubtPolicy,
-    KeepSettings,
-)
+from signalwire_streams.keep_streaming._settings import InDoubtPolicy, KeepSettings
 from signalwire_streams.keep_streaming._state import (
     EndedCallback,
     Fate,

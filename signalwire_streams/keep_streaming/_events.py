@@ -168,6 +168,12 @@ class StandbyEnded:
     """This keeper has the lease, and keeps the streams."""
 
 
+KeeperEvent: TypeAlias = (
+    KeepEvent | PollingFailed | PollingRecovered | StandbyEnded | StandbyStarted | StartsPaused | StartsResumed
+)
+"""Any event that a `Keeper` yields."""
+
+
 @frozen(kw_only=True)
 class TargetSnapshot:
     """A conference or call in progress, and the state of its stream as events have reported it.

@@ -9,11 +9,7 @@ from attrs import field, frozen
 from attrs.validators import instance_of
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.keep_streaming._state import (
-    Fate,
-    StreamAttempt,
-    TargetState,
-)
+from signalwire_streams.keep_streaming._state import Fate, StreamAttempt, TargetState
 from signalwire_streams.models import TargetKind
 
 Target: TypeAlias = tuple[TargetKind, str]

@@ -11,7 +11,8 @@ from signalwire_streams.bulk._journal_file import journal_path, when_free
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.keep_streaming._journal import KeeperJournal
-from signalwire_streams.keep_streaming._keeper import Keeper, KeeperOptions
+from signalwire_streams.keep_streaming._keeper import Keeper
+from signalwire_streams.keep_streaming._kept_targets import KeeperOptions
 from signalwire_streams.keep_streaming._receiving import check_receivers
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeeperStore
 from signalwire_streams.keep_streaming._settings import (
@@ -93,16 +94,17 @@ def make_keeper(
             reassert=reassert,
         )
         requests[kind] = TargetRequests(kind=kind, settings=settings, streams=streams[kind], reads=reads[kind])
-    options = KeeperOptions(
-        name=name,
-        template=template,
-        where=where,
-        poll=poll,
-        on_change=OnChange(on_change),
-        on_exit=OnExit(on_exit),
-    )
+    options = KeeperOptions(name=name, template=template, where=where, on_change=OnChange(on_change))
     open_journal = _opener(journal, owner(name, StreamNames(names)), check_seconds(lease, "lease"), clock)
-    return Keeper(options, requests, open_journal=open_journal, receivers=served, clock=clock)
+    return Keeper(
+        options,
+        requests,
+        open_journal=open_journal,
+        receivers=served,
+        poll=poll,
+        on_exit=OnExit(on_exit),
+        clock=clock,
+    )
 
 
 @masks_secrets

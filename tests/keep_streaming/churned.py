@@ -327,10 +327,10 @@ def main() -> int:
     given = parser.parse_args()
     logging.getLogger("signalwire_streams").setLevel(logging.ERROR)
     is_good = True
-    for name, scene in (CONFERENCES | CALLS).items():
+    for name, listed in (CONFERENCES | CALLS).items():
         if given.words and not any(word in name for word in given.words):
             continue
-        scene = evolve(scene, apart=False) if given.together else scene
+        scene = evolve(listed, apart=listed.apart and not given.together)
         began = time.monotonic()
         with TemporaryDirectory() as directory:
             report = scene.play(Path(directory), targets=given.targets, seconds=given.seconds, seed=given.seed)
