@@ -47,7 +47,7 @@ class TargetAppeared(TargetEvent):
 
 @frozen(kw_only=True)
 class StreamingStarted(TargetEvent):
-    """The Space accepted its first stream. With receivers, its socket may still be missing (`TargetSnapshot`)."""
+    """Its first stream runs: the Space accepted it, and if it is received in this process, its socket is open."""
 
 
 @frozen(kw_only=True)

@@ -81,8 +81,7 @@ class Keeper:
             targets.journal.stop_waiting()
             self._polling.cancel()
             await asyncio.wait({self._polling})
-            for kept in targets:
-                kept.alarm.cancel()
+            targets.end()
             await tasks.finish()
             if self._on_exit is OnExit.STOP and tasks.failure is None:
                 await targets.stop_all()
@@ -134,8 +133,8 @@ class Keeper:
         """Look at a conference or call at once, instead of with the next list: one that a webhook reports, for example.
 
         Args:
-            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept, and
-                was not passed over before: `where` and a template are asked once for each target.
+            sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept. If
+                ``where`` or the template has passed it over before, they are asked again.
 
         Raises:
             InvalidRequestError: it can't be a sid.

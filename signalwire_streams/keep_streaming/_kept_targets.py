@@ -6,7 +6,7 @@ under way at a time, apart from the polls.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from attrs import define, evolve, field, frozen
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._background import Alarm, BackgroundTasks
-from signalwire_streams.keep_streaming._decisions import decide
+from signalwire_streams.keep_streaming._decisions import decide, stopping
 from signalwire_streams.keep_streaming._events import (
     KeeperEvent,
     KeepStatus,
@@ -32,6 +32,7 @@ from signalwire_streams.keep_streaming._state import (
     GetTarget,
     KeepAction,
     KeepObservation,
+    ResponseLost,
     SaveAttempt,
     StartRejected,
     StartStream,
@@ -58,6 +59,8 @@ from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
+_LATE = 300.0  # seconds in which a Space may carry out a start whose response was lost; that is not documented
+_MAY_START = "the response to a start was lost, and the Space may still carry it out"
 
 
 @frozen(kw_only=True)
@@ -81,11 +84,23 @@ class Kept:
     receiver: str = ""  # that its last request led to
     fingerprints: dict[int, str] = field(factory=dict)  # of the requests of its attempts
     prepared: Start | None = None  # what the template returned when it appeared
+    since: float = 0.0  # when this keeper began to keep it
+    lost_at: dict[int, float] = field(factory=dict)  # when the responses to attempts were lost
     alarm: Alarm = field(factory=Alarm, repr=False)
 
     @property
     def record(self) -> KeptTarget:
-        return KeptTarget(state=self.state, fingerprints=self.fingerprints)
+        """What the journal has to know: no attempt that is still being prepared, so that none is held for it."""
+        attempts = (
+            each for each in self.state.attempts if each.fate is not Fate.SENDING or each.number in self.fingerprints
+        )
+        return KeptTarget(state=evolve(self.state, attempts=tuple(attempts)), fingerprints=self.fingerprints)
+
+    def may_still_start(self, now: float) -> bool:
+        """Return whether the Space may carry out a start whose response was lost, though its name was stopped."""
+        return any(
+            now < self.lost_at.get(each.number, self.since) + _LATE for each in self.state.attempts if each.sid is None
+        )
 
     def leave(self) -> None:
         """Let nothing more come of it: another keeper has it, or none any more."""
@@ -120,6 +135,7 @@ class KeptTargets:
         self._options, self._requests, self._receivers = options, requests, receivers
         self._clock, self._tasks, self._emit = clock, tasks, emit
         self._kept: dict[str, Kept] = {}  # the sids of conferences and of calls differ
+        self._asking: set[asyncio.Future[object]] = set()  # templates
         self.breakers = ReceiverBreakers(receivers, emit=emit, resume=self._resume)
         self.ignored: set[str] = set()
         self.ended: set[str] = set()
@@ -178,7 +194,8 @@ class KeptTargets:
 
     def _new(self, target: Target, record: KeptTarget, item: Item | None) -> Kept:
         tokens = AttemptTokens(self._receivers)
-        return Kept(target, record.state, tokens, item, fingerprints=dict(record.fingerprints))
+        known = dict(record.fingerprints)
+        return Kept(target, record.state, tokens, item, fingerprints=known, since=self._clock.now())
 
     def take_over(self, kept: Kept, observation: KeepObservation) -> None:
         _, sid = kept.target
@@ -229,13 +246,27 @@ class KeptTargets:
             if where is not None and not chooses(where, item):
                 return None
             if callable(fields):
-                fields = await apply_template(fields, item)
+                fields = await self._ask(apply_template(fields, item), sid)
         if fields is None:
             return None
-        request = request_for(kind, sid, fields)
+        request = request_for(kind, sid, fields, is_received=bool(self._receivers))
         before, kept.receiver = kept.receiver, receiver_of(request)
         self.breakers.move(sid, before, kept.receiver, self._requests[kind].settings, self._clock.now())
         return request
+
+    async def _ask(self, asking: Coroutine[Any, Any, object], sid: str) -> object:
+        """Wait for a template until the keeper ends, when nothing comes of it any more."""
+        task = asyncio.ensure_future(asking)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        if self.is_ending:
+            task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            return task.result()
+        if self.is_ending:
+            raise asyncio.CancelledError
+        raise InvalidRequestError(f"the template was cancelled for {sid}: let it return the fields, or None")
 
     def is_replaced(self, kept: Kept, request: Start) -> bool:
         """Return whether streams that an earlier keeper started are to be stopped, since they differ from a request."""
@@ -259,6 +290,7 @@ class KeptTargets:
         for event in decision.events:
             self._emit(evolve(event, kind=kind, target=sid))
         numbers = {attempt.number for attempt in kept.state.attempts}
+        kept.lost_at = {number: at for number, at in kept.lost_at.items() if number in numbers}
         kept.fingerprints = {number: text for number, text in kept.fingerprints.items() if number in numbers}
         kept.tokens.keep_only(numbers)
         kept.alarm.cancel()
@@ -295,10 +327,8 @@ class KeptTargets:
         requests = self._requests[kind]
         try:
             template = kept.prepared or await self.request(kept)
-            if self._kept.get(sid) is not kept:
-                return  # another keeper has taken over meanwhile
-            if self.is_ending:
-                raise ClientStateError("the keeper ends")
+            if self._kept.get(sid) is not kept or self.is_ending:
+                return  # nothing was sent, and perhaps another keeper has taken over meanwhile
             # Before the start is recorded, since it fails if a receiver is closed.
             token = None if template is None else kept.tokens.mint(attempt, partial(self.observe, kept))
         except StreamsError as error:
@@ -315,7 +345,15 @@ class KeptTargets:
         deadline_at = await self.journal.permit()
         name = requests.settings.stream_name(self._options.name, sid, attempt)
         request = attempt_of(template, number=attempt, name=name, token=token)
-        self.observe(kept, await requests.start(request, attempt, deadline_at=deadline_at))
+        try:
+            answer = await requests.start(request, attempt, deadline_at=deadline_at)
+        except ClientStateError:  # nothing was sent
+            del kept.fingerprints[attempt]
+            self.journal.save_later(kept.target, kept.record)
+            raise
+        if isinstance(answer, ResponseLost):
+            kept.lost_at[attempt] = self._clock.now()
+        self.observe(kept, answer)
 
     async def _stop(self, kept: Kept, stop: StopBySid | StopByName) -> None:
         kind, sid = kept.target
@@ -333,21 +371,32 @@ class KeptTargets:
 
     # --- The end
 
+    def end(self) -> None:
+        """Start nothing more, and wait for no time and no template."""
+        self.is_ending = True
+        for kept in self:
+            kept.alarm.cancel()
+        for task in self._asking:
+            task.cancel()
+
     async def stop_all(self) -> None:
         """Stop all streams that may be running, those of the keeper before included."""
         self.is_stopping = True
+        if self.journal.is_lost and self.journal.obstacle is None:  # the end came before the first poll
+            await self.journal.acquire()
+            self.begin_again()
         records = self.journal.targets.items()
         unknown = [self.of_record(*each) for each in records if each[0][1] in self.unrecovered]
         for kept in [*self, *unknown]:
-            if kept.state.attempts:
+            if kept.record.state.attempts:
                 _ = self._tasks.spawn(self.stop_streams, kept)
         await self._tasks.finish()
 
     async def stop_streams(self, kept: Kept) -> None:
+        """Stop all streams of a target that may be running, and report if one may still run."""
         kind, sid = kept.target
-        requests, attempts = self._requests[kind], kept.state.attempts
-        ending = tuple(evolve(attempt, fate=Fate.ENDING) for attempt in attempts)
-        kept.state = evolve(kept.state, attempts=ending)
+        requests = self._requests[kind]
+        kept.state = stopping(kept.record.state, requests.settings)
         try:
             await self.journal.save(kept.target, kept.record)
             deadline_at = await self.journal.permit()
@@ -355,8 +404,11 @@ class KeptTargets:
             reason = self.journal.obstacle or "another keeper has taken over"
             self._emit(StreamingInDoubt(kind=kind, target=sid, reason=reason))
             return
-        doubts = await requests.stop_all(sid, attempts, self._options.name, deadline_at=deadline_at)
-        if doubts:
+        attempts, prefix = kept.state.attempts, self._options.name
+        doubts = await requests.stop_all(sid, attempts, prefix, deadline_at=deadline_at)
+        if kept.may_still_start(self._clock.now()):
+            doubts = (*doubts, _MAY_START)
+        if doubts:  # its record stays, for the next keeper
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
             self._emit(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:

@@ -64,7 +64,7 @@ class Polls:
             await self._clock.sleep(self._interval)
 
     async def look_at(self, sid: str) -> None:
-        """Keep a target that a hint was given of, if it is in progress."""
+        """Keep a target that a hint was given of, if it is in progress; what passed it over before is asked again."""
         await self._targets.journal.permit()
         for requests in self._requests.values():
             try:
@@ -74,6 +74,7 @@ class Polls:
                 return
             if item is not None:
                 if item.status == "in-progress":
+                    self._targets.ignored.discard(sid)
                     await self._targets.appear(requests.kind, item)
                 return
 

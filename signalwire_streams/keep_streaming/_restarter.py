@@ -30,6 +30,7 @@ from signalwire_streams.keep_streaming._state import (
     GetTarget,
     KeepAction,
     KeepObservation,
+    NameRefused,
     SocketClosed,
     SocketOpened,
     StartRejected,
@@ -51,6 +52,7 @@ from signalwire_streams.resources._streams import Streams
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _MIN_LIFETIME = 2.0  # seconds; a stream that is lost sooner is not started again at once
 _MAX_WAIT = 10.0  # seconds between two starts: a conversation goes on unheard
+_MAX_REFUSALS = 3  # of a name that no stream of the session has any more
 
 
 class Restarter:
@@ -86,6 +88,7 @@ class Restarter:
         self._session: StreamSession  # from the first loss on
         self._reason = EndReason.LOST  # of the last loss
         self._was_lost = self._is_over = False
+        self._refusals = 0  # in a row
         self._tasks, self._alarm = BackgroundTasks(self._fail), Alarm()
 
     # --- Called by the receiver
@@ -179,6 +182,16 @@ class Restarter:
         if self._is_over:
             return
         self._alarm.cancel()
+        if isinstance(observation, NameRefused) and not self._state.attempts:
+            self._refusals += 1
+        elif isinstance(observation, SocketOpened):
+            self._refusals = 0
+        if self._refusals == _MAX_REFUSALS:
+            self._end_in_doubt(
+                f"the Space refuses the name {self._pending.name}, as if no name could be used twice, or another "
+                "stream had it; open a new session"
+            )
+            return
         for event in decision.events:
             self._report(event)
         if self._state.status is KeepStatus.ENDED:
@@ -194,14 +207,17 @@ class Restarter:
         elif isinstance(event, StreamingInDoubt) and settings.is_guarded:
             _LOG.warning("stream %s may have been started again already: %s", self._session.label, event.reason)
         elif isinstance(event, StreamingInDoubt):
-            self._is_over = True
-            error = StreamOutcomeUnknownError(
-                f"the stream was lost, and another one may be running on {self._pending.target}: {event.reason}",
-                sent="maybe",
-                name=self._pending.name,
-                target=self._pending.target,
-            )
-            self.end_session(EndReason.IN_DOUBT, error)
+            self._end_in_doubt(event.reason or "")
+
+    def _end_in_doubt(self, reason: str) -> None:
+        self._is_over = True
+        error = StreamOutcomeUnknownError(
+            f"the stream was lost, and another one may be running on {self._pending.target}: {reason}",
+            sent="maybe",
+            name=self._pending.name,
+            target=self._pending.target,
+        )
+        self.end_session(EndReason.IN_DOUBT, error)
 
     def _execute(self, action: KeepAction) -> None:
         match action:

@@ -78,11 +78,7 @@ def make_keeper(
     served = check_receivers(receivers)
     if not callable(template):
         for kind in kinds:
-            request = request_for(kind, _PLACEHOLDER, template)
-            if served and request.authorization_bearer_token is not None:
-                raise InvalidRequestError(
-                    "each stream gets a token of its own for the receivers: omit authorization_bearer_token"
-                )
+            request_for(kind, _PLACEHOLDER, template, is_received=bool(served))
     duplicates = {**DUPLICATE_NAMES, **_of_each_kind(duplicate_names)}
     requests = {}
     for kind in kinds:
