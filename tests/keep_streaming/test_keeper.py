@@ -739,7 +739,7 @@ class TestReceivers:
 
         receiver = MediaReceiver(handle, bearer_tokens=None)
         async with keeping(client, journal, {"url": URL}, receivers=[receiver]) as events:
-            await until(lambda: len(space.streams.active()) == 3)
+            await until(lambda: space.requests.count("start-conference-stream") == 3)
             assert {each.status for each in events.keeper.snapshot} == {KeepStatus.WAITING}
             await until(lambda: space.requests.count("start-conference-stream") >= 5)
             assert {*map(type, events.seen)} == {TargetAppeared, TargetFailing, StartsPaused}
