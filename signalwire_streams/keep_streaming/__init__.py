@@ -7,8 +7,10 @@ an observation of it to a new state, actions and events. The actions have to be 
 
 from signalwire_streams.keep_streaming._decisions import decide
 from signalwire_streams.keep_streaming._events import (
+    KeeperEvent,
     KeepEvent,
     KeepStatus,
+    Obstacle,
     PollingFailed,
     PollingRecovered,
     StandbyEnded,
@@ -26,7 +28,7 @@ from signalwire_streams.keep_streaming._events import (
     TargetReleased,
     TargetSnapshot,
 )
-from signalwire_streams.keep_streaming._keeper import Keeper, KeeperEvent, Obstacle
+from signalwire_streams.keep_streaming._keeper import Keeper
 from signalwire_streams.keep_streaming._settings import (
     DuplicateNames,
     InDoubtPolicy,

@@ -21,10 +21,7 @@ from signalwire_streams.keep_streaming._events import (
     TargetEnded,
     TargetFailing,
 )
-from signalwire_streams.keep_streaming._settings import (
-    InDoubtPolicy,
-    KeepSettings,
-)
+from signalwire_streams.keep_streaming._settings import InDoubtPolicy, KeepSettings
 from signalwire_streams.keep_streaming._state import (
     EndedCallback,
     Fate,
@@ -383,11 +380,17 @@ RULES: Mapping[str, Observed | Planned] = {
 """The first rule that applies decides: one for what an observation changes, then one for what is done next."""
 
 
-def _report(state: TargetState) -> tuple[TargetState, tuple[KeepEvent, ...]]:
-    """Return the events of what has changed since the last ones; while a target is checked, it may just have ended."""
+def _report(state: TargetState, settings: KeepSettings) -> tuple[TargetState, tuple[KeepEvent, ...]]:
+    """Return the events of what has changed since the last ones.
+
+    While a target is checked, it may just have ended. A stream that is received here is reported once it is heard.
+    """
     status, before, reason = state.status, state.reported, state.reason
-    if (state.check_due or isinstance(state.pending, GetTarget)) and before is not None:
+    is_unheard = status is KeepStatus.STREAMING and settings.receives and not state.of_fate(Fate.HEARD)
+    if before is not None and (state.check_due or isinstance(state.pending, GetTarget) or is_unheard):
         return state, ()
+    if is_unheard:
+        status = KeepStatus.WAITING
     events: list[KeepEvent] = []
     if before is None:
         events.append(TargetAppeared())
@@ -404,6 +407,18 @@ def _report(state: TargetState) -> tuple[TargetState, tuple[KeepEvent, ...]]:
             events.append(TargetEnded())
     has_streamed = state.has_streamed or status is KeepStatus.STREAMING
     return evolve(state, reported=status, reported_reason=reason, has_streamed=has_streamed), tuple(events)
+
+
+def stopping(state: TargetState, settings: KeepSettings) -> TargetState:
+    """Return the state of a target whose streams are all stopped, since its keeper ends or does not keep it any more.
+
+    A stop by name proves nothing of a start that may still be carried out. Where that matters, it stays in doubt.
+    """
+    holds = not settings.is_guarded and settings.in_doubt is InDoubtPolicy.HOLD
+    attempts = (
+        evolve(each, fate=Fate.IN_DOUBT if holds and each.sid is None else Fate.ENDING) for each in state.attempts
+    )
+    return evolve(state, attempts=tuple(attempts))
 
 
 def decide(
@@ -449,5 +464,5 @@ def decide_by(
     if case.state.status is not KeepStatus.ENDED:
         planned = [rule for rule in rules.values() if isinstance(rule, Planned)]
         case, actions = next((step for rule in planned if (step := rule.apply(case)) is not None), (case, actions))
-    state, events = _report(case.state)
+    state, events = _report(case.state, settings)
     return KeepDecision(state=state, actions=actions, events=events)

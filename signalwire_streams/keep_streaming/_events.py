@@ -47,7 +47,7 @@ class TargetAppeared(TargetEvent):
 
 @frozen(kw_only=True)
 class StreamingStarted(TargetEvent):
-    """The Space accepted its first stream. With receivers, its socket may still be missing (`TargetSnapshot`)."""
+    """Its first stream runs: the Space accepted it, and if it is received in this process, its socket is open."""
 
 
 @frozen(kw_only=True)
@@ -166,6 +166,15 @@ class StandbyStarted:
 @frozen(kw_only=True)
 class StandbyEnded:
     """This keeper has the lease, and keeps the streams."""
+
+
+KeeperEvent: TypeAlias = (
+    KeepEvent | PollingFailed | PollingRecovered | StandbyEnded | StandbyStarted | StartsPaused | StartsResumed
+)
+"""Any event that a `Keeper` yields."""
+
+Obstacle: TypeAlias = PollingFailed | StandbyStarted | StartsPaused
+"""An event that reports what keeps a `Keeper` from starting streams."""
 
 
 @frozen(kw_only=True)

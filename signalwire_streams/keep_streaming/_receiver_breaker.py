@@ -1,20 +1,14 @@
 """Detects a receiver that rejects all streams, from how its streams end: without I/O and without a clock."""
 
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 
 from attrs import define, field
 
-from signalwire_streams.keep_streaming._events import (
-    KeepStatus,
-)
-from signalwire_streams.keep_streaming._settings import (
-    KeepSettings,
-)
-from signalwire_streams.keep_streaming._state import (
-    Fate,
-    GetTarget,
-    TargetState,
-)
+from signalwire_streams.keep_streaming._events import KeepStatus, StartsPaused, StartsResumed
+from signalwire_streams.keep_streaming._settings import KeepSettings
+from signalwire_streams.keep_streaming._state import Fate, GetTarget, TargetState
+from signalwire_streams.receiver import MediaReceiver
 
 _LEAST = 3
 _HEARD_SHARE = 10
@@ -122,3 +116,66 @@ def _pop_until(targets: dict[str, float], until: float) -> list[float]:
     for target, _ in old:
         del targets[target]
     return [since for _, since in old]
+
+
+class ReceiverBreakers:
+    """The breakers of all receivers that the targets lead to, by scheme, host and port."""
+
+    def __init__(
+        self,
+        here: Sequence[MediaReceiver],
+        *,
+        emit: Callable[[StartsPaused | StartsResumed], None],
+        resume: Callable[[str], None],
+    ) -> None:
+        self._here, self._emit, self._resume = here, emit, resume
+        self._breakers: dict[str, ReceiverBreaker] = {}
+        self._rejected = 0  # upgrades to the receivers of this process when those worked last
+
+    def __len__(self) -> int:
+        return len(self._breakers)
+
+    def clear(self) -> None:
+        self._breakers.clear()
+
+    def move(self, target: str, before: str, receiver: str, settings: KeepSettings, now: float) -> None:
+        """Record where a target leads, and where it led before."""
+        if before != receiver and before in self._breakers:
+            self._breakers[before].forget(target, now)
+        if receiver not in self._breakers:
+            self._breakers[receiver] = ReceiverBreaker(settings)
+
+    def paused_until(self, receiver: str) -> float:
+        breaker = self._breakers.get(receiver)
+        return -inf if breaker is None else breaker.paused_until
+
+    def on_decision(self, receiver: str, target: str, state: TargetState, now: float, *, is_start: bool) -> None:
+        """Record what was decided on a target, and pause or resume starts."""
+        breaker = self._breakers.get(receiver)
+        if breaker is not None:
+            if is_start:
+                breaker.on_start(target, state, now)
+            breaker.on_decision(target, state, now)
+            self._update(receiver, breaker, now)
+
+    def forget_unused(self, in_use: Collection[str], now: float) -> None:
+        """Update all, and forget those that no target leads to any more."""
+        for receiver, breaker in list(self._breakers.items()):
+            self._update(receiver, breaker, now)
+            if receiver not in in_use:
+                del self._breakers[receiver]
+                if breaker.is_paused:
+                    self._emit(StartsResumed(receiver=receiver))
+
+    def _update(self, receiver: str, breaker: ReceiverBreaker, now: float) -> None:
+        if not breaker.update(now):
+            return
+        rejected = sum(each.rejected_upgrades for each in self._here)
+        if breaker.is_paused:
+            reason, here = breaker.reason, rejected - self._rejected
+            reason += f"; since it last worked, {here} upgrades were rejected here" if here else ""
+            self._emit(StartsPaused(receiver=receiver, reason=reason))
+            return
+        self._rejected = rejected
+        self._emit(StartsResumed(receiver=receiver))
+        self._resume(receiver)

@@ -242,7 +242,7 @@ class KeeperRows:
         self.targets = targets
         facts = {
             "id": self.id,
-            "name": _shown(self._keeper._options.name),
+            "name": _shown(self._keeper._name),
             "notes": [_shown(note) for note in self._notes()],
             "hidden": len(snapshot) - len(targets),
         }

@@ -239,6 +239,20 @@ class TestSecond:
             journal = await hosts.open(KeeperOwner(OWNER.origin, project, name))
             assert journal.obstacle is None
 
+    async def test_names_of_another_kind_are_rejected_whoever_has_the_lease(self, hosts: Hosts) -> None:
+        first = await hosts.open()
+        await first.acquire()
+        await first.save(ROOM, kept(1))
+        once = KeeperOwner(OWNER.origin, OWNER.project, OWNER.name, "once")
+        match = r"in the Redis at .* has streams that were started with names='reusable'.*: pass .* another name="
+        with pytest.raises(InvalidRequestError, match=match):
+            await hosts.open(once)
+        await first.aclose()
+        with pytest.raises(InvalidRequestError, match=match):
+            await hosts.open(once)
+        await (again := await hosts.open()).acquire()
+        assert again.targets == {ROOM: kept(1)}
+
     async def test_lost_response_is_asked_for_again(self, redis: RedisServer, time: Time) -> None:
         socket = redis.folder / "proxy.sock"
         async with redis_proxy(redis.socket, socket) as proxy, opened(redis.url, time) as hosts:
