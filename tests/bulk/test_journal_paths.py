@@ -245,6 +245,13 @@ async def test_remains_of_another_journal_stay(
     assert snapshot(tmp_path) == before
 
 
+async def test_index_that_sqlite_had_only_begun_is_its_own(client: StreamsClient, tmp_path: Path) -> None:
+    """SQLite begins an index with three bytes; a process may be killed then."""
+    journal = client.create_journal([], journal=tmp_path / "run.db")
+    (tmp_path / "run.db-shm").write_bytes(bytes(3))
+    assert (await client.start_streams([], journal=journal.path, resume=True).report()).total == 0
+
+
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("suffix", [".lock-wal", ".lock-shm", ".lock-journal", "-shm"])
 async def test_other_file_beside_a_journal_stays(client: StreamsClient, tmp_path: Path, suffix: str, use: Use) -> None:
