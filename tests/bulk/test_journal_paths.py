@@ -1,4 +1,4 @@
-"""Paths that can't be a journal's: refused in one sentence, with nothing opened, made, changed or deleted."""
+"""Paths that can't be a journal's: rejected in one sentence, with nothing opened, made, changed or deleted."""
 
 import os
 import shutil
