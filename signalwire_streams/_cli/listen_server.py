@@ -294,9 +294,10 @@ class _Process:
 
     @property
     def _reason(self) -> str:
-        if self._code < 0:
-            return f"was killed by {signal.Signals(-self._code).name}"
-        return f"failed with exit code {self._code}"
+        if self._code >= 0:
+            return f"failed with exit code {self._code}"
+        number = -self._code
+        return f"was killed by {signal.Signals(number).name if number in list(signal.Signals) else f'signal {number}'}"
 
     def send(self, command: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():

@@ -17,7 +17,7 @@ from signalwire_streams._cli.main import _MODULES, run
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import AVAILABLE, Fork, fork
 
-PATIENCE = 20.0
+PATIENCE = 30.0
 COMMAND_LINE = ("-m", "signalwire_streams")
 URL = "wss://audio.example.com/live"
 

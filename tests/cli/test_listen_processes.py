@@ -145,12 +145,15 @@ async def test_killed_process_is_reported_and_the_other_goes_on(tmp_path: Path) 
 
 
 async def test_listen_ends_when_no_process_is_left(tmp_path: Path) -> None:
+    """Whatever they were killed by: not every signal has a name."""
     async with running(tmp_path) as two:
-        for pid in two.pids:
-            os.kill(pid, signal.SIGKILL)
+        for pid, number in zip(two.pids, (signal.SIGKILL, signal.SIGRTMIN + 6), strict=True):
+            os.kill(pid, number)
         ran = await end_of(two.child)
     assert ran.code == 1
-    assert sorted(facts["pid"] for facts in ran.lines) == sorted(two.pids)
+    errors = {facts["pid"]: facts["error"] for facts in ran.lines}
+    unnamed = f"was killed by signal {signal.SIGRTMIN + 6}"
+    assert errors == dict(zip(two.pids, ("was killed by SIGKILL", unnamed), strict=True))
     assert [line.rpartition("; ")[2] for line in ran.err.splitlines()][-1] == "no process is left"
 
 
