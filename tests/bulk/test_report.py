@@ -25,6 +25,14 @@ def test_percentiles_are_exact_to_two_percent(unit: float) -> None:
     assert latencies[50] >= 500 * unit
 
 
+def test_median_of_three_latencies_is_the_second() -> None:
+    tally = ReportBuilder()
+    for seconds in (100.0, 1.0, 10.0):
+        tally.add(outcome(BulkStatus.STARTED, seconds))
+    latencies = tally.report(1.0).latency_percentiles
+    assert latencies == pytest.approx({50: 10.0, 95: 100.0, 99: 100.0, 100: 100.0}, rel=0.021)
+
+
 def test_single_latency_is_every_percentile() -> None:
     tally = ReportBuilder()
     tally.add(outcome(BulkStatus.STARTED, 0.25))
