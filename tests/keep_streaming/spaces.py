@@ -57,7 +57,7 @@ class Setup:
         return self._model().walk(endless, steps, random)
 
     def _model(self, **changes: Any) -> Model:
-        promises = {"at_most_one": self.at_most_one, "at_least_one": self.at_least_one, "replaces": self.replaces}
+        promises: Any = {"at_most_one": self.at_most_one, "at_least_one": self.at_least_one, "replaces": self.replaces}
         return Model(self.settings, self.space, **promises, **changes)
 
 

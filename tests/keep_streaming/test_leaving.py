@@ -183,7 +183,11 @@ async def test_notice_asks_again_of_what_was_passed_over(
 ) -> None:
     [sid, *_] = space.conference_sids
     wanted, asked = set[str](), list[str]()
-    where: Any = lambda item: asked.append(item.sid) or item.sid in wanted  # noqa: E731
+
+    def where(item: Any) -> bool:
+        asked.append(item.sid)
+        return item.sid in wanted
+
     async with keeping(client, journal, where=where) as events:
         await until(lambda: space.requests.count("list-conferences") >= 3)
         assert sorted(asked) == sorted(space.conference_sids), "each once"
