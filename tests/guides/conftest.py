@@ -54,9 +54,7 @@ class User:
         code = _STRICT + self.save(title, **replaced or {})
         return process(*arguments, code=code, environment=self.environment | environment)
 
-    async def run(
-        self, title: str, *arguments: str, replaced: dict[str, str] | None = None, **environment: str
-    ) -> Ran:
+    async def run(self, title: str, *arguments: str, replaced: dict[str, str] | None = None, **environment: str) -> Ran:
         """Run a program to its end."""
         async with self.start(title, *arguments, replaced=replaced, **environment) as child:
             return await end_of(child)

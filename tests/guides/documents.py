@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -53,3 +54,10 @@ def code_of(title: str) -> str:
     """Return the program with a title, such as ``README/start.py``."""
     [code] = [block.text for block in BLOCKS if block.language == "python" and block.title == title]
     return code
+
+
+def run_code(title: str, **scope: Any) -> dict[str, Any]:
+    """Run a program as a module is run when it is imported; return its names."""
+    scope["__name__"] = title
+    exec(compile(code_of(title), title, "exec"), scope)  # noqa: S102
+    return scope

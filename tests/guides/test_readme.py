@@ -11,7 +11,7 @@ import pytest
 
 from signalwire_streams import Clock
 from tests.cli.shell import end_of
-from tests.guides.documents import code_of
+from tests.guides.documents import code_of, run_code
 from tests.waiting import until
 
 
@@ -50,19 +50,12 @@ async def test_record_records_a_conference(user: Any) -> None:
         assert (recording.getnchannels(), recording.getframerate(), recording.getnframes()) == (2, 8000, 4000)
 
 
-def functions_of(title: str) -> dict[str, Any]:
-    """Run a program that only defines functions."""
-    scope: dict[str, Any] = {}
-    exec(compile(code_of(title), title, "exec"), scope)  # noqa: S102
-    return scope
-
-
 async def test_start_many_starts_one_stream_on_each_conference(
     user: Any, client_for: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     someone = await user(audio=None)
     sids = someone.space.conference_sids
-    await functions_of("README/start_many.py")["start_many"](client_for(someone.space), sids)
+    await run_code("README/start_many.py")["start_many"](client_for(someone.space), sids)
     assert {stream.target_sid for stream in someone.space.streams.active()} == set(sids)
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(f"{sid} started " for sid in sids)
     assert (someone.folder / "run.db").exists()
@@ -72,7 +65,7 @@ async def test_keep_starts_a_stream_on_each_conference(user: Any, client_for: An
     """And on one that begins later; it leaves them when it is cancelled."""
     someone = await user(audio=None)
     space = someone.space
-    keep_all = functions_of("README/keep.py")["keep_all"]
+    keep_all = run_code("README/keep.py")["keep_all"]
     keeping = asyncio.create_task(keep_all(client_for(space, clock=idle_clock)))
     await until(lambda: len(space.streams.active()) == 3, timeout=110.0, interval=0.5)
     space.add_conference()
