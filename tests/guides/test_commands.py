@@ -252,7 +252,7 @@ def test_completion_completes(tmp_path: Path) -> None:
     command.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     script = f"{block.text}\ncomplete -p signalwire-streams"
-    ran = subprocess.run(
+    ran = subprocess.run(  # noqa: S603
         [shutil.which("bash") or "bash", "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert "signalwire-streams" in ran.stdout

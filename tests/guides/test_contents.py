@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -61,10 +62,9 @@ def test_links_lead_somewhere(document: str) -> None:
         name, _, heading = link.partition("#")
         target = (DOCUMENTS[document].parent / name).resolve() if name else DOCUMENTS[document]
         assert target.exists(), link
-        headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
-        assert not heading or heading in {
-            re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings
-        }
+        titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+        anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert not heading or heading in anchors, link
 
 
 def test_every_guide_is_in_the_index_and_in_the_readme() -> None:
@@ -95,7 +95,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield (*path, name)
 
 
-@pytest.mark.parametrize("command", commands(program), ids=" ".join)
+@pytest.mark.parametrize("command", list(commands(program)), ids=" ".join)
 def test_command_is_in_the_guide_to_the_command_line(command: tuple[str, ...]) -> None:
     group, *name = command
     rows = [line for line in prose_of("command-line").splitlines() if line.startswith(f"| `{group}`")]
@@ -104,8 +104,6 @@ def test_command_is_in_the_guide_to_the_command_line(command: tuple[str, ...]) -
 
 
 def test_every_extra_is_in_the_readme_and_in_a_guide() -> None:
-    import tomllib  # noqa: PLC0415
-
     for extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]:
         assert f"`{extra}`" in README.read_text(encoding="utf-8")
         assert f"signalwire-streams[{extra}]" in ALL_GUIDES or f"extra `{extra}`" in ALL_GUIDES
@@ -136,9 +134,7 @@ def test_every_fixture_and_every_fault_is_in_the_guide_to_testing() -> None:
 def test_every_nox_session_is_in_the_guide_to_contributing() -> None:
     text = DOCUMENTS["contributing"].read_text(encoding="utf-8") + DOCUMENTS["benchmarks"].read_text(encoding="utf-8")
     named = set(re.findall(r"[\w-]+", " ".join(re.findall(r"nox --session ([\w ]+)", text))))
-    public = {
-        name for name, node in sessions().items() if any("session" in ast.unparse(each) for each in node.decorator_list)
-    }
+    public = {name for name, node in sessions().items() if "nox.session" in map(ast.unparse, node.decorator_list)}
     assert public - named <= {"aiohttp"}
 
 
