@@ -239,6 +239,7 @@ class WaitUntil:
 
 
 KeepAction: TypeAlias = SaveAttempt | StartStream | StopBySid | StopByName | GetTarget | WaitUntil
+"""What a decision asks its caller to do."""
 
 
 @frozen(kw_only=True)
@@ -417,6 +418,7 @@ KeepObservation: TypeAlias = (
     | EndedCallback
     | StopAnswered
 )
+"""What a caller of `decide` has observed of a target."""
 
 
 @frozen(kw_only=True)
@@ -502,6 +504,7 @@ KeepEvent: TypeAlias = (
     | TargetEnded
     | TargetReleased
 )
+"""What has become of a target."""
 
 
 @frozen(kw_only=True)

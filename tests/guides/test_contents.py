@@ -20,6 +20,7 @@ from tests.guides.test_commands import sessions
 
 PROJECT = signalwire_streams.__path__[0]
 ALL_GUIDES = "\n".join(path.read_text(encoding="utf-8") for path in GUIDES.glob("*.md"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LINK = re.compile(r"\]\(([^)]+)\)")
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
@@ -67,6 +68,15 @@ def test_links_lead_somewhere(document: str) -> None:
         assert not heading or heading in anchors, link
 
 
+def test_the_readme_has_no_relative_links_on_pypi() -> None:
+    """Which resolves none; the substitutions turn them into plain text."""
+    text = README.read_text(encoding="utf-8")
+    assert "](signalwire_streams/" in text
+    for rule in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert [link for link in LINK.findall(text) if not link.startswith("https://")] == []
+
+
 def test_every_guide_is_in_the_index_and_in_the_readme() -> None:
     for text in (DOCUMENTS["index"].read_text(encoding="utf-8"), README.read_text(encoding="utf-8")):
         for path in GUIDES.glob("*.md"):
@@ -104,7 +114,7 @@ def test_command_is_in_the_guide_to_the_command_line(command: tuple[str, ...]) -
 
 
 def test_every_extra_is_in_the_readme_and_in_a_guide() -> None:
-    for extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]:
+    for extra in PYPROJECT["project"]["optional-dependencies"]:
         assert f"`{extra}`" in README.read_text(encoding="utf-8")
         assert f"signalwire-streams[{extra}]" in ALL_GUIDES or f"extra `{extra}`" in ALL_GUIDES
 
