@@ -1,12 +1,14 @@
 """The programs of the guides run."""
 
 import asyncio
+import re
+import shutil
 import signal
 import ssl
 import wave
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any
@@ -15,16 +17,17 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from signalwire_streams import StreamsClient
+from signalwire_streams import SignedTokens, StreamsClient
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone, dial_media
 from tests.cli.shell import end_of, line_of, process
-from tests.guides.documents import code_of, run_code
+from tests.guides.documents import BLOCKS, code_of, run_code
 from tests.redis_server import RedisServer, free_port, redis_servers
 from tests.waiting import until
 
 URL = "wss://rx.example.com/audio"
 TOKEN = "t0ken"
+NGINX = shutil.which("nginx")
 
 
 async def accepted(port: int) -> None:
@@ -145,6 +148,60 @@ async def test_starter_starts_what_a_replica_records(user: Any) -> None:
             ran = await someone.run("deploying/starter.py", other, STREAM_URL=url, **keys)
     assert (ran.code, ran.err) == (0, "")
     assert someone.space.requests.count("stop-call-stream") == 1
+
+
+@pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine: install Debian's package nginx")
+async def test_redeploy_behind_nginx_cuts_no_stream(user: Any, client_for: Any) -> None:
+    """A replica that is told to end keeps its streams, and nginx gives new ones to the other."""
+    someone = await user(calls=6, audio=Tone(seconds=1.5), real_time=True)
+    keys = token_urlsafe(32)
+    ports = {name: str(free_port()) for name in ("9001", "9002", "443")}
+    [block] = [block for block in BLOCKS if block.language == "nginx"]
+    site = block.text.replace("/etc/nginx/fullchain.pem", "server.pem").replace("/etc/nginx/privkey.pem", "server.key")
+    for name, port in ports.items():
+        assert re.search(rf"\b{name}\b", site)
+        site = re.sub(rf"\b{name}\b", port, site)
+    settings = "daemon off; error_log stderr; pid nginx.pid; events {} http { access_log off;"
+    places = "".join(f"{name}_temp_path temp;" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (someone.folder / "nginx.conf").write_text(f"{settings}{places}{site}}}")
+    nginx = ("-p", str(someone.folder), "-c", "nginx.conf", "-e", "stderr")
+    url = f"wss://localhost:{ports['443']}/audio"
+
+    async def start(sid: str) -> None:
+        await calls.start_stream(sid, url=url, authorization_bearer_token=SignedTokens(keys))
+
+    def recordings() -> int:
+        return len(list(someone.folder.glob("*.wav")))
+
+    async with AsyncExitStack() as stack:
+        replicas = [
+            await stack.enter_async_context(
+                someone.start(
+                    "deploying/replica.py", PORT=ports[name], HEALTH_PORT=str(free_port()), STREAM_TOKEN_KEYS=keys
+                )
+            )
+            for name in ("9001", "9002")
+        ]
+        proxy = await stack.enter_async_context(process(*nginx, program=str(NGINX), python=(), new=True))
+        for port in ports.values():
+            await accepted(int(port))
+        calls = client_for(someone.space).calls
+        first, second, *others = someone.space.call_sids
+        await start(first)
+        await start(second)
+        await until(lambda: recordings() == 2, timeout=20.0, interval=0.01)
+        replicas[0].send_signal(signal.SIGTERM)
+        for sid in others:
+            await start(sid)
+        await until(lambda: not someone.space.streams.active(), timeout=30.0, interval=0.05)
+        ran = await end_of(replicas[0])
+        assert (ran.code, ran.err) == (0, "")
+        ran = await end_of(replicas[1], signal.SIGTERM)
+        assert (ran.code, ran.err) == (0, "")
+        await end_of(proxy, signal.SIGTERM)
+    for stream in someone.space.streams:
+        assert stream.error is None
+        assert frames_of(someone.folder / f"{stream.sid}.wav") == (2, 8000, 12_000)
 
 
 @asynccontextmanager
