@@ -197,7 +197,7 @@ async def endpoint() -> AsyncIterator[str]:
     """An agent that speaks once the caller has spoken, and is silent when it is interrupted."""
 
     async def answer(session: StreamSession) -> None:
-        playing: asyncio.Task[int] | None = None
+        playing: asyncio.Task[None] | None = None
         heard = silent = 0
         async for event in session:
             if not isinstance(event, MediaEvent):
@@ -212,9 +212,9 @@ async def endpoint() -> AsyncIterator[str]:
             playing.cancel()
             await asyncio.wait([playing])
 
-    async def speak(session: StreamSession) -> int:
+    async def speak(session: StreamSession) -> None:
         await session.playback.play(bytes(16_000))
-        return await session.playback.mark("end")
+        await session.playback.mark("end")
 
     certificate = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.load_cert_chain("server.pem", "server.key")
