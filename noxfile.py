@@ -103,6 +103,22 @@ def adapters(session: nox.Session, framework: str) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Run the tests of the live page in the system's Chromium (on Debian: package chromium)."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.error("there is no Chromium: install it (on Debian: package chromium)")
+    session.install("--editable", EVERYTHING, *dependencies("browser"))
+    session.run("pytest", *(session.posargs or ["tests/page/test_in_browser.py"]), env=COMPILED_ONCE)
+
+
+@nox.session
+def picture(session: nox.Session) -> None:
+    """Take the README's picture of the live page from `demo --page`, in the system's Chromium."""
+    session.install("--editable", EVERYTHING, *dependencies("browser"))
+    session.run("python", "-m", "tests.page.picture", "tests/page/picture.png")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*dependencies("lint"))

@@ -11,7 +11,7 @@ The guides are in `signalwire_streams.guides`. The modules:
 - `signalwire_streams.callbacks` verifies and parses status callbacks;
 - `signalwire_streams.keep_streaming` keeps one stream on each live conference or call;
 - `signalwire_streams.redis_rate_limit` and `signalwire_streams.fleet` are for several hosts;
-- `signalwire_streams.telemetry` has spans and metrics;
+- `signalwire_streams.telemetry` has spans and metrics, and `signalwire_streams.page` shows streams in a browser;
 - `signalwire_streams.adapters` is for agents in pipecat and livekit;
 - `signalwire_streams.simulator` is a Space for tests, and `signalwire_streams.pytest_plugin` has fixtures.
 """

@@ -290,10 +290,10 @@ class StreamsClient:
                 They admit each stream by a token of its own, besides their other tokens. A handler that returns ends
                 its stream, so that another one is started.
             reassert: seconds after which a conference's stream that is not received here is started again, for the
-                Space to refuse its name if it still runs. Each of these starts counts against the rate limit, and may
+                Space to reject its name if it still runs. Each of these starts counts against the rate limit, and may
                 lead to the status callback ``Duplicated stream name``.
             in_doubt: an `InDoubtPolicy`: what follows a start whose response was lost, where the Space would not
-                refuse a second stream.
+                reject a second stream.
             names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
             duplicate_names: a `DuplicateNames` for each kind. By default ``{"conference": "refused", "call":
                 "allowed"}``, of which the first is documented.

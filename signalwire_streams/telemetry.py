@@ -18,8 +18,10 @@ from signalwire_streams.bulk._results import BulkOutcome, BulkReport
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.callbacks._receiver import CallbackReceiver
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.keep_streaming._events import (
+    KeepStatus,
+)
 from signalwire_streams.keep_streaming._keeper import Keeper
-from signalwire_streams.keep_streaming._values import KeepStatus
 from signalwire_streams.middleware._rate_limit import RateLimiter
 from signalwire_streams.models import Attempt, Priority, RetryDecision
 from signalwire_streams.receiver._media_receiver import MediaReceiver
@@ -174,7 +176,7 @@ class Instrumentation:
             add(part)
 
     def close(self) -> None:
-        """Record nothing more. Repeatable."""
+        """Stop recording. Closing again has no effect."""
         while self._undo:
             self._undo.pop()()
         self._clients, self._rate_limiters, self._receivers, self._keepers = [], [], [], []
@@ -229,18 +231,17 @@ class Instrumentation:
 
     async def _call(self, request: Request, send: Handler) -> Result:
         # The operation itself is its word; Python 3.11 looks up the value of an enum's member in Python.
-        operation, run = request.operation, _RUN.get()
-        of_run = run is not None and request.priority is _BULK
+        operation, run = request.operation, _RUN.get() if request.priority is _BULK else None
         span = self._tracer.start_span(
             _PREFIX + operation,
-            context=TraceContext() if of_run else None,
+            context=None if run is None else TraceContext(),
             kind=_CLIENT,
             attributes=_attributes(request),
-            links=[Link(run.get_span_context())] if of_run and run is not None else None,
+            links=None if run is None else [Link(run.get_span_context())],
         )
         # A span of OpenTelemetry's API alone is not, and need not be the current one.
-        token = attach(set_span_in_context(span)) if span.get_span_context().is_valid else None
-        own = None if token is None else _CALL.set(span)
+        is_valid = span.get_span_context().is_valid
+        tokens = (attach(set_span_in_context(span)), _CALL.set(span)) if is_valid else None
         began, outcome = time.perf_counter(), "failed"
         try:
             result = await send(request)
@@ -255,9 +256,9 @@ class Instrumentation:
             return result
         finally:
             self._duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
-            if token is not None and own is not None:
-                _CALL.reset(own)
-                detach(token)
+            if tokens is not None:
+                detach(tokens[0])
+                _CALL.reset(tokens[1])
             span.end()
 
     def _on_attempt(self, attempt: Attempt) -> None:

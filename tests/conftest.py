@@ -71,7 +71,7 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Give all workers the same order again, which is then shuffled in the same way."""
+    """Sort the tests, so that all workers shuffle them in the same way."""
     items.sort(key=lambda item: item.path)
     yield
 

@@ -17,11 +17,6 @@ BINARY = shutil.which("redis-server")
 MISSING = "there is no redis-server on this machine: install Debian's package redis-server to have these tests run"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @define(eq=False)
 class RedisServer:
     """A redis-server on its own socket, which persists nothing by default.
@@ -57,7 +52,7 @@ class RedisServer:
         self._process = subprocess.Popen(  # noqa: S603
             [BINARY, *settings, "--dir", str(self.folder), "--logfile", str(self.folder / "log"), *self.options]
         )
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not self.answers():
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < until, "redis-server does not answer"
@@ -74,7 +69,7 @@ class RedisServer:
         """Send one command and return the raw reply; enough for short ones."""
         self.reconfigured |= words[0] == "CONFIG" or words[:2] == ("CLIENT", "PAUSE")
         with socket.socket(socket.AF_UNIX) as talk:
-            talk.settimeout(5)
+            talk.settimeout(30)
             talk.connect(str(self.socket))
             talk.sendall(
                 f"*{len(words)}\r\n".encode() + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in map(str.encode, words))

@@ -96,7 +96,7 @@ DEFAULTS = {
     "RequestLog(keep)": True,
     "RequestLog.max_in_window(seconds)": 10.0,
     "RequestLog.wait_for(count)": 1,
-    "RequestLog.wait_for(timeout)": 5.0,
+    "RequestLog.wait_for(timeout)": 15.0,
     "Result(attempts)": 1,
     "RetryPolicy(deadline)": 45.0,
     "RetryPolicy(max_attempts)": 3,

@@ -27,15 +27,16 @@ FLOORS = {
     "__init__": 8,
     "telemetry": 8,
     "fleet": 9,
+    "page": 9,
     "_cli": 10,
     "pytest_plugin": 10,
     "__main__": 11,
 }
 APART = {"simulator"}
 ONLY_IN = {
-    "aiohttp": {"_http", "_client", "receiver", "callbacks", "simulator"},
+    "aiohttp": {"_http", "_client", "receiver", "callbacks", "page", "simulator"},
     "cattrs": {"_http"},
-    "yarl": {"_http", "receiver", "simulator"},
+    "yarl": {"_http", "page", "receiver", "simulator"},
     "docket": {"fleet"},
     "livekit": {"adapters"},
     "jwt": {"models"},

@@ -82,7 +82,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def test_first():\n    with pytest.raises(KeyError):\n        first()\n"
     )
     monkeypatch.setattr(mutation, "PROJECT", project)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # this project's tests need none
     return project
+
+
+def arguments(*more: str) -> list[str]:
+    """The command line; a busy machine may take long for a run, and that detects no mutant."""
+    return ["mutation", "_http", "--number", "0", "--seconds", "60", *more]
 
 
 def test_survivors_are_reported_and_the_project_is_not_changed(
@@ -90,8 +96,7 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
 ) -> None:
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     results = project.parent / "mutants.json"
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # this project's tests need none
-    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0", "--at-most", "10", "--json", str(results)])
+    monkeypatch.setattr(sys, "argv", arguments("--at-most", "10", "--json", str(results)))
 
     with pytest.raises(SystemExit) as ended:
         mutation.main()
@@ -118,8 +123,7 @@ def test_tests_that_run_the_line_of_a_mutant_run_first(
     (project / "tests" / "http" / "test_another.py").write_text(
         f"def test_another():\n    with open({str(runs)!r}, 'a') as file:\n        file.write('.')\n"
     )
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0"])
+    monkeypatch.setattr(sys, "argv", arguments())
 
     mutation.main()
 
@@ -139,8 +143,7 @@ def test_tests_that_use_a_setting_run_first(project: Path, monkeypatch: pytest.M
     (project / "tests" / "http" / "test_another.py").write_text(
         f"def test_another():\n    with open({str(runs)!r}, 'a') as file:\n        file.write('.')\n"
     )
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0", "--only", "[constant] 1 -> (0)"])
+    monkeypatch.setattr(sys, "argv", arguments("--only", "[constant] 1 -> (0)"))
 
     mutation.main()
 

@@ -4,6 +4,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TypeAlias
 
@@ -11,12 +12,14 @@ import pytest
 import pytest_asyncio
 import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
 
+import signalwire_streams
 from signalwire_streams.simulator import _dial_session
 
 Suite: TypeAlias = Callable[..., pytest.RunResult]
 
+PLUGIN = "signalwire_streams.pytest_plugin"
 # By its module's name, since that works as well where nothing is installed, or something older.
-BY_MODULE = ("-p", "no:signalwire_streams", "-p", "signalwire_streams.pytest_plugin")
+BY_MODULE = ("-p", "no:signalwire_streams", "-p", PLUGIN)
 # Each message once: where CI is set, pytest's summary repeats it whole.
 USUAL = ("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:hypothesispytest", "-W", "error", "-rN")
 CONFTEST = """
@@ -41,12 +44,6 @@ CONFTEST = """
 
         return start
 """
-GRACE = """
-    import os
-    from signalwire_streams import pytest_plugin
-
-    pytest_plugin._GRACE_PERIOD = float(os.environ["GRACE_PERIOD"])
-"""
 NONE = 0.05  # seconds: what these tests leave never ends by itself
 LEAVES_A_STREAM = """
     async def test_it(stream_receiver, start):
@@ -59,11 +56,10 @@ LEAVES_A_STREAM = """
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """Run a module of tests, with warnings as errors."""
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
-    pytester.makeconftest(GRACE + CONFTEST)
+    pytester.makeconftest(CONFTEST)
 
     def run(code: str, *options: str, grace: float = 20.0) -> pytest.RunResult:
-        # Not in the file: if it is written twice in a second, with the same length, Python runs the first one again.
-        monkeypatch.setenv("GRACE_PERIOD", str(grace))
+        monkeypatch.setattr(import_module(PLUGIN), "_GRACE_PERIOD", grace)
         pytester.makepyfile(code)
         return pytester.runpytest_inprocess(*USUAL, *BY_MODULE, *options)
 
@@ -151,12 +147,12 @@ DIALLED = """
         await websocket.close()
 
     @pytest_asyncio.fixture
-    async def url(unused_tcp_port):
-        server = uvicorn.Server(uvicorn.Config(app, port=unused_tcp_port, ws="websockets-sansio"))
+    async def url():
+        server = uvicorn.Server(uvicorn.Config(app, port=0, ws="websockets-sansio"))
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
-        yield f"ws://127.0.0.1:{unused_tcp_port}/audio"
+        yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/audio"
         server.should_exit = True
         await serving
 
@@ -510,7 +506,8 @@ def test_plugin_loads_without_pytest_asyncio(
 ) -> None:
     """pytest itself reports that no plugin runs the async fixture."""
     monkeypatch.delattr(pytest_asyncio, "fixture")
-    monkeypatch.delitem(sys.modules, "signalwire_streams.pytest_plugin", raising=False)
+    monkeypatch.delitem(sys.modules, PLUGIN, raising=False)
+    monkeypatch.delattr(signalwire_streams, "pytest_plugin", raising=False)  # and it is the same module again after
     pytester.makeini("[pytest]")
     pytester.makeconftest("")
     done = suite("def test_other(): ...\nasync def test_it(signalwire_space): ...", "-p", "no:asyncio")

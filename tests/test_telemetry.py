@@ -5,6 +5,7 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,13 @@ class Exported:
             for metric in found
         }
 
+    def histogram(self, name: str) -> Any:
+        """Return the one data point of a histogram."""
+        data: Any = self._reader.get_metrics_data()
+        metrics = {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+        [point] = metrics[f"signalwire.streams.{name}"].data.data_points
+        return point
+
     def text(self) -> str:
         return json.dumps(self.metrics()) + "".join(span.to_json() for span in self.spans())
 
@@ -127,6 +135,39 @@ async def test_start_with_two_lost_responses_is_one_span_with_three_attempts(
     assert metrics["rate_limit.wait"] == [({}, 3)]
     for secret in ("TOKEN-SECRET", "PARAMETER-SECRET", "CALLBACK-SECRET", space.token):
         assert secret not in exported.text()
+
+
+@pytest.mark.parametrize("name", ["operation.duration", "rate_limit.wait"])
+async def test_durations_are_seconds_in_buckets_up_to_a_minute(
+    space: SimulatedSpace, client: StreamsClient, exported: Exported, name: str
+) -> None:
+    began = time.perf_counter()
+    with instrument(client, **exported.providers):
+        await client.conferences.get(space.conference_sids[0])
+        point = exported.histogram(name)
+    assert point.explicit_bounds == (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+    assert 0 <= point.sum <= time.perf_counter() - began
+
+
+async def test_call_within_a_call_is_below_it_and_leaves_it_its_attempts(
+    space: SimulatedSpace, client_for: ClientFactory, exported: Exported
+) -> None:
+    sid = space.conference_sids[0]
+    other = client_for(space)
+
+    async def ask(request: Any, send: Any) -> Any:
+        await other.calls.get(space.call_sids[0])
+        return await send(request)
+
+    client = client_for(space, middlewares=[ask])
+    with instrument(client, other, **exported.providers):
+        await client.conferences.get(sid)
+        await other.conferences.get(sid)
+    inner, outer, after = exported.spans()
+    assert inner.parent == outer.context
+    assert outer.parent is None
+    assert after.parent is None
+    assert [len(span.events) for span in (inner, outer, after)] == [1, 1, 1]
 
 
 async def test_failed_call_says_why(space: SimulatedSpace, client: StreamsClient, exported: Exported) -> None:
@@ -419,8 +460,10 @@ async def test_what_cannot_be_instrumented_is_said(client: StreamsClient, export
     already = "is instrumented already: close that instrumentation first"
     with instrument(client, **exported.providers), pytest.raises(InvalidRequestError, match=already):
         instrument(client, **exported.providers)
-    with instrument(client):
+    with instrument(client) as instrumentation:
         assert [each async for each in client.conferences.list()]
+        instrumentation.close()
+        instrument(client).close()
 
 
 def test_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], *, timeout: float = 10.0, interval: float = 0.0) -> None:  # noqa: ASYNC109
+async def until(condition: Callable[[], object], *, timeout: float = 30.0, interval: float = 0.0) -> None:  # noqa: ASYNC109
     """Wait until a condition holds; it may be an async function.
 
     Args:

@@ -179,7 +179,7 @@ Examples:
 )
 @click.option("--journal", metavar="PATH", help="The run's journal; by default bulk-TIME.db in this folder.")
 @click.option("--no-journal", is_flag=True, help="Write no journal: the run can't be resumed or rolled back.")
-@run_options(resend=True)
+@run_options(resend=True, page=True)
 @target_options
 @account_options
 def start(account: Account, *, targets: Targets, journal: str | None, no_journal: bool, options: RunOptions) -> None:
@@ -231,7 +231,7 @@ Examples:
 )
 @click.argument("journal")
 @click.argument("file", required=False)
-@run_options(resend=True)
+@run_options(resend=True, page=True)
 @secret_options
 @account_options
 def resume(account: Account, *, journal: str, file: str | None, options: RunOptions, secrets: Secrets) -> None:
@@ -275,7 +275,7 @@ Example:
 """
 )
 @click.argument("journal")
-@run_options(resend=False)
+@run_options(resend=False, page=True)
 @account_options
 def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started.

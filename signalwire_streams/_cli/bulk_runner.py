@@ -13,7 +13,6 @@ import click
 from attrs import field, frozen
 
 from signalwire_streams import (
-    ApiError,
     BulkOutcome,
     BulkRun,
     BulkStatus,
@@ -39,29 +38,23 @@ from signalwire_streams._cli.output import (
     write_note,
     write_report,
 )
-from signalwire_streams._cli.progress import Meter, Progress, format_duration, seconds_left, show_progress
+from signalwire_streams._cli.progress import (
+    Display,
+    Meter,
+    Progress,
+    format_duration,
+    live_page,
+    page_option,
+    seconds_left,
+    show_progress,
+)
 from signalwire_streams._signals import on_signals
+from signalwire_streams.bulk._results import advice
 
 _SPACE_LIMIT = RateLimit().requests / RateLimit().window
 SUCCEEDED = (BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED)
 _MILLISECONDS = 1_000
 
-_ADVICE = {
-    "AuthenticationError": "The Space does not accept this project and token: check SIGNALWIRE_PROJECT_ID and "
-    "SIGNALWIRE_API_TOKEN.",
-    "PermissionDeniedError": "The token lacks a permission: add the scope in the dashboard.",
-    "NotFoundError": "The conference, call or stream does not exist (any more): check the sid, or skip it.",
-    "ApiError": "The Space rejected the request with an unusual status: its message is above.",
-    "BadRequestError": "The Space rejected the request: its message is above.",
-    "UnprocessableError": "The Space rejected a field: its message is above.",
-    "RateLimitedError": "Other clients use up the Space's rate limit: {again} later, or with a lower --rate.",
-    "ServerError": "The Space failed: {again} when it works again.",
-    "TransportError": "No response: check the network, then {again}.",
-    "CircuitOpenError": "The Space kept failing, so these were not sent: {again} when it works again.",
-    "MalformedResponseError": "The response did not come from the API; it may be a proxy's: check SIGNALWIRE_SPACE.",
-    "InvalidRequestError": "These are invalid, and were not sent.",
-    "JournalError": "The journal can't be written, so these were not sent: free some disk space, then {again}.",
-}
 _UNKNOWN = "StreamOutcomeUnknownError"
 _UNKNOWN_STARTS = (
     "These may be running. Resuming sends those on conferences again under their names, so that the Space can reject "
@@ -86,6 +79,7 @@ class RunOptions:
     concurrency: int | None = None
     rate: float | None = None
     resend_call_starts: bool = False
+    page: int | None = None
     meter: Meter = field(init=False, factory=Meter)
 
     def client_options(self) -> dict[str, Any]:
@@ -104,7 +98,7 @@ _RESEND = click.option(
 )
 
 
-def run_options(*, resend: bool, concurrency: int | None = None, rate_of: str = "") -> Decorator:
+def run_options(*, resend: bool, page: bool = False, concurrency: int | None = None, rate_of: str = "") -> Decorator:
     """Add the options of a run, and pass them to the command as its `RunOptions`; *rate_of* says whose rate it is."""
     return passing(
         "options",
@@ -123,6 +117,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, rate_of: str = 
             help=f"Maximum requests per second{rate_of}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
         *([_RESEND] if resend else []),
+        *([page_option] if page else []),
     )
 
 
@@ -156,12 +151,17 @@ class BulkRunner:
         self._counts: Counter[BulkStatus] = Counter()
         self._output_error: OSError | None = None
         self._is_aborted = False
-        self._show: Callable[[], None] = lambda: None
+        self._display = Display()
         self._started_at = time.monotonic()
 
     async def execute(self) -> None:
         with on_signals(self._interrupt):
-            async with show_progress(self._progress, as_json=self._as_json) as self._show:
+            async with (
+                show_progress(self._progress, as_json=self._as_json) as self._display,
+                live_page(self._options.page, self._display.warn) as page,
+            ):
+                if page is not None:
+                    page.add_run(self.run, total=self._total, rate_limit=rate_limit(self._options.rate).rate)
                 try:
                     async with contextlib.aclosing(aiter(self.run)) as outcomes:
                         async for outcome in outcomes:
@@ -226,7 +226,7 @@ class BulkRunner:
         else:
             self._is_aborted = True
             self.run.shutdown(0)
-        self._show()
+        self._display.show()
 
     def _progress(self) -> Progress:
         done = self._counts.total()
@@ -316,7 +316,7 @@ class BulkRunner:
             yield f"for example: {clean(for_command_line(str(failures[0].error)))}"
         again = "resume" if self._command is not None else "start them again"
         if kind != _UNKNOWN:
-            yield _ADVICE.get(kind, _ADVICE[ApiError.__name__]).format(again=again)
+            yield advice(kind, again)
         elif not self._is_start:
             yield _UNKNOWN_STOPS
         elif self._command is not None:

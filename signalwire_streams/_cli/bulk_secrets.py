@@ -95,7 +95,7 @@ def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Li
     target = plan[0].request.target
     if len(lines) == len(plan):
         # Either the start took all of them, or the file was written for the resume and repeats the secrets only.
-        possible = [lines] if all(map(_fits, lines, plan)) else []
+        possible = [lines] if all(map(_matches, lines, plan)) else []
     else:
         possible = [taken for options in _options_of(plan) if (taken := _taken(lines, options, plan))]
     if not possible:
@@ -135,7 +135,7 @@ def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[Pla
     others: dict[str, Any] = {}  # the other options, as the plan implies them
     parameters: set[str] = set()
     for line, planned in zip(taken, plan, strict=True):
-        if not _fits(line, planned, options):
+        if not _matches(line, planned, options):
             return None
         if any(others.setdefault(name, value) != value for name, value in _from_options(line, planned).items()):
             return None
@@ -146,7 +146,7 @@ def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[Pla
     return taken if all(parameters <= set(planned.parameters) for planned in plan) else None
 
 
-def _fits(line: Line, planned: PlannedRequest, options: Mapping[str, Any] | None = None) -> bool:
+def _matches(line: Line, planned: PlannedRequest, options: Mapping[str, Any] | None = None) -> bool:
     known = {name: getattr(planned.request, name) for name in _OPTIONAL}
     try:
         made = PlannedRequest.from_request(make_request(line.fields, {**known, **(options or {})}))

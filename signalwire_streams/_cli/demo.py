@@ -19,19 +19,30 @@ from signalwire_streams import (
     BulkRun,
     Codec,
     Operation,
+    RateLimit,
     StartConferenceStream,
     StreamsClient,
     StreamStatus,
 )
 from signalwire_streams._cli.bulk_runner import format_latencies
 from signalwire_streams._cli.options import create_directory, json_option
-from signalwire_streams._cli.output import FAILED, OUTCOMES, RATE_LIMIT, clean, silenced, write_aligned, write_json
-from signalwire_streams._cli.progress import Meter, Progress, show_progress
+from signalwire_streams._cli.output import (
+    FAILED,
+    OUTCOMES,
+    RATE_LIMIT,
+    clean,
+    silenced,
+    write_aligned,
+    write_json,
+    write_note,
+)
+from signalwire_streams._cli.progress import Meter, Progress, live_page, page_option, show_progress
+from signalwire_streams.page import LivePage
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import WavRecorder
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
 
-SECONDS = 2.0
+SECONDS, _PAGE_SECONDS = 2.0, 60.0  # of audio; long enough to look at it on a page
 RECORDED = 20  # conferences
 _FRAMES_PER_SECOND, _TRACKS, _RATE = 50, ("inbound", "outbound"), 16_000
 _TONE = Tone()
@@ -83,7 +94,7 @@ def simulated_space(conferences: int, seed: int) -> SimulatedSpace:
     return space
 
 
-async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
+async def _start_and_stop(space: SimulatedSpace, page: LivePage | None, *, as_json: bool) -> Result:
     attempts: list[Attempt] = []
     meter = Meter()
 
@@ -96,6 +107,8 @@ async def _start_and_stop(space: SimulatedSpace, *, as_json: bool) -> Result:
             facts = f"{meter.rate:,.0f} requests/s", f"{meter.retries:,} attempts retried"
             return Progress(title=title, done=run.snapshot.total, total=len(found), facts=facts)
 
+        if page is not None:
+            page.add_run(run, total=len(found), rate_limit=RateLimit().rate)
         async with show_progress(get_progress, as_json=as_json):
             return [outcome.stream async for outcome in run if outcome.stream is not None]
 
@@ -154,14 +167,14 @@ def _cause(attempt: Attempt) -> str:
     return f"HTTP {attempt.status}: {result}" if attempt.status is not None else result
 
 
-async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
+async def _record_some(receiver: MediaReceiver, directory: Path, seed: int, seconds: float, *, as_json: bool) -> Result:
     failures: list[str] = []
     tracks: list[TrackStatistics] = []
     exact = done = 0
 
     async def record(session: StreamSession, path: Path) -> None:
         nonlocal exact, done
-        await _record_stream(session, path)
+        await _record_stream(session, path, seconds)
         tracks.extend(session.statistics.tracks.values())
         exact += _count_exact_tracks(path)
         done += 1
@@ -170,7 +183,6 @@ async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
         return Progress(title="Recording", done=done, total=RECORDED, facts=())
 
     certificates = Certificates.make()
-    receiver = MediaReceiver()
     async with SimulatedSpace(conferences=RECORDED, seed=seed, audio=_TONE, ssl_context=certificates.trust) as space:
         space.faults.add("reset", on="start", executed=True, every_nth=5, per_target=1)
         async with (
@@ -209,8 +221,8 @@ async def _record_some(directory: Path, seed: int, *, as_json: bool) -> Result:
     return Result(is_good, failures, {f"The audio of {RECORDED} conferences": rows})
 
 
-async def _record_stream(session: StreamSession, path: Path) -> None:
-    frames = len(_TRACKS) * round(SECONDS * _FRAMES_PER_SECOND)
+async def _record_stream(session: StreamSession, path: Path, seconds: float) -> None:
+    frames = len(_TRACKS) * round(seconds * _FRAMES_PER_SECOND)
     with WavRecorder(path, session.audio_format, layout="stereo") as recording:
         async for event in session:
             if isinstance(event, MediaEvent):
@@ -254,8 +266,9 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed:
     metavar="DIR",
     help="The directory in which to keep the recordings, as WAV files.",
 )
+@page_option
 @json_option("Write the result as one JSON object.")
-def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool) -> None:
+def demo(*, conferences: int, seed: int, recordings: Path | None, page: int | None, as_json: bool) -> None:
     """Start and stop a stream on 1,000 conferences of a simulated Space with faults, and record 20.
 
     No account is needed. The exit code is 0 only if every stream was started and stopped, the recordings match what
@@ -265,7 +278,7 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
         create_directory(recordings, "--recordings")
     # The faults are the demo's purpose, and its result counts their effects.
     with TemporaryDirectory(prefix="signalwire-streams-") as temporary, silenced(OUTCOMES, RATE_LIMIT):
-        streams, audio = asyncio.run(_run(recordings or Path(temporary), conferences, seed, as_json=as_json))
+        streams, audio = asyncio.run(_run(recordings or Path(temporary), conferences, seed, page, as_json=as_json))
     is_good = streams.is_good and audio.is_good
     if as_json:
         write_json({"ok": is_good, "seed": seed, "conferences": conferences, **streams.facts, "audio": audio.facts})
@@ -277,18 +290,26 @@ def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool)
         raise click.exceptions.Exit(FAILED)
 
 
-async def _run(directory: Path, conferences: int, seed: int, *, as_json: bool) -> tuple[Result, Result]:
+async def _run(
+    directory: Path, conferences: int, seed: int, port: int | None, *, as_json: bool
+) -> tuple[Result, Result]:
     # From here on the loop handles Ctrl-C, which would interrupt its creation otherwise.
+    seconds = SECONDS if port is None else _PAGE_SECONDS
     if not as_json:
         click.echo(
             f"Simulating a Space with {conferences:,} live conferences; nothing leaves this machine.\n"
             "Its faults: resets that lose the response to a start or stop that was executed,\n"
             "503s, one 'too many requests', and 10 ms of latency in all other responses.\n"
-            f"Then {RECORDED} conferences are recorded for {SECONDS:g} s, over wss, in real time."
+            f"Then {RECORDED} conferences are recorded for {seconds:g} s, over wss, in real time."
         )
-    async with simulated_space(conferences, seed) as space:
-        streams = await _start_and_stop(space, as_json=as_json)
-    return streams, await _record_some(directory, seed, as_json=as_json)
+    receiver = MediaReceiver()
+    async with live_page(port, write_note, receivers=[receiver]) as page:
+        if page is not None:
+            write_note("The demo begins when the page is open.")
+            await page.opened.wait()
+        async with simulated_space(conferences, seed) as space:
+            streams = await _start_and_stop(space, page, as_json=as_json)
+        return streams, await _record_some(receiver, directory, seed, seconds, as_json=as_json)
 
 
 def _write(streams: Result, audio: Result) -> None:

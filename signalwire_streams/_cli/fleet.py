@@ -263,11 +263,11 @@ async def _follow(fleet: "Fleet", found: "FleetStatus", *, as_json: bool) -> "Fl
             left=seconds_left(found.completed - done_before, found.planned - found.completed, started_at),
         )
 
-    async with show_progress(progress, as_json=as_json) as show:
+    async with show_progress(progress, as_json=as_json) as display:
         while not found.is_finished:
             await asyncio.sleep(_POLL_INTERVAL)
             found = await fleet.status(found.run)
-        show()
+        display.show()
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command ``keep``: one stream on each conference or call, as long as it lives."""
+"""The command ``keep``: one stream on each conference or call, until it ends."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ from signalwire_streams._cli.options import (
     reject_password,
 )
 from signalwire_streams._cli.output import KEEPING, OUTCOMES, silenced
+from signalwire_streams._cli.progress import page_option
 from signalwire_streams.keep_streaming import InDoubtPolicy, OnChange, OnExit, StreamNames, StreamTemplate
 from signalwire_streams.keep_streaming._template import TARGET
 from signalwire_streams.models import TargetKind
@@ -95,7 +96,12 @@ _template_options = passing(
 )
 
 
-_RECORDING = [str(option.name) for option in click.command(recording_options(lambda **_: None)).params]
+_ALWAYS = {"health_host", "health_port"}
+_RECORDING = [
+    str(option.name)
+    for option in click.command(recording_options(lambda **_: None)).params
+    if option.name not in _ALWAYS
+]
 
 
 def _check_receiving(account: Account, receive: Path | None, url: str | None, recording: RecordingSettings) -> None:
@@ -149,7 +155,7 @@ On this machine, with a simulated Space:
     "--journal",
     metavar="FILE|URL",
     help="Where running streams are recorded; kept.db by default. The URL of a Redis lets keepers on several hosts "
-    f"share it: one active, the others on standby; with a password, in {_JOURNAL}.",
+    f"share it: one active, the others on standby; pass one with a password in {_JOURNAL}.",
 )
 @click.option(
     "--lease",
@@ -200,6 +206,7 @@ On this machine, with a simulated Space:
     help="Receive the streams here, and record each in a WAV file in DIR, as 'listen' does.",
 )
 @recording_options
+@page_option
 @account_options
 def keep(
     account: Account,
@@ -211,11 +218,11 @@ def keep(
     journal: str | None,
     receive: Path | None,
     recording: RecordingSettings,
-    **options: Any,  # noqa: ANN401  (arguments of keep_streaming)
+    **options: Any,  # noqa: ANN401  (arguments of keep_streaming, and the page's port)
 ) -> None:
-    """Keep one stream on every live conference, or call, as long as it lives.
+    """Keep one stream on every live conference, or call, until it ends.
 
-    Starts a stream when a conference or call begins, and a new one whenever it is lost. Outages are retried. A
+    It starts a stream when a conference or call begins, and a new one whenever it is lost. Outages are retried. A
     terminal shows a live table, with targets without a stream first; a pipe gets a line per event. The command runs
     until Ctrl-C or SIGTERM, then waits for the starts in flight; a second one aborts them.
 
@@ -243,9 +250,10 @@ def keep(
     if journal is not None and "://" in journal:
         reject_password(journal, _JOURNAL)
     options["journal"] = os.environ.get(_JOURNAL, "kept.db") if journal is None else journal
-    recording = evolve(recording, target_parameter=TARGET)
+    health = recording.health_host, recording.health_port
+    recording = evolve(recording, target_parameter=TARGET, health_port=None)  # the keeper drains before its receiver
     prepare = None if receive is None else partial(recording.in_directory, receive, "--receive", (token_urlsafe(),))
-    runner = KeepRunner(account, prepare, template=template, kinds=kinds, where=where, **options)
+    runner = KeepRunner(account, prepare, template=template, kinds=kinds, where=where, health=health, **options)
     with silenced(OUTCOMES, KEEPING):
         account.run(runner.run)
     runner.end()

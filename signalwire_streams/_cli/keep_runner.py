@@ -18,14 +18,13 @@ from rich.text import Text
 
 from signalwire_streams import (
     AuthenticationError,
-    Call,
     Paginator,
     PermissionDeniedError,
     StreamsClient,
     StreamsError,
 )
 from signalwire_streams._cli.listen_options import notes_on
-from signalwire_streams._cli.listen_server import Ended, RecordingServer, Report, ServerOptions, Started, Warned
+from signalwire_streams._cli.listen_server import Ended, RecordingServer, Report, ServerOptions, error_in
 from signalwire_streams._cli.options import Account
 from signalwire_streams._cli.output import (
     FAILED,
@@ -36,10 +35,11 @@ from signalwire_streams._cli.output import (
     for_command_line,
     in_words,
     is_terminal,
+    listening_errors,
     write_json,
     write_report,
 )
-from signalwire_streams._cli.progress import Reporter, as_plain, draw_rows, format_duration, live_table
+from signalwire_streams._cli.progress import Reporter, as_plain, draw_rows, format_duration, live_page, live_table
 from signalwire_streams._signals import ignore_interrupts, on_signals
 from signalwire_streams.bulk._journal_file import journal_path
 from signalwire_streams.keep_streaming import (
@@ -64,6 +64,7 @@ from signalwire_streams.keep_streaming import (
 )
 from signalwire_streams.models import TargetKind
 from signalwire_streams.models._validation import redact_url
+from signalwire_streams.receiver._health import serve_health
 
 _STATUSES = [KeepStatus.FAILING, KeepStatus.IN_DOUBT, KeepStatus.WAITING, KeepStatus.STREAMING]
 """Those that need attention first."""
@@ -98,10 +99,13 @@ class KeepRunner(Reporter):
         kinds: Sequence[TargetKind],
         journal: str,
         on_exit: str,
+        page: int | None = None,
+        health: tuple[str, int | None] = ("127.0.0.1", None),
         **options: Any,  # noqa: ANN401  (arguments of keep_streaming)
     ) -> None:
         super().__init__(as_json=account.as_json)
         self._prepare, self._template, self._kinds = prepare, template, kinds
+        self._page, self._health = page, health
         self._journal, self._on_exit, self._options = journal, OnExit(on_exit), options
         self._shown_journal = clean(redact_url(journal) if "://" in journal else journal)
         is_left = self._on_exit is OnExit.LEAVE
@@ -142,6 +146,7 @@ class KeepRunner(Reporter):
             raise click.exceptions.Exit(FAILED)
 
     async def _keep(self, client: StreamsClient, stack: AsyncExitStack) -> None:
+        await self._serve_health(stack)
         options = None if self._prepare is None else self._prepare()
         receivers, url = [], None
         if options is not None:
@@ -158,6 +163,8 @@ class KeepRunner(Reporter):
             on_exit=self._on_exit,
             **self._options,
         )
+        page = live_page(self._page, self._display.warn, receivers=receivers, keepers=[self._keeper])
+        await stack.enter_async_context(page)
         # A new journal would keep a wrong Space or project; one that exists says if it is of another one.
         is_new = "://" not in self._journal and not journal_path(self._journal).exists()
         is_any_live = is_new and await self._check_access(client, is_new=True)
@@ -174,6 +181,12 @@ class KeepRunner(Reporter):
         finally:
             if reading:
                 await asyncio.wait(reading)
+
+    async def _serve_health(self, stack: AsyncExitStack) -> None:
+        host, port = self._health
+        if port is not None:
+            with listening_errors(host, port):
+                await stack.enter_async_context(serve_health(lambda: not self._ending.is_set(), host=host, port=port))
 
     async def _check_access(self, client: StreamsClient, *, is_new: bool) -> bool:
         """Return whether anything is in progress.
@@ -243,18 +256,13 @@ class KeepRunner(Reporter):
             self._write(f"{at} {_subject(event)}{_words(name)}{f': {reason}' if reason else ''}")
 
     def _report(self, report: Report) -> None:
-        match report:
-            case Warned():
-                self._display.warn(report.text)
-            case Started(is_supported=False):
-                self._display.warn(f"error: {report.line}")
-            case Ended():
-                self._recorded += 1
-                self._seconds += report.facts["seconds"] or 0.0
-                if report.facts["error"] is not None:
-                    self._not_recorded += 1
-                    self._display.warn(f"error: {report.sid} is not fully recorded: {report.facts['error']}")
-                self._write({"recording": report.facts} if self._as_json else report.line)
+        if (error := error_in(report)) is not None:
+            self._display.warn(error)
+        if isinstance(report, Ended):
+            self._recorded += 1
+            self._not_recorded += error is not None
+            self._seconds += report.facts["seconds"] or 0.0
+            self._write({"recording": report.facts} if self._as_json else report.line)
 
     # --- What is shown
 
@@ -381,7 +389,7 @@ def draw_targets(
         found.add_column("STATUS", width=_STATUS)
         found.add_column("REASON")
         for target in shown:
-            texts = [target.target, *([_label(target)] if is_wide else []), in_words(target.status), _reason_of(target)]
+            texts = [target.target, *([target.label] if is_wide else []), in_words(target.status), _reason_of(target)]
             cells = [
                 Text(as_plain(clean(text), plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
                 for text in texts
@@ -391,10 +399,3 @@ def draw_targets(
         return found
 
     return draw_rows(ranked, last_line, height=height, make_table=table)
-
-
-def _label(target: TargetSnapshot) -> str:
-    item = target.item
-    if isinstance(item, Call):
-        return f"{item.from_ or '?'} > {item.to or '?'}"
-    return "" if item is None else item.friendly_name or ""

@@ -9,13 +9,14 @@ from pathlib import Path
 from signal import Signals
 
 import click
+from attrs import evolve
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_options import RecordingSettings, notes_on, self_signed_recording_options
-from signalwire_streams._cli.listen_recording import FLOOR, StreamState
+from signalwire_streams._cli.listen_recording import StreamState
 from signalwire_streams._cli.listen_server import (
     Ended,
     ProcessLost,
@@ -24,8 +25,8 @@ from signalwire_streams._cli.listen_server import (
     Report,
     ServerOptions,
     Started,
-    Warned,
     check_platform,
+    error_in,
 )
 from signalwire_streams._cli.options import (
     BEARER,
@@ -35,8 +36,9 @@ from signalwire_streams._cli.options import (
     read_token_keys,
 )
 from signalwire_streams._cli.output import FAILED, bare_table, clean
-from signalwire_streams._cli.progress import Reporter, as_plain, draw_rows, format_duration, live_table
+from signalwire_streams._cli.progress import Reporter, as_plain, draw_rows, format_duration, live_table, page_option
 from signalwire_streams._signals import ignore_interrupts, on_signals
+from signalwire_streams.receiver.audio._levels import FLOOR
 
 _MAX_PROCESSES = 64
 _MAX_NAMED = 5  # streams in the line about a lost process
@@ -157,12 +159,10 @@ class Listener(Reporter):
         self._ending.set()
 
     def report(self, report: Report) -> None:
+        if (error := error_in(report)) is not None:
+            self._display.warn(error)
         match report:
-            case Warned():
-                self._display.warn(report.text)
-            case Started(is_supported=False):
-                self._display.warn(f"error: {report.line}")
-            case Started():
+            case Started(is_supported=True):
                 if not self._as_json and not self._display.is_live:
                     self._write(report.line)
             case Ended():
@@ -180,7 +180,6 @@ class Listener(Reporter):
         if stream.facts["error"] is not None:
             self._failed += 1
             self.is_complete = False
-            self._display.warn(f"error: {stream.sid} is not fully recorded: {stream.facts['error']}")
         self._write(stream.facts if self._as_json else stream.line)
 
     def _count_lost(self, process: ProcessLost) -> None:
@@ -293,6 +292,7 @@ Examples:
     metavar="N",
     help="Record in this many processes on one port; one per core is best (Linux only).",
 )
+@page_option
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), metavar="N", help="Stop after this many seconds.")
 @click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
 @json_option(
@@ -306,6 +306,7 @@ def listen(
     token_key_file: str | None,
     allow_anonymous: bool,
     processes: int,
+    page: int | None,
     seconds: float | None,
     streams: int | None,
     as_json: bool,
@@ -321,8 +322,10 @@ def listen(
     """
     if processes > 1:
         check_platform()
+        if page is not None:
+            raise click.UsageError("--page shows the streams of one process: omit it, or --processes")
     tokens = _read_tokens(bearer_token_file, token_key_file, allow_anonymous=allow_anonymous)
-    options = recording.in_directory(directory, "--directory", tokens)
+    options = evolve(recording.in_directory(directory, "--directory", tokens), page=page)
     listener = Listener(options, streams=streams, as_json=as_json)
     server: RecordingServer | RecordingProcesses
     if processes == 1:

@@ -25,6 +25,7 @@ from attrs import evolve, field, frozen
 from signalwire_streams import SignedTokens
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder, StreamState
 from signalwire_streams._cli.output import Failure, listening_errors, logging_to
+from signalwire_streams._cli.progress import live_page
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import ByteOrder
 
@@ -47,6 +48,7 @@ class ServerOptions:
     ca_file: Path | None = None  # that clients have to trust
     health_host: str = "127.0.0.1"
     health_port: int | None = None
+    page: int | None = None  # its port
 
 
 @frozen
@@ -83,6 +85,18 @@ class ProcessLost:
 Report: TypeAlias = Warned | Started | Ended | ProcessLost
 
 
+def error_in(report: Report) -> str | None:
+    """Return the line that reports a failure, unless it depends on what else has ended."""
+    match report:
+        case Warned():
+            return report.text
+        case Started(is_supported=False):
+            return f"error: {report.line}"
+        case Ended() if report.facts["error"] is not None:
+            return f"error: {report.sid} is not fully recorded: {report.facts['error']}"
+    return None
+
+
 class RecordingServer:
     pids: Sequence[int] = ()  # of the processes that record, if this one does not
 
@@ -100,6 +114,9 @@ class RecordingServer:
         async with contextlib.AsyncExitStack() as stack:
             warn = logging_to(lambda line: self._report(Warned(f"error: {line}")), name="signalwire_streams.receiver")
             stack.enter_context(warn)
+            await stack.enter_async_context(
+                live_page(self._options.page, lambda text: self._report(Warned(text)), receivers=[self.receiver])
+            )
             yield await enter_server(stack, self.receiver, self._options, reuse_port=reuse_port)
 
     def abort(self) -> None:
@@ -171,6 +188,7 @@ class RecordingProcesses:
 
     def __init__(self, options: ServerOptions, count: int, report: Callable[[Report], None]) -> None:
         options = evolve(options, port=asyncio.run(_claim_port(options)))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the shell ignored it, no exit code would be kept
         self._report = report
         self._processes: list[_Process] = []
         sockets: list[socket.socket] = []
@@ -279,9 +297,10 @@ class _Process:
 
     @property
     def _reason(self) -> str:
-        if self._code < 0:
-            return f"was killed by {signal.Signals(-self._code).name}"
-        return f"failed with exit code {self._code}"
+        if self._code >= 0:
+            return f"failed with exit code {self._code}"
+        number = -self._code
+        return f"was killed by {signal.Signals(number).name if number in list(signal.Signals) else f'signal {number}'}"
 
     def send(self, command: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():

@@ -313,7 +313,7 @@ start_options: Decorator = adding(
     click.option(
         "--may-be-running",
         is_flag=True,
-        help="A stream of this --name may be running: start it again, and stop it by its name.",
+        help="A stream with this --name may be running already: then it counts as started. Stop it by its name.",
     ),
     click.option("--deadline", type=float, metavar="SECONDS", help="Time limit of the whole start, retries included."),
 )

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from attrs import frozen
@@ -17,7 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Attempt, Operation
-from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_json, write_note
+from signalwire_streams._cli.output import clean, is_terminal, listening_errors, logging_to, write_json, write_note
+
+if TYPE_CHECKING:
+    from signalwire_streams.page import LivePage
 
 _Row = TypeVar("_Row")
 
@@ -90,6 +94,7 @@ class Display:
 
     def __init__(self, live: Live | None = None) -> None:
         self._live = live
+        self.show: Callable[[], None] = lambda: None  # what is shown repeatedly, at once
 
     @property
     def is_live(self) -> bool:
@@ -113,7 +118,7 @@ class Display:
 
 
 class Reporter:
-    """Writes the news of a command that runs until a signal, and ends it if they can't be written."""
+    """Writes the output of a command that runs until a signal, and ends the command if that fails."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -191,14 +196,11 @@ def draw_rows(
 
 
 @asynccontextmanager
-async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
-    """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON.
-
-    It yields a function that shows it at once, for news that should not wait.
-    """
+async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Display]:
+    """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON."""
     async with AsyncExitStack() as stack:
         display, _ = stack.enter_context(live_display(as_json=as_json))
-        show = (
+        display.show = (
             (lambda: display.update(draw(get_progress())))
             if display.is_live
             else (lambda: write_note(get_progress().line))
@@ -206,8 +208,45 @@ async def show_progress(get_progress: Callable[[], Progress], *, as_json: bool) 
         if display.is_live:
             stack.enter_context(logging_to(display.warn, level=logging.NOTSET, with_level=True))
         if display.is_live or not as_json:
-            await stack.enter_async_context(repeating(show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY))
-        yield show
+            await stack.enter_async_context(
+                repeating(display.show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY)
+            )
+        yield display
+
+
+page_option = click.option(
+    "--page",
+    is_flag=False,
+    flag_value=0,
+    type=click.IntRange(0, 65535),
+    metavar="[PORT]",
+    help="Also show it on a page for a browser on this machine, on a free port or PORT.",
+)
+
+
+@asynccontextmanager
+async def live_page(
+    port: int | None,
+    note: Callable[[str], None],
+    **shown: Any,  # noqa: ANN401  (arguments of LivePage)
+) -> "AsyncIterator[LivePage | None]":
+    """Serve a page for this machine while the block runs, unless the port is None. Note a link for each browser."""
+    if port is None:
+        yield None
+        return
+    from signalwire_streams.page import LivePage  # noqa: PLC0415  (only a command with a page pays for it)
+
+    page = LivePage(**shown)
+    async with AsyncExitStack() as stack:
+        with listening_errors("127.0.0.1", port):
+            offer = partial(_offer, note, "Page, for another browser")
+            link = await stack.enter_async_context(page.serve(port=port, on_used=offer))
+        _offer(note, "Page, for one browser", link)
+        yield page
+
+
+def _offer(note: Callable[[str], None], title: str, link: str) -> None:
+    note(f"{title} on this machine: {link}")
 
 
 def as_plain(text: str, *, plain: bool) -> str:
@@ -224,7 +263,7 @@ def draw(progress: Progress) -> Group:
     bar = ProgressBar(total=max(progress.total, 1), completed=progress.done)
     row.add_row(progress.title, bar, progress.count, progress.remaining)
     facts = Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis")
-    # The terminal writes ^C at the cursor: at the end of a full line it would go on to the next, which is not erased.
+    # The terminal writes ^C at the cursor: after a full line, it would continue on the next one, which is not erased.
     return Group(row, facts, Text())
 
 

@@ -215,19 +215,19 @@ def _find(secrets: Iterable[str], text: str) -> Iterator[tuple[int, int]]:
     folded = _fold(text)
     only_words: dict[str, bool] = {}
     for secret in secrets:
-        # Secrets may be many and large, and hardly any is in the text; each spelling has plain letters as they are.
+        # Secrets may be many and large, and hardly any is in the text; each variant has plain letters as they are.
         letters = _LETTERS.match(normalize("NFC", secret))
-        beginnings = _spellings(_beginning(secret)) if letters is None else {letters[1].lower()}
+        beginnings = _variants(_beginning(secret)) if letters is None else {letters[1].lower()}
         if not any(beginning[:_PREFIX] in folded for beginning in beginnings):
             continue
         bare = _fold(secret)
         is_trimmed = len(bare) <= _SHORT and secret.casefold() not in text.casefold()
-        for spelling in _spellings(secret):
-            only_word = len(secret) <= _SHORT or (is_trimmed and spelling == bare)
-            only_words[spelling] = only_word and only_words.get(spelling, True)
+        for variant in _variants(secret):
+            only_word = len(secret) <= _SHORT or (is_trimmed and variant == bare)
+            only_words[variant] = only_word and only_words.get(variant, True)
     groups: dict[str, list[str]] = {}
-    for spelling in sorted(only_words):
-        groups.setdefault(spelling[:_PREFIX], []).append(spelling)
+    for variant in sorted(only_words):
+        groups.setdefault(variant[:_PREFIX], []).append(variant)
     places = [place for letters, place in _clusters(text) for _ in letters] if groups else []
     starts = sorted(
         (found.start(), beginning)
@@ -243,25 +243,25 @@ def _find(secrets: Iterable[str], text: str) -> Iterator[tuple[int, int]]:
             index = bisect_left(group, wanted, index)
             if index == len(group) or not group[index].startswith(wanted):
                 break
-            spelling, index = group[index], index + 1
-            stop = start + _common_length(spelling, folded, start, len(wanted))
+            variant, index = group[index], index + 1
+            stop = start + _common_length(variant, folded, start, len(wanted))
             first, last = places[start][0], places[stop - 1][1]
             in_word = _is_word(text[last : last + 1])
-            if only_words[spelling]:
+            if only_words[variant]:
                 is_secret = not (in_word or _is_word(text[first - 1 : first]))
             else:
                 length = stop - start
-                is_secret = length == len(spelling) or length >= _LONG_PREFIX or not in_word
+                is_secret = length == len(variant) or length >= _LONG_PREFIX or not in_word
             if is_secret:
                 yield first, last
                 end = stop
 
 
-def _common_length(spelling: str, folded: str, start: int, known: int) -> int:
+def _common_length(variant: str, folded: str, start: int, known: int) -> int:
     """Return how many characters agree, of which the first *known* do."""
-    if folded.startswith(spelling, start):
-        return len(spelling)
-    return next(at for at in range(known, len(spelling)) if folded[start + at : start + at + 1] != spelling[at])
+    if folded.startswith(variant, start):
+        return len(variant)
+    return next(at for at in range(known, len(variant)) if folded[start + at : start + at + 1] != variant[at])
 
 
 def _is_word(character: str) -> bool:
@@ -269,7 +269,7 @@ def _is_word(character: str) -> bool:
 
 
 def _beginning(secret: str) -> str:
-    """Return a part of a secret that is long enough for the first `_PREFIX` letters of each of its spellings."""
+    """Return a part of a secret that is long enough for the first `_PREFIX` letters of each of its variants."""
     clusters = list(islice(_clusters(secret), _BEGINNING))
     return secret[: clusters[-1][1][1]] if clusters else secret
 
@@ -308,14 +308,14 @@ def _fold_cluster(cluster: str) -> str:
 _letters = lru_cache(maxsize=4096)(_fold_cluster)  # of single characters, which tell nothing of a secret
 
 
-def _spellings(secret: str) -> set[str]:
+def _variants(secret: str) -> set[str]:
     from html import escape  # noqa: PLC0415  (its table of entities is slow to import, and hardly ever needed)
 
     lines = secret.replace("\r\n", "\n")
     spelled = {
-        spelling
+        variant
         for text in {secret, normalize("NFC", secret), " ".join(secret.split()), lines.replace("\n", "\r\n")}
-        for spelling in (
+        for variant in (
             text,
             quote_plus(text, errors="replace"),
             quote(text, safe="", errors="replace"),
@@ -326,4 +326,4 @@ def _spellings(secret: str) -> set[str]:
             dumps(text)[1:-1].replace("/", "\\/"),
         )
     }
-    return {_fold(spelling) for spelling in spelled} - {""}
+    return {_fold(variant) for variant in spelled} - {""}

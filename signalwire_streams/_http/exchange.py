@@ -72,7 +72,7 @@ _SENT: Mapping[Phase, Sent] = {
 
 @frozen(kw_only=True, eq=False)
 class Request:
-    """One request to the Space; the same bytes are sent on each attempt, but for a signed token.
+    """One request to the Space; each attempt sends the same bytes, apart from a signed token.
 
     Attributes:
         path: path and query from the host's root, percent-encoded.
@@ -84,7 +84,7 @@ class Request:
         name: the stream's Name, for a start.
         has_unique_name: True if the name was generated for this start, so no other start has it.
         priority: its priority in the queues for slots and tokens.
-        deadline: seconds that the whole call may take; None for the policy's own.
+        deadline: seconds that the whole call may take; None for the policy's.
         headers: further headers, for middlewares to fill.
         echo: values that a response must repeat under these keys, if it has them.
         redact: secrets to remove from errors if the Space repeats them.
@@ -109,7 +109,7 @@ class Request:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What to remove from texts of the Space: `redact`, and the tokens that were minted meanwhile."""
+        """Secrets to remove from texts of the Space: `redact`, and the tokens that were minted meanwhile."""
         return self.redact + self.state.minted
 
 

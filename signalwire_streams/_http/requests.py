@@ -28,7 +28,7 @@ from signalwire_streams.models import (
 from signalwire_streams.models._requests import WIRE_NAME
 from signalwire_streams.models._validation import check_count, needs_no_escaping, secrets_of
 
-# How the encoding of half a surrogate pair begins; no valid text encodes so.
+# The beginning of an encoded lone surrogate; no valid text is encoded like this.
 _SURROGATE = re.compile("%ED%[AB]")
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
@@ -45,7 +45,8 @@ _SHORT_NAME = 64
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
 _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
-# The fields of a form besides the address and the name: how it calls them, how to get them, and what they are if unset.
+# The wire names of each model's fields; and for those besides the address and the name, how to read their values at
+# once, and the values if none of them is set.
 _WIRE_NAMES = {
     model: {each.name: each.metadata[WIRE_NAME] for each in fields(model) if WIRE_NAME in each.metadata}
     for model in (StartConferenceStream, StartCallStream)
@@ -133,7 +134,7 @@ def query(filters: Mapping[str, object]) -> str:
 
 def _text(value: object) -> str:
     if isinstance(value, str):
-        return value  # a masked one stays so in this frame
+        return value  # if it is masked, it stays so in this frame
     # A boolean in a form body is inferred to be written as in JSON; the documentation does not say.
     return str(value).lower() if isinstance(value, bool) else str(value)
 

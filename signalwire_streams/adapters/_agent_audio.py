@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver import StartEvent
-from signalwire_streams.receiver._heard import HeardAudio
+from signalwire_streams.receiver._heard_audio import HeardAudio
 from signalwire_streams.receiver.audio import AudioFormat
 from signalwire_streams.receiver.audio._resampling import Resampler
 

@@ -74,7 +74,7 @@ class JournalStatus(RunMetadata):
             ``pending`` (planned, and not yet tried).
         rolled_back: how many of the streams that it started were stopped again.
         attempts: total number of attempts.
-        errors: how often each error's class and code came, most frequent first.
+        errors: number of errors by class and code, most frequent first.
         is_locked: whether a process works on it now.
     """
 

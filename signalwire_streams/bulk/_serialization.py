@@ -58,7 +58,7 @@ class PlannedRequest:
     Attributes:
         request: the request, without its secrets.
         parameters: the names of the parameters whose values are left out.
-        bearer_token: whether an ``authorization_bearer_token`` is left out that is a text.
+        bearer_token: whether an ``authorization_bearer_token`` is left out, if it is a text.
         signed_tokens: whether `SignedTokens` are left out, so that they have to be passed again.
         status_callback: whether a ``status_callback`` is left out, because it has a query or a password.
     """

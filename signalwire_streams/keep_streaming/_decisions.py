@@ -10,18 +10,26 @@ from typing import Any, Self, TypeAlias
 
 from attrs import evolve, frozen
 
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._events import (
+    KeepEvent,
+    KeepStatus,
+    StreamingInDoubt,
+    StreamingLost,
+    StreamingRestarted,
+    StreamingStarted,
+    TargetAppeared,
+    TargetEnded,
+    TargetFailing,
+)
+from signalwire_streams.keep_streaming._settings import InDoubtPolicy, KeepSettings
+from signalwire_streams.keep_streaming._state import (
     EndedCallback,
     Fate,
     GetTarget,
-    InDoubtPolicy,
     KeepAction,
     KeepDecision,
     KeeperRestarted,
-    KeepEvent,
     KeepObservation,
-    KeepSettings,
-    KeepStatus,
     NameRefused,
     ObservationOfAttempt,
     ResponseLost,
@@ -37,14 +45,7 @@ from signalwire_streams.keep_streaming._values import (
     StopBySid,
     StopResult,
     StreamAttempt,
-    StreamingInDoubt,
-    StreamingLost,
-    StreamingRestarted,
-    StreamingStarted,
-    TargetAppeared,
     TargetChecked,
-    TargetEnded,
-    TargetFailing,
     TargetMissing,
     TargetState,
     WaitUntil,
@@ -98,7 +99,7 @@ class _Case:
         return self.change(fate, sid=sid, settles_at=self.now + self.settings.min_lifetime).believe()
 
     def believe(self) -> Self:
-        seconds = self.settings.patience if self.settings.receives else self.settings.reassert
+        seconds = self.settings.socket_timeout if self.settings.receives else self.settings.reassert
         is_received = self.settings.receives and self.state.of_fate(Fate.HEARD)
         return self.report(KeepStatus.STREAMING).wait(0.0 if is_received else seconds)
 
@@ -206,7 +207,7 @@ def _doubt(case: _Case, answer: ResponseLost) -> _Case:
     if was.status is KeepStatus.STREAMING:
         case = case.report(was.status)
     if not case.settings.is_guarded and case.settings.receives:  # a socket resolves the doubt, if it comes
-        case = case.wait(max(case.state.next_at - case.now, case.settings.patience))
+        case = case.wait(max(case.state.next_at - case.now, case.settings.socket_timeout))
     return case
 
 
@@ -373,17 +374,23 @@ RULES: Mapping[str, Observed | Planned] = {
     "without its sid it is stopped by its name": Planned(_stop_by_name),
     "a doubt holds, if a second stream would not be refused": Planned(_hold),
     "or else the stream is stopped by its name": Planned(_stop_doubtful),
-    "while a receiver refuses everybody, nothing is started": Planned(_await_receiver),
+    "while a receiver rejects everybody, nothing is started": Planned(_await_receiver),
     "a target without a stream gets one": Planned(_start),
 }
 """The first rule that applies decides: one for what an observation changes, then one for what is done next."""
 
 
-def _report(state: TargetState) -> tuple[TargetState, tuple[KeepEvent, ...]]:
-    """Return the events of what has changed since the last ones; while a target is checked, it may just have ended."""
+def _report(state: TargetState, settings: KeepSettings) -> tuple[TargetState, tuple[KeepEvent, ...]]:
+    """Return the events of what has changed since the last ones.
+
+    While a target is checked, it may just have ended. A stream that is received here is reported once it is heard.
+    """
     status, before, reason = state.status, state.reported, state.reason
-    if (state.check_due or isinstance(state.pending, GetTarget)) and before is not None:
+    is_unheard = status is KeepStatus.STREAMING and settings.receives and not state.of_fate(Fate.HEARD)
+    if before is not None and (state.check_due or isinstance(state.pending, GetTarget) or is_unheard):
         return state, ()
+    if is_unheard:
+        status = KeepStatus.WAITING
     events: list[KeepEvent] = []
     if before is None:
         events.append(TargetAppeared())
@@ -400,6 +407,18 @@ def _report(state: TargetState) -> tuple[TargetState, tuple[KeepEvent, ...]]:
             events.append(TargetEnded())
     has_streamed = state.has_streamed or status is KeepStatus.STREAMING
     return evolve(state, reported=status, reported_reason=reason, has_streamed=has_streamed), tuple(events)
+
+
+def stopping(state: TargetState, settings: KeepSettings) -> TargetState:
+    """Return the state of a target whose streams are all stopped, since its keeper ends or does not keep it any more.
+
+    A stop by name proves nothing of a start that may still be carried out. Where that matters, it stays in doubt.
+    """
+    holds = not settings.is_guarded and settings.in_doubt is InDoubtPolicy.HOLD
+    attempts = (
+        evolve(each, fate=Fate.IN_DOUBT if holds and each.sid is None else Fate.ENDING) for each in state.attempts
+    )
+    return evolve(state, attempts=tuple(attempts))
 
 
 def decide(
@@ -445,5 +464,5 @@ def decide_by(
     if case.state.status is not KeepStatus.ENDED:
         planned = [rule for rule in rules.values() if isinstance(rule, Planned)]
         case, actions = next((step for rule in planned if (step := rule.apply(case)) is not None), (case, actions))
-    state, events = _report(case.state)
+    state, events = _report(case.state, settings)
     return KeepDecision(state=state, actions=actions, events=events)

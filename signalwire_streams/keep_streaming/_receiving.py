@@ -8,7 +8,7 @@ from secrets import token_urlsafe
 from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.keep_streaming._values import SocketClosed, SocketOpened
+from signalwire_streams.keep_streaming._state import SocketClosed, SocketOpened
 from signalwire_streams.models._validation import Secret
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs.validators import instance_of
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.keep_streaming._values import Fate, StreamAttempt, TargetState
+from signalwire_streams.keep_streaming._state import Fate, StreamAttempt, TargetState
 from signalwire_streams.models import TargetKind
 
 Target: TypeAlias = tuple[TargetKind, str]
@@ -95,10 +95,14 @@ class KeeperOwner:
                 f"{path} is of the streams named {known.name!r}: pass name={known.name!r}, or name another file for "
                 f"{self.name!r}"
             )
-        if known.names != self.names:
+        self.check_names(path, known.names, instead="name another file")
+
+    def check_names(self, place: object, known: str, *, instead: str) -> None:
+        """Check that the names of the streams that a journal has are formed as this keeper's are."""
+        if known != self.names:
             raise InvalidRequestError(
-                f"{path} has streams that were started with names={known.names!r}, which are called otherwise: pass "
-                f"names={known.names!r}, or stop them first (on_exit='stop') and name another file"
+                f"{place} has streams that were started with names={known!r}, which are called otherwise: pass "
+                f"names={known!r}, or stop them first (on_exit='stop') and {instead}"
             )
 
 

@@ -30,17 +30,19 @@ _PAUSE = 0.25  # seconds until Redis is tried again
 _CANCEL_AGAIN = 0.1  # seconds
 
 SCRIPT = """
-local known, new, lease, retention = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local known, new, lease, retention, names = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local theirs = redis.call('HGET', KEYS[2], 'names')
+if theirs and theirs ~= names then return {'names', theirs} end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= known and holder ~= new then return {'taken', redis.call('PTTL', KEYS[1])} end
 local last = redis.call('HGET', KEYS[2], 'tenure')
 local tenure = last == known and known or new
 if lease > 0 then redis.call('SET', KEYS[1], tenure, 'PX', lease) else redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[2], 'tenure', tenure)
+redis.call('HSET', KEYS[2], 'tenure', tenure, 'names', names)
 redis.call('EXPIRE', KEYS[2], retention)
 if not last then return {'empty'} end
 if last ~= known then return {'new', redis.call('HGETALL', KEYS[2])} end
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[2], ARGV[i])
   else redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 end
@@ -49,7 +51,7 @@ return {'ok'}
 """Take, renew or (with a lease of 0) release the lease, and write if this tenure is the last one that there was.
 
 Keys: lease, records. Arguments: tenure, the one to begin if another keeper had one since, milliseconds of the lease,
-seconds of the records, then names and records, of which an empty one is removed.
+seconds of the records, how names are formed, then targets and records, of which an empty one is removed.
 """
 
 
@@ -65,7 +67,7 @@ class RedisJournal:
 
     @masks_secrets
     def __init__(self, url: str, owner: KeeperOwner, *, lease: float, clock: Clock) -> None:
-        self._link, self._lease, self._clock = _Link(url), lease, clock
+        self._link, self._owner, self._lease, self._clock = _Link(url), owner, lease, clock
         name = f"signalwire-streams:{{{owner.origin.partition('://')[2]}:{owner.project}:{owner.name}}}:keep-1"
         self._keys = f"{name}:lease", f"{name}:targets"
         self.targets = {}
@@ -87,6 +89,7 @@ class RedisJournal:
         """Ask for the lease, and go on asking until `aclose`.
 
         Raises:
+            InvalidRequestError: its streams have names of another kind.
             JournalError: Redis can't be reached or used.
         """
         try:
@@ -197,11 +200,14 @@ class RedisJournal:
         """Renew the lease and write what is queued. Return the seconds until it is to be renewed, or asked for."""
         batch = dict(islice(self._queue.items(), _MOST_AT_ONCE))
         milliseconds = round(self._lease * _EXPIRY * 1000) if lease is None else lease
-        arguments = [self._tenure, self._next_tenure, milliseconds, _RETENTION]
+        arguments = [self._tenure, self._next_tenure, milliseconds, _RETENTION, self._owner.names]
         arguments += [part for item in batch.items() for part in item]
         asked_at = self._clock.now()
         status, *rest = await self._link.call(*self._keys, arguments=arguments)
         match decode(status):
+            case "names":
+                place, names = f"the journal in the Redis at {self._link.address}", decode(rest[0])
+                self._owner.check_names(place, names, instead="pass another name=")
             case "taken":
                 self._why = "another keeper has the lease"
                 self._lose()
@@ -225,7 +231,7 @@ class RedisJournal:
         self._tenure, self._next_tenure, self._has_records = self._next_tenure, token_hex(16), True
 
     def _read(self, records: dict[str, str]) -> None:
-        records.pop("tenure", None)
+        records = {name: text for name, text in records.items() if ":" in name}
         self.targets, self._records = {}, records
         for name, text in records.items():
             kind, _, sid = name.partition(":")

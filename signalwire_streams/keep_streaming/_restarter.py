@@ -6,7 +6,7 @@ resources bring a `Restarter` with them.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from functools import partial
 from secrets import token_urlsafe
 from typing import Any
 
@@ -15,17 +15,22 @@ from attrs import define, evolve, field
 from signalwire_streams.bulk._serialization import stream_of
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.errors import MalformedFrameError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.keep_streaming._background import Alarm, BackgroundTasks
 from signalwire_streams.keep_streaming._decisions import decide
-from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._events import (
+    KeepEvent,
+    KeepStatus,
+    StreamingInDoubt,
+    TargetFailing,
+)
+from signalwire_streams.keep_streaming._settings import KeepSettings
 from signalwire_streams.keep_streaming._setup import DUPLICATE_NAMES
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._state import (
     Fate,
     GetTarget,
     KeepAction,
-    KeepEvent,
     KeepObservation,
-    KeepSettings,
-    KeepStatus,
+    NameRefused,
     SocketClosed,
     SocketOpened,
     StartRejected,
@@ -33,13 +38,11 @@ from signalwire_streams.keep_streaming._values import (
     StopByName,
     StopBySid,
     StreamAttempt,
-    StreamingInDoubt,
-    TargetChecked,
-    TargetFailing,
     TargetState,
     TimePassed,
     WaitUntil,
 )
+from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import Secret
 from signalwire_streams.receiver import EndReason, StreamSession
@@ -49,6 +52,7 @@ from signalwire_streams.resources._streams import Streams
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _MIN_LIFETIME = 2.0  # seconds; a stream that is lost sooner is not started again at once
 _MAX_WAIT = 10.0  # seconds between two starts: a conversation goes on unheard
+_MAX_REFUSALS = 3  # of a name that no stream of the session has any more
 
 
 class Restarter:
@@ -61,7 +65,7 @@ class Restarter:
         pending: PendingStream,
         receiving: PendingStreams,
         *,
-        patience: float,
+        socket_timeout: float,
         **fields: Any,  # noqa: ANN401  (the request validates them)
     ) -> None:
         given = {name: value for name, value in fields.items() if value is not None and name != "deadline"}
@@ -69,7 +73,7 @@ class Restarter:
         settings = KeepSettings(
             duplicate_names=DUPLICATE_NAMES[streams.kind],
             receives=True,
-            patience=patience,
+            socket_timeout=socket_timeout,
             min_lifetime=_MIN_LIFETIME,
             reassert=_MAX_WAIT,
             wait_max=_MAX_WAIT,
@@ -84,8 +88,8 @@ class Restarter:
         self._session: StreamSession  # from the first loss on
         self._reason = EndReason.LOST  # of the last loss
         self._was_lost = self._is_over = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._refusals = 0  # in a row
+        self._tasks, self._alarm = BackgroundTasks(self._fail), Alarm()
 
     # --- Called by the receiver
 
@@ -101,7 +105,7 @@ class Restarter:
             self._observe(SocketClosed(attempt=self._attached))
         else:
             self._was_lost = True
-            self._spawn(self._begin())
+            _ = self._tasks.spawn(self._begin)
 
     def on_callback(self, callback: Any) -> None:  # noqa: ANN401  (of another layer)
         observation = observation_of(callback, self._state) if isinstance(callback, CallbackEvent) else None
@@ -129,11 +133,10 @@ class Restarter:
 
     async def end(self) -> list[Any] | None:
         self._is_over = True
-        self._stop_waiting()
+        self._alarm.cancel()
         if not self._was_lost:
             return None
-        while self._tasks:  # at most one request is under way, and what it did has to be known
-            await asyncio.wait(self._tasks)
+        await self._tasks.finish()  # at most one request is under way, and what it did has to be known
         for socket in self._sockets.values():
             self._receiving.forget(socket.token)
         if self._is_in_gap:
@@ -178,7 +181,17 @@ class Restarter:
         self._state = decision.state
         if self._is_over:
             return
-        self._stop_waiting()
+        self._alarm.cancel()
+        if isinstance(observation, NameRefused) and not self._state.attempts:
+            self._refusals += 1
+        elif isinstance(observation, SocketOpened):
+            self._refusals = 0
+        if self._refusals == _MAX_REFUSALS:
+            self._end_in_doubt(
+                f"the Space refuses the name {self._pending.name}, as if no name could be used twice, or another "
+                "stream had it; open a new session"
+            )
+            return
         for event in decision.events:
             self._report(event)
         if self._state.status is KeepStatus.ENDED:
@@ -194,26 +207,29 @@ class Restarter:
         elif isinstance(event, StreamingInDoubt) and settings.is_guarded:
             _LOG.warning("stream %s may have been started again already: %s", self._session.label, event.reason)
         elif isinstance(event, StreamingInDoubt):
-            self._is_over = True
-            error = StreamOutcomeUnknownError(
-                f"the stream was lost, and another one may be running on {self._pending.target}: {event.reason}",
-                sent="maybe",
-                name=self._pending.name,
-                target=self._pending.target,
-            )
-            self.end_session(EndReason.IN_DOUBT, error)
+            self._end_in_doubt(event.reason or "")
+
+    def _end_in_doubt(self, reason: str) -> None:
+        self._is_over = True
+        error = StreamOutcomeUnknownError(
+            f"the stream was lost, and another one may be running on {self._pending.target}: {reason}",
+            sent="maybe",
+            name=self._pending.name,
+            target=self._pending.target,
+        )
+        self.end_session(EndReason.IN_DOUBT, error)
 
     def _execute(self, action: KeepAction) -> None:
         match action:
             case WaitUntil():
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_at(max(action.at, loop.time()), self._observe, TimePassed())
+                delay = action.at - asyncio.get_running_loop().time()
+                self._alarm.set(delay, partial(self._observe, TimePassed()))
             case StartStream():  # no journal has to have it before
-                self._spawn(self._start(action.attempt))
+                _ = self._tasks.spawn(self._start, action.attempt)
             case StopBySid() | StopByName():
-                self._spawn(self._stop(action))
+                _ = self._tasks.spawn(self._stop, action)
             case GetTarget():
-                self._spawn(self._check())
+                _ = self._tasks.spawn(self._check)
 
     async def _start(self, attempt: int) -> None:
         if self._is_over:
@@ -229,12 +245,8 @@ class Restarter:
         self._observe(await self._requests.stop(self._pending.target, stop, self._pending.name))
 
     async def _check(self) -> None:
-        in_progress: bool | None = None
-        try:
-            in_progress = await self._requests.get(self._pending.target) is not None
-        except StreamsError as error:
-            _LOG.info("%s could not be checked: %s", self._pending.target, error)
-        self._observe(TargetChecked(in_progress=in_progress))
+        checked, _ = await self._requests.check(self._pending.target)
+        self._observe(checked)
 
     @property
     def _is_in_gap(self) -> bool:
@@ -250,24 +262,12 @@ class Restarter:
             if self._state.find(attempt) is None and (socket.socket_closed.is_set() or not socket.is_open):
                 self._receiving.forget(self._sockets.pop(attempt).token)
 
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._guard(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001  (the client or the receiver is closed, or a bug: the session ends)
-            is_known = isinstance(error, StreamsError)
-            _LOG.warning("stream %s is not started again: %s", self._session.label, error, exc_info=not is_known)
-            self._is_over = True
-            self.end_session(self._reason)
+    def _fail(self, error: Exception) -> None:
+        """End the session: the client or the receiver is closed, or there is a bug."""
+        trace = None if isinstance(error, StreamsError) else error
+        _LOG.warning("stream %s is not started again: %s", self._session.label, error, exc_info=trace)
+        self._is_over = True
+        self.end_session(self._reason)
 
 
 @define(eq=False)

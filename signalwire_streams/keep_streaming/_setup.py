@@ -11,12 +11,11 @@ from signalwire_streams.bulk._journal_file import journal_path, when_free
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.keep_streaming._journal import KeeperJournal
-from signalwire_streams.keep_streaming._keeper import Keeper, KeeperOptions
+from signalwire_streams.keep_streaming._keeper import Keeper
+from signalwire_streams.keep_streaming._kept_targets import KeeperOptions
 from signalwire_streams.keep_streaming._receiving import check_receivers
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeeperStore
-from signalwire_streams.keep_streaming._requests import TargetRequests
-from signalwire_streams.keep_streaming._template import Item, Template, request_for
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._settings import (
     DuplicateNames,
     InDoubtPolicy,
     KeepSettings,
@@ -24,6 +23,8 @@ from signalwire_streams.keep_streaming._values import (
     OnExit,
     StreamNames,
 )
+from signalwire_streams.keep_streaming._target_requests import TargetRequests
+from signalwire_streams.keep_streaming._template import Item, Template, request_for
 from signalwire_streams.models import TargetKind
 from signalwire_streams.models._validation import check_flag, check_path_segment, check_seconds, kind_of, masks_secrets
 from signalwire_streams.receiver import MediaReceiver
@@ -77,11 +78,7 @@ def make_keeper(
     served = check_receivers(receivers)
     if not callable(template):
         for kind in kinds:
-            request = request_for(kind, _PLACEHOLDER, template)
-            if served and request.authorization_bearer_token is not None:
-                raise InvalidRequestError(
-                    "each stream gets a token of its own for the receivers: omit authorization_bearer_token"
-                )
+            request_for(kind, _PLACEHOLDER, template, is_received=bool(served))
     duplicates = {**DUPLICATE_NAMES, **_of_each_kind(duplicate_names)}
     requests = {}
     for kind in kinds:
@@ -93,16 +90,17 @@ def make_keeper(
             reassert=reassert,
         )
         requests[kind] = TargetRequests(kind=kind, settings=settings, streams=streams[kind], reads=reads[kind])
-    options = KeeperOptions(
-        name=name,
-        template=template,
-        where=where,
-        poll=poll,
-        on_change=OnChange(on_change),
-        on_exit=OnExit(on_exit),
-    )
+    options = KeeperOptions(name=name, template=template, where=where, on_change=OnChange(on_change))
     open_journal = _opener(journal, owner(name, StreamNames(names)), check_seconds(lease, "lease"), clock)
-    return Keeper(options, requests, open_journal=open_journal, receivers=served, clock=clock)
+    return Keeper(
+        options,
+        requests,
+        open_journal=open_journal,
+        receivers=served,
+        poll=poll,
+        on_exit=OnExit(on_exit),
+        clock=clock,
+    )
 
 
 @masks_secrets

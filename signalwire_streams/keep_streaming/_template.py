@@ -1,9 +1,11 @@
 """The request of each attempt, from the fields that all streams of a keeper share."""
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from typing import Required, TypeAlias, TypedDict
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from attrs import evolve
 
@@ -52,6 +54,7 @@ _REQUESTS: Mapping[TargetKind, Callable[..., Start]] = {
     TargetKind.CALL: StartCallStream,
 }
 _FIELDS = StreamTemplate.__annotations__.keys()
+_PATIENCE = 30.0  # seconds with an async template
 
 
 def chooses(where: Callable[[Item], object], item: Item) -> bool:
@@ -69,16 +72,28 @@ async def apply_template(template: Callable[[Item], object], item: Item) -> obje
     """Return what a template that is a function returns, to be checked by `request_for`."""
     try:
         fields = template(item)
-        return await fields if inspect.isawaitable(fields) else fields
+        if inspect.isawaitable(fields):
+            async with asyncio.timeout(_PATIENCE) as patience:
+                fields = await fields
     except StreamsError:
         raise
     except Exception as error:
+        if isinstance(error, TimeoutError) and patience.expired():
+            text = f"the template returned nothing for {item.sid} within {_PATIENCE:g} s: let it fail sooner"
+            raise InvalidRequestError(text) from None
         raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error
+    return fields
 
 
 @masks_secrets
-def request_for(kind: TargetKind, sid: str, template: object) -> Start:
+def request_for(kind: TargetKind, sid: str, template: object, *, is_received: bool) -> Start:
     """Return the request that a template is for one target, without a name.
+
+    Args:
+        kind: the target's.
+        sid: the target's.
+        template: what the user passed, or what the user's function returned.
+        is_received: whether receivers of this process admit each stream by a token of its own.
 
     Raises:
         InvalidRequestError: it is not a template; the message says what to write instead.
@@ -98,6 +113,15 @@ def request_for(kind: TargetKind, sid: str, template: object) -> Start:
     if "url" not in names:
         raise InvalidRequestError("the template has no url: write {'url': 'wss://example.com/audio'}")
     request = _REQUESTS[kind](**{kind.target_key: sid}, **dict(template.items()))
+    if is_received and request.authorization_bearer_token is not None:
+        raise InvalidRequestError(
+            "each stream gets a token of its own for the receivers: omit authorization_bearer_token in the template"
+        )
+    query = urlsplit(request.status_callback or "").query
+    if ATTEMPT in parse_qs(query, keep_blank_values=True):
+        raise InvalidRequestError(
+            f"the template's status_callback has a parameter {ATTEMPT!r}, which is added: call yours otherwise"
+        )
     added = {ATTEMPT, TARGET}
     if len(request.parameters) > MAX_PARAMETERS - len(added) or added & request.parameters.keys():
         raise InvalidRequestError(
@@ -132,7 +156,9 @@ def attempt_of(request: Start, *, number: int, name: str, token: str | None) -> 
     """
     callback = request.status_callback
     if callback is not None:
-        callback = f"{callback}{'&' if '?' in callback else '?'}{ATTEMPT}={number}"
+        url = urlsplit(callback)
+        query = "&".join(part for part in (url.query, f"{ATTEMPT}={number}") if part)
+        callback = urlunsplit(url._replace(query=query, fragment=""))  # a fragment is never sent
     return evolve(
         request,
         name=name,

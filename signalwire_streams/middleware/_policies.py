@@ -5,6 +5,7 @@ from attrs import field, frozen
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import (
     check_count,
+    check_waits,
     validate_backoff,
     validate_count,
     validate_flag,
@@ -29,7 +30,7 @@ class RetryPolicy:
         max_connect_retries: further attempts after ones that certainly did not reach it.
         max_throttle_retries: how often a call waits after "too many requests".
         max_resends: how often a named start is sent again once an attempt may have been carried out; ``max_attempts``
-            limits it as well. Attempts that were throttled or did not reach the Space carry nothing out and do not
+            limits it as well. Attempts that were throttled or did not reach the Space execute nothing and do not
             count.
         resend_window: seconds after the first such attempt in which it may be sent again.
         resend_call_starts: whether a named start on a **call** is sent again as well. Rejection of duplicate names is
@@ -57,12 +58,8 @@ class RetryPolicy:
     max_retry_after: float = field(default=60.0, validator=validate_seconds)
 
     def __attrs_post_init__(self) -> None:
-        for family in ("wait", "throttle_wait"):
-            initial, most = getattr(self, f"{family}_initial"), getattr(self, f"{family}_max")
-            if initial > most:
-                raise InvalidRequestError(
-                    f"{family}_initial must be at most {family}_max, which is {most!r}, not {initial!r}: pass both"
-                )
+        check_waits(self, "wait")
+        check_waits(self, "throttle_wait")
 
 
 @frozen(kw_only=True)

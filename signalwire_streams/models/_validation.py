@@ -240,6 +240,15 @@ def check_count(value: object, what: str, *, least: int = 1) -> int:
     return value
 
 
+def check_waits(policy: object, family: str) -> None:
+    """Check that the first wait of a backoff is at most the longest one."""
+    first, longest = getattr(policy, f"{family}_initial"), getattr(policy, f"{family}_max")
+    if first > longest:
+        raise InvalidRequestError(
+            f"{family}_initial must be at most {family}_max, which is {longest!r}, not {first!r}: pass both"
+        )
+
+
 def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
     """Return the member of an enum with this value."""
     for word in vocabulary:

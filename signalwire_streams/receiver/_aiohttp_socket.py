@@ -15,11 +15,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
-from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver._read_coalescing import CoalescedReads, Coalescer
 from signalwire_streams.receiver._socket import OnMessage
+
+try:
+    from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
+except ImportError:
+    WebSocketDataQueue = WebSocketReader = object  # type: ignore[assignment]  # with which nothing is pushed
 
 _CLOSE_TIMEOUT = 2.0  # seconds for the other end to return a close frame, once ours was written
 CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
@@ -70,9 +74,9 @@ class AudioSocket(web.WebSocketResponse):
         self._send_tasks: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[bool] | None = None
 
-    def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: Any) -> None:  # noqa: ANN401
+    def _post_start(self, request: web.BaseRequest, *rest: Any) -> None:  # noqa: ANN401  (aiohttp's own)
         is_fresh = not getattr(request.protocol, "_message_tail", True)
-        super()._post_start(request, protocol, writer)
+        super()._post_start(request, *rest)
         if is_fresh and self.transport is not None:
             self._push(request.protocol, self.transport)
 
@@ -100,7 +104,6 @@ class AudioSocket(web.WebSocketResponse):
         while (message := await self.receive()).type not in _CLOSED:
             if message.type is _TEXT or message.type is _BINARY:
                 self.on_message(message.data)
-                self.on_read()
             elif message.type is not WSMsgType.ERROR:
                 self.on_control()
                 if message.type is WSMsgType.PING:
@@ -109,6 +112,7 @@ class AudioSocket(web.WebSocketResponse):
                 raise MalformedFrameError("the received data is not a WebSocket message")
             else:
                 raise ConnectionError("the connection broke")
+            self.on_read()  # taking a control message may have pushed those that waited behind it
             messages += 1
             if messages % _BURST == 0:
                 await asyncio.sleep(0)

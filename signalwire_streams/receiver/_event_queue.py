@@ -40,15 +40,22 @@ class Waiter:
     that asyncio's tasks call on whatever they wait for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, iterated: str) -> None:
+        self._iterated = iterated  # what the task iterates over
+        self.is_awaited = False  # until the task is resumed, which may be after `wake`
         self._asyncio_future_blocking = False
         self._loop = asyncio.get_running_loop()
         self._waiting: tuple[Callable[[Waiter], object], Context] | None = None  # what resumes the task
         self._cancellation: asyncio.CancelledError | None = None
 
     def __await__(self) -> Generator["Waiter", None, None]:
-        self._asyncio_future_blocking = True
-        yield self
+        if self.is_awaited:
+            raise ClientStateError(f"only one loop at a time can iterate over {self._iterated}")
+        self.is_awaited = self._asyncio_future_blocking = True
+        try:
+            yield self
+        finally:
+            self.is_awaited = False
 
     def wake(self) -> None:
         """Resume the task in the loop's next turn."""
@@ -103,9 +110,8 @@ class EventQueue:
         self._removed = 0  # droppable events, while others are kept
         self._is_closed = False
         self._error: Exception | None = None  # to raise at the end
-        self._waiter = Waiter()
+        self._waiter = Waiter("a stream")
         self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
-        self._is_awaited = False
 
     @property
     def is_full(self) -> bool:
@@ -127,7 +133,7 @@ class EventQueue:
         droppable = self._droppable
         droppable.append((size, event))
         self._bytes += size
-        room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
+        room = self.max_events + self._waiter.is_awaited  # a waiting consumer takes one of them
         while len(droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
@@ -168,14 +174,7 @@ class EventQueue:
         while not (self._droppable or self._kept):
             if self._is_closed:
                 raise self._error or StopAsyncIteration
-            if self._is_awaited:
-                raise ClientStateError("only one loop at a time can iterate over a stream")
-            # The event is not passed through the waiter, since it would be lost if this is cancelled.
-            self._is_awaited = True
-            try:
-                await self._waiter
-            finally:
-                self._is_awaited = False
+            await self._waiter  # which passes no event, since that would be lost if this is cancelled
         if not self._kept:
             size, event = self._droppable.popleft()
             self._bytes -= size

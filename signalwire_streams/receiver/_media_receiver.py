@@ -70,7 +70,7 @@ class MediaReceiver(StarterMixin):
     Attributes:
         pending_sockets: number of open WebSockets that have not sent a start event.
         rejected_upgrades: number of upgrades that were rejected for a missing or wrong token.
-        health_url: address of the health endpoints, if `serve` was told to serve them.
+        health_url: address of the health endpoints, if `serve` has a ``health_port``.
     """
 
     pending_sockets: int
@@ -423,7 +423,7 @@ class MediaReceiver(StarterMixin):
             deadline: seconds that open streams may continue.
 
         Raises:
-            InvalidRequestError: the deadline is no number of seconds; the receiver goes on.
+            InvalidRequestError: the deadline is not a number of seconds; the receiver keeps running.
         """
         check_patience(deadline, "deadline")
         self._closing.set()

@@ -39,7 +39,7 @@ class OpenOutcome:
     Attributes:
         request: the request, as it was passed.
         session: the session; None if the stream did not start.
-        error: the reason if not: an `OpenError`, or an `InvalidRequestError` if the item can't be started.
+        error: why it did not: an `OpenError`, or an `InvalidRequestError` if the item can't be started.
     """
 
     request: Start
@@ -247,8 +247,8 @@ class StarterMixin:
         so that all audio is in its place. (In a `WavRecorder`, a gap is at most ``max_gap`` long.) A restart that fails
         is repeated, after one second at first and ten at most.
 
-        There are never two streams on a conference, since it refuses a second one of the same name. A call may not
-        refuse it. So if the response to a restart on a call is lost, and no socket opens, nothing more is started, and
+        There are never two streams on a conference, since it rejects a second one of the same name. A call may not
+        reject it. So if the response to a restart on a call is lost, and no socket opens, nothing more is started, and
         the session's loops raise `StreamOutcomeUnknownError`.
 
         Args:
@@ -278,7 +278,9 @@ class StarterMixin:
         try:
             if when_lost == "restart":
                 restarts = _restarts_of(streams)
-                stream.restarts = restarts(stream, self._pending_streams, patience=socket_timeout, url=url, **fields)
+                stream.restarts = restarts(
+                    stream, self._pending_streams, socket_timeout=socket_timeout, url=url, **fields
+                )
             start: Callable[..., Awaitable[Any]] = streams.start_stream  # which checks the fields
             starting = start(sid, url=url, name=stream.name, authorization_bearer_token=stream.token, **fields)
             stream.begin(asyncio.ensure_future(starting), partial(streams.stop_stream, sid))

@@ -137,6 +137,7 @@ class PendingStream:
 
     async def on_session(self, session: StreamSession) -> None:
         """Pass the session to the user, as its handler, until the user is done or the stream ends."""
+        session._target = self.target  # noqa: SLF001  (what is private to users is not to this package)
         if not self._arrival.done():  # otherwise, a callback was faster and reported that the stream had ended
             self._arrival.set_result(session)
             await self.serve(session)

@@ -17,7 +17,7 @@ from functools import partial
 from attrs import define
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
-from signalwire_streams.receiver._heard import HeardAudio, SentMark, Utterance
+from signalwire_streams.receiver._heard_audio import HeardAudio, SentMark, Utterance
 from signalwire_streams.receiver._socket import TextSender
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import PCM_SIZE, AudioFormat, whole_number
@@ -50,8 +50,8 @@ class Playback:
     If the stream is lost and started again (`MediaReceiver.open` with ``when_lost="restart"``), what was not heard by
     then is cleared (`GapEvent.unheard_ms`), and calls that are made meanwhile wait.
 
-    Audio is sent in real time and in whole frames, which are as long as those that arrive (20 ms as long as none has).
-    It may be split over calls at any byte: what is less than a frame waits for more, or for `flush`, `mark` or
+    Audio is sent in real time and in whole frames, which are as long as those that arrive (20 ms until one has).
+    It may be split over calls at any byte: an incomplete frame waits for more, or for `flush`, `mark` or
     `finish`, which fill the frame up with silence.
 
     Methods that send audio run one after the other, in the order of their calls. `clear` also drops the audio of those

@@ -204,6 +204,13 @@ class StreamServer(web.Server):
         return int(self._listeners[0].getsockname()[1])
 
     async def close(self) -> None:
+        closing = asyncio.create_task(self._close())
+        try:
+            await asyncio.wait({closing})
+        finally:  # also when this is cancelled: it takes only a few turns of the loop
+            await asyncio.wait({closing})
+
+    async def _close(self) -> None:
         await self._stop_accepting()
         for task in self._accepting:
             task.cancel()

@@ -9,8 +9,8 @@ from secrets import token_hex
 
 from signalwire_streams.errors import MalformedFrameError, StreamsError
 from signalwire_streams.receiver._auth import TokenClaims
+from signalwire_streams.receiver._continued_numbering import ContinuedNumbering
 from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
-from signalwire_streams.receiver._gaps import ContinuedNumbering
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import AudioEvent, GapEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
 from signalwire_streams.receiver._statistics import StreamStatistics
@@ -91,6 +91,8 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
+        # The sid of the conference or call, as far as it is known.
+        self._target = claims.target if claims is not None else start.conference_sid or start.call_sid
         self._closes_on_overflow = limits.overflow is Overflow.CLOSE
         self._queue = EventQueue(limits, self._on_drop)
         self._ended = self._socket_ended = asyncio.Event()  # two of them if the stream is started again
@@ -140,6 +142,10 @@ class StreamSession:
             self._is_handed_over = True
         return Tap(self.start, self.audio_format, self._listeners, feed)
 
+    def _overhear(self, *, max_frames: int) -> Tap:
+        """Open a tap from the next event on that takes nothing from a loop that begins later, as a `Monitor` does."""
+        return Tap(self.start, self.audio_format, self._listeners, EventFeed(max_frames, is_passive=True))
+
     def pcm(
         self,
         rate: int = 16_000,
@@ -155,8 +161,8 @@ class StreamSession:
         the tracks are aligned.
 
         - ``late="keep"``, for transcription and analysis, drops no audio. If nothing arrives, silence is yielded after
-          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` and 60
-          ms, and for the first one at another rate twice as long). Later silence is shortened by the same amount. Late
+          about 100 ms, in real time, so a consumer never waits 200 ms for a frame (longer frames: ``frame_ms`` plus 60
+          ms, or twice that for the first one at another rate). Later silence is shortened by the same amount. Late
           audio is yielded as soon as it arrives.
         - ``late="drop"``, for agents, stays in real time, and drops audio that is more than ``delay_ms`` late.
 
@@ -192,7 +198,7 @@ class StreamSession:
     @property
     def _is_only_tapped(self) -> bool:
         """Whether there are taps, and nothing iterates over the session."""
-        return bool(self._listeners.feeds) and not self._has_loop
+        return self._listeners.are_tapped and not self._has_loop
 
     async def wait_closed(self) -> None:
         """Wait until the stream has ended."""
@@ -214,13 +220,14 @@ class StreamSession:
             if self._is_handed_over:
                 self._is_handed_over = False
                 self._queue.remove_media()
-            if feeds and not self._has_loop:
+            if feeds and not self._has_loop and self._listeners.are_tapped:
                 return True
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
             if isinstance(event, MarkEvent) and not self.playback._on_mark(event.name):
                 return True
+            self._listeners.note(event)
             return self._queue.keep(event, make_room=self._is_only_tapped)
         if self._closes_on_overflow and self._queue.is_full and not self._is_only_tapped:
             self._on_drop(event)

@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from signalwire_streams.errors import ClientStateError
 from signalwire_streams.receiver._event_queue import Waiter
-from signalwire_streams.receiver._protocol import MediaEvent, StartEvent
+from signalwire_streams.receiver._protocol import KeptEvent, MediaEvent, StartEvent
 from signalwire_streams.receiver.audio._formats import AudioFormat, whole_number
 from signalwire_streams.receiver.audio._mixers import Mixer, mixer_for
 from signalwire_streams.receiver.audio._pcm_frames import Late, PcmFrame, PcmOptions, PcmTracks
@@ -25,17 +25,17 @@ _Item = TypeVar("_Item", MediaEvent, PcmFrame)
 class _Feed(Generic[_Item]):
     """Items that wait for one listener. Both the session and the listener hold a reference to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_passive: bool = False) -> None:
+        self.is_passive = is_passive  # the session treats its queue as if this listener did not exist
         self.is_closed: bool = False
-        self.is_awaited: bool = False  # a loop waits for the next item
         self.error: BaseException | None = None  # to raise at the end
         self.items: deque[_Item] = deque()
         self.take: Callable[[], _Item] = self.items.popleft
-        self.waiter: Waiter = Waiter()
+        self.waiter: Waiter = Waiter("a tap or a pcm: open another one")
 
     def on_read(self) -> None:
         """Resume the loop if there is something for it, at once if no task is running."""
-        if self.is_awaited and (self.items or self.is_closed):
+        if self.items or self.is_closed:
             self.waiter.resume()
 
     def end(self) -> None:
@@ -47,8 +47,8 @@ class _Feed(Generic[_Item]):
 class EventFeed(_Feed[MediaEvent]):
     """The media events of a tap; the oldest are dropped if there are too many."""
 
-    def __init__(self, max_frames: int) -> None:
-        super().__init__()
+    def __init__(self, max_frames: int, *, is_passive: bool = False) -> None:
+        super().__init__(is_passive=is_passive)
         self.take: Callable[[], MediaEvent] = self._take
         self.dropped: int = 0
         self.max_frames: int = max_frames
@@ -75,14 +75,14 @@ class EventFeed(_Feed[MediaEvent]):
 class PcmFeed(_Feed[PcmFrame]):
     """The frames of a pcm, made as the events arrive; the oldest are dropped if there are too many."""
 
-    def __init__(self, options: PcmOptions, announced: tuple[str, ...], max_frames: int) -> None:
-        super().__init__()
+    def __init__(self, options: PcmOptions, announced: tuple[str, ...], events: EventFeed) -> None:
+        super().__init__(is_passive=events.is_passive)
         self._loop = asyncio.get_running_loop()
         self._options, self._announced, self._opened_at = options, announced, self._loop.time()
         self._has_begun = False
         self._mixer: Mixer  # from `begin` on
         self.put: Callable[[MediaEvent, float], None]  # the same; `on_read` makes the frames
-        self._max_items = max(1, max_frames * _FRAME_MS // options.frame_ms)
+        self._max_items = max(1, events.max_frames * _FRAME_MS // options.frame_ms)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
 
@@ -98,7 +98,7 @@ class PcmFeed(_Feed[PcmFrame]):
     def on_read(self) -> None:
         if self._mixer.has_changed:
             self._collect()
-        if self.is_awaited and (self.items or self.is_closed):
+        if self.items or self.is_closed:
             self.waiter.resume()
 
     def _collect(self) -> None:
@@ -138,7 +138,26 @@ class PcmFeed(_Feed[PcmFrame]):
         super().end()
 
 
-Feed: TypeAlias = EventFeed | PcmFeed
+class Monitor:
+    """The last events of a session, for a display. It changes nothing for the handler and other listeners."""
+
+    is_passive = True
+
+    def __init__(self, max_frames: int) -> None:
+        self.error: BaseException | None = None  # which nothing raises
+        self.events: deque[MediaEvent] = deque(maxlen=max_frames)
+        self.others: deque[KeptEvent] = deque(maxlen=max_frames)
+
+    def put(self, event: MediaEvent, now: float) -> None:  # noqa: ARG002  (as of a pcm)
+        self.events.append(event)
+
+    def on_read(self) -> None:
+        """Nothing waits for the events."""
+
+    close = on_read
+
+
+Feed: TypeAlias = EventFeed | PcmFeed | Monitor
 
 
 class Listeners:
@@ -146,6 +165,7 @@ class Listeners:
 
     def __init__(self) -> None:
         self.feeds: tuple[Feed, ...] = ()
+        self.are_tapped = False  # whether any of them takes the events that no loop takes
         self._is_closed = False
         self._error: BaseException | None = None
 
@@ -154,10 +174,20 @@ class Listeners:
             feed.error = self._error
             feed.close()
         else:
-            self.feeds += (feed,)
+            self._set((*self.feeds, feed))
 
     def remove(self, feed: Feed) -> None:
-        self.feeds = tuple(other for other in self.feeds if other is not feed)
+        self._set(tuple(other for other in self.feeds if other is not feed))
+
+    def note(self, event: KeptEvent) -> None:
+        """Pass an event that is neither audio nor unknown to the monitors."""
+        for feed in self.feeds:
+            if isinstance(feed, Monitor):
+                feed.others.append(event)
+
+    def _set(self, feeds: tuple[Feed, ...]) -> None:
+        self.feeds = feeds
+        self.are_tapped = not all(feed.is_passive for feed in feeds)
 
     def close(self, error: BaseException | None) -> None:
         """Close the feeds, and those that are added later; they end with the error."""
@@ -180,13 +210,7 @@ class _Listener(Generic[_Item]):
         while not feed.items:
             if feed.is_closed:
                 raise feed.error or StopAsyncIteration
-            if feed.is_awaited:
-                raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
-            feed.is_awaited = True
-            try:
-                await feed.waiter
-            finally:
-                feed.is_awaited = False
+            await feed.waiter
         return feed.take()
 
 
@@ -210,7 +234,7 @@ class Tap(_Listener[MediaEvent]):
         listeners.add(feed)
 
     @property
-    def _feeds(self) -> tuple[Feed, ...]:
+    def _feeds(self) -> tuple[EventFeed | PcmFeed, ...]:
         return (self._feed,) if self._pcm is None else (self._feed, self._pcm)
 
     @property
@@ -229,7 +253,7 @@ class Tap(_Listener[MediaEvent]):
     ) -> "PcmStream":
         """Return the tap's audio as PCM frames; `StreamSession.pcm` describes the arguments and the errors.
 
-        The events that wait in the tap come first. The tap itself can't be iterated over any more.
+        The events that wait in the tap come first. The tap itself can't be iterated over any longer.
 
         Raises:
             ClientStateError: the tap feeds a pcm already, or a loop waits for its events.
@@ -237,9 +261,9 @@ class Tap(_Listener[MediaEvent]):
         options = PcmOptions(
             audio_format=self._audio_format, rate=rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms
         )
-        if self._pcm is not None or self._feed.is_awaited:
+        if self._pcm is not None or self._feed.waiter.is_awaited:
             raise ClientStateError("this tap is in use: open another tap for this pcm")
-        self._pcm = feed = PcmFeed(options, self._start.tracks, self._feed.max_frames)
+        self._pcm = feed = PcmFeed(options, self._start.tracks, self._feed)
         if options.is_prepared:
             self._begin_pcm(feed)
         else:

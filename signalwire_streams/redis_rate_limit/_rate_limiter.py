@@ -34,9 +34,9 @@ class LeaseLoop:
     cancelled in the meantime goes to the next request, until it expires.
     """
 
-    def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock) -> None:
+    def __init__(self, *, store: Store, state: LocalState, fallback: Fallback, clock: Clock, space: str) -> None:
         self.queue = PriorityQueue(self.refund)
-        self.space = ""  # its host, once it is known
+        self.space = space  # its host, or empty until it is known
         self._store = store
         self._state = state
         self._fallback = fallback
@@ -262,8 +262,9 @@ class RedisRateLimiter:
         self._state = LocalState(rate_limit or RateLimit())
         self._fallback = Fallback(self._store.address, fallback_clients)
         self._guard = LoopGuard("rate limiter", "RedisRateLimiter")
-        self._leases = LeaseLoop(store=self._store, state=self._state, fallback=self._fallback, clock=self._clock)
-        self._leases.space = space or ""
+        self._leases = LeaseLoop(
+            store=self._store, state=self._state, fallback=self._fallback, clock=self._clock, space=space or ""
+        )
 
     def __repr__(self) -> str:
         return f"RedisRateLimiter({self._store.address!r}, space={self._leases.space or None!r})"

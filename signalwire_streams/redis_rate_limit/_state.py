@@ -125,7 +125,6 @@ class LocalState:
             pause = next_pause(0.0 if self._served else self.shared.pause) if retry_after is None else 0.0
             self.update = evolve(self.update, throttled_after=self.shared.cuts, pause=pause)
             self._cut_seen_at = now
-            self._served = False
             self._closed_until = max(self._closed_until, now + pause)
         if retry_after is not None:
             self._closed_until = max(self._closed_until, now + retry_after)

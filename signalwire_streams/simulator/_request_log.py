@@ -95,7 +95,7 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
         count: int = 1,
         operation: str | None = None,
         target: str | None = None,
-        timeout: float = 5.0,  # noqa: ASYNC109  (the message says what was received)
+        timeout: float = 15.0,  # noqa: ASYNC109  (the message says what was received)
     ) -> None:
         """Wait until this many requests match.
 

@@ -352,10 +352,10 @@ class AdminApi:
             "conferences": len(self._state.conferences),
             "calls": len(self._state.calls),
             "streams": len(streams),
-            "alive": len(streams.active()),
-            "doubled": len(streams.duplicates()),
+            "active": len(streams.active()),
+            "duplicates": len(streams.duplicates()),
             "requests": self._log.count(),
-            "busiest_window": self._log.max_in_window(),
+            "max_in_window": self._log.max_in_window(),
         }
 
     def _streams(self) -> Json:
@@ -363,8 +363,8 @@ class AdminApi:
         streams = self._state.streams
         return {
             "streams": [_stream(stream) for stream in streams],
-            "alive": len(streams.active()),
-            "doubled": [list(pair) for pair in streams.duplicates()],
+            "active": len(streams.active()),
+            "duplicates": [list(pair) for pair in streams.duplicates()],
         }
 
     def _requests(self) -> Json:
@@ -372,7 +372,7 @@ class AdminApi:
         return {
             "requests": [{**asdict(request), "fields": redact_fields(request.fields)} for request in self._log],
             "counts": self._log.counts(),
-            "busiest_window": self._log.max_in_window(),
+            "max_in_window": self._log.max_in_window(),
         }
 
 

@@ -17,18 +17,12 @@ from signalwire_streams import (
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
-    StartConferenceStream,
     StreamsClient,
 )
 from signalwire_streams.bulk._journal_file import JournalPath
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
-
-URL = "wss://rx.example.com/audio"
-
-
-def on_conferences(space: SimulatedSpace, **fields: Any) -> list[Any]:
-    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in space.conference_sids]
+from tests.bulk.requests import URL, on_conferences
 
 
 async def by_names(client: StreamsClient, space: SimulatedSpace) -> list[Any]:

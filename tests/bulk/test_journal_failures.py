@@ -24,19 +24,14 @@ from signalwire_streams import (
 from signalwire_streams.bulk import _journal as journal_module, _write_ahead_log as wal
 from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, when_free
 from signalwire_streams.simulator import SimulatedSpace
+from tests.bulk.requests import URL, on_conferences
 from tests.forks import fork
-
-URL = "wss://rx.example.com/audio"
 
 
 @pytest.fixture
 async def space() -> AsyncIterator[SimulatedSpace]:
     async with SimulatedSpace(conferences=20, participants=0) as running:
         yield running
-
-
-def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
-    return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
 
 
 @contextmanager

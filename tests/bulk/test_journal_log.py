@@ -23,7 +23,6 @@ from signalwire_streams import (
     ConferenceStream,
     InvalidRequestError,
     JournalError,
-    StartConferenceStream,
     StreamsClient,
 )
 from signalwire_streams.bulk import _journal as store, _write_ahead_log as write_ahead_log
@@ -32,8 +31,8 @@ from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, is_
 from signalwire_streams.bulk._write_ahead_log import Header, header_of, next_generation
 from signalwire_streams.simulator import SimulatedSpace
 from tests import waiting
+from tests.bulk.requests import on_conferences
 
-URL = "wss://rx.example.com/audio"
 PAGE = 4096
 RUN = JournalOwner("start", "https://example.signalwire.com", "project")
 KILLED_RUN = """
@@ -49,10 +48,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
-    return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
 
 
 async def killed(space: SimulatedSpace, journal: Path, *, resume: bool = False) -> None:

@@ -22,12 +22,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.simulator import SimulatedSpace
-
-URL = "wss://rx.example.com/audio"
-
-
-def on_conferences(space: SimulatedSpace, **fields: Any) -> list[Any]:
-    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in space.conference_sids]
+from tests.bulk.requests import URL, on_conferences
 
 
 def all_bytes(folder: Path) -> bytes:

@@ -24,9 +24,9 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.simulator import SimulatedSpace
+from tests.bulk.requests import URL, on_conferences
 from tests.forks import fork
 
-URL = "wss://rx.example.com/audio"
 PART_OF_A_RUN = """
 import asyncio, json, sys
 from signalwire_streams import StartConferenceStream, StreamsClient
@@ -45,10 +45,6 @@ asyncio.run(main())
 async def space() -> AsyncIterator[SimulatedSpace]:
     async with SimulatedSpace(conferences=40, calls=5, participants=0) as running:
         yield running
-
-
-def on_conferences(space: SimulatedSpace, **fields: Any) -> list[StartConferenceStream]:
-    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in space.conference_sids]
 
 
 def list_of(folder: Path) -> list[Path]:

@@ -34,13 +34,8 @@ from signalwire_streams._http.exchange import CallState
 from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
+from tests.bulk.requests import URL, on_conferences
 from tests.fake_operation import FakeOperation
-
-URL = "wss://rx.example.com/audio"
-
-
-def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
-    return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
 
 
 def states(outcomes: list[BulkOutcome[Any]]) -> Counter[BulkStatus]:

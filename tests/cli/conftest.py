@@ -1,6 +1,7 @@
 """A Space, and a shell with its credentials."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,12 @@ def shell(bare_shell: Shell, space: SimulatedSpace) -> Shell:
     """A shell with the credentials of the Space."""
     bare_shell.set(credentials(space))
     return bare_shell
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the commands run in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

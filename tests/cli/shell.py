@@ -17,7 +17,7 @@ from signalwire_streams._cli.main import _MODULES, run
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import AVAILABLE, Fork, fork
 
-PATIENCE = 20.0
+PATIENCE = 30.0
 COMMAND_LINE = ("-m", "signalwire_streams")
 URL = "wss://audio.example.com/live"
 
@@ -44,6 +44,14 @@ class Ran:
     def lines(self) -> list[Any]:
         """The JSON objects on stdout, one per line."""
         return [json.loads(line) for line in self.out.splitlines()]
+
+
+def assert_usage_error(ran: Ran, sentence: str) -> None:
+    """Assert that a command ended with this sentence in its one line, and did nothing."""
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1
 
 
 def credentials(space: SimulatedSpace) -> dict[str, str]:

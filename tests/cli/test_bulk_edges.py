@@ -9,33 +9,21 @@ from typing import Any
 import pytest
 
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
-from signalwire_streams._cli.bulk_runner import _ADVICE, BulkRunner, RunOptions
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
 from signalwire_streams._cli.bulk_targets import Line, make_requests, read_lines
 from signalwire_streams._cli.options import Account
+from signalwire_streams.bulk._results import ADVICE
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
-from .shell import URL, Ran, Shell
+from .shell import URL, Shell, assert_usage_error
 
 TO_URL = ("--url", URL)
 RUN = ("--journal", "run.db")
 RESUME = ("bulk", "resume", "run.db")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the commands run in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def is_misuse(ran: Ran, sentence: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: ")
-    assert sentence in ran.err
-    assert len(ran.err.splitlines()) == 1
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def read(text: str) -> list[tuple[int, Any]]:
@@ -62,7 +50,7 @@ async def test_bulk_summary_has_advice_for_an_unusual_status(
 def test_advice_exists_for_each_api_and_transport_error() -> None:
     families = (ApiError, TransportError)
     kinds = {kind for family in families for kind in (family, *family.__subclasses__())} - {RunCancelledError}
-    assert {kind.__name__ for kind in kinds} - set(_ADVICE) == set()
+    assert {kind.__name__ for kind in kinds} - set(ADVICE) == set()
 
 
 # Invalid secrets.
@@ -91,7 +79,7 @@ async def test_resume_rejects_an_invalid_bearer_token(shell: Shell, space: Simul
     await begin_with_secrets(shell, space, tmp_path, authorization_bearer_token="hush")
     (tmp_path / "token").write_text("Bearer hush", encoding="utf-8")
     ran = await shell(*RESUME, "--bearer-token-file", str(tmp_path / "token"))
-    is_misuse(ran, "authorization_bearer_token contains whitespace or non-ASCII characters")
+    assert_usage_error(ran, "authorization_bearer_token contains whitespace or non-ASCII characters")
     assert "hush" not in ran.err
 
 
@@ -135,7 +123,7 @@ async def test_resume_gives_unnamed_streams_their_own_secrets(
 
 async def test_rate_option_rejects_nan(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", space.conference_sids)
-    is_misuse(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
+    assert_usage_error(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
 
 
 async def test_progress_shows_a_rate_below_one(client: StreamsClient) -> None:

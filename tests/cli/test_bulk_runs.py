@@ -27,7 +27,7 @@ from signalwire_streams._cli.output import moment
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
-from .shell import PATIENCE, URL, Ran, Shell, credentials, end_of, process
+from .shell import PATIENCE, URL, Ran, Shell, assert_usage_error, credentials, end_of, process
 
 TO_URL = ("--url", URL)
 RUN = ("--journal", "run.db")
@@ -37,24 +37,11 @@ RESUME, STATUS, STOP = ("bulk", "resume", "run.db"), ("bulk", "status", "run.db"
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals and pipes")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the commands run in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def client_of(space: SimulatedSpace, **options: Any) -> StreamsClient:
     return StreamsClient(base_url=space.base_url, project=space.project, token=space.token, **options)
-
-
-def is_misuse(ran: Ran, sentence: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: ")
-    assert sentence in ran.err
-    assert len(ran.err.splitlines()) == 1
 
 
 async def news_of(child: Process) -> str:
@@ -208,7 +195,7 @@ async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
         assert (shown.code, shown.rows[-1]) == (0, "It is running now.")
         assert table(shown) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
         assert as_json.json["is_locked"] is True
-        is_misuse(resumed, "another process is using the journal run.db: wait for it, or stop it")
+        assert_usage_error(resumed, "another process is using the journal run.db: wait for it, or stop it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
         assert (ended.code, len(space.streams.active())) == (0, 3)
 
@@ -312,7 +299,7 @@ async def test_journal_of_another_account_is_rejected(
     await shell(*START_ALL)
     sent = space.requests.count()
     ran = await shell("bulk", command, "run.db", *option)
-    is_misuse(ran, sentence)
+    assert_usage_error(ran, sentence)
     assert ": use it there, not on " in ran.err
     assert space.requests.count() == sent
 
@@ -322,20 +309,22 @@ async def test_resume_and_stop_need_a_token(shell: Shell, space: SimulatedSpace,
     await shell(*START_ALL)
     shell.environment.delenv("SIGNALWIRE_API_TOKEN")
     ran = await shell("bulk", command, "run.db")
-    is_misuse(ran, "set SIGNALWIRE_API_TOKEN in the environment")
+    assert_usage_error(ran, "set SIGNALWIRE_API_TOKEN in the environment")
     assert len(space.streams.active()) == 3
 
 
 @pytest.mark.parametrize("command", ["resume", "status", "stop"])
 async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path, command: str) -> None:
     (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
-    is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
-    is_misuse(await shell("bulk", command, "notes"), "notes is not a journal that this version can read")
-    is_misuse(await shell("bulk", command, "."), "here is a directory, but a journal must be a regular file")
-    is_misuse(await shell("bulk", command, ""), "journal is empty: name a file")
+    assert_usage_error(
+        await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote"
+    )
+    assert_usage_error(await shell("bulk", command, "notes"), "notes is not a journal that this version can read")
+    assert_usage_error(await shell("bulk", command, "."), "here is a directory, but a journal must be a regular file")
+    assert_usage_error(await shell("bulk", command, ""), "journal is empty: name a file")
     os.mkfifo(folder / "pipe")
-    is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, but a journal must be a regular file")
-    is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or contains control characters")
+    assert_usage_error(await shell("bulk", command, "pipe"), "pipe is a FIFO, but a journal must be a regular file")
+    assert_usage_error(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or contains control characters")
     broken = await shell("bulk", command, "pipe", "--json")
     assert (broken.code, broken.json["error"]) == (2, "InvalidRequestError")
 
@@ -356,7 +345,7 @@ async def test_bulk_start_rejects_an_invalid_journal_path(
     """Nothing is sent, and no file is created or deleted."""
     os.mkfifo(folder / "pipe")
     ids_file(folder / "targets", space.conference_sids)
-    is_misuse(await shell("bulk", "start", "targets", "--url", URL, "--journal", name), sentence)
+    assert_usage_error(await shell("bulk", "start", "targets", "--url", URL, "--journal", name), sentence)
     assert space.requests.count() == 0
     assert [file.name for file in files_in(folder)] == ["pipe", "targets"]
 
@@ -366,7 +355,9 @@ async def test_resume_rejects_a_run_without_a_plan(shell: Shell, space: Simulate
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     async with client_of(space) as client:
         await client.start_streams(requests, journal="run.db").report()
-    is_misuse(await shell(*RESUME), "run.db was created by a program, which knows what is left: resume it there")
+    assert_usage_error(
+        await shell(*RESUME), "run.db was created by a program, which knows what is left: resume it there"
+    )
     shown = await shell(*STATUS)
     assert table(shown) == {"started": "3", "attempts": "3"}
     assert "resume" not in shown.out
@@ -383,8 +374,8 @@ async def test_status_of_a_journal_of_stops(shell: Shell, space: SimulatedSpace)
     assert (shown.code, shown.rows[-1]) == (0, "It is not running now.")
     assert f", to stop streams on {space.base_url}." in shown.out
     assert table(shown)["stopped"] == "3"
-    is_misuse(await shell("bulk", "resume", "stops.db"), "was created by a program")
-    is_misuse(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
+    assert_usage_error(await shell("bulk", "resume", "stops.db"), "was created by a program")
+    assert_usage_error(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
 
 
 # Status.
@@ -525,7 +516,7 @@ async def test_status_cleans_the_words_of_a_damaged_journal(shell: Shell, space:
 
 
 async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:
-    is_misuse(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
+    assert_usage_error(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
 
 
 # Stop.
@@ -564,7 +555,7 @@ async def test_stopped_run_cannot_be_resumed(shell: Shell, space: SimulatedSpace
     await shell(*START_ALL)
     assert (await shell(*STOP)).code == 0
     sent = space.requests.count()
-    is_misuse(await shell(*RESUME), "the streams of run.db have been stopped since 20")
+    assert_usage_error(await shell(*RESUME), "the streams of run.db have been stopped since 20")
     as_json = await shell(*RESUME, "--json")
     assert (as_json.code, as_json.json["error"]) == (2, "InvalidRequestError")
     assert space.requests.count() == sent
@@ -646,14 +637,14 @@ async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace,
     await begin_with_secrets(shell, space, tmp_path)
     sent = space.requests.count()
     bare = await shell(*RESUME)
-    is_misuse(
+    assert_usage_error(
         bare,
         f"the journal contains no secrets, and {space.conference_sids[1]} had some: pass them again with "
         "--parameter pin=... --parameter tenant=... --bearer-token-file FILE --status-callback URL, "
         "or add the original FILE after the journal",
     )
     some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
-    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or add")
+    assert_usage_error(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or add")
     assert "hush" not in some.err
     assert b"hush" not in bytes_in(folder)
     assert space.requests.count() == sent
@@ -707,10 +698,10 @@ async def test_resume_reads_its_file_as_start_does(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = await begin_with_secrets(shell, space, tmp_path)
-    is_misuse(await shell(*RESUME, "none.csv"), "none.csv can't be read: No such file")
+    assert_usage_error(await shell(*RESUME, "none.csv"), "none.csv can't be read: No such file")
     monkeypatch.setattr(sys, "stdin", io.StringIO("hush"))
     both = await shell(*RESUME, "-", "--bearer-token-file", "-")
-    is_misuse(both, "standard input can't be the FILE and the bearer token")
+    assert_usage_error(both, "standard input can't be the FILE and the bearer token")
     monkeypatch.setattr(sys, "stdin", io.StringIO(Path(source).read_text(encoding="utf-8")))  # noqa: ASYNC240
     assert (await shell(*RESUME, "-")).code == 0
     assert len(space.streams.active()) == 3

@@ -10,7 +10,7 @@ import pytest
 
 from signalwire_streams._cli.bulk_targets import BadLine, Line, read_lines
 
-from .shell import URL, Ran, Shell
+from .shell import URL, Shell, assert_usage_error
 
 START = ("bulk", "start", "--url", URL, "--dry-run", "--json")
 IDS = [{"conference_sid": "room-1"}, {"conference_sid": "room-2"}]
@@ -266,12 +266,6 @@ async def test_standard_input_is_read_in_the_same_encodings(
     assert [line["target"] for line in ran.lines] == ["room-1", "room-2"]
 
 
-def is_misuse(ran: Ran, sentence: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert sentence in ran.err
-    assert len(ran.err.splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -302,7 +296,7 @@ def is_misuse(ran: Ran, sentence: str) -> None:
 async def test_a_file_in_another_encoding_is_rejected(
     offline_shell: Shell, tmp_path: Path, content: bytes, sentence: str
 ) -> None:
-    is_misuse(await offline_shell(*START, file_of(tmp_path / "targets.csv", content)), sentence)
+    assert_usage_error(await offline_shell(*START, file_of(tmp_path / "targets.csv", content)), sentence)
 
 
 async def test_a_file_of_secrets_without_ids_is_rejected(shell: Shell, tmp_path: Path) -> None:
@@ -312,4 +306,4 @@ async def test_a_file_of_secrets_without_ids_is_rejected(shell: Shell, tmp_path:
     )
     assert started.code == 0
     ran = await shell("bulk", "resume", journal, file_of(tmp_path / "secrets.csv", b"id;parameters.a\nroom;b\n"))
-    is_misuse(ran, "line 1 of the FILE: the first line has no column conference_sid or call_sid")
+    assert_usage_error(ran, "line 1 of the FILE: the first line has no column conference_sid or call_sid")

@@ -16,19 +16,13 @@ from signalwire_streams._cli.bulk_runner import rate_limit
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table, until
-from .shell import URL, Ran, Shell, credentials
+from .shell import URL, Shell, assert_usage_error, credentials
 
 START = ("bulk", "start")
 TO_URL = ("--url", URL)
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the commands run in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture
@@ -39,13 +33,6 @@ def ids(tmp_path: Path, space: SimulatedSpace) -> str:
 
 def write_to_stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-
-
-def is_misuse(ran: Ran, sentence: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: ")
-    assert sentence in ran.err
-    assert len(ran.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["start", "resume", "status", "stop"])
@@ -175,7 +162,7 @@ async def test_standard_input_may_be_the_token_instead(
 async def test_standard_input_is_not_both(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     write_to_stdin(monkeypatch, "hush\n")
     ran = await offline_shell(*START, "-", *TO_URL, "--bearer-token-file", "-")
-    is_misuse(ran, "standard input can't be the FILE and the bearer token")
+    assert_usage_error(ran, "standard input can't be the FILE and the bearer token")
 
 
 @pytest.mark.parametrize("kind", ["conference", "call"])
@@ -444,7 +431,7 @@ async def test_bulk_start_without_a_journal_reports_failures(shell: Shell, space
 
 
 async def test_journal_and_no_journal_exclude_each_other(offline_shell: Shell, ids: str) -> None:
-    is_misuse(
+    assert_usage_error(
         await offline_shell(*START, ids, *TO_URL, "--no-journal", "--journal", "run.db"),
         "--journal and --no-journal contradict each other",
     )
@@ -576,25 +563,27 @@ async def test_invalid_line_is_rejected_in_one_sentence(
     shell: Shell, space: SimulatedSpace, arguments: tuple[str, ...], sentence: str
 ) -> None:
     ran = await shell(*START, *arguments)
-    is_misuse(ran, sentence)
+    assert_usage_error(ran, sentence)
     assert "hush" not in ran.err
     assert space.streams.active() == []
 
 
 async def test_file_that_is_not_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(b"\xff\xfe\x00")
-    is_misuse(await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8")
+    assert_usage_error(
+        await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8"
+    )
 
 
 async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await bare_shell(*START, "-", *TO_URL, "--dry-run")
-    is_misuse(ran, "standard input is closed: name a FILE, or pipe it in")
+    assert_usage_error(ran, "standard input is closed: name a FILE, or pipe it in")
 
 
 async def test_missing_credentials_are_a_usage_error(bare_shell: Shell, tmp_path: Path) -> None:
     ran = await bare_shell(*START, ids_file(tmp_path / "ids.txt", ["room"]), *TO_URL)
-    is_misuse(ran, "set SIGNALWIRE_SPACE (or --space)")
+    assert_usage_error(ran, "set SIGNALWIRE_SPACE (or --space)")
 
 
 async def test_bulk_start_never_overwrites_a_journal(
@@ -602,7 +591,7 @@ async def test_bulk_start_never_overwrites_a_journal(
 ) -> None:
     (folder / "run.db").write_text("somebody's", encoding="utf-8")
     ran = await shell(*START, ids, *TO_URL, "--journal", "run.db")
-    is_misuse(ran, "the journal run.db already exists: resume it, or choose another file")
+    assert_usage_error(ran, "the journal run.db already exists: resume it, or choose another file")
     assert (folder / "run.db").read_text(encoding="utf-8") == "somebody's"
     assert space.requests.count() == 0
 

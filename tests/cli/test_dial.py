@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import socket
 import sys
 import wave
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from signalwire_streams.simulator import Certificates, _dial_session
+from tests.ports import free_port
 from tests.simulator.endpoints import FRAME, Endpoint, serving
 
 from .shell import Shell, end_of, process
@@ -147,8 +147,7 @@ def names_in(directory: Path) -> list[str]:
 
 async def test_port_without_listener_fails(hurried: Shell, tmp_path: Path) -> None:
     """No recording is left of a call that was not accepted."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     ran = await hurried("dial", f"ws://127.0.0.1:{port}/audio", "--record", str(tmp_path / "call.wav"))
     assert (ran.code, ran.out) == (1, f"Dialled ws://127.0.0.1:{port}/audio\n")
     assert ran.err == "error: the endpoint can't be reached: Connection refused\n"

@@ -444,9 +444,10 @@ async def test_stream_that_never_arrives_fails_the_command(space: SimulatedSpace
     trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
     options = (*receive, "--cert", str(tmp_path / "both.pem"))
     async with keeping(space, tmp_path, *options, target=("--name", "audit")) as keeper:
-        await keeper.wait_for("streaming_started", 3)
+        await keeper.wait_for("target_appeared", 3)
         ran, report = await keeper.end()
     assert (ran.code, report["ok"], report["counts"]["waiting"]) == (1, False, 3)
+    assert "streaming_started" not in report["events"]
 
 
 # What people see.

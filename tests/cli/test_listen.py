@@ -27,6 +27,7 @@ from signalwire_streams import InvalidRequestError, StreamsClient
 from signalwire_streams._cli.listen_recording import Recording, RecordingOptions
 from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
+from tests.ports import free_port
 
 from .bulk_runs import until
 from .shell import PATIENCE, Ran, Shell, end_of, line_of, process
@@ -537,9 +538,7 @@ async def test_listen_ends_when_stdout_is_on_a_full_disk(
 
 
 async def test_listener_says_that_it_is_alive_and_ready(tmp_path: Path) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     async with listening(tmp_path, "--health-port", str(port)) as listener, aiohttp.ClientSession() as http:
         for path in ("healthz", "readyz"):
             async with http.get(f"http://127.0.0.1:{port}/{path}") as response:

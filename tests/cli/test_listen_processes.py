@@ -57,16 +57,21 @@ def options(directory: Path, processes: int) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def running(directory: Path, *arguments: str) -> AsyncIterator[Processes]:
-    async with process("listen", *options(directory, 2), *arguments) as child, AsyncExitStack() as stack:
+async def running(directory: Path, *arguments: str, patch: str = "") -> AsyncIterator[Processes]:
+    command = process("listen", *options(directory, 2), *arguments, code=patched(patch))
+    async with command as child, AsyncExitStack() as stack:
         facts = json.loads(await line_of(child))
         yield Processes(child, facts["url"], facts["pids"], directory, stack, {})
 
 
+def patched(patch: str) -> str:
+    main = "from signalwire_streams.__main__ import main\nsys.exit(main())\n"
+    return f"import errno, os, signal, socket, sys\n{patch}\n{main}"
+
+
 async def end_of_patched(patch: str, directory: Path, *, processes: int) -> Ran:
     """Run ``listen`` to its end in a child that executes *patch* first."""
-    code = f"import errno, os, socket, sys\n{patch}\nfrom signalwire_streams.__main__ import main\nsys.exit(main())\n"
-    async with process("listen", *options(directory, processes), code=code) as child:
+    async with process("listen", *options(directory, processes), code=patched(patch)) as child:
         return await end_of(child)
 
 
@@ -145,13 +150,25 @@ async def test_killed_process_is_reported_and_the_other_goes_on(tmp_path: Path) 
 
 
 async def test_listen_ends_when_no_process_is_left(tmp_path: Path) -> None:
+    """Whatever they were killed by: not every signal has a name."""
     async with running(tmp_path) as two:
-        for pid in two.pids:
-            os.kill(pid, signal.SIGKILL)
+        for pid, number in zip(two.pids, (signal.SIGKILL, signal.SIGRTMIN + 6), strict=True):
+            os.kill(pid, number)
         ran = await end_of(two.child)
     assert ran.code == 1
-    assert sorted(facts["pid"] for facts in ran.lines) == sorted(two.pids)
+    errors = {facts["pid"]: facts["error"] for facts in ran.lines}
+    unnamed = f"was killed by signal {signal.SIGRTMIN + 6}"
+    assert errors == dict(zip(two.pids, ("was killed by SIGKILL", unnamed), strict=True))
     assert [line.rpartition("; ")[2] for line in ran.err.splitlines()][-1] == "no process is left"
+
+
+async def test_killed_process_is_reported_where_ends_of_processes_were_ignored(tmp_path: Path) -> None:
+    """What has started the command may have said so."""
+    async with running(tmp_path, patch="signal.signal(signal.SIGCHLD, signal.SIG_IGN)") as two:
+        os.kill(two.pids[0], signal.SIGKILL)
+        assert (await two.line())["error"] == "was killed by SIGKILL"
+        ran = await end_of(two.child, signal.SIGINT)
+    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
 
 
 async def test_killed_listen_leaves_no_process_and_complete_recordings(tmp_path: Path) -> None:

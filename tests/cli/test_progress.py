@@ -291,11 +291,11 @@ async def test_progress_beside_json_writes_only_news(
         pretend_terminal(monkeypatch)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     look, _ = looking(1)
-    async with show_progress(look, as_json=True) as show:
+    async with show_progress(look, as_json=True) as display:
         for _ in range(5):
             await asyncio.sleep(0)
         assert capsys.readouterr().err == ""
-        show()
+        display.show()
     assert capsys.readouterr().err == "Starting: 1 of 100, all well\n"
 
 
@@ -314,10 +314,10 @@ async def test_a_terminal_gets_a_display_that_is_gone_at_the_end(
     pretend_terminal(monkeypatch)
     monkeypatch.setattr(progress, "_DRAWN_EVERY", 0.0)
     look, enough = looking(3)
-    async with show_progress(look, as_json=False) as show:
+    async with show_progress(look, as_json=False) as display:
         await enough.wait()
         logging.getLogger("signalwire_streams").warning("the \x1b[31mRedis is away")
-        show()
+        display.show()
     captured = capsys.readouterr()
     assert "3 of 100" in captured.err
     assert "all well" in captured.err

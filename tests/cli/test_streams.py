@@ -10,7 +10,7 @@ import pytest
 from signalwire_streams import Codec, Track
 from signalwire_streams.simulator import SimulatedSpace
 
-from .shell import URL, Ran, Shell
+from .shell import URL, Shell, assert_usage_error
 
 
 async def test_shown_stop_command_stops_the_started_stream(shell: Shell, space: SimulatedSpace) -> None:
@@ -120,7 +120,7 @@ async def test_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: Sim
 @pytest.mark.parametrize("option", [("--codec", "PCMU"), ("--realtime",), ("--no-realtime",)])
 async def test_call_start_rejects_conference_options(offline_shell: Shell, option: tuple[str, ...]) -> None:
     ran = await offline_shell("calls", "start-stream", "sid", "--url", URL, *option)
-    _is_misuse(ran, f"--{option[0].removeprefix('--no-').removeprefix('--')} is for conference streams only")
+    assert_usage_error(ran, f"--{option[0].removeprefix('--no-').removeprefix('--')} is for conference streams only")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_start_stream_rejects_invalid_arguments_in_one_sentence(
     offline_shell: Shell, arguments: tuple[str, ...], sentence: str
 ) -> None:
     ran = await offline_shell("conferences", "start-stream", *arguments)
-    _is_misuse(ran, sentence)
+    assert_usage_error(ran, sentence)
     assert "hush" not in ran.err
 
 
@@ -158,14 +158,14 @@ async def test_file_without_token_is_a_usage_error(offline_shell: Shell, tmp_pat
     path = tmp_path / "token"
     path.write_bytes(content)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", str(path))
-    _is_misuse(ran, "token")
+    assert_usage_error(ran, "token")
     assert "two words" not in ran.err
 
 
 async def test_closed_standard_input_is_a_usage_error(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", "-")
-    _is_misuse(ran, "--bearer-token-file can't be read: standard input is closed")
+    assert_usage_error(ran, "--bearer-token-file can't be read: standard input is closed")
 
 
 async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: SimulatedSpace) -> None:
@@ -181,7 +181,7 @@ async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: S
 @pytest.mark.parametrize("group", ["conferences", "calls"])
 async def test_may_be_running_without_name_is_a_usage_error(offline_shell: Shell, group: str) -> None:
     ran = await offline_shell(group, "start-stream", "sid", "--url", URL, "--may-be-running")
-    _is_misuse(ran, "the name that the stream may be running under")
+    assert_usage_error(ran, "the name that the stream may be running under")
 
 
 @pytest.mark.parametrize("handle", ["sid", "name"])
@@ -200,10 +200,3 @@ async def test_stop_of_ended_stream_succeeds_and_reports_it(shell: Shell, space:
 async def test_stop_of_unknown_stream_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:
     ran = await shell("conferences", "stop-stream", space.conference_sids[0], "nothing", "--json")
     assert (ran.code, ran.json["error"], ran.json["status"], ran.json["code"]) == (1, "NotFoundError", 404, 20404)
-
-
-def _is_misuse(ran: Ran, sentence: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: ")
-    assert sentence in ran.err
-    assert len(ran.err.splitlines()) == 1

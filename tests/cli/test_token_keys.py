@@ -14,8 +14,8 @@ from signalwire_streams.models._signed_tokens import RejectedTokenError
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file
-from .shell import Shell
-from .test_bulk_start import is_misuse, write_to_stdin
+from .shell import Shell, assert_usage_error
+from .test_bulk_start import write_to_stdin
 from .test_listen import begin, dialled, listening, stop
 
 KEY = f"hush-{token_urlsafe(32)}"
@@ -57,14 +57,14 @@ async def test_resume_asks_for_the_key_in_one_sentence(
     assert "hush" not in ran.out + ran.err
     assert "Resume (and pass its secrets again)" in ran.out
 
-    is_misuse(
+    assert_usage_error(
         await shell("bulk", "resume", journal),
         f"the journal contains no secrets, and {space.conference_sids[0]} had some: pass them again with "
         "--token-key-file FILE, or add the original FILE after the journal",
     )
     (tmp_path / "token").write_text("fixed", encoding="utf-8")
     fixed = await shell("bulk", "resume", journal, "--bearer-token-file", str(tmp_path / "token"))
-    is_misuse(fixed, "pass them again with --token-key-file FILE, or add")
+    assert_usage_error(fixed, "pass them again with --token-key-file FILE, or add")
     assert not space.streams
 
     ran = await shell("bulk", "resume", journal, "--token-key-file", key_file)
@@ -105,14 +105,14 @@ async def test_wrong_key_file_ends_before_anything_is_sent(
     (tmp_path / "short").write_text("hush", encoding="utf-8")
     ids_file(tmp_path / "ids", ["a"])
     ran = await offline_shell(*command, *URL, *arguments)
-    is_misuse(ran, sentence)
+    assert_usage_error(ran, sentence)
     assert "hush" not in ran.err
 
 
 async def test_key_and_targets_cannot_both_be_standard_input(offline_shell: Shell, monkeypatch: Any) -> None:
     write_to_stdin(monkeypatch, KEY)
     ran = await offline_shell("bulk", "start", "-", *URL, "--token-key-file", "-")
-    is_misuse(ran, "standard input can't be the FILE and the bearer token")
+    assert_usage_error(ran, "standard input can't be the FILE and the bearer token")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

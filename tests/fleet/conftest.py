@@ -42,7 +42,7 @@ class Workers:
 
     async def end(self, worker: FleetWorker) -> None:
         worker.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await self.running.pop(worker)
 
     async def end_all(self) -> None:

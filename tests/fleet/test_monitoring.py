@@ -14,6 +14,7 @@ from signalwire_streams import InvalidRequestError, StreamsClient
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import fork
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 from .helpers import all_results, on_conferences, until
@@ -22,13 +23,6 @@ from .helpers import all_results, on_conferences, until
 @pytest.fixture
 def url(redis_server: RedisServer) -> str:
     return redis_server.url
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def read(port: int) -> str:

@@ -14,7 +14,7 @@ from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer, connect
 from signalwire_streams.simulator import SimulatedSpace
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 from .conftest import Workers
 from .helpers import URL, Pipe, all_results, connection_of, keys_of, on_conferences, redis_of, until

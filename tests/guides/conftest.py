@@ -15,7 +15,7 @@ from attrs import frozen
 from signalwire_streams.simulator import SimulatedSpace, Tone
 from tests.cli.shell import Ran, credentials, end_of, process
 from tests.guides.documents import code_of
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 _STRICT = "import warnings; warnings.simplefilter('error')\n"
 

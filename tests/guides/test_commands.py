@@ -26,7 +26,8 @@ from signalwire_streams.callbacks import SIGNATURE_HEADER, sign
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from tests.cli.shell import PATIENCE, Ran, Shell, end_of, process
 from tests.guides.documents import BLOCKS, ROOT, Block
-from tests.redis_server import BINARY, MISSING, free_port
+from tests.ports import free_port
+from tests.redis_server import BINARY, MISSING
 from tests.waiting import until
 
 URL = "wss://rx.example.com/audio"

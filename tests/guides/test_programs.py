@@ -22,7 +22,8 @@ from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone, dial_media
 from tests.cli.shell import end_of, line_of, process
 from tests.guides.documents import BLOCKS, code_of, run_code
-from tests.redis_server import RedisServer, free_port, redis_servers
+from tests.ports import free_port
+from tests.redis_server import RedisServer, redis_servers
 from tests.waiting import until
 
 URL = "wss://rx.example.com/audio"
@@ -370,6 +371,18 @@ async def test_traced_start_prints_spans_and_logs(user: Any) -> None:
     assert ran.code == 0
     assert ran.out.count('"name": "attempt"') == 2
     assert "DEBUG:signalwire_streams.retry:" in ran.err
+
+
+async def test_show_page_shows_streams_in_a_browser(user: Any) -> None:
+    someone = await user(audio=None)
+    title = "telemetry/show_page.py"
+    async with someone.start(title, replaced={"8080": str(someone.port)}, STREAM_TOKEN=TOKEN) as child:
+        link = (await line_of(child)).strip()
+        async with aiohttp.ClientSession() as http, http.get(link) as response:
+            assert response.status == 200
+            assert "<html" in await response.text()
+        async with ended_by(child):
+            pass
 
 
 def test_recording_test_passes(pytester: pytest.Pytester) -> None:

@@ -53,7 +53,9 @@ from signalwire_streams.keep_streaming import (
     WaitUntil,
 )
 from signalwire_streams.keep_streaming._decisions import RULES, Observed, Planned, decide_by
-from signalwire_streams.keep_streaming._values import ObservationOfAttempt
+from signalwire_streams.keep_streaming._state import (
+    ObservationOfAttempt,
+)
 
 MAX_STARTS = 3
 ROUNDS = 4

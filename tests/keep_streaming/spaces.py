@@ -57,7 +57,9 @@ class Setup:
 
 
 def settings(duplicate_names: str, **changes: Any) -> KeepSettings:
-    times: dict[str, Any] = dict.fromkeys(("patience", "reassert", "min_lifetime", "wait_initial", "wait_max"), 1.0)
+    times: dict[str, Any] = dict.fromkeys(
+        ("socket_timeout", "reassert", "min_lifetime", "wait_initial", "wait_max"), 1.0
+    )
     return KeepSettings(duplicate_names=duplicate_names, **times, **changes)
 
 

@@ -145,19 +145,21 @@ class TestUnheard:
     @pytest.mark.parametrize("settings", [RECEIVED, RECEIVED_CALLS])
     def test_stream_whose_socket_is_not_opened_is_stopped_and_started_again(self, settings: KeepSettings) -> None:
         target = Target(settings).see(StartAccepted(attempt=1, sid="s1"))
-        assert target.wait == settings.patience
+        assert target.wait == settings.socket_timeout
         target.see(TimePassed(), after=10.0)
-        [lost, failing] = target.events()
-        assert isinstance(lost, StreamingLost)
+        [failing] = target.events()
         assert isinstance(failing, TargetFailing)
         assert target.see(TimePassed(), after=1.0).actions() == (StopBySid(sid="s1"),)
         stopped = StopAnswered(stop=StopBySid(sid="s1"), result=StopResult.ENDED)
         assert target.see(stopped).actions() == started(2)
+        target.see(StartAccepted(attempt=2, sid="s2")).see(TimePassed(), after=10.0)
+        assert target.events() == (), "its reason was reported"
+        assert target.see(SocketOpened(attempt=2, sid="s2")).events() == (StreamingStarted(),)
 
     def test_callback_does_not_replace_the_socket(self) -> None:
         target = Target(RECEIVED).see(StartedCallback(attempt=1, sid="s1"))
         assert target.fates() == {1: Fate.ANSWERED}
-        assert target.wait == RECEIVED.patience
+        assert target.wait == RECEIVED.socket_timeout
 
     def test_unanswered_stream_that_runs_unheard_is_stopped_by_its_name(self) -> None:
         target = Target(RECEIVED).see(ResponseLost(attempt=1, reason="no response")).see(TimePassed(), after=1.0)
@@ -179,7 +181,7 @@ class TestLoss:
         assert target.actions() == (StopBySid(sid="s1"),)
         target.see(StopAnswered(stop=StopBySid(sid="s1"), result=StopResult.NOT_FOUND))
         assert target.actions() == started(2)
-        assert target.run(2).events() == ()
+        assert target.run(2).events() == (StreamingRestarted(),)
         assert target.see(TimePassed()).last.state.status is KeepStatus.STREAMING
 
     def test_end_callback_needs_no_stop(self) -> None:
@@ -259,7 +261,7 @@ class TestDoubt:
 
     def test_socket_is_waited_for_before_a_call_is_restarted(self) -> None:
         target = Target(RESTARTED_CALLS).see(ResponseLost(attempt=1, reason="no response"))
-        assert target.wait == RESTARTED_CALLS.patience
+        assert target.wait == RESTARTED_CALLS.socket_timeout
         target.see(TimePassed(), after=10.0)
         assert target.actions() == (StopByName(attempt=1),)
 

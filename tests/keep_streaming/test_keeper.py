@@ -21,6 +21,7 @@ from signalwire_streams.keep_streaming import (
     KeepStatus,
     PollingFailed,
     PollingRecovered,
+    StartsPaused,
     StreamingInDoubt,
     StreamingLost,
     StreamingRestarted,
@@ -738,8 +739,11 @@ class TestReceivers:
 
         receiver = MediaReceiver(handle, bearer_tokens=None)
         async with keeping(client, journal, {"url": URL}, receivers=[receiver]) as events:
-            await until(lambda: events.count(StreamingStarted) == 3)
+            await until(lambda: space.requests.count("start-conference-stream") == 3)
             assert {each.status for each in events.keeper.snapshot} == {KeepStatus.WAITING}
+            await until(lambda: space.requests.count("start-conference-stream") >= 5)
+            assert {*map(type, events.seen)} == {TargetAppeared, TargetFailing, StartsPaused}
+            assert events.count(TargetFailing) == 3, "each reason once"
 
     async def test_late_socket_of_a_keeper_that_ended_is_rejected(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path, certificates: Certificates

@@ -1,4 +1,4 @@
-"""A receiver that refuses everybody gets one start at a time, which one event reports, and another one its end."""
+"""A receiver that rejects everybody gets one start at a time, which one event reports, and another one its end."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -129,4 +129,4 @@ async def test_target_that_leads_elsewhere_is_followed_there(
     where = lambda item: item.sid == sid  # noqa: E731
     async with keeping(client, journal, template, reassert=4.0, poll=1.0, where=where) as events:
         await until(lambda: len(asked) >= 3)
-        await until(lambda: len(events.keeper._health) == 1)
+        await until(lambda: len(events.keeper._targets.breakers) == 1)

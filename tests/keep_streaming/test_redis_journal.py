@@ -13,9 +13,10 @@ from signalwire_streams.keep_streaming import Fate, StreamAttempt, TargetState
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeptTarget, LeaseLostError
 from signalwire_streams.keep_streaming._redis_journal import SCRIPT, RedisJournal
 from signalwire_streams.models import TargetKind
+from tests.ports import free_port
 from tests.redis_proxy import redis_proxy
 from tests.redis_rate_limit.conftest import common_redis, redis
-from tests.redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer
 from tests.waiting import until
 
 __all__ = ["common_redis", "redis"]
@@ -237,6 +238,20 @@ class TestSecond:
         for name, project in (("audit", "p1"), ("sales", "p1"), ("audit", "p2")):
             journal = await hosts.open(KeeperOwner(OWNER.origin, project, name))
             assert journal.obstacle is None
+
+    async def test_names_of_another_kind_are_rejected_whoever_has_the_lease(self, hosts: Hosts) -> None:
+        first = await hosts.open()
+        await first.acquire()
+        await first.save(ROOM, kept(1))
+        once = KeeperOwner(OWNER.origin, OWNER.project, OWNER.name, "once")
+        match = r"in the Redis at .* has streams that were started with names='reusable'.*: pass .* another name="
+        with pytest.raises(InvalidRequestError, match=match):
+            await hosts.open(once)
+        await first.aclose()
+        with pytest.raises(InvalidRequestError, match=match):
+            await hosts.open(once)
+        await (again := await hosts.open()).acquire()
+        assert again.targets == {ROOM: kept(1)}
 
     async def test_lost_response_is_asked_for_again(self, redis: RedisServer, time: Time) -> None:
         socket = redis.folder / "proxy.sock"

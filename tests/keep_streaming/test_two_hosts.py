@@ -265,7 +265,7 @@ async def test_keeper_that_gets_the_lease_back_begins_with_what_the_other_one_re
     await eventually(lambda: asked[sid] == 2)
     await eventually(lambda: first.count(StreamingStarted) == 4)
     await eventually(lambda: second.count(StandbyStarted) == 1)
-    link: Any = keeper._journal._link  # type: ignore[attr-defined]
+    link: Any = keeper._targets.journal._link  # type: ignore[attr-defined]
     call = link.call
 
     async def is_away(*_: object, **__: object) -> None:

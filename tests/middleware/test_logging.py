@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 class ClosingRateLimiter:
-    """Lets one request through, and then none for an hour."""
+    """Permits one request, and then none for an hour."""
 
     def __init__(self) -> None:
         self._waits = iter([0.0])

@@ -62,6 +62,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
         [*EVERYWHERE, "tests/test_pytest_plugin.py", "tests/receiver/test_faults.py"],
         ["tests/client"],
     ),
+    "telemetry": (["tests/test_telemetry.py"], EVERYWHERE),
 }
 """The packages and modules that are mutated, and the tests of each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")

@@ -37,7 +37,7 @@ class Heard:
 
     async def end(self) -> StreamSession:
         """Wait for a session that has ended."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.ended.get()
 
 
@@ -116,7 +116,7 @@ class Importing:
 
         @cache
         def imported() -> Any:
-            assert self.may_end.wait(10)
+            assert self.may_end.wait(30)
             if self.error is not None:
                 raise self.error
             return packages()

@@ -23,6 +23,7 @@ from signalwire_streams import InvalidRequestError, OpenError
 from signalwire_streams.receiver import EndReason, MediaReceiver
 from signalwire_streams.receiver._aiohttp_socket import reset as reset_connection
 from signalwire_streams.receiver._server import StreamServer, default_max_pending
+from tests.ports import free_port
 
 from .conftest import Heard, until
 from .test_receiver import START, media
@@ -634,10 +635,8 @@ async def test_serve_on_taken_port_raises_and_releases_addresses_already_bound(
     heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It raises, and the addresses that were bound before are released."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]  # connections of other tests use ports of this address, too
-        taken = socket.create_server(("127.0.0.2", port))
-    with taken:
+    port = free_port()
+    with socket.create_server(("127.0.0.2", port)):
 
         async def getaddrinfo(*_: Any, **__: Any) -> Any:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.1", "127.0.0.2")]

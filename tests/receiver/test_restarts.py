@@ -16,8 +16,8 @@ import pytest
 from signalwire_streams import InvalidRequestError, OpenError, RetryPolicy, StreamOutcomeUnknownError, TransportError
 from signalwire_streams.callbacks import StreamFailed
 from signalwire_streams.keep_streaming import StartStream
-from signalwire_streams.keep_streaming._requests import TargetRequests
 from signalwire_streams.keep_streaming._restarter import Restarter
+from signalwire_streams.keep_streaming._target_requests import TargetRequests
 from signalwire_streams.receiver import EndReason, GapEvent, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import PcmFrame, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
@@ -306,6 +306,30 @@ async def test_session_ends_in_doubt_on_a_call(make: Any) -> None:
         with pytest.raises(OpenError, match="may still be running") as failed:
             await stack.aclose()
         assert failed.value.stage == "stop"
+
+
+@any_server
+async def test_session_ends_if_the_space_takes_no_name_twice(make: Any) -> None:
+    """Rather than wait for a name that is refused for ever; and a name that was refused at first may be taken later."""
+    there: Setting = await make()
+    there.space.duplicate_names = "http-error"
+    async with there.open() as session:
+        reading = asyncio.create_task(there.read(session))
+        rule = there.space.faults.add("duplicate-name", on="start", as_="http-error", times=2)
+        for _ in range(2):
+            there.line.reset()
+            await there.gap()
+            rule.remove()
+            rule = there.space.faults.add("duplicate-name", on="start", as_="http-error", times=2)
+        rule.remove()
+        there.space.faults.add("duplicate-name", on="start", as_="http-error")
+        before = there.space.requests.count("start-conference-stream")
+        there.line.reset()
+        with pytest.raises(StreamOutcomeUnknownError, match=r"refuses the name mine, as if .* open a new session"):
+            await reading
+        assert session.end_reason is EndReason.IN_DOUBT
+        assert there.space.requests.count("start-conference-stream") == before + 3
+    assert there.space.streams.active() == []
 
 
 @any_server

@@ -191,6 +191,30 @@ async def test_serve_that_is_cancelled_ends_at_once(dial: Any) -> None:
         await dial(url)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_serve_that_is_cancelled_while_it_closes_leaves_nothing_open(turns: int, nothing_left: None) -> None:
+    async def serving() -> None:
+        async with MediaReceiver().serve() as url:
+            urls.set_result(url)
+            await asyncio.Event().wait()
+
+    urls = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serving())
+    url = await urls
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+    await asyncio.sleep(0.1)  # so that it is accepted
+    task.cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection("127.0.0.1", port_of(url))
+    writer.transport.abort()
+
+
 async def test_aclose_ends_requests_of_an_application(dial: Any, caplog: pytest.LogCaptureFixture) -> None:
     """After `aclose` no request waits for a handler that refuses to end, so that the application's server can end."""
     begun, end = asyncio.Event(), asyncio.Event()

@@ -5,14 +5,24 @@ import itertools
 import json
 import random
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.util import find_spec, module_from_spec
 from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
 from yarl import URL
 
-from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession, _aiohttp_socket
+from signalwire_streams.receiver import (
+    DtmfEvent,
+    EndReason,
+    MediaEvent,
+    MediaReceiver,
+    StreamSession,
+    _aiohttp_socket,
+    _media_receiver,
+)
 
 from .conftest import Heard, until
 from .test_receiver import START, media
@@ -132,6 +142,22 @@ async def test_messages_are_pushed_or_queued(
     assert chunks_of(heard) == [1]
     data = [] if pushed else [TEXT, TEXT]
     assert received == [*data, PING, CLOSE]
+
+
+async def test_messages_are_queued_by_an_aiohttp_that_has_moved_its_reader(
+    connect: Connect, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp._websocket.reader", None)
+    spec = find_spec(_aiohttp_socket.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(_media_receiver, "AudioSocket", module.AudioSocket)
+    peer = await connect()
+    await peer.send(text(START) + text(media(1)) + close())
+    assert (await heard.end()).end_reason is EndReason.CLOSED
+    assert chunks_of(heard) == [1]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -265,6 +291,15 @@ async def test_long_burst_leaves_turns_to_other_tasks(connect: Connect, heard: H
     await sending
     assert len(counts) >= 5
     assert await peer.receive() == (PONG, b"")
+
+
+async def test_media_behind_a_thousand_pings_is_delivered(connect: Connect, heard: Heard) -> None:
+    """aiohttp stops in the middle of what it has read until the pings are answered; nothing more need arrive."""
+    peer = await connect()
+    await peer.send(text(START))
+    await until(lambda: bool(heard.sessions))
+    await peer.send(frame(PING, b"") * 1_100 + text(media(1)))
+    await until(lambda: chunks_of(heard) == [1])
 
 
 async def test_socket_with_too_many_frames_before_the_start_is_closed(

@@ -58,5 +58,4 @@ async def limiter_for() -> AsyncIterator[LimiterFactory]:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Wait for a condition, five seconds at most."""
-    await waiting.until(holds, timeout=5.0, interval=0.005)
+    await waiting.until(holds, interval=0.005)

@@ -179,8 +179,18 @@ async def test_no_window_exceeds_the_limit_whatever_happens(shared: Shared, redi
     assert max(bisect_left(sent, at + limit.window) - first for first, at in enumerate(sent)) <= limit.requests
 
 
+NUMBERS = ("cuts", "closed_until", "cut_at", "rate_before", "pause", "tokens", "filled_at")
+
+
 @pytest.mark.parametrize(
-    "stored", [("SET", KEY, "text"), ("LPUSH", KEY, "x"), ("HSET", KEY, "a", "b"), ("HSET", KEY, "epoch", "e")]
+    "stored",
+    [
+        ("SET", KEY, "text"),
+        ("LPUSH", KEY, "x"),
+        ("HSET", KEY, "a", "b"),
+        ("HSET", KEY, "epoch", "e"),
+        ("HSET", KEY, *(word for name in NUMBERS for word in (name, "0"))),
+    ],
 )
 async def test_key_that_holds_something_else_is_left_alone(
     shared: Shared, redis: RedisServer, stored: tuple[str, ...]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from random import Random
 
 import pytest
 from attrs import define, evolve, field
@@ -115,6 +116,19 @@ async def test_busy_client_uses_the_limit_and_never_exceeds_it(bucket: Bucket, c
     assert len(bucket.leased) <= 100 * 20
     assert max(wanted for _, wanted, _ in bucket.leased) == 25
     assert all(wanted >= 1 for _, wanted, _ in bucket.leased)
+
+
+async def test_three_clients_use_the_limit_evenly(bucket: Bucket, clock: Clock) -> None:
+    clocks = [evolve(clock, random=Random(seed).random) for seed in range(3)]  # noqa: S311  (so that a run can be repeated)
+    traffics = [Traffic(limiter_of(each), each) for each in clocks]
+    await asyncio.gather(*(traffic.run(20.0, at_once=10) for traffic in traffics))
+    for traffic in traffics:
+        await traffic.limiter.aclose()
+
+    granted = sorted(at for traffic in traffics for at in traffic.granted)
+    assert fullest_window(granted, LIMIT.window) <= LIMIT.requests
+    assert len(granted) > 0.97 * QUOTA.rate * 19.5
+    assert min(len(traffic.granted) for traffic in traffics) > 0.9 * max(len(traffic.granted) for traffic in traffics)
 
 
 @pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.75), (1.0, 1.25)])
@@ -272,6 +286,34 @@ class TestOutage:
         assert "is unavailable (refused): requests wait for it" in gone
         assert "is available again after 1" in back
 
+    async def test_outage_that_a_start_and_a_read_detect_is_probed_once(self, bucket: Bucket, clock: Clock) -> None:
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        bucket.is_away = True
+        await asyncio.sleep(2.0)  # what is known of the Space is too old for a read
+        waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 60.0)) for _ in range(2)]
+        waiting.append(asyncio.create_task(limiter.wait_until_allowed(60.0)))
+        await asyncio.sleep(10.0)
+        assert 35 <= len(bucket.reads) <= 42
+
+        bucket.is_away = False
+        assert await asyncio.gather(*waiting) == [0, 0, 0]
+        await limiter.aclose()
+
+    async def test_rejection_during_an_outage_is_reported_when_it_ends(self, bucket: Bucket, clock: Clock) -> None:
+        """No other request comes that would bring it along."""
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        bucket.is_away = True
+        limiter.on_throttled(clock.now(), None)
+        await asyncio.sleep(10.0)
+        assert bucket.state is not None
+        assert bucket.state.cuts == 0
+        bucket.is_away = False
+        await asyncio.sleep(1.0)
+        assert bucket.state.cuts == 1
+        await limiter.aclose()
+
     async def test_requests_time_out_during_outage(self, bucket: Bucket, clock: Clock) -> None:
         bucket.is_away = True
         limiter = limiter_of(clock)
@@ -301,6 +343,16 @@ class TestOutage:
         assert len(settling) <= part * 0.7 + 3
         settled = [at for at in after.granted if at > back_at + 2.0]
         assert len(settled) > QUOTA.rate * 2.0 * 0.9
+
+    async def test_fallback_client_sends_a_burst_at_once_after_a_pause(self, bucket: Bucket, clock: Clock) -> None:
+        bucket.is_away = True
+        limiter = limiter_of(clock, fallback_clients=1)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        await asyncio.sleep(60.0)
+        began = clock.now()
+        assert await asyncio.gather(*(limiter.acquire(Priority.BULK, 10.0) for _ in range(QUOTA.burst))) == [0.0] * 5
+        assert clock.now() == pytest.approx(began, abs=0.001)
+        await limiter.aclose()
 
     async def test_five_late_leases_are_an_outage(
         self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]

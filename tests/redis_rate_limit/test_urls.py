@@ -11,7 +11,8 @@ import trustme
 
 from signalwire_streams import InvalidRequestError, Priority, RateLimit, StreamsClient, StreamsError
 from signalwire_streams.redis_rate_limit import RateLimiterError, RedisRateLimiter
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 from .conftest import LimiterFactory, ServerFactory
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import socket
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from signalwire_streams.simulator import (
     Tone,
     dial_media,
 )
+from tests.ports import free_port
 from tests.uvicorn_server import UVICORN, running
 from tests.waiting import until
 
@@ -482,9 +482,7 @@ async def test_endpoint_that_does_not_accept_is_named(response: bytes | None, to
 
 
 async def test_port_without_listener_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    report = await dial_media(f"ws://127.0.0.1:{port}/")
+    report = await dial_media(f"ws://127.0.0.1:{free_port()}/")
     assert [broken.message for broken in report.broken_rules] == ["the endpoint can't be reached: Connection refused"]
 
 

@@ -12,6 +12,7 @@ from aiohttp import ClientConnectorError, ClientError, ClientOSError, ClientSess
 
 import signalwire_streams.simulator
 from signalwire_streams.simulator import SimulatedSpace
+from tests.ports import free_port
 
 from .peer import Peer, simulated
 from .shapes import uuid
@@ -165,7 +166,7 @@ async def test_refuse_connections_keeps_requests_that_are_being_served() -> None
 
 
 async def test_port_is_free_after_refusing_and_closing() -> None:
-    space = SimulatedSpace()
+    space = SimulatedSpace(port=free_port())
     await space.start()
     async with space.refuse_connections():
         pass
@@ -235,10 +236,10 @@ async def test_admin_paths_show_the_state_of_the_space() -> None:
         streams = (await peer.send("GET", "/_space/streams", headers=bare)).json
         assert [stream["name"] for stream in streams["streams"]] == ["n"]
         assert "authorization_bearer_token" not in streams["streams"][0]
-        assert (streams["alive"], streams["doubled"]) == (1, [])
+        assert (streams["active"], streams["duplicates"]) == (1, [])
         reply = await peer.send("GET", "/_space/requests", headers=bare)
         assert reply.json["counts"] == {"start-conference-stream": 2}
-        assert reply.json["busiest_window"] == 2
+        assert reply.json["max_in_window"] == 2
         assert reply.json["requests"][1]["status"] == 429
         assert reply.json["requests"][0]["fields"]["Name"] == "n"
         assert peer.authorization().encode() not in reply.body
@@ -246,10 +247,10 @@ async def test_admin_paths_show_the_state_of_the_space() -> None:
             "conferences": 2,
             "calls": 5,
             "streams": 1,
-            "alive": 1,
-            "doubled": 0,
+            "active": 1,
+            "duplicates": 0,
             "requests": 2,
-            "busiest_window": 2,
+            "max_in_window": 2,
         }
         unknown = await peer.send("GET", "/_space/nothing")
         assert (unknown.status, unknown.json["code"]) == (404, 20404)

@@ -240,7 +240,7 @@ class TrackTimeline:
             self._drop_repeated(samples)
             return None
         if self._repeated:
-            self._settle_repeated(verdict)
+            self._resolve_repeated(verdict)
         if verdict is Verdict.RESTARTED:
             self.statistics.restarts += 1
         elif verdict in _SKIPPING:
@@ -264,7 +264,7 @@ class TrackTimeline:
         else:
             self._repeated.append((self.calls, samples))
 
-    def _settle_repeated(self, verdict: Verdict) -> None:
+    def _resolve_repeated(self, verdict: Verdict) -> None:
         """Place the frames that were dropped as repeated ones if they turn out to be new."""
         repeated, self._repeated = self._repeated, []
         if verdict is Verdict.REPLAYED:
@@ -290,7 +290,7 @@ class TrackTimeline:
         if -self._slack <= ahead <= slack:
             if verdict is Verdict.LATE and ahead < -self._rounding:
                 return self._fill(stamp - self._shift, samples)
-            return self._settle(samples)
+            return self._place_next(samples)
         if verdict in _EARLIER and (self._confirm_by_earlier(stamp) or ahead < 0):
             hole = self._fill(stamp - self._shift, samples) if self._lead is None or verdict is Verdict.LATE else None
             if hole is not None or verdict is Verdict.LATE:
@@ -305,9 +305,9 @@ class TrackTimeline:
             self._pause(self._next, self._in_frames(self._gap(stamp, self._next), samples))
         elif not self._return_to_former(stamp):
             return self._doubt(stamp, ahead, verdict, samples)
-        return self._settle(samples)
+        return self._place_next(samples)
 
-    def _settle(self, samples: int) -> int:
+    def _place_next(self, samples: int) -> int:
         """Place a frame that follows the one before and whose timestamp agrees."""
         if self._doubts:
             self._doubts.clear()
@@ -356,12 +356,12 @@ class TrackTimeline:
                 self._pause(self._next, self._in_frames(self._gap(stamp, self._next), samples))
             elif ahead < -self._slack:
                 self.statistics.overlaps += 1
-            return self._settle(samples)
+            return self._place_next(samples)
         if ahead < 0:
             self.statistics.overlaps += 1
             if verdict in _RESTARTS:
                 self._restart_at(stamp, self._next)
-                return self._settle(samples)
+                return self._place_next(samples)
             if -ahead <= self._restart and self._lead is None:
                 self._doubts.clear()
                 self._former = None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from signalwire_streams.receiver._heard import HeardAudio
+from signalwire_streams.receiver._heard_audio import HeardAudio
 
 RATE = 8000
 

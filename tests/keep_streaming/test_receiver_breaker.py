@@ -1,4 +1,4 @@
-"""When a receiver counts as one that refuses everybody."""
+"""When a receiver counts as one that rejects everybody."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ from signalwire_streams.keep_streaming import (
     WaitUntil,
     decide,
 )
-from signalwire_streams.keep_streaming._receiver_health import ReceiverHealth
+from signalwire_streams.keep_streaming._receiver_breaker import ReceiverBreaker
 
 ELSEWHERE = KeepSettings(duplicate_names="refused")
 HERE = KeepSettings(duplicate_names="refused", receives=True)
@@ -31,7 +31,7 @@ class Rooms:
     """Targets whose streams lead to one receiver; the decisions about them are real."""
 
     settings: KeepSettings = ELSEWHERE
-    health: ReceiverHealth = field(factory=lambda: ReceiverHealth(ELSEWHERE))
+    breaker: ReceiverBreaker = field(factory=lambda: ReceiverBreaker(ELSEWHERE))
     states: dict[str, TargetState] = field(factory=dict)
     changes: list[bool] = field(factory=list)
     starts: list[str] = field(factory=list)
@@ -39,21 +39,21 @@ class Rooms:
 
     def see(self, name: str, observation: object, now: float) -> None:
         state = self.states.get(name, TargetState())
-        decision = decide(state, observation, now, self.settings, paused_until=self.health.paused_until)  # type: ignore[arg-type]
+        decision = decide(state, observation, now, self.settings, paused_until=self.breaker.paused_until)  # type: ignore[arg-type]
         self.states[name] = decision.state
         self.waits.pop(name, None)
         for action in decision.actions:
             if isinstance(action, StartStream):
                 self.starts.append(name)
-                self.health.on_start(name, decision.state, now)
+                self.breaker.on_start(name, decision.state, now)
             elif isinstance(action, WaitUntil):
                 self.waits[name] = action.at
-        self.health.on_decision(name, decision.state, now)
+        self.breaker.on_decision(name, decision.state, now)
         self.update(now)
 
     def update(self, now: float) -> None:
-        if self.health.update(now):
-            self.changes.append(self.health.is_paused)
+        if self.breaker.update(now):
+            self.changes.append(self.breaker.is_paused)
 
     def start(self, names: Iterable[str], now: float = 0.0) -> None:
         for name in names:
@@ -85,15 +85,15 @@ def refused(count: int, now: float = 0.0) -> Rooms:
     return kept
 
 
-def test_starts_pause_once_the_streams_of_three_targets_were_refused() -> None:
+def test_starts_pause_once_the_streams_of_three_targets_were_rejected() -> None:
     kept = refused(2)
-    assert not kept.health.is_paused
+    assert not kept.breaker.is_paused
     kept = refused(3)
     assert kept.changes == [True]
-    assert kept.health.reason == "connection_refused"
+    assert kept.breaker.reason == "connection_refused"
 
 
-def test_stream_that_lived_for_long_is_not_refused() -> None:
+def test_stream_that_lived_for_long_is_not_rejected() -> None:
     kept = Rooms()
     kept.start(rooms(5))
     kept.accept(rooms(5), heard=True)
@@ -101,7 +101,7 @@ def test_stream_that_lived_for_long_is_not_refused() -> None:
     assert kept.changes == []
 
 
-def test_stream_whose_target_ended_is_not_refused() -> None:
+def test_stream_whose_target_ended_is_not_rejected() -> None:
     kept = Rooms()
     kept.start(rooms(5))
     kept.accept(rooms(5))
@@ -118,14 +118,14 @@ def test_start_that_the_space_rejects_says_nothing_of_the_receiver() -> None:
     assert kept.changes == []
 
 
-def test_stream_that_is_not_heard_in_time_is_refused() -> None:
-    kept = Rooms(HERE, ReceiverHealth(HERE))
+def test_stream_that_is_not_heard_in_time_is_rejected() -> None:
+    kept = Rooms(HERE, ReceiverBreaker(HERE))
     kept.start(rooms(3))
     kept.accept(rooms(3))
     for name in rooms(3):
-        kept.see(name, TimePassed(), HERE.patience)
+        kept.see(name, TimePassed(), HERE.socket_timeout)
     assert kept.changes == [True]
-    assert kept.health.reason == "its socket was not opened in time"
+    assert kept.breaker.reason == "its socket was not opened in time"
 
 
 @pytest.mark.parametrize(("bad", "is_paused"), [(19, False), (20, True)])
@@ -135,7 +135,7 @@ def test_one_in_ten_may_be_heard(bad: int, *, is_paused: bool) -> None:
     kept.accept(rooms(bad))
     kept.accept(rooms(bad + 2)[bad:], heard=True)
     kept.refuse(rooms(bad), 1.0)
-    assert kept.health.is_paused is is_paused
+    assert kept.breaker.is_paused is is_paused
 
 
 @pytest.mark.parametrize(("undecided", "is_paused"), [(3, True), (4, False)])
@@ -144,9 +144,9 @@ def test_most_starts_have_to_be_decided(undecided: int, *, is_paused: bool) -> N
     kept.start(rooms(3 + undecided))
     kept.accept(rooms(3 + undecided))
     kept.refuse(rooms(3), 1.0)
-    assert kept.health.is_paused is is_paused
+    assert kept.breaker.is_paused is is_paused
     if not is_paused:  # a start whose result does not come is forgotten
-        kept.update(ELSEWHERE.patience + ELSEWHERE.min_lifetime)
+        kept.update(ELSEWHERE.socket_timeout + ELSEWHERE.min_lifetime)
         assert kept.changes == [True]
 
 
@@ -167,7 +167,7 @@ def test_pause_has_one_start_at_a_time_and_longer_waits() -> None:
     kept.starts.clear()
     now, times = 0.0, []
     for _ in range(9):
-        now = kept.health.paused_until
+        now = kept.breaker.paused_until
         kept.start(rooms(20), now - 0.1)
         assert kept.starts == []
         kept.start(rooms(20), now)
@@ -181,7 +181,7 @@ def test_pause_has_one_start_at_a_time_and_longer_waits() -> None:
         assert any(wait == now + 20.0 for wait in kept.waits.values())
         kept.accept([probe], now + 1.0)
         kept.refuse([probe], now + 1.0)
-        times.append(kept.health.paused_until - now - 1.0)
+        times.append(kept.breaker.paused_until - now - 1.0)
     assert times == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0]
     assert kept.changes == [True]
 
@@ -244,7 +244,7 @@ def test_stream_that_was_opened_since_resumes_all_though_it_is_no_probe() -> Non
 
 def test_target_that_leads_elsewhere_is_forgotten() -> None:
     kept = refused(2)
-    kept.health.forget("room-0", 1.0)
+    kept.breaker.forget("room-0", 1.0)
     kept.start(["room-2"], 1.0)
     kept.accept(["room-2"], 1.0)
     kept.refuse(["room-2"], 1.0)

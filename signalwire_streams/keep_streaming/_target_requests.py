@@ -1,5 +1,6 @@
 """Sends a target's requests; turns responses and callbacks into observations of its attempts."""
 
+import logging
 import re
 from collections.abc import Sequence
 from math import inf
@@ -18,10 +19,9 @@ from signalwire_streams.errors import (
     StreamsError,
 )
 from signalwire_streams.keep_streaming._decisions import MAX_ATTEMPTS
-from signalwire_streams.keep_streaming._template import ATTEMPT, Item, Start
-from signalwire_streams.keep_streaming._values import (
+from signalwire_streams.keep_streaming._settings import KeepSettings
+from signalwire_streams.keep_streaming._state import (
     EndedCallback,
-    KeepSettings,
     NameRefused,
     ResponseLost,
     StartAccepted,
@@ -32,8 +32,10 @@ from signalwire_streams.keep_streaming._values import (
     StopBySid,
     StopResult,
     StreamAttempt,
+    TargetChecked,
     TargetState,
 )
+from signalwire_streams.keep_streaming._template import ATTEMPT, Item, Start
 from signalwire_streams.middleware._retry import REJECTED_FOR_NOW
 from signalwire_streams.models import (
     AttemptResult,
@@ -49,6 +51,7 @@ from signalwire_streams.resources._streams import Paginator, Streams
 StartAnswer: TypeAlias = StartAccepted | NameRefused | StartRejected | ResponseLost
 CallbackObservation: TypeAlias = StartedCallback | NameRefused | EndedCallback
 
+_LOG = logging.getLogger("signalwire_streams.keep_streaming")
 _PAGE_SIZE = 1000  # the most that a page may have
 _ENDED = frozenset(
     {
@@ -107,6 +110,15 @@ class TargetRequests:
                 raise
             return None
         return None if item.status in _ENDED else item
+
+    async def check(self, sid: str) -> tuple[TargetChecked, Item | None]:
+        """Return whether a target is in progress, and the target if it could be fetched."""
+        try:
+            item = await self.get(sid)
+        except StreamsError as error:
+            _LOG.info("%s could not be checked: %s", sid, error)
+            return TargetChecked(in_progress=None), None
+        return TargetChecked(in_progress=item is not None), item
 
     async def start(self, request: Start, attempt: int, *, deadline_at: float = inf) -> StartAnswer:
         """Start a stream with one request."""

@@ -22,7 +22,7 @@ from signalwire_streams.keep_streaming import (
     StreamAttempt,
     TargetState,
 )
-from signalwire_streams.keep_streaming._requests import TargetRequests, observation_of
+from signalwire_streams.keep_streaming._target_requests import TargetRequests, observation_of
 from signalwire_streams.keep_streaming._template import attempt_of, fingerprint, request_for
 from signalwire_streams.models import SignedTokens, TargetKind
 from signalwire_streams.simulator import SimulatedSpace
@@ -52,7 +52,9 @@ def requests_of(client: StreamsClient, kind: TargetKind = CONFERENCE) -> TargetR
 
 
 def request_on(sid: str, kind: TargetKind = CONFERENCE, **fields: Any) -> Any:
-    return attempt_of(request_for(kind, sid, {"url": URL, **fields}), number=7, name=f"audit-{sid}", token=None)
+    return attempt_of(
+        request_for(kind, sid, {"url": URL, **fields}, is_received=False), number=7, name=f"audit-{sid}", token=None
+    )
 
 
 class TestStart:
@@ -245,12 +247,29 @@ class TestTemplate:
         assert request.status_callback == "https://rx.example.com/cb?keep_attempt=7"
         assert (request.conference_sid, request.name) == ("room", "audit-room")
 
-    def test_callback_with_a_query_keeps_it(self) -> None:
-        request = request_on("room", CALL, status_callback="https://rx.example.com/cb?a=b")
-        assert request.status_callback == "https://rx.example.com/cb?a=b&keep_attempt=7"
+    @pytest.mark.parametrize(
+        ("callback", "sent"),
+        [
+            ("https://rx.example.com/cb?a=b", "https://rx.example.com/cb?a=b&keep_attempt=7"),
+            ("https://rx.example.com/cb?", "https://rx.example.com/cb?keep_attempt=7"),
+            ("https://rx.example.com/cb#part", "https://rx.example.com/cb?keep_attempt=7"),
+            ("https://rx.example.com?a=%20b#c?d", "https://rx.example.com?a=%20b&keep_attempt=7"),
+            ("HTTPS://me:hush@rx.example.com:8443/a;b", "https://me:hush@rx.example.com:8443/a;b?keep_attempt=7"),
+        ],
+    )
+    def test_callback_keeps_its_query_and_loses_its_fragment(self, callback: str, sent: str) -> None:
+        assert request_on("room", CALL, status_callback=callback).status_callback == sent
+
+    def test_token_of_the_template_is_rejected_where_each_stream_gets_one(self) -> None:
+        fields = {"url": URL, "authorization_bearer_token": "hush"}
+        with pytest.raises(InvalidRequestError, match="omit authorization_bearer_token") as caught:
+            request_for(CONFERENCE, "room", fields, is_received=True)
+        assert "hush" not in str(caught.value)
 
     def test_own_token_replaces_none_of_the_template_unless_there_is_one(self) -> None:
-        template = request_for(CONFERENCE, "room", {"url": URL, "authorization_bearer_token": "mine"})
+        template = request_for(
+            CONFERENCE, "room", {"url": URL, "authorization_bearer_token": "mine"}, is_received=False
+        )
         assert attempt_of(template, number=1, name="n", token=None).authorization_bearer_token == "mine"
         assert attempt_of(template, number=1, name="n", token="own").authorization_bearer_token == "own"
 
@@ -263,23 +282,27 @@ class TestTemplate:
             ({"url": URL, 1: 2}, "has a field '1': omit it"),
             ({"url": "http://example.com"}, "wss"),
             ({"url": URL, "parameters": {"keep_attempt": "1"}}, "leave no room for 'keep_attempt'"),
+            (
+                {"url": URL, "status_callback": "https://a.example/?keep_attempt"},
+                "is added: call yours otherwise",
+            ),
             ({"url": URL, "parameters": {"keep_target": "1"}}, "leave no room for .* and 'keep_target'"),
             ({"url": URL, "parameters": {str(n): "" for n in range(99)}}, "pass at most 97 others"),
         ],
     )
     def test_wrong_template_is_one_sentence(self, template: object, message: str) -> None:
         with pytest.raises(InvalidRequestError, match=message):
-            request_for(CONFERENCE, "room", template)
+            request_for(CONFERENCE, "room", template, is_received=False)
 
     def test_codec_of_a_call_is_rejected(self) -> None:
         with pytest.raises(InvalidRequestError, match="codec is for conference streams only"):
-            request_for(CALL, "call", {"url": URL, "codec": "PCMU"})
+            request_for(CALL, "call", {"url": URL, "codec": "PCMU"}, is_received=False)
 
     def test_fingerprint_is_of_fields_that_are_no_secret(self) -> None:
         def of(**fields: Any) -> str:
-            return fingerprint(request_for(CONFERENCE, "room", {"url": URL, **fields}))
+            return fingerprint(request_for(CONFERENCE, "room", {"url": URL, **fields}, is_received=False))
 
-        assert of() == fingerprint(request_for(CONFERENCE, "other", {"url": URL}))
+        assert of() == fingerprint(request_for(CONFERENCE, "other", {"url": URL}, is_received=False))
         assert of(codec="PCMU") != of() != of(parameters={"a": "1"})
         assert of(parameters={"a": "1"}) == of(parameters={"a": "2"})
         assert of(authorization_bearer_token="a") == of(authorization_bearer_token="b")
