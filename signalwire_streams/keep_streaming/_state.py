@@ -86,6 +86,7 @@ class WaitUntil:
 
 
 KeepAction: TypeAlias = SaveAttempt | StartStream | StopBySid | StopByName | GetTarget | WaitUntil
+"""What a decision asks its caller to do."""
 
 
 @frozen(kw_only=True)
@@ -264,6 +265,7 @@ KeepObservation: TypeAlias = (
     | EndedCallback
     | StopAnswered
 )
+"""What a caller of `decide` has observed of a target."""
 
 
 @frozen(kw_only=True)
