@@ -41,14 +41,28 @@ class Waiter:
     """
 
     def __init__(self) -> None:
+        self.is_awaited: bool = False
         self._asyncio_future_blocking = False
         self._loop = asyncio.get_running_loop()
         self._waiting: tuple[Callable[[Waiter], object], Context] | None = None  # what resumes the task
         self._cancellation: asyncio.CancelledError | None = None
 
     def __await__(self) -> Generator["Waiter", None, None]:
-        self._asyncio_future_blocking = True
-        yield self
+        self._asyncio_future_blocking = self.is_awaited = True
+        try:
+            yield self
+        finally:
+            self.is_awaited = False
+
+    def successor(self, warning: str) -> "Waiter":
+        """Return a waiter for another task, since the one that awaits this has been cancelled.
+
+        Raises:
+            ClientStateError: it has not; the message is the warning.
+        """
+        if self._cancellation is None:
+            raise ClientStateError(warning)
+        return Waiter()
 
     def wake(self) -> None:
         """Resume the task in the loop's next turn."""
@@ -105,7 +119,6 @@ class EventQueue:
         self._error: Exception | None = None  # to raise at the end
         self._waiter = Waiter()
         self.wake: Callable[[], None] = self._waiter.resume  # the waiting consumer, if there is one
-        self._is_awaited = False
 
     @property
     def is_full(self) -> bool:
@@ -127,7 +140,7 @@ class EventQueue:
         droppable = self._droppable
         droppable.append((size, event))
         self._bytes += size
-        room = self.max_events + self._is_awaited  # a waiting consumer takes one of them
+        room = self.max_events + self._waiter.is_awaited  # a waiting consumer takes one of them
         while len(droppable) > room or self._bytes - size >= self.max_bytes:
             self._on_drop(self._pop_droppable())
 
@@ -168,14 +181,11 @@ class EventQueue:
         while not (self._droppable or self._kept):
             if self._is_closed:
                 raise self._error or StopAsyncIteration
-            if self._is_awaited:
-                raise ClientStateError("only one loop at a time can iterate over a stream")
+            if self._waiter.is_awaited:
+                self._waiter = self._waiter.successor("only one loop at a time can iterate over a stream")
+                self.wake = self._waiter.resume
             # The event is not passed through the waiter, since it would be lost if this is cancelled.
-            self._is_awaited = True
-            try:
-                await self._waiter
-            finally:
-                self._is_awaited = False
+            await self._waiter
         if not self._kept:
             size, event = self._droppable.popleft()
             self._bytes -= size

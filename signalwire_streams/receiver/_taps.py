@@ -18,6 +18,7 @@ _MAX_FRAMES = 100_000
 _BYTES_PER_FRAME = 4096  # on average
 _FRAME_MS = 20  # of a media event, usually
 _LEAST_WAIT = 0.001  # seconds until a timer
+_IN_USE = "only one loop at a time can iterate over a tap or a pcm: open another one"
 
 _Item = TypeVar("_Item", MediaEvent, PcmFrame)
 
@@ -27,7 +28,6 @@ class _Feed(Generic[_Item]):
 
     def __init__(self) -> None:
         self.is_closed: bool = False
-        self.is_awaited: bool = False  # a loop waits for the next item
         self.error: BaseException | None = None  # to raise at the end
         self.items: deque[_Item] = deque()
         self.take: Callable[[], _Item] = self.items.popleft
@@ -35,7 +35,7 @@ class _Feed(Generic[_Item]):
 
     def on_read(self) -> None:
         """Resume the loop if there is something for it, at once if no task is running."""
-        if self.is_awaited and (self.items or self.is_closed):
+        if self.waiter.is_awaited and (self.items or self.is_closed):
             self.waiter.resume()
 
     def end(self) -> None:
@@ -98,7 +98,7 @@ class PcmFeed(_Feed[PcmFrame]):
     def on_read(self) -> None:
         if self._mixer.has_changed:
             self._collect()
-        if self.is_awaited and (self.items or self.is_closed):
+        if self.waiter.is_awaited and (self.items or self.is_closed):
             self.waiter.resume()
 
     def _collect(self) -> None:
@@ -180,13 +180,9 @@ class _Listener(Generic[_Item]):
         while not feed.items:
             if feed.is_closed:
                 raise feed.error or StopAsyncIteration
-            if feed.is_awaited:
-                raise ClientStateError("only one loop at a time can iterate over a tap or a pcm: open another one")
-            feed.is_awaited = True
-            try:
-                await feed.waiter
-            finally:
-                feed.is_awaited = False
+            if feed.waiter.is_awaited:
+                feed.waiter = feed.waiter.successor(_IN_USE)
+            await feed.waiter
         return feed.take()
 
 
@@ -237,7 +233,7 @@ class Tap(_Listener[MediaEvent]):
         options = PcmOptions(
             audio_format=self._audio_format, rate=rate, tracks=tracks, frame_ms=frame_ms, late=late, delay_ms=delay_ms
         )
-        if self._pcm is not None or self._feed.is_awaited:
+        if self._pcm is not None or self._feed.waiter.is_awaited:
             raise ClientStateError("this tap is in use: open another tap for this pcm")
         self._pcm = feed = PcmFeed(options, self._start.tracks, self._feed.max_frames)
         if options.is_prepared:
