@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import nox
 from packaging.requirements import Requirement
@@ -136,13 +137,28 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the reference, guides included, and check that it is complete and that its links lead somewhere."""
+    session.install("--editable", EVERYTHING, *dependencies("docs"), *dependencies("test"))
+    output = Path(session.create_tmp()).resolve() / "reference"
+    shutil.rmtree(output, ignore_errors=True)
+    session.run("python", "-W", "ignore", "-m", "tests.reference", str(output))
+    session.log(f"the reference: {output / 'index.html'}")
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel and run it in an environment of its own, without the extras and then with them."""
-    session.install("build")
+    """Build the distributions, check what they contain, and run the wheel without the extras and then with them."""
+    session.install("build", "twine")
     built = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(built, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(built))
+    session.run("twine", "check", "--strict", *map(str, built.iterdir()))
     [wheel_file] = built.glob("*.whl")
+    packed = {name for name in ZipFile(wheel_file).namelist() if name.startswith("signalwire_streams/")}
+    files = (path for path in Path("signalwire_streams").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    if packed != (expected := {path.as_posix() for path in files}):
+        session.error(f"the wheel's contents differ from the package: {sorted(packed ^ expected)}")
     session.install(str(wheel_file))
     session.chdir(built.parent)
     session.run("python", "-c", "import signalwire_streams, signalwire_streams.simulator")

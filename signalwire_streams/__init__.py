@@ -4,13 +4,23 @@
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 ...     await client.conferences.stop_stream(conference_sid, stream)
 
-Each module below is imported when one of its names, or a name of a later module, is first used. So code that only
-catches an error does not pay for the client, and a client does not pay for bulk runs.
+The guides are in `signalwire_streams.guides`. The modules:
+
+- this one has the client, requests and responses, settings, bulk runs and errors;
+- `signalwire_streams.receiver` receives streams, and `signalwire_streams.receiver.audio` records them;
+- `signalwire_streams.callbacks` verifies and parses status callbacks;
+- `signalwire_streams.keep_streaming` keeps one stream on each live conference or call;
+- `signalwire_streams.redis_rate_limit` and `signalwire_streams.fleet` are for several hosts;
+- `signalwire_streams.telemetry` has spans and metrics, and `signalwire_streams.page` shows streams in a browser;
+- `signalwire_streams.adapters` is for agents in pipecat and livekit;
+- `signalwire_streams.simulator` is a Space for tests, and `signalwire_streams.pytest_plugin` has fixtures.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# Each is imported when one of its names, or a name of a later module, is first used. So code that only catches an error
+# does not pay for the client, and a client does not pay for bulk runs.
 _MODULES = "errors clock models _http.session middleware._policies middleware._rate_limit resources _client bulk"
 """Each of them lists its public names in ``__all__``, and imports none of the modules after it."""
 

@@ -35,7 +35,7 @@ def measure(plan: Plan) -> list[Section]:
             f"from {begins:.0f} s after the first start, for {window:.0f} s, at utilization=1.0; the server, Redis, "
             f"the {_WORKERS} workers and who submits share this machine"
         ),
-        f"the fullest window is any {window:.0f} s on the server: above 100, the Space would refuse starts",
+        f"the fullest window is any {window:.0f} s on the server: above 100, the Space would reject starts",
     )
     for _ in range(plan.pick(full=3, quick=1)):
         answer = _run(redis, int(LIMIT / WINDOW * (begins + window + 2.0)), begins=begins, window=window)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from math import exp, log
+from math import exp, floor, log
 from typing import Any, Generic, TypeVar
 
 from attrs import frozen
@@ -190,7 +190,7 @@ class ReportBuilder:
         self.counts[outcome.status] += 1
         self.attempts += outcome.attempts
         if outcome.attempts:
-            self._latencies[int(log(max(outcome.duration, _LEAST_LATENCY)) / _STEP)] += 1
+            self._latencies[floor(log(max(outcome.duration, _LEAST_LATENCY)) / _STEP)] += 1
             self.slowest = max(self.slowest, outcome.duration)
         if outcome.error is not None:
             self.errors[error_label(outcome.error)] += 1

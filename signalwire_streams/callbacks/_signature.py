@@ -29,7 +29,9 @@ Fields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Names and values of a form; pairs if a name may come more than once."""
 
 SIGNATURE_HEADER = "X-SignalWire-Signature"
+"""The header with the SHA-1 signature."""
 SHA256_SIGNATURE_HEADER = "X-SignalWire-SHA256-Signature"
+"""The header with the SHA-256 signature, which only JSON callbacks have."""
 ALIAS_HEADER = "X-Twilio-Signature"
 
 MAX_BODY = 1024 * 1024

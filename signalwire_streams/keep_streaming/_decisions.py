@@ -57,6 +57,7 @@ _NONE = StreamAttempt(number=0)
 _CLOSED = "its socket was closed"
 _STOPPED = "it was stopped"
 _NOBODYS = "the Space refuses the name, though no stream of this keeper has it"
+_OTHER = "the Space refuses the name, which a stream with other fields may have"
 _UNHEARD = "its socket was not opened in time"
 _UNKNOWN = "the response to a start was lost, and the Space may accept a second stream"
 _NOT_FOUND = "the Space found no stream by its name, but a late start may still create one"
@@ -96,6 +97,8 @@ class _Case:
 
     def accept(self, fate: Fate, sid: str) -> Self:
         """A stream of the attempt runs, as far as anybody knows now."""
+        if self.attempt.is_unwanted:
+            return self.change(Fate.ENDING, sid=sid).wait(0.0)
         return self.change(fate, sid=sid, settles_at=self.now + self.settings.min_lifetime).believe()
 
     def believe(self) -> Self:
@@ -184,7 +187,9 @@ def _accept(case: _Case, answer: StartAccepted) -> _Case:
 def _refuse_name(case: _Case, _: NameRefused) -> _Case:
     case = case.close()
     if case.state.of_fate(Fate.IN_DOUBT, Fate.ANSWERED, Fate.HEARD):
-        return case.believe()
+        if case.has_stream or not any(attempt.is_unwanted for attempt in case.state.attempts):
+            return case.believe()
+        return case.report(KeepStatus.IN_DOUBT, _OTHER).wait(case.settings.reassert)
     if case.state.of_fate(Fate.ENDING):  # it had the name, and is stopped next
         was_believed = case.state.status is KeepStatus.STREAMING
         return case.report(KeepStatus.WAITING, _CLOSED).wait(0.0) if was_believed else case
@@ -262,7 +267,9 @@ def _recover(case: _Case, restarted: KeeperRestarted) -> _Case:
     # A stop by name proves nothing, so on a call a start in doubt would be followed by a second one.
     if restarted.replaces and (case.settings.is_guarded or case.settings.in_doubt is not InDoubtPolicy.HOLD):
         case = case.turn(Fate.IN_DOUBT, to=Fate.ENDING)
-    attempts = tuple(evolve(attempt, settles_at=case.now) for attempt in case.state.attempts)
+    attempts = tuple(
+        evolve(attempt, settles_at=case.now, is_unwanted=restarted.replaces) for attempt in case.state.attempts
+    )
     reported = {"reported": KeepStatus.WAITING, "reported_reason": None}
     return case.set(attempts=attempts, pending=None, check_due=False, failures=0, **reported).wait(0.0)
 
@@ -419,6 +426,11 @@ def stopping(state: TargetState, settings: KeepSettings) -> TargetState:
         evolve(each, fate=Fate.IN_DOUBT if holds and each.sid is None else Fate.ENDING) for each in state.attempts
     )
     return evolve(state, attempts=tuple(attempts))
+
+
+def unproven(state: TargetState) -> tuple[StreamAttempt, ...]:
+    """Return the attempts whose streams may run though they were stopped, since only a stop by sid is proof."""
+    return tuple(attempt for attempt in state.attempts if attempt.sid is None)
 
 
 def decide(

@@ -110,6 +110,7 @@ KeepEvent: TypeAlias = (
     | TargetEnded
     | TargetReleased
 )
+"""What has become of a target."""
 
 
 @frozen(kw_only=True)

@@ -15,7 +15,7 @@ from attrs import define, evolve, field, frozen
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, StreamsError
 from signalwire_streams.keep_streaming._background import Alarm, BackgroundTasks
-from signalwire_streams.keep_streaming._decisions import decide, stopping
+from signalwire_streams.keep_streaming._decisions import decide, stopping, unproven
 from signalwire_streams.keep_streaming._events import (
     KeeperEvent,
     KeepStatus,
@@ -100,9 +100,7 @@ class Kept:
 
     def may_still_start(self, now: float) -> bool:
         """Return whether the Space may carry out a start whose response was lost, though its name was stopped."""
-        return any(
-            now < self.lost_at.get(each.number, self.since) + _LATE for each in self.state.attempts if each.sid is None
-        )
+        return any(now < self.lost_at.get(each.number, self.since) + _LATE for each in unproven(self.state))
 
     def leave(self) -> None:
         """Let nothing more come of it: another keeper has it, or none any more."""

@@ -1,8 +1,9 @@
 """The journal of a keeper in Redis, for several hosts: one of them holds its lease, and the others are on standby.
 
-Redis expires the lease unless it is renewed. The keeper that has it trusts it for a shorter time, by its own clock, and
-its requests have to end by then; so nothing is under way when the lease passes on. Each tenure has an id of its own,
-which fences the records: what an earlier tenure writes late is not written.
+Redis expires the lease unless it is renewed. The keeper that has it trusts it for a shorter time, and its requests have
+to end by then; so nothing is under way when the lease passes on. That time has passed once either of two clocks says
+so: the monotonic one, which may stand still while the machine is suspended, or the wall clock, which may be set. Each
+tenure has an id of its own, which fences the records: what an earlier tenure writes late is not written.
 """
 
 import asyncio
@@ -72,7 +73,7 @@ class RedisJournal:
         self._keys = f"{name}:lease", f"{name}:targets"
         self.targets = {}
         self._tenure, self._next_tenure = token_hex(16), token_hex(16)
-        self._trusted_until = -inf
+        self._trusted_until = self._renewed_at = -inf  # the latter by the wall clock
         self._losses = 0
         self.is_lost = True
         self._has_records = False  # which are those of the last tenure
@@ -104,10 +105,16 @@ class RedisJournal:
 
     @property
     def obstacle(self) -> str | None:
-        return None if self._clock.now() < self._trusted_until else self._why
+        return None if self._left > 0 else self._why
+
+    @property
+    def _left(self) -> float:
+        """Seconds for which the lease is still trusted."""
+        by_wall_clock = self._renewed_at + self._lease * _TRUSTED - self._clock.wall_time()
+        return min(self._trusted_until - self._clock.now(), by_wall_clock)
 
     async def acquire(self) -> bool:
-        while self._clock.now() >= self._trusted_until:
+        while self.obstacle is not None:
             await self._wait_for_news()
         was_lost, self.is_lost = self.is_lost, False
         return was_lost
@@ -115,8 +122,8 @@ class RedisJournal:
     async def permit(self) -> float:
         losses = self._losses
         while not self.is_lost and losses == self._losses:
-            if self._clock.now() < self._trusted_until - self._lease * _LEAST:
-                return self._trusted_until
+            if (left := self._left) > self._lease * _LEAST:
+                return self._clock.now() + left
             if self._is_ending:
                 break
             await self._wait_for_news()
@@ -202,7 +209,7 @@ class RedisJournal:
         milliseconds = round(self._lease * _EXPIRY * 1000) if lease is None else lease
         arguments = [self._tenure, self._next_tenure, milliseconds, _RETENTION, self._owner.names]
         arguments += [part for item in batch.items() for part in item]
-        asked_at = self._clock.now()
+        asked_at, renewed_at = self._clock.now(), self._clock.wall_time()
         status, *rest = await self._link.call(*self._keys, arguments=arguments)
         match decode(status):
             case "names":
@@ -223,7 +230,7 @@ class RedisJournal:
             case _:
                 self._confirm(batch)
         self._why = "the lease was not renewed in time"
-        self._trusted_until = asked_at + self._lease * _TRUSTED
+        self._trusted_until, self._renewed_at = asked_at + self._lease * _TRUSTED, renewed_at
         self._wake_waiters()
         return self._lease * _RENEWAL
 

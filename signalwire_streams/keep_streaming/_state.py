@@ -35,12 +35,14 @@ class StreamAttempt:
         fate: what is known of it.
         sid: the stream's id; known if the fate is ANSWERED or HEARD.
         settles_at: when its stream will have lived long enough not to count as failed.
+        is_unwanted: whether its stream is to be replaced, even if it is heard late.
     """
 
     number: int
     fate: Fate = Fate.SENDING
     sid: str | None = None
     settles_at: float = inf
+    is_unwanted: bool = False
 
 
 @frozen(kw_only=True)
@@ -84,6 +86,7 @@ class WaitUntil:
 
 
 KeepAction: TypeAlias = SaveAttempt | StartStream | StopBySid | StopByName | GetTarget | WaitUntil
+"""What a decision asks its caller to do."""
 
 
 @frozen(kw_only=True)
@@ -262,6 +265,7 @@ KeepObservation: TypeAlias = (
     | EndedCallback
     | StopAnswered
 )
+"""What a caller of `decide` has observed of a target."""
 
 
 @frozen(kw_only=True)

@@ -87,8 +87,7 @@ class AudioSocket(web.WebSocketResponse):
             queue.on_message = self.on_message
             parser = WebSocketReader(queue, self._max_msg_size, compress=False, decode_text=True)
             _, _ = parser.feed_data(b"")  # to see whether it returns what `_BufferedReads` expects
-            protocol._payload_parser = None  # noqa: SLF001  (or it refuses another parser)
-            protocol.set_parser(parser)
+            protocol._payload_parser = parser  # noqa: SLF001  (it accepts only the first one that is set)
         except (AttributeError, TypeError, ValueError):
             return
         self._reader, self._parser = queue, parser

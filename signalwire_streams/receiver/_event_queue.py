@@ -52,10 +52,7 @@ class Waiter:
         if self.is_awaited:
             raise ClientStateError(f"only one loop at a time can iterate over {self._iterated}")
         self.is_awaited = self._asyncio_future_blocking = True
-        try:
-            yield self
-        finally:
-            self.is_awaited = False
+        yield self
 
     def wake(self) -> None:
         """Resume the task in the loop's next turn."""
@@ -89,6 +86,8 @@ class Waiter:
         return True
 
     def result(self) -> None:
+        """End the wait; the task calls this first when it is resumed, also by a cancellation."""
+        self.is_awaited = False
         if self._cancellation is not None:
             cancellation, self._cancellation = self._cancellation, None
             raise cancellation

@@ -288,7 +288,7 @@ class PendingStreams:
         return stream
 
     def expect(self, token: str, stream: ExpectedStream) -> None:
-        """Have a stream admitted that is started elsewhere, by a token that no other one has."""
+        """Admit the socket of a stream that is started elsewhere, by a token of its own."""
         self.check_open()
         self._by_token[token_hash(token)] = stream
 

@@ -165,7 +165,7 @@ async def dial_media(
 
     Raises:
         ValueError: an argument is invalid; nothing was dialled.
-        OSError: the WAV file can't be read, or not any more.
+        OSError: the WAV file can't be read, or can no longer be read.
     """
     sound = WavFile(Path(audio)) if isinstance(audio, str | Path) else audio or Tone(seconds=1.0)
     _check_start(url, codec)
@@ -255,7 +255,7 @@ def _reason(error: Exception, *, has_token: bool) -> str:
         case aiohttp.WSServerHandshakeError(status=101):
             what = f"accepted the upgrade with a response that is no WebSocket handshake: {error.message}"
         case aiohttp.WSServerHandshakeError() if error.status in _REDIRECTS:
-            what = f"redirects the upgrade with HTTP {error.status}, which a Space may not follow: give its target"
+            what = f"redirects the upgrade with HTTP {error.status}, which a Space may not follow: dial its target"
         case aiohttp.WSServerHandshakeError():
             token = f", with{'' if has_token else 'out'} a bearer token" if error.status in _UNAUTHORIZED else ""
             what = f"rejected the upgrade with HTTP {error.status}{token}"
@@ -367,7 +367,7 @@ def _broken_by_audio(seen: Observations, limits: Limits) -> Iterator[tuple[Endpo
             yield from _broken_by_interruption(seen, limits.max_clear_ms)
         if seen.unheard > _MAX_UNHEARD:
             rest = f"{_ms(seen.unheard):,} ms before all of its audio was heard"
-            yield EndpointRule.CLOSED_EARLY, f"the endpoint closed the socket {rest}: a mark returns when it was"
+            yield EndpointRule.CLOSED_EARLY, f"the endpoint closed the socket {rest}: a mark tells when it was"
 
 
 def _broken_by_interruption(seen: Observations, most: float) -> Iterator[tuple[EndpointRule, str]]:

@@ -65,7 +65,7 @@ class OutboundClient:
 def _new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
     # Each stream needs its connection for as long as it lasts, so there may be as many as there are streams.
     redirects = aiohttp.TraceConfig()
-    redirects.on_request_redirect.append(_refuse_redirect)
+    redirects.on_request_redirect.append(_fail_on_redirect)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -73,7 +73,7 @@ def _new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
     )
 
 
-async def _refuse_redirect(_: object, __: object, parameters: aiohttp.TraceRequestRedirectParams) -> None:
+async def _fail_on_redirect(_: object, __: object, parameters: aiohttp.TraceRequestRedirectParams) -> None:
     """Have a redirected upgrade fail: RFC 6455, 4.1, lets clients choose, and what a Space does is not documented."""
     response = parameters.response
     response.close()

@@ -25,6 +25,7 @@ def new_sid(source: random.Random) -> str:
 
 
 Dialect = Literal["signalwire", "twilio"]
+"""The vendor whose frames are sent."""
 DuplicateNames = Literal["stream-error", "http-error", "allow"]
 
 

@@ -1,10 +1,8 @@
 """A Space that plays what it receives, and a session of one of its streams."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -12,15 +10,6 @@ import pytest
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace, Sound, Stream
 from tests.conftest import ClientFactory
-
-README = Path(__file__).parents[2] / "README.md"
-
-
-def guide(name: str, scope: dict[str, Any]) -> None:
-    """Run README's program that uses a name."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
-    [code] = [block for block in blocks if name in block]
-    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
 
 
 class Conversation:

@@ -11,9 +11,10 @@ import pytest
 from signalwire_streams import InvalidRequestError, TransportError
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 from signalwire_streams.simulator import Tone
+from tests.guides.documents import run_code
 from tests.waiting import until
 
-from .conftest import Conversation, Converse, guide
+from .conftest import Conversation, Converse
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -210,11 +211,10 @@ async def test_output_needs_a_stream_that_plays(converse: Converse) -> None:
 
 
 async def test_the_guide_answers_a_call(converse: Converse) -> None:
-    """README's program: the agent hears and answers, and ends with the stream."""
+    """The guide's program: the agent hears and answers, and ends with the stream."""
     ears = Ears()
     session: AgentSession[None] = AgentSession(stt=ears, turn_detection="manual")
-    scope: dict[str, Any] = {"my_agent_session": lambda: session}
-    guide("SignalWireAudioInput", scope)
+    scope = run_code("agents-and-transcription/livekit_agent.py", my_agent_session=lambda: session)
     there = await converse(audio=Tone())
     answering = asyncio.create_task(scope["answer"](there.session))
     await until(lambda: ears.frames)

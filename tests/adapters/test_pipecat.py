@@ -17,10 +17,9 @@ from signalwire_streams.receiver import StartEvent, decode_event
 from signalwire_streams.receiver.audio import UnknownEncodingError
 from signalwire_streams.simulator import Certificates, Silence, SimulatedSpace, Sound, Stream, Tone
 from tests.conftest import ClientFactory
+from tests.guides.documents import run_code
 from tests.uvicorn_server import running
 from tests.waiting import until
-
-from .conftest import guide
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -407,10 +406,9 @@ def test_wrong_arguments_are_rejected() -> None:
 async def test_the_guide_answers_a_call(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, certificates: Certificates
 ) -> None:
-    """README's program: it rejects a stream without the token, hears and answers a call, and hangs up."""
+    """The guide's program: it rejects a stream without the token, hears and answers a call, and hangs up."""
     bot = Bot()
-    scope: dict[str, Any] = {"my_agent": lambda: [bot], "TOKEN": "token"}
-    guide("SignalWireFrameSerializer", scope)
+    scope = run_code("agents-and-transcription/pipecat_agent.py", my_agent=lambda: [bot], TOKEN="token")
     service = Service()
     service.application = scope["app"]
     await serve(service, audio=Tone())

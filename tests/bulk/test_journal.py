@@ -155,6 +155,13 @@ async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> N
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 
+def test_connections_of_a_journal_hardly_block_the_event_loop(tmp_path: Path) -> None:
+    """What another program's lock prevents is tried again later; that of the run itself waits for 200 ms."""
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
+        waits = [each.execute("PRAGMA busy_timeout").fetchone() for each in (*journal._guards, journal._lock)]
+    assert waits == [(0,), (0,), (200,)]
+
+
 async def test_unnamed_items_of_one_target_have_separate_rows(tmp_path: Path) -> None:
     """Nothing ties two unnamed items together."""
     with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:

@@ -386,6 +386,22 @@ def fails_to_verify(error: Exception, *_: Any) -> Any:
     raise error
 
 
+def test_check_of_a_journal_that_never_stops_changing_ends(tmp_path: Path, client: StreamsClient) -> None:
+    """Another program may change the files while they are compared, but not for ever."""
+    path = client.create_journal([], journal=tmp_path / "run.db").path
+    tried = []
+
+    def change(journal: JournalPath, database: sqlite3.Connection) -> None:
+        tried.append(True)
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute(f"PRAGMA user_version = {2 * len(tried)}")
+        raise JournalError("it has changed")
+
+    with pytest.raises(JournalError, match="it has changed"):
+        write_ahead_log.verify(journal_path(path), change)
+    assert len(tried) == 11
+
+
 def test_generations_are_serial_numbers() -> None:
     """They have 31 bits, and begin again at zero."""
     last, first, second = Header(0, 0xFFFFFFFE), Header(0, 0), Header(0, 2)

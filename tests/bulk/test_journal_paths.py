@@ -1,4 +1,4 @@
-"""Paths that can't be a journal's: refused in one sentence, with nothing opened, made, changed or deleted."""
+"""Paths that can't be a journal's: rejected in one sentence, with nothing opened, made, changed or deleted."""
 
 import os
 import shutil
@@ -243,6 +243,13 @@ async def test_remains_of_another_journal_stay(
     with pytest.raises(InvalidRequestError, match="files of another journal are next to"):
         await use(client, tmp_path / "run.db")
     assert snapshot(tmp_path) == before
+
+
+async def test_index_that_sqlite_had_only_begun_is_its_own(client: StreamsClient, tmp_path: Path) -> None:
+    """SQLite begins an index with three bytes; a process may be killed then."""
+    journal = client.create_journal([], journal=tmp_path / "run.db")
+    (tmp_path / "run.db-shm").write_bytes(bytes(3))
+    assert (await client.start_streams([], journal=journal.path, resume=True).report()).total == 0
 
 
 @pytest.mark.parametrize("use", USES)

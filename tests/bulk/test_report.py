@@ -12,16 +12,25 @@ def outcome(
     return BulkOutcome(index=0, item="x", status=state, duration=seconds, attempts=attempts, error=error)
 
 
-def test_percentiles_are_exact_to_two_percent() -> None:
-    """Latencies of 1 to 1,000 seconds, each once: the percentiles are those of the sorted list."""
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e-8])
+def test_percentiles_are_exact_to_two_percent(unit: float) -> None:
+    """Latencies of 1 to 1,000 units, each once: the percentiles are those of the sorted list."""
     tally = ReportBuilder()
-    for seconds in range(1, 1_001):
-        tally.add(outcome(BulkStatus.STARTED, float(seconds)))
+    for number in range(1, 1_001):
+        tally.add(outcome(BulkStatus.STARTED, number * unit))
     latencies = tally.report(1.0).latency_percentiles
 
-    assert latencies == pytest.approx({50: 500.0, 95: 950.0, 99: 990.0, 100: 1_000.0}, rel=0.021)
-    assert latencies[100] == 1_000.0
-    assert latencies[50] >= 500.0
+    assert latencies == pytest.approx({50: 500 * unit, 95: 950 * unit, 99: 990 * unit, 100: 1_000 * unit}, rel=0.021)
+    assert latencies[100] == 1_000 * unit
+    assert latencies[50] >= 500 * unit
+
+
+def test_median_of_three_latencies_is_the_second() -> None:
+    tally = ReportBuilder()
+    for seconds in (100.0, 1.0, 10.0):
+        tally.add(outcome(BulkStatus.STARTED, seconds))
+    latencies = tally.report(1.0).latency_percentiles
+    assert latencies == pytest.approx({50: 10.0, 95: 100.0, 99: 100.0, 100: 100.0}, rel=0.021)
 
 
 def test_single_latency_is_every_percentile() -> None:

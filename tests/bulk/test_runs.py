@@ -42,6 +42,10 @@ def states(outcomes: list[BulkOutcome[Any]]) -> Counter[BulkStatus]:
     return Counter(outcome.status for outcome in outcomes)
 
 
+def tasks_of_runs() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if "_runner.py" in repr(task)]
+
+
 async def test_bulk_run_starts_and_stops_conferences_and_calls(client_for: Any) -> None:
     """Every item of a mixed input gets one outcome, and the streams that came of it can all be stopped."""
     async with SimulatedSpace(conferences=20, calls=20) as space:
@@ -244,6 +248,7 @@ async def test_leaving_the_loop_early_leaves_no_task_running(client_for: Any) ->
 
         run = client.start_streams(counted(), concurrency=8)
         async for _ in run:
+            assert tasks_of_runs()
             break
         report = await run.report()
 
@@ -251,7 +256,7 @@ async def test_leaving_the_loop_early_leaves_no_task_running(client_for: Any) ->
         assert report.total == taken
         assert len(space.streams.active()) == report.counts[BulkStatus.STARTED]
         await asyncio.sleep(0)
-        assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task) or "take_in" in repr(task)]
+        assert not tasks_of_runs()
 
 
 async def test_requests_in_flight_after_the_timeout_are_cancelled_and_classified(
@@ -347,6 +352,7 @@ async def test_cancelling_the_shutdown_leaves_no_task_running(client_for: Any, s
 
     consumer = asyncio.create_task(go_through())
     await space.requests.wait_for(3)
+    assert tasks_of_runs()
     consumer.cancel()
     await asyncio.sleep(0.01)
     consumer.cancel()
@@ -354,7 +360,7 @@ async def test_cancelling_the_shutdown_leaves_no_task_running(client_for: Any, s
     for _ in range(5):
         await asyncio.sleep(0)
 
-    assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task)]
+    assert not tasks_of_runs()
     assert (await run.report()).counts == {BulkStatus.UNKNOWN: 3}
 
 

@@ -1,4 +1,4 @@
-"""Starts that were refused for now although the Space may have carried them out, or certainly did not."""
+"""Starts that were rejected for now although the Space may have carried them out, or certainly did not."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Diagnosis of a refused signature."""
+"""Diagnosis of a rejected signature."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Properties: whatever is changed on the way, the request is refused."""
+"""Properties: whatever is changed on the way, the request is rejected."""
 
 from typing import Any
 

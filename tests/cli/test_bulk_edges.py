@@ -129,7 +129,7 @@ async def test_rate_option_rejects_nan(shell: Shell, space: SimulatedSpace, tmp_
 async def test_progress_shows_a_rate_below_one(client: StreamsClient) -> None:
     run = client.start_streams([])
     runner = BulkRunner(run, Account(None, None, as_json=False), RunOptions(rate=0.2), total=1)
-    assert " of 0 requests/s" not in runner._progress().line
+    assert " of 0.2 requests/s" in runner._progress().line
     assert (await run.report()).total == 0
 
 

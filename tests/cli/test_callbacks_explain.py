@@ -1,4 +1,4 @@
-"""``callbacks explain``: why the signature of a captured request is refused."""
+"""``callbacks explain``: why the signature of a captured request is rejected."""
 
 import io
 import sys

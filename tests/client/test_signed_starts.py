@@ -253,13 +253,14 @@ async def test_journal_keeps_no_token_and_asks_for_them(
     assert b"acme" not in written
 
 
-@pytest.mark.timeout(85.0)  # a thousand sockets, on a machine that may be busy
-async def test_run_of_1000_that_waits_past_the_ttl_is_admitted_whole(client_for: Any, tmp_path: Path) -> None:
+async def test_run_that_waits_past_the_ttl_is_admitted_whole(
+    client_for: Any, tmp_path: Path, idle_clock: Clock
+) -> None:
     """It waits as a plan, and once more in the middle, while the Space rejects all requests for longer than the ttl."""
     fake = Clock.fake()
 
     async def sleep(seconds: float) -> None:
-        await until(lambda: len(admitted) == len(space.streams), timeout=75)  # the sockets of streams come at once
+        await until(lambda: len(admitted) == len(space.streams))  # the sockets of streams come at once
         await fake.sleep(seconds)
 
     clock = evolve(fake, sleep=sleep)
@@ -280,7 +281,7 @@ async def test_run_of_1000_that_waits_past_the_ttl_is_admitted_whole(client_for:
     sound = Tone(seconds=0.02)
     async with (
         receiver.serve() as url,
-        SimulatedSpace(conferences=1000, audio=sound, real_time=False, allow_ws=True) as space,
+        SimulatedSpace(conferences=300, audio=sound, real_time=False, allow_ws=True) as space,
     ):
         client = client_for(space, clock=clock, middlewares=[without_tls])
         requests = [
@@ -294,11 +295,11 @@ async def test_run_of_1000_that_waits_past_the_ttl_is_admitted_whole(client_for:
         async for outcome in run:
             assert outcome.status is BulkStatus.STARTED, outcome.error
             outcomes += 1
-            await until(lambda: len(admitted) > outcomes - 100, timeout=75)  # noqa: B023  (a slow machine keeps up)
-            if outcomes == 500:
+            await until(lambda: len(admitted) > outcomes - 100)  # noqa: B023  (a slow machine keeps up)
+            if outcomes == 150:
                 space.faults.add("throttle", on="start", times=2, retry_after=45)
-        await until(lambda: not space.streams.active(), timeout=75)
+        await until(lambda: not space.streams.active())
         assert [stream.error for stream in space.streams if stream.error] == []
     assert admitted == set(space.conference_sids)
     assert receiver.rejected_upgrades == 0
-    assert space.requests.count("start-conference-stream") > 1000
+    assert space.requests.count("start-conference-stream") > 300

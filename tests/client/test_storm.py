@@ -1,4 +1,4 @@
-"""Hundreds of starts on a Space that loses and refuses one in ten: nothing doubled, nothing lost, nothing untyped."""
+"""Hundreds of starts on a Space that loses and rejects one in ten: nothing doubled, nothing lost, nothing untyped."""
 
 import asyncio
 import os

@@ -81,10 +81,10 @@ async def test_submit_and_worker_repeat_scripts_that_failed(
 async def test_worker_keeps_its_lease_if_renewals_fail_for_a_moment(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, proxy: RedisProxy, error: str
 ) -> None:
-    space.faults.add("latency", on="start", seconds=0.6, executed=True)
+    space.faults.add("latency", on="start", seconds=1.4, executed=True)
     spoiled = proxy.spoil(script_of("RENEW_LEASE"), ERRORS[error], times=2)
     run = await fleet.submit(requests_for(space))
-    workers(lease_seconds=2.0)  # renewed after half a second
+    workers(lease_seconds=5.0)  # renewed after a quarter of it
 
     assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.STARTED] * 7
     assert spoiled.seen > 0

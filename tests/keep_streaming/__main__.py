@@ -28,7 +28,8 @@ def play(scene: soak.Scene) -> Row:
         f"{report.events.get('StreamingInDoubt', 0):,} times in doubt, {report.starts:,} starts, "
         f"at most {report.kept:,} kept at once"
     )
-    return text, scene not in soak.CONFERENCES.values() or (report.doubled == 0 and report.share >= 0.98)
+    broken = scene.broken_promises(report)
+    return "\n  ".join([text, *broken]), not broken
 
 
 def main() -> int:

@@ -8,12 +8,12 @@ Streams have the numbers of their attempts, which are also their sids. Of times 
 come in any: a time is 1 until it comes, and then 0. What is on its way arrives in any order, or, if it is a callback,
 never; only a socket is opened before it is closed. It arrives before a time comes, unless it is late. A keeper that is
 killed leaves requests behind that are carried out later or never, and its journal has either everything or only what
-had to be saved.
+had to be saved. One that ends and stops its streams tells which of them may still run; no others do.
 """
 
 import gc
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
 from math import inf
 from operator import attrgetter
@@ -52,7 +52,7 @@ from signalwire_streams.keep_streaming import (
     TimePassed,
     WaitUntil,
 )
-from signalwire_streams.keep_streaming._decisions import RULES, Observed, Planned, decide_by
+from signalwire_streams.keep_streaming._decisions import RULES, Observed, Planned, decide_by, stopping, unproven
 from signalwire_streams.keep_streaming._state import (
     ObservationOfAttempt,
 )
@@ -80,6 +80,7 @@ class Faults(NamedTuple):
     rejections: int = 0
     ends: int = 0
     pauses: int = 0
+    stops: int = 0
 
 
 @frozen(kw_only=True)
@@ -145,6 +146,9 @@ class World(NamedTuple):
     is_live: bool
     faults: Faults
     is_paused: bool = False  # starts wait for a receiver
+    is_up: bool = True  # there is a keeper
+    is_told: bool = False  # the one that ended said that a stream may still run
+    replaced: int = -1  # the last attempt with fields that are not wanted any more
 
     def but(self, **changes: Any) -> "World":
         """Do the same as ``_replace``, at a third of the price."""
@@ -206,9 +210,13 @@ class Model:
         *,
         at_most_one: bool = True,
         at_least_one: bool = True,
+        replaces: bool = False,
         rules: Mapping[str, Observed | Planned] = RULES,
+        stop: Callable[[TargetState, KeepSettings], TargetState] = stopping,
+        unproven: Callable[[TargetState], object] = unproven,
     ) -> None:
         self._space, self._settings, self._rules = space, settings, rules
+        self._replaces, self._stop_all, self._unproven = replaces, stop, unproven
         self._at_most_one, self._at_least_one = at_most_one, at_least_one
         self._ignores_late = rules.get(_IGNORE_LATE) is RULES[_IGNORE_LATE]
         self._decided: dict[tuple[Same[TargetState], KeepObservation, bool], _Decided] = {}
@@ -282,6 +290,8 @@ class Model:
     # --- The keeper
 
     def _observe(self, world: World, observation: KeepObservation) -> World:
+        if not world.is_up:
+            return world
         known = self._decided.get((world.state, observation, world.is_paused))
         if known is None:
             until = 1.0 if world.is_paused else -inf
@@ -345,6 +355,12 @@ class Model:
     # --- What may happen
 
     def _moves(self, world: World) -> Iterator[tuple[Label, World]]:
+        if not world.is_up:
+            for request in world.requests:
+                yield ("the Space carries out", request), _silent(self._carry_out(world, request))
+            begun = world.but(is_up=True, is_told=False)
+            yield ("a keeper begins",), self._begin_again(begun, world.journal, is_recorded=world.is_told)
+            return
         for request in world.requests:
             yield ("the Space carries out", request), self._carry_out(world, request)
             if request.value.is_awaited:
@@ -416,21 +432,46 @@ class Model:
             for stream in world.streams:
                 ended = _end(ended, stream)
             yield ("the target ends",), ended
+        if faults.stops and not any(request.value.is_awaited for request in world.requests):
+            yield from self._end_keeper(_spend(world, "stops"))
         yield from self._kill(world)
+
+    def _end_keeper(self, world: World) -> Iterator[tuple[Label, World]]:
+        """Wait for a stop of each attempt, and tell and record what may still run."""
+        state = self._stop_all(world.state.value, self._settings)
+        stops = [
+            Same.of(Request(StopByName(attempt=one.number) if one.sid is None else StopBySid(sid=one.sid), False))
+            for one in state.attempts
+        ]
+        journal, nothing = Same.of(_plain(state)), Same.of(evolve(_BLANK, last=state.last))
+        ended = world.but(state=journal, journal=journal, is_up=False, is_told=True)
+        if stops and world.faults.lost_responses:
+            late = _spend(ended, "lost_responses").but(requests=ended.requests.union(stops))
+            yield ("the keeper ends, and its stops are late",), _silent(late)
+        for stop in stops:
+            ended = self._carry_out(ended, stop)
+        if not self._unproven(state):
+            ended = ended.but(state=nothing, journal=nothing, is_told=False)
+        yield ("the keeper ends, and stops",), _silent(ended)
+
+    def _begin_again(self, world: World, journal: Same[TargetState], *, is_recorded: bool = True) -> World:
+        replaced = journal.value.last if self._replaces and is_recorded else -1
+        began = world.but(state=journal, replaced=replaced)
+        following = self._observe(began, KeeperRestarted(replaces=self._replaces) if is_recorded else TargetListed())
+        return following.but(journal=following.state)
 
     def _kill(self, world: World) -> Iterator[tuple[Label, World]]:
         faults = world.faults
         if faults.kills:
             for requests in {_late(world), _late(world, only_late=True)}:
                 for journal in {world.journal, world.state} if self._space.loses_callbacks else {world.state}:
-                    killed = _begin_again(_spend(world, "kills"), requests, journal)
+                    killed = _without_process(_spend(world, "kills"), requests, journal)
                     late = sorted(requests, key=attrgetter("text"))
                     label = "the keeper is killed, and goes on from", journal, "with late requests", late
-                    recovered = self._observe(killed, KeeperRestarted())
-                    yield label, recovered.but(journal=recovered.state)
+                    yield label, self._begin_again(killed, journal)
         if faults.lost_journals:
             blank = Same.of(evolve(_BLANK, last=world.state.value.last))
-            killed = _begin_again(_spend(world, "lost_journals"), _late(world), blank)
+            killed = _without_process(_spend(world, "lost_journals"), _late(world), blank)
             yield ("the keeper is killed, and its journal lost",), self._observe(killed, TargetListed())
 
     # --- What has to be
@@ -439,6 +480,8 @@ class Model:
         """Let everything work from here on, and return whether there is one stream within four rounds."""
         if not self._at_least_one:
             return Verdict(problem="two streams" if self._at_most_one and len(world.streams) > 1 else None)
+        if not world.is_up:
+            return Verdict(problem=self._left_running(world))
         rounds = 0
         world = world.but(faults=_NO_FAULTS, journal=world.state, is_paused=False)
         for number in range(ROUNDS + 2):
@@ -453,6 +496,13 @@ class Model:
         if rounds > ROUNDS:
             return Verdict(problem=f"not one stream, but {world.streams}, and the keeper believes: {world.state}")
         return Verdict(problem=None, rounds=rounds, is_doubt=world.state.value.status is KeepStatus.IN_DOUBT)
+
+    def _left_running(self, world: World) -> str | None:
+        """Return what is wrong with a Space whose keeper has ended, once everything is carried out."""
+        for request in sorted(world.requests, key=attrgetter("text"), reverse=True):  # stops, and then starts
+            world = _silent(self._carry_out(world, request))
+        runs = any(number != FOREIGN for number, _ in world.streams)
+        return "a stream that was to be stopped runs, and nobody was told" if runs and not world.is_told else None
 
     def _run_round(self, world: World) -> "_Round":
         """Have everything arrive that is on its way, and look; then comes a list, and the time that is waited for."""
@@ -489,6 +539,11 @@ class Model:
             return status is KeepStatus.ENDED
         if status is KeepStatus.IN_DOUBT:  # nobody can know whose stream it is, or whether there is one
             return len(world.streams) == 1 or not (world.streams or self._settings.is_guarded)
+        replaced = [number for number, _ in world.streams if FOREIGN < number <= world.replaced]
+        # A late start that nothing tells of may take the name once another stream has ended unnoticed.
+        is_seen = self._settings.receives or not self._space.loses_callbacks
+        if status is KeepStatus.STREAMING and replaced and is_seen and self._at_most_one:
+            return False
         received = [number for number, is_open in world.streams if is_open or not self._settings.receives]
         doubted = world.state.value.of_fate(Fate.ENDING, Fate.ABANDONED)
         if not self._at_most_one and any(attempt.sid is None for attempt in doubted):  # another may run: that was told
@@ -531,6 +586,11 @@ def _changed(state: Same[TargetState], *, next_at: float | None = None, has_sett
     return Same.of(changed)
 
 
+def _silent(world: World) -> World:
+    """Nobody is there whom the Space could tell."""
+    return world.but(messages=frozenset(), streams=tuple((number, False) for number, _ in world.streams))
+
+
 def _spend(world: World, fault: str) -> World:
     left = {fault: getattr(world.faults, fault) - 1, "total": world.faults.total - 1}
     return world.but(faults=world.faults._replace(**left) if left["total"] else _NO_FAULTS)
@@ -566,7 +626,7 @@ def _late(world: World, *, only_late: bool = False) -> frozenset[Same[Request]]:
     return frozenset(Same.of(Request(request.action, False)) for request in kept)
 
 
-def _begin_again(world: World, requests: frozenset[Same[Request]], journal: Same[TargetState]) -> World:
+def _without_process(world: World, requests: frozenset[Same[Request]], journal: Same[TargetState]) -> World:
     callbacks = frozenset(message for message in world.messages if message.value.kind == "callback")
     streams = tuple((number, False) for number, _ in world.streams)
     return world.but(requests=requests, messages=callbacks, streams=streams, state=journal, journal=journal)

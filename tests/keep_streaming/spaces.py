@@ -36,6 +36,7 @@ class Setup:
         at_most_one: whether there may never be two streams.
         at_least_one: whether there has to be one, or an event that says that nobody can know.
         without: faults after which nothing can be promised, so that they are not tried.
+        replaces: whether a keeper that begins again wants other streams.
     """
 
     settings: KeepSettings
@@ -43,17 +44,21 @@ class Setup:
     at_most_one: bool = True
     at_least_one: bool = True
     without: tuple[str, ...] = ()
+    replaces: bool = False
 
     def check(self, faults: Faults, *, starts: int = MAX_STARTS, **changes: Any) -> Result:
         return self._model(**changes).check(faults._replace(**dict.fromkeys(self.without, 0)), starts=starts)
 
     def walk(self, steps: int, seed: int) -> Result:
         random = Random(seed)  # noqa: S311  (no secret depends on it)
-        endless = Faults(*(steps for _ in Faults._fields))._replace(ends=0, **dict.fromkeys(self.without, 0))
+        # One that ends after its journal was lost can't tell what it left.
+        without = dict.fromkeys((*self.without, "ends", "stops"), 0)
+        endless = Faults(*(steps for _ in Faults._fields))._replace(**without)
         return self._model().walk(endless, steps, random)
 
     def _model(self, **changes: Any) -> Model:
-        return Model(self.settings, self.space, at_most_one=self.at_most_one, at_least_one=self.at_least_one, **changes)
+        promises: Any = {"at_most_one": self.at_most_one, "at_least_one": self.at_least_one, "replaces": self.replaces}
+        return Model(self.settings, self.space, **promises, **changes)
 
 
 def settings(duplicate_names: str, **changes: Any) -> KeepSettings:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 from attrs import evolve, frozen
 
-from signalwire_streams.keep_streaming import Fate, KeepStatus, SaveAttempt, StopAnswered, TargetMissing
+from signalwire_streams.keep_streaming import (
+    Fate,
+    KeepSettings,
+    KeepStatus,
+    SaveAttempt,
+    StopAnswered,
+    TargetMissing,
+    TargetState,
+)
 from signalwire_streams.keep_streaming._decisions import RULES, Observed, Planned
 from tests.keep_streaming.model import Faults, Space
 from tests.keep_streaming.spaces import CONFERENCES, OTHERS, Setup, faults
@@ -51,6 +59,23 @@ def test_target_has_one_stream_after_any_number_of_faults(setup: Setup) -> None:
     assert result.problem is None, result
 
 
+ENDS = faults(2, stops=1, lost_responses=1, kills=1, drops=1, half_open=1)
+
+REPLACES = faults(2, stops=1, lost_responses=1, kills=1)
+
+
+@pytest.mark.parametrize("replaces", [False, True], ids=["keeps", "replaces"])
+@pytest.mark.parametrize("setup", [pytest.param(setup, id=name) for name, setup in {**CONFERENCES, **OTHERS}.items()])
+def test_keepers_that_end_and_begin_leave_what_they_say(setup: Setup, replaces: bool) -> None:
+    """With ``on_exit="stop"`` no stream runs after the end that was not told, and the next keeper has one stream.
+
+    With ``on_change="replace"`` that one has its own fields, or is in doubt.
+    """
+    tried = REPLACES if replaces else ENDS
+    result = evolve(setup, replaces=replaces).check(tried, starts=2)
+    assert result.problem is None, result
+
+
 # --- Each rule is needed
 
 
@@ -88,6 +113,15 @@ def believes_journal(case: Any, _: object) -> Any:
     return case.turn(Fate.SENDING, to=Fate.IN_DOUBT).set(pending=None)
 
 
+def takes_old_streams_for_wanted(case: Any, restarted: Any) -> Any:
+    case = RULES["after a restart of the keeper nothing is certain"].apply(case, restarted)  # type: ignore[call-arg]
+    return case.set(attempts=tuple(evolve(attempt, is_unwanted=False) for attempt in case.state.attempts))
+
+
+def takes_any_stream_for_wanted(case: Any, _: object) -> Any:
+    return case.close().believe() if case.state.of_fate(Fate.IN_DOUBT) else None
+
+
 def starts_unsaved(case: Any) -> Any:
     start: Any = RULES["a target without a stream gets one"].apply
     case, actions = start(case)
@@ -116,6 +150,7 @@ HERE = CONFERENCES["refused in the response, received here"]
 ELSEWHERE = CONFERENCES["refused in the response, received elsewhere"]
 HELD, HELD_HERE = OTHERS["calls that hold"], OTHERS["calls that hold, received here"]
 HELD_UNTOLD = evolve(HELD, space=Space(refuses=None))
+TOLD_OTHERS = evolve(ELSEWHERE, space=Space(loses_callbacks=False), replaces=True)
 AGAIN, AGAIN_HERE = OTHERS["calls that restart"], OTHERS["calls that restart, received here"]
 
 MUTANTS = {
@@ -133,6 +168,7 @@ MUTANTS = {
     "a refused name means that a stream runs": [
         Mutant(ELSEWHERE, faults(1, lost_responses=1)),
         Mutant(ELSEWHERE, faults(1, lost_responses=1), takes_refusal_for_failure),
+        Mutant(TOLD_OTHERS, faults(2, kills=1, lost_responses=1), takes_any_stream_for_wanted),
     ],
     "a rejected start is closed": [Mutant(HERE, faults(1, rejections=1))],
     "a start without a response is in doubt": [
@@ -155,6 +191,7 @@ MUTANTS = {
     "after a restart of the keeper nothing is certain": [
         Mutant(HERE, faults(1, kills=1)),
         Mutant(HERE, faults(1, kills=1), believes_journal),
+        Mutant(evolve(HERE, replaces=True), faults(1, kills=1), takes_old_streams_for_wanted),
     ],
     "a request under way is waited for": [Mutant(HELD, faults(1, torn_lists=1))],
     "a target that may have ended is checked": [Mutant(HERE, faults(1, ends=1))],
@@ -199,3 +236,18 @@ def test_rule_is_needed(rule: str, mutant: Mutant) -> None:
     result = mutant.setup.check(mutant.faults, starts=2, rules=changed)
     assert result.problem is not None
     assert len(result.steps) <= 15
+
+
+def stops_without_a_doubt(state: TargetState, _: KeepSettings) -> TargetState:
+    return evolve(state, attempts=tuple(evolve(attempt, fate=Fate.ENDING) for attempt in state.attempts))
+
+
+@pytest.mark.parametrize(
+    ("setup", "changes"),
+    [
+        pytest.param(HERE, {"unproven": lambda _: ()}, id="a stop by name is taken for proof"),
+        pytest.param(HELD, {"stop": stops_without_a_doubt}, id="a call that is stopped by name is not held"),
+    ],
+)
+def test_what_is_told_at_the_end_is_needed(setup: Setup, changes: dict[str, Any]) -> None:
+    assert setup.check(ENDS, starts=2, **changes).problem is not None

@@ -36,8 +36,12 @@ class Time:
     """A clock that a test sets; waits on it are short."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
-        self.clock = Clock(now=lambda: self.now, sleep=lambda _: asyncio.sleep(0.01))
+        self.now, self.suspended = 1000.0, 0.0
+        self.clock = Clock(
+            now=lambda: self.now,
+            sleep=lambda _: asyncio.sleep(0.01),
+            wall_time=lambda: self.now + self.suspended,
+        )
 
 
 @pytest.fixture
@@ -129,6 +133,20 @@ class TestHolder:
         assert await journal.permit() == time.now + SECONDS * 0.65, "it was renewed, so that no request outlasts it"
         time.now += SECONDS
         assert journal.obstacle == "the lease was not renewed in time"
+
+    async def test_lease_is_not_trusted_after_a_suspension(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
+        """The monotonic clock of a machine that is suspended stands still, and its renewals with it."""
+        first, second = await hosts.open(), await hosts.open()
+        await first.acquire()
+        time.suspended += SECONDS
+        assert first.obstacle == "the lease was not renewed in time"
+        redis.ask("DEL", LEASE)  # as it expired meanwhile
+        await second.acquire()
+        with pytest.raises(LeaseLostError):
+            await first.permit()
+        time.suspended -= 2 * SECONDS  # a clock that is set back gives no lease more time
+        assert second.obstacle is None
+        assert await second.permit() <= time.now + SECONDS
 
     async def test_lease_that_expired_and_was_not_taken_goes_on(
         self, redis: RedisServer, hosts: Hosts, time: Time

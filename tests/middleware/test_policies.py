@@ -1,4 +1,4 @@
-"""The numbers behind every decision: the defaults, and which numbers are refused."""
+"""The numbers behind every decision: the defaults, and which numbers are rejected."""
 
 from typing import Any
 

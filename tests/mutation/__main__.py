@@ -53,6 +53,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
         [*EVERYWHERE, "tests/middleware/test_policies.py", "tests/callbacks/test_masked_keys.py"],
         ["tests/client"],
     ),
+    "page": (["tests/page"], EVERYWHERE),
     "pytest_plugin": (["tests/test_pytest_plugin.py"],),
     "receiver": (["tests/receiver"], EVERYWHERE),
     "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),

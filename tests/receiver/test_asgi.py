@@ -1,11 +1,9 @@
 """Receivers as ASGI applications: what FastAPI's users see, and what a server may do."""
 
 import asyncio
-import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +14,7 @@ from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaR
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.receiver._socket import CloseCode
 from signalwire_streams.simulator import SimulatedSpace, Tone
+from tests.guides.documents import run_code
 from tests.uvicorn_server import UVICORN, WithoutSignals, running, served_by_uvicorn
 
 from .conftest import Heard, until
@@ -25,9 +24,7 @@ pytestmark = [
     pytest.mark.usefixtures("idle_clock"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets.legacy"),
 ]
-README = Path(__file__).parents[2] / "README.md"
-PYTHON = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
-TOKEN = "readme-token"
+TOKEN = "guide-token"
 
 
 class Peer:
@@ -94,7 +91,7 @@ async def test_stream_is_opened_over_uvicorn(
 
 
 @pytest.mark.parametrize("websockets", UVICORN)
-async def test_50_streams_end_before_the_server_of_the_readme(websockets: str) -> None:
+async def test_50_streams_end_before_the_server_of_the_guide(websockets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its recipe loses nothing: the server stops while all of them are being received."""
     received: list[int] = []
 
@@ -105,11 +102,10 @@ async def test_50_streams_end_before_the_server_of_the_readme(websockets: str) -
             frames += isinstance(event, MediaEvent)
         received.append(frames)
 
-    scope: dict[str, Any] = {"MediaReceiver": MediaReceiver, "record": record, "__name__": "readme"}
-    [code] = [block for block in PYTHON if "uvicorn" in block]
-    code = code.replace("…", TOKEN)
-    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    monkeypatch.setenv("STREAM_TOKEN", TOKEN)
+    scope = run_code("deploying/app.py")
     receiver = scope["receiver"]
+    receiver._handler = record
 
     server_class = type("Server", (scope["Server"], WithoutSignals), {})
     async with running(scope["app"], websockets, server_class=server_class) as server:

@@ -1,12 +1,10 @@
-"""README's code for a transcriber and for a voice agent, against a small stand-in of each."""
+"""The guide's code for a transcriber and for a voice agent, against a small stand-in of each."""
 
 import asyncio
-import re
 import ssl
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,21 +13,13 @@ from aiohttp import web
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Silence, SimulatedSpace, Stream, Tone, dial_media
+from tests.guides.documents import run_code
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
 PATIENCE = 0.2  # seconds without audio until a transcriber closes its socket
 
 Serve = Callable[[web.WebSocketResponse], Awaitable[None]]
-
-
-def guide(name: str) -> Any:
-    scope: dict[str, Any] = {"StreamSession": StreamSession}
-    [code] = [block for block in BLOCKS if re.search(rf"^(class|async def) {name}\b", block, re.MULTILINE)]
-    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
-    return scope[name]
 
 
 @asynccontextmanager
@@ -110,12 +100,16 @@ async def test_transcriber_gets_all_audio_and_stays_open(
 
     async def handle(there: Call) -> None:
         async with served(transcriber) as url:
-            await guide("transcribe")(there.session, url)
+            await run_code("agents-and-transcription/transcriber.py")["transcribe"](there.session, url)
 
     there = await call(handle, sound)
     assert (transcriber.was_starved, transcriber.end) == (False, '{"type": "CloseStream"}')
     assert len(transcriber.audio) / 32_000 == pytest.approx(sound.seconds, abs=0.05)
     assert capsys.readouterr().out == f"{there.session.label} one second\n"
+
+
+async def run_agent(session: StreamSession, model: aiohttp.ClientWebSocketResponse) -> None:
+    await run_code("agents-and-transcription/agent.py")["Agent"](session, model).run()
 
 
 class Model:
@@ -167,7 +161,7 @@ async def test_interrupted_agent_tells_what_was_heard(
 
     async def handle(there: Call) -> None:
         async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
-            agent = asyncio.create_task(guide("Agent")(there.session, socket).run())
+            agent = asyncio.create_task(run_agent(there.session, socket))
             await asyncio.sleep(after + 2)
             assert not agent.done()
             there.space.end_conference(there.stream.target_sid)
@@ -188,7 +182,7 @@ async def test_agent_plays_the_whole_answer_until_the_caller_hangs_up(call: Any)
 
     async def handle(there: Call) -> None:
         async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
-            agent = asyncio.create_task(guide("Agent")(there.session, socket).run())
+            agent = asyncio.create_task(run_agent(there.session, socket))
             await asyncio.sleep(3)
             there.space.end_conference(there.stream.target_sid)
             await agent
@@ -219,7 +213,7 @@ async def test_agent_passes_the_test_by_dialling(
         session.playback.now = asyncio.get_running_loop().time
         model = Model({"item": answer}, interrupted_after=interrupted_after)
         async with served(model) as url, aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
-            await guide("Agent")(session, socket).run()
+            await run_agent(session, socket)
 
     receiver = MediaReceiver(handle, bearer_tokens="t0ken", bidirectional=True)
     url = await serve(receiver, ssl_context=certificate)

@@ -272,7 +272,7 @@ async def test_stream_whose_socket_does_not_come_is_started_again(make: Any) -> 
 
 @any_server
 async def test_response_of_a_restart_may_be_lost_on_a_conference(make: Any) -> None:
-    """The socket shows that the stream was started; if it does not come, the Space refuses a second one."""
+    """The socket shows that the stream was started; if it does not come, the Space rejects a second one."""
     there: Setting = await make()
     for executed in (True, False):
         there.events.clear()
@@ -736,7 +736,7 @@ async def test_restart_waits_for_the_response_of_the_first_start(by_hand: ByHand
 @any_server
 @pytest.mark.parametrize("responds", [True, False])
 async def test_first_start_of_several_attempts_leaves_a_doubt_on_a_call(by_hand: ByHand, responds: bool) -> None:
-    """Either of them may have made another stream; on a conference the Space would have refused it."""
+    """Either of them may have made another stream; on a conference the Space would have rejected it."""
     by_hand.client = by_hand.client_for(by_hand.space, retry=RetryPolicy(resend_call_starts=True))
     by_hand.space.faults.add("reset", on="start", executed=True, times=1)
     if not responds:

@@ -1,4 +1,4 @@
-"""Receivers with signed tokens: what they admit, what they refuse and how, and what the session says."""
+"""Receivers with signed tokens: what they admit, what they reject and how, and what the session says."""
 
 import json
 import logging

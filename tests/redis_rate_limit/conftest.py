@@ -50,7 +50,7 @@ async def limiter_for() -> AsyncIterator[LimiterFactory]:
                 requests=options.pop("requests", 1000), window=options.pop("window", 10.0), utilization=1.0
             )
             settings: dict[str, Any] = {"space": "example.signalwire.com", "rate_limit": limit}
-            limiter = RedisRateLimiter(redis.url, **(settings | options))
+            limiter = RedisRateLimiter(f"{redis.url}?socket_timeout=30", **(settings | options))  # however busy it is
             stack.push_async_callback(limiter.aclose)
             return limiter
 

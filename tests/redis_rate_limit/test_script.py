@@ -25,7 +25,7 @@ class Shared:
 
     def __init__(self, redis: RedisServer) -> None:
         self.now = 1_800_000_000.0
-        self.store = Store(redis.url)
+        self.store = Store(f"{redis.url}?socket_timeout=30")  # however busy the machine is
         time = "redis.call('TIME')"
         assert SCRIPT.count(time) == 1
         self._run = self.store._redis.register_script(SCRIPT.replace(time, "{tonumber(ARGV[16]), ARGV[17]}"))

@@ -7,11 +7,9 @@ import pytest
 
 from signalwire_streams import Priority
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
-from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
 from .conftest import LimiterFactory, until
-from .test_sharing import start_streams
 
 
 async def reported(limiter: RedisRateLimiter) -> None:
@@ -93,14 +91,3 @@ async def test_closed_rate_limiter_ignores_results(redis: RedisServer, limiter_f
 
     limiter.on_throttled(time.monotonic(), 1.0)
     limiter.on_success()
-
-
-async def test_clients_slow_down_together_for_a_stricter_space(redis: RedisServer) -> None:
-    async with SimulatedSpace(conferences=90, rate_limit=60, window=1.0, advertised_limit=200) as space:
-        space.faults.add("throttle", times=1, retry_after=0)  # the one that comes even where this machine is slow
-
-        sids = list(space.conference_sids)
-        await asyncio.gather(start_streams(redis, space, sids[:45]), start_streams(redis, space, sids[45:]))
-
-        assert len(space.streams.active()) == 90
-        assert space.requests.count() > 90

@@ -2,21 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 from attrs import define, evolve, field
 
-from signalwire_streams import Clock, Priority, RateLimit
+from signalwire_streams import Clock, Priority, RateLimit, StreamsClient
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.redis_rate_limit._state import NO_UPDATE, Fallback, LocalState, Quota, State, StateUpdate
 from signalwire_streams.redis_rate_limit._store import LeaseReply, RedisUnavailableError, Store
+from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
 from .test_quota import fullest_window
 
+URL = "wss://rx.example.com/audio"
 DAY = 24 * 3600
 LIMIT = RateLimit(requests=1000, utilization=1.0)
 QUOTA = Quota.from_limit(LIMIT)
@@ -69,11 +72,17 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    monkeypatch.setattr("tests.idle_clock.IN_TRANSIT", 0.0)  # no socket is waited for
+def bucket_of_space(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """For clients that call a Space."""
     bucket = Bucket(idle_clock.now)
     monkeypatch.setattr(Store, "exchange", lambda _, *args, **kwargs: bucket.exchange(*args, **kwargs))
     return bucket
+
+
+@pytest.fixture
+def bucket(bucket_of_space: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setattr("tests.idle_clock.IN_TRANSIT", 0.0)  # no socket is waited for
+    return bucket_of_space
 
 
 @pytest.fixture
@@ -129,6 +138,43 @@ async def test_three_clients_use_the_limit_evenly(bucket: Bucket, clock: Clock) 
     assert fullest_window(granted, LIMIT.window) <= LIMIT.requests
     assert len(granted) > 0.97 * QUOTA.rate * 19.5
     assert min(len(traffic.granted) for traffic in traffics) > 0.9 * max(len(traffic.granted) for traffic in traffics)
+
+
+class TestStarts:
+    """Of clients that expect the limit to be 200 requests a second, on one clock with their Space."""
+
+    @pytest.fixture
+    def start(self, bucket_of_space: Bucket, idle_clock: Clock) -> Callable[..., Awaitable[None]]:
+        async def start(space: SimulatedSpace, conferences: Sequence[str]) -> None:
+            limiter = RedisRateLimiter(
+                "redis://localhost", rate_limit=RateLimit(requests=200, window=1.0), clock=idle_clock
+            )
+            account = {"base_url": space.base_url, "project": space.project, "token": space.token}
+            async with StreamsClient(**account, rate_limiter=limiter, clock=idle_clock) as client:
+                await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in conferences))
+            await limiter.aclose()
+
+        return start
+
+    async def test_three_clients_are_never_rejected_by_the_space(
+        self, start: Callable[..., Awaitable[None]], idle_clock: Clock
+    ) -> None:
+        async with SimulatedSpace(conferences=240, rate_limit=200, window=1.0, monotonic=idle_clock.now) as space:
+            await asyncio.gather(*(start(space, space.conference_sids[first::3]) for first in range(3)))
+
+            assert len(space.streams.active()) == space.requests.count() == 240
+            assert space.requests.max_in_window(1.0) <= 200
+
+    async def test_clients_slow_down_together_for_a_stricter_space(
+        self, start: Callable[..., Awaitable[None]], idle_clock: Clock
+    ) -> None:
+        stricter: Any = {"rate_limit": 60, "window": 1.0, "advertised_limit": 200}
+        async with SimulatedSpace(conferences=90, monotonic=idle_clock.now, **stricter) as space:
+            sids = list(space.conference_sids)
+            await asyncio.gather(start(space, sids[:45]), start(space, sids[45:]))
+
+            assert len(space.streams.active()) == 90
+            assert space.requests.count() > 90
 
 
 @pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.75), (1.0, 1.25)])

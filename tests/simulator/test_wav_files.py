@@ -1,4 +1,4 @@
-"""WAV files that a Space can play, and files that it refuses."""
+"""WAV files that a Space can play, and files that it rejects."""
 
 import os
 import wave
