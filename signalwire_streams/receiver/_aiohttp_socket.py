@@ -23,7 +23,7 @@ from signalwire_streams.receiver._socket import OnMessage
 try:
     from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 except ImportError:
-    WebSocketDataQueue = WebSocketReader = object  # type: ignore[assignment,misc]  # with which nothing is pushed
+    WebSocketDataQueue = WebSocketReader = object  # type: ignore[assignment]  # with which nothing is pushed
 
 _CLOSE_TIMEOUT = 2.0  # seconds for the other end to return a close frame, once ours was written
 CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
