@@ -10,6 +10,7 @@ from typing import Any
 
 from signalwire_streams.bulk import BulkReport, BulkRun, BulkStatus
 from signalwire_streams.bulk._results import advice
+from signalwire_streams.errors import StreamsError
 from signalwire_streams.keep_streaming import (
     Keeper,
     Obstacle,
@@ -263,10 +264,12 @@ class KeeperRows:
 
     def _notes(self) -> Iterable[str]:
         """Say what keeps the keeper from its work."""
-        keeper = self._keeper
-        if keeper._has_ended:
+        failure = self._keeper._tasks.failure
+        if failure is not None:  # a template's error may contain anything
+            return (f"It has failed: {failure if isinstance(failure, StreamsError) else type(failure).__name__}",)
+        if self._keeper._has_ended:
             return ("It has ended.",)
-        return map(_sentence, keeper.obstacles)
+        return map(_sentence, self._keeper.obstacles)
 
 
 def _sentence(obstacle: Obstacle) -> str:

@@ -92,7 +92,8 @@ class View:
             self.wholes += 1
         self.hidden = message["hidden"]
         for number in message.get("gone", []):
-            assert [known.pop(number) for known in self._known if number in known]
+            for known in self._known:
+                known.pop(number, None)
         self.rows |= {row["id"]: row for row in message.get("rows", [])}
         levels = iter(message.get("levels", []))
         for number, *both in zip(levels, levels, levels, strict=True):

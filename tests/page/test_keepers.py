@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import Clock, InvalidRequestError, StreamsClient
+from signalwire_streams import Clock, InvalidRequestError, JournalError, StreamsClient
 from signalwire_streams.keep_streaming import KeepStatus, StandbyStarted, StartsPaused
 from signalwire_streams.page import LivePage, _rows
 from signalwire_streams.page._board import Board
@@ -109,6 +109,23 @@ async def test_what_holds_a_keeper_up(page: LivePage, view: View, space: Simulat
             "On standby: another keeper has the lease",
         ]
         assert [type(obstacle) for obstacle in keeper.obstacles] == [StartsPaused, StandbyStarted]
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (JournalError("the disk is full"), "It has failed: the disk is full"),
+        (KeyError("hush-key"), "It has failed: KeyError"),
+    ],
+)
+async def test_keeper_that_failed_says_why(page: LivePage, view: View, error: Exception, note: str) -> None:
+    """With no more than the type of an error of the user's."""
+    async with keeper_of(page) as keeper:
+        await view.until(lambda: view.targets)
+        keeper._tasks.failure = error
+        await view.until(view.notes)
+        keeper._tasks.failure = None
+    assert (view.notes(), view.saw_secret) == ([note], False)
 
 
 async def test_targets_are_bounded_and_read_in_turns(
