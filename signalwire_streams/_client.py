@@ -272,8 +272,8 @@ class StreamsClient:
         Args:
             template: the fields of each start besides target and name, as in ``{"url": "wss://example.com/audio"}``;
                 or a function, ``def`` or ``async def``, of the `Conference` or `Call` that returns them, or None for
-                one that gets no stream; an async one has 30 seconds. The custom parameters ``keep_target``, the target's sid, and ``keep_attempt``
-                are added to those of the template.
+                one that gets no stream; an async one has 30 seconds. The custom parameters ``keep_target``, the
+                target's sid, and ``keep_attempt`` are added to those of the template.
             name: first part of the streams' names, which are ``NAME-SID`` with the target's sid. Start no other streams
                 with such names.
             conferences: whether conferences get streams.

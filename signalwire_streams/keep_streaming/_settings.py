@@ -114,9 +114,9 @@ class OnExit(_Choice):
 
     Attributes:
         LEAVE: nothing is sent. Streams to receivers of this process go on until those are closed.
-        STOP: they are stopped. A stop by name proves nothing of a start whose response was lost, since the Space may still
-            carry that out: within five minutes of it this is reported (`StreamingInDoubt`), and stays in the journal
-            for the next keeper.
+        STOP: they are stopped. A stop by name proves nothing of a start whose response was lost, since the Space may
+            still carry that out: within five minutes of it this is reported (`StreamingInDoubt`), and stays in the
+            journal for the next keeper.
     """
 
     __field__ = "on_exit"

@@ -187,9 +187,15 @@ class NameRefused(ObservationOfAttempt):
 
 @frozen(kw_only=True)
 class StartRejected(ObservationOfAttempt):
-    """A start was rejected for another reason, or not sent: it created no stream."""
+    """A start was rejected for another reason, or not sent: it created no stream.
+
+    Attributes:
+        reason: the error.
+        was_sent: whether the Space rejected it, perhaps since the target has ended.
+    """
 
     reason: str
+    was_sent: bool = True
 
 
 @frozen(kw_only=True)
