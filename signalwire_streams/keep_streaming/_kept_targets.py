@@ -304,11 +304,10 @@ class KeptTargets:
         for action in decision.actions:
             self._execute(kept, action)
 
-    def _resume(self, receiver: str) -> None:
-        """Decide again on those that waited for a receiver."""
+    def _resume(self) -> None:
+        """Decide again, since some waited for a receiver."""
         for kept in self:
-            if kept.receiver == receiver:
-                asyncio.get_running_loop().call_soon(self.observe, kept, TimePassed())
+            asyncio.get_running_loop().call_soon(self.observe, kept, TimePassed())
 
     def _execute(self, kept: Kept, action: KeepAction) -> None:
         match action:
@@ -331,7 +330,7 @@ class KeptTargets:
             # Before the start is recorded, since it fails if a receiver is closed.
             token = None if template is None else kept.tokens.mint(attempt, partial(self.observe, kept))
         except StreamsError as error:
-            self.observe(kept, StartRejected(attempt=attempt, reason=str(error), was_sent=False))
+            self.observe(kept, StartRejected(attempt=attempt, reason=str(error), may_have_ended=kept.item is None))
             return
         if template is None:
             attempts = tuple(each for each in kept.state.attempts if each.number != attempt)

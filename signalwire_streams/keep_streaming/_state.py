@@ -191,11 +191,11 @@ class StartRejected(ObservationOfAttempt):
 
     Attributes:
         reason: the error.
-        was_sent: whether the Space rejected it, perhaps since the target has ended.
+        may_have_ended: whether the target may have ended, as after a rejection by the Space.
     """
 
     reason: str
-    was_sent: bool = True
+    may_have_ended: bool = True
 
 
 @frozen(kw_only=True)

@@ -132,7 +132,7 @@ class TargetRequests:
                 return NameRefused(attempt=attempt)
             if self._may_run(error, state):
                 return ResponseLost(attempt=attempt, reason=_reason(error))
-            return StartRejected(attempt=attempt, reason=_reason(error), was_sent=error.sent != "no")
+            return StartRejected(attempt=attempt, reason=_reason(error), may_have_ended=error.sent != "no")
         if stream.sid is None or stream.ambiguous:
             return ResponseLost(attempt=attempt, reason=_NO_SID)
         return StartAccepted(attempt=attempt, sid=stream.sid)

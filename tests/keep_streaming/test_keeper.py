@@ -421,6 +421,19 @@ class TestRestart:
             await until(lambda: TargetEnded in events.of(sid))
         assert len(space.streams.active()) == 2
 
+    async def test_target_that_ended_before_its_template_was_asked_is_not_failing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        template: Any = lambda _: TEMPLATE  # noqa: E731
+        async with keeping(client, journal, template) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        space.end_conference(sid)
+        space.faults.add("status", on="get-conference", status=403, times=1)
+        async with keeping(client, journal, template) as events:
+            await until(lambda: TargetEnded in events.of(sid))
+            assert TargetFailing not in events.of(sid)
+
     @pytest.mark.parametrize("on_change", ["keep", "replace"])
     @pytest.mark.parametrize("chooser", ["where", "template"])
     async def test_target_that_is_not_chosen_any_more_is_released(
