@@ -198,7 +198,7 @@ def _refuse_name(case: _Case, _: NameRefused) -> _Case:
 
 def _reject(case: _Case, answer: StartRejected) -> _Case:
     was = case.state.status
-    case = case.close().set(check_due=True).fail(answer.reason)
+    case = case.close().set(check_due=case.state.check_due or answer.may_have_ended).fail(answer.reason)
     # A stream that was started again for its name to be rejected goes on, whatever the Space said of the start.
     lives_on = was is KeepStatus.STREAMING and case.state.of_fate(Fate.ANSWERED, Fate.HEARD)
     return case.report(was) if lives_on else case
