@@ -56,7 +56,7 @@ _MAX_DOUBLINGS = 32
 _NONE = StreamAttempt(number=0)
 _CLOSED = "its socket was closed"
 _STOPPED = "it was stopped"
-_NOBODYS = "the Space refuses the name, though no stream of this keeper has it"
+_NOBODYS = "the Space refuses the name, so another keeper's stream has it, or the Space accepts no name twice"
 _OTHER = "the Space refuses the name, which a stream with other fields may have"
 _UNHEARD = "its socket was not opened in time"
 _UNKNOWN = "the response to a start was lost, and the Space may accept a second stream"

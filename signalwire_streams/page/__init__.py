@@ -1,4 +1,4 @@
-"""A page that shows live streams and bulk runs in a browser, and plays a stream's audio."""
+"""A page that shows live streams, bulk runs and keepers in a browser, and plays a stream's audio."""
 
 from signalwire_streams.page._live_page import LivePage
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from signalwire_streams.page._rows import IDS, TICK, KeeperRows, RunRow, StreamRow
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 
-_TURN = 10  # ticks in which each row's numbers are read once
+_TURN = round(1 / TICK)  # ticks in which each row's numbers are read once
 _BATCH = 2  # streams that are measured before other tasks get a turn
 _KEPT_MESSAGES = 20
 _MAX_CARDS = 20  # runs, and keepers; the latest are shown

@@ -208,6 +208,8 @@ class _Listener(Generic[_Item]):
         while not feed.items:
             if feed.is_closed:
                 raise feed.error or StopAsyncIteration
+            if feed.waiter.is_awaited:
+                feed.waiter = feed.waiter.successor()
             await feed.waiter
         return feed.take()
 

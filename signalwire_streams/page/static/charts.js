@@ -12,12 +12,12 @@ function prepare(canvas) {
   context.setTransform(scale, 0, 0, scale, 0, 0);
   context.clearRect(0, 0, width, height);
   const style = getComputedStyle(canvas);
-  return { context, width, height, color: (name) => style.getPropertyValue(`--${name}`) };
+  return { context, width, height, scale, color: (name) => style.getPropertyValue(`--${name}`) };
 }
 
 /** Draws pairs of levels from 0 to 60, the newest on the right: inbound upwards, outbound downwards. */
 export function drawWave(canvas, levels, most) {
-  const { context, width, height, color } = prepare(canvas);
+  const { context, width, height, scale, color } = prepare(canvas);
   const middle = height / 2;
   const step = (width * 2) / most;
   const left = width - (levels.length / 2) * step;
@@ -25,7 +25,8 @@ export function drawWave(canvas, levels, most) {
     context.fillStyle = color(name);
     for (let index = 0; index * 2 < levels.length; index += 1) {
       const length = (levels[index * 2 + side] / 60) * (middle - 3);
-      context.fillRect(left + index * step, side ? middle : middle - length, Math.max(step, 0.75), length);
+      const [from, to] = [index, index + 1].map((at) => Math.round((left + at * step) * scale) / scale); // no gaps
+      context.fillRect(from, side ? middle : middle - length, to - from, length);
     }
   }
   context.fillStyle = color("line");

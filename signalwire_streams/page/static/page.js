@@ -7,7 +7,7 @@ import { drawRuns, keepRuns, receiveRun, removeRun } from "./runs.js";
 import { Sound, addressOf } from "./sound.js";
 import { StreamTable } from "./streams.js";
 
-const WAVE = 1200; // levels of a minute: two for each tenth of a second
+const WAVE = 600; // levels of a minute: two for each fifth of a second
 const panel = find("panel");
 const streams = new StreamTable(find("streams"), schedule);
 const keepers = new Keepers(schedule);
