@@ -52,7 +52,8 @@ from signalwire_streams.resources._streams import Streams
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _MIN_LIFETIME = 2.0  # seconds; a stream that is lost sooner is not started again at once
 _MAX_WAIT = 10.0  # seconds between two starts: a conversation goes on unheard
-_MAX_REFUSALS = 3  # of a name that no stream of the session has any more
+_REFUSED_WAIT = 3.0  # seconds until a name is tried again that no stream of the session has any more
+_MAX_REFUSALS = 3  # of such a name
 
 
 class Restarter:
@@ -75,7 +76,7 @@ class Restarter:
             receives=True,
             socket_timeout=socket_timeout,
             min_lifetime=_MIN_LIFETIME,
-            reassert=_MAX_WAIT,
+            reassert=_REFUSED_WAIT,
             wait_max=_MAX_WAIT,
         )
         self._requests = TargetRequests(

@@ -28,6 +28,7 @@ from signalwire_streams.keep_streaming import (
     StopByName,
     StopBySid,
     StopResult,
+    StreamAttempt,
     StreamingInDoubt,
     StreamingLost,
     StreamingRestarted,
@@ -155,6 +156,11 @@ class TestUnheard:
         target.see(StartAccepted(attempt=2, sid="s2")).see(TimePassed(), after=10.0)
         assert target.events() == (), "its reason was reported"
         assert target.see(SocketOpened(attempt=2, sid="s2")).events() == (StreamingStarted(),)
+
+    def test_accepted_stream_of_a_target_that_was_never_reported_is_not_reported_either(self) -> None:
+        state = TargetState(last=1, attempts=(StreamAttempt(number=1),))
+        decision = decide(state, StartAccepted(attempt=1, sid="s1"), 0.0, RECEIVED)
+        assert (decision.events, decision.state.reported) == ((TargetAppeared(),), KeepStatus.WAITING)
 
     def test_callback_does_not_replace_the_socket(self) -> None:
         target = Target(RECEIVED).see(StartedCallback(attempt=1, sid="s1"))
