@@ -97,6 +97,23 @@ async def test_keep_all_starts_a_stream_on_each_conference(user: Any) -> None:
     assert len(someone.space.streams.active()) == 3
 
 
+async def test_keep_and_record_replaces_a_lost_stream(user: Any) -> None:
+    someone = await user(audio=Tone(), real_time=True, conferences=2)
+    space = someone.space
+    title, port = "keep-streaming/keep_and_record.py", str(someone.port)
+    async with someone.start(title, f"wss://localhost:{port}/", replaced={"8443": port}) as child:
+        await until(lambda: len(list(someone.folder.glob("*.wav"))) == 2, timeout=30.0, interval=0.05)
+        lost = space.streams[0]
+        space.lose_socket(lost)
+        await until(lambda: len(list(someone.folder.glob("*.wav"))) == 3, timeout=30.0, interval=0.05)
+        async with ended_by(child):
+            pass
+    recordings = [path.stem for path in someone.folder.glob("*.wav")]
+    assert sorted(recordings) == sorted(f"{stream.target_sid}-{stream.sid}" for stream in space.streams)
+    assert space.streams.duplicates() == []
+    assert space.streams.active() == []
+
+
 def frames_of(path: Path) -> tuple[int, int, int]:
     with wave.open(str(path)) as recording:
         return recording.getnchannels(), recording.getframerate(), recording.getnframes()
