@@ -272,8 +272,8 @@ class StreamsClient:
         Args:
             template: the fields of each start besides target and name, as in ``{"url": "wss://example.com/audio"}``;
                 or a function, ``def`` or ``async def``, of the `Conference` or `Call` that returns them, or None for
-                one that gets no stream. The custom parameters ``keep_target``, the target's sid, and ``keep_attempt``
-                are added to those of the template.
+                one that gets no stream; an async one has 30 seconds. The custom parameters ``keep_target``, the
+                target's sid, and ``keep_attempt`` are added to those of the template.
             name: first part of the streams' names, which are ``NAME-SID`` with the target's sid. Start no other streams
                 with such names.
             conferences: whether conferences get streams.
@@ -285,7 +285,8 @@ class StreamsClient:
                 one of those with this name keeps the streams, and the others stand by. The journal holds no token and
                 no parameter value.
             lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
-                need the same.
+                need the same. It is measured by the monotonic and by the wall clock, whichever goes faster, so that it
+                is not believed after the machine was suspended.
             receivers: receivers in this process that the streams lead to, each with a handler, which gets the sessions.
                 They admit each stream by a token of its own, besides their other tokens. A handler that returns ends
                 its stream, so that another one is started.

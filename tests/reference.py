@@ -9,6 +9,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from importlib import import_module
 from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -62,6 +63,9 @@ def public_modules() -> Iterator[str]:
 
 def prepare(kind: type) -> None:
     """Describe a class as one that was written by hand, with all methods of its private bases."""
+    if issubclass(kind, Enum):
+        members = ", ".join(f'`{each.name} = "{each.value}"`' for each in kind)
+        kind.__doc__ = f"{inspect.getdoc(kind)}\n\n{members}"
     for base in kind.__mro__:
         if not base.__module__.startswith(_PACKAGE):
             continue
@@ -141,18 +145,19 @@ def build(output: Path) -> list[str]:
     """Write the pages; return what is wrong with them."""
     import_stubs()
     modules = list(public_modules())
-    for name in modules:
-        for value in vars(import_module(name)).values():
-            if isinstance(value, type) and value.__module__.startswith(_PACKAGE):
-                prepare(value)
-    for name in signalwire_streams.__all__:
-        if isinstance(value := getattr(signalwire_streams, name), type):
-            prepare(value)
+    public = [
+        (module, name) for module in map(import_module, modules) for name in getattr(module, "__all__", dir(module))
+    ]
+    found = {getattr(module, name) for module, name in public if isinstance(getattr(module, name), type)}
+    for kind in found:
+        if kind.__module__.startswith(_PACKAGE):
+            prepare(kind)
     known = variables()
     own = property(
         lambda page: {name: text for (name, value), text in known.items() if id(getattr(page.obj, name, None)) == value}
     )
     pdoc.doc.Module._var_docstrings = own
+    pdoc.doc.Class.decorators = []
     add_guides()
     pdoc.render.configure(docformat="google", include_undocumented=False, show_source=False, search=True)
     guides = [name for name in sys.modules if name.startswith(f"{_GUIDES}.")]

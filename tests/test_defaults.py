@@ -285,11 +285,13 @@ class TestDeadline:
             await client.calls.start_stream(space.call_sids[0], url=URL)
         assert idle_clock.now() - began == pytest.approx(15.0, abs=0.1)
 
-    async def test_item_of_a_run_waits_five_minutes_for_a_throttling_space(self, client_for: Any) -> None:
+    async def test_item_of_a_run_waits_five_minutes_for_a_throttling_space(
+        self, client_for: Any, idle_clock: Clock
+    ) -> None:
         async with SimulatedSpace(conferences=1) as space:
             space.faults.add("throttle", on="start", retry_after=20)
             request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
-            client: StreamsClient = client_for(space, clock=evolve(Clock.fake(), random=lambda: 0.0))
+            client: StreamsClient = client_for(space, clock=evolve(idle_clock, random=lambda: 0.0))
             [outcome] = [outcome async for outcome in client.start_streams([request])]
 
         assert isinstance(outcome.error, RateLimitedError)

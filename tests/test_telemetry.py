@@ -403,6 +403,9 @@ async def test_callbacks_are_counted_by_event_and_outcome(client_for: ClientFact
             await until(lambda: handled)
             await until(lambda: receiver.statistics.handled)
             metrics = exported.metrics()
+        async with aiohttp.ClientSession() as http, http.post(url) as response:
+            assert response.status == 403
+        assert exported.metrics()["callbacks"] == metrics["callbacks"], "it was closed"
         await receiver.aclose()
         await runner.cleanup()
     assert sorted(metrics["callbacks"], key=str) == sorted(

@@ -46,10 +46,8 @@ from signalwire_streams.keep_streaming import (
     Keeper,
     KeeperEvent,
     KeepStatus,
+    Obstacle,
     OnExit,
-    PollingFailed,
-    PollingRecovered,
-    StandbyEnded,
     StandbyStarted,
     StartsPaused,
     StartsResumed,
@@ -78,12 +76,6 @@ _AT_THE_END = {
     "streams left running": " and leave the streams running",
     _WITH_RECEIVER: "; the streams to this receiver end with it",
 }
-_BEGINNINGS = {
-    "polling_recovered": "polling_failed",
-    "starts_resumed": "starts_paused",
-    "standby_ended": "standby_started",
-}
-_STANDBY = "standby_started", ""
 _UPPER = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -115,7 +107,6 @@ class KeepRunner(Reporter):
         self._counts: Counter[str] = Counter()  # of events
         self._reasons: dict[str, str] = {}  # of targets that are failing or in doubt
         self._missed = 0  # targets that ended like that
-        self._obstacles: dict[tuple[str, str], str] = {}  # to all streams, or to those of one receiver
         self._recorded = self._not_recorded = 0
         self._seconds = 0.0
         self._stopped_by: Signals | None = None
@@ -233,8 +224,7 @@ class KeepRunner(Reporter):
         self._report_event(event)
 
     def _count(self, event: KeeperEvent) -> None:
-        name, receiver = _name_of(event), getattr(event, "receiver", "")
-        self._counts[name] += 1
+        self._counts[_name_of(event)] += 1
         match event:
             case TargetFailing() | StreamingInDoubt():
                 self._reasons[event.target] = _reason_of(event)
@@ -242,10 +232,6 @@ class KeepRunner(Reporter):
                 self._reasons.pop(event.target, None)
             case TargetEnded():
                 self._missed += self._reasons.pop(event.target, None) is not None
-            case PollingFailed() | StartsPaused() | StandbyStarted():
-                self._obstacles[name, receiver] = f"{_subject(event)}{_words(name)}: {_reason_of(event)}"
-            case PollingRecovered() | StartsResumed() | StandbyEnded():
-                self._obstacles.pop((_BEGINNINGS[name], receiver), None)
 
     def _report_event(self, event: KeeperEvent) -> None:
         name, reason = _name_of(event), _reason_of(event)
@@ -253,7 +239,11 @@ class KeepRunner(Reporter):
         if self._as_json:
             self._write({"event": name, "at": at, **asdict(event), **({"reason": reason} if reason else {})})
         elif not (isinstance(event, TargetEvent) and self._display.is_live and is_terminal()):  # the table shows these
-            self._write(f"{at} {_subject(event)}{_words(name)}{f': {reason}' if reason else ''}")
+            self._write(f"{at} {_line(event)}")
+
+    @property
+    def _obstacles(self) -> Sequence[Obstacle]:
+        return () if self._keeper is None else self._keeper.obstacles
 
     def _report(self, report: Report) -> None:
         if (error := error_in(report)) is not None:
@@ -305,13 +295,13 @@ class KeepRunner(Reporter):
         title = "Keeping" if self._stopped_by is None else "Ending (interrupt again to abort requests in flight)"
         counts = {"live": len(self._targets), **self._statuses, "ended": self._counts["target_ended"]}
         numbers = ", ".join(f"{count:,} {word}" for word, count in counts.items())
-        return "; ".join([f"{title}: {numbers}", *self._obstacles.values()])
+        return "; ".join([f"{title}: {numbers}", *map(_line, self._obstacles)])
 
     @property
     def is_well(self) -> bool:
         statuses = set() if self._on_exit is OnExit.STOP else {target.status for target in self._targets}
         has_trouble = self._reasons or self._missed or self._not_recorded
-        is_free = self._obstacles.keys() <= {_STANDBY}
+        is_free = all(isinstance(obstacle, StandbyStarted) for obstacle in self._obstacles)
         return is_free and statuses <= {KeepStatus.STREAMING} and not has_trouble
 
     def _write_json(self) -> None:
@@ -324,7 +314,7 @@ class KeepRunner(Reporter):
                     "counts": {status.value: counts[status] for status in _STATUSES},
                     "events": dict(self._counts),
                     "missed": self._missed,
-                    "obstacles": list(self._obstacles.values()),
+                    "obstacles": [_line(obstacle) for obstacle in self._obstacles],
                     "recordings": self._recorded,
                     "incomplete_recordings": self._not_recorded,
                     "seconds": round(time.monotonic() - self._started_at, 3),
@@ -350,10 +340,15 @@ class KeepRunner(Reporter):
             self._statuses,
             *rows,
             errors=dict(
-                [*((text, 1) for text in self._obstacles.values()), *Counter(self._reasons.values()).most_common()]
+                [*((_line(event), 1) for event in self._obstacles), *Counter(self._reasons.values()).most_common()]
             ),
             steps=[f"Journal: {self._shown_journal}", "Run the same command to resume."],
         )
+
+
+def _line(event: KeeperEvent) -> str:
+    reason = _reason_of(event)
+    return f"{_subject(event)}{_words(_name_of(event))}{f': {reason}' if reason else ''}"
 
 
 def _name_of(event: KeeperEvent) -> str:

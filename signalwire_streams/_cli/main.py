@@ -112,6 +112,9 @@ def program() -> None:
     """Start and stop SignalWire audio streams, without ever starting one twice."""
 
 
+program.commands.update(dict.fromkeys(_MODULES, program))  # their names, for suggestions; `get_command` imports them
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default on the arguments of the process, and return the exit code."""
     with _writable_stdout(), logging_to_stderr():

@@ -56,7 +56,7 @@ _MAX_DOUBLINGS = 32
 _NONE = StreamAttempt(number=0)
 _CLOSED = "its socket was closed"
 _STOPPED = "it was stopped"
-_NOBODYS = "the Space refuses the name, though no stream of this keeper has it"
+_NOBODYS = "the Space refuses the name, so another keeper's stream has it, or the Space accepts no name twice"
 _OTHER = "the Space refuses the name, which a stream with other fields may have"
 _UNHEARD = "its socket was not opened in time"
 _UNKNOWN = "the response to a start was lost, and the Space may accept a second stream"
@@ -198,7 +198,7 @@ def _refuse_name(case: _Case, _: NameRefused) -> _Case:
 
 def _reject(case: _Case, answer: StartRejected) -> _Case:
     was = case.state.status
-    case = case.close().set(check_due=True).fail(answer.reason)
+    case = case.close().set(check_due=case.state.check_due or answer.may_have_ended).fail(answer.reason)
     # A stream that was started again for its name to be rejected goes on, whatever the Space said of the start.
     lives_on = was is KeepStatus.STREAMING and case.state.of_fate(Fate.ANSWERED, Fate.HEARD)
     return case.report(was) if lives_on else case

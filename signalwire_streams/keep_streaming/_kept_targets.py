@@ -59,6 +59,7 @@ from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
+_AT_ONCE = 200  # requests; more would wait in the client, whose deadline ends them unsent
 _LATE = 300.0  # seconds in which a Space may carry out a start whose response was lost; that is not documented
 _MAY_START = "the response to a start was lost, and the Space may still carry it out"
 
@@ -135,6 +136,7 @@ class KeptTargets:
         self._options, self._requests, self._receivers = options, requests, receivers
         self._clock, self._tasks, self._emit = clock, tasks, emit
         self._kept: dict[str, Kept] = {}  # the sids of conferences and of calls differ
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._asking: set[asyncio.Future[object]] = set()  # templates
         self.breakers = ReceiverBreakers(receivers, emit=emit, resume=self._resume)
         self.ignored: set[str] = set()
@@ -314,11 +316,10 @@ class KeptTargets:
         for action in decision.actions:
             self._execute(kept, action)
 
-    def _resume(self, receiver: str) -> None:
-        """Decide again on those that waited for a receiver."""
+    def _resume(self) -> None:
+        """Decide again, since some waited for a receiver."""
         for kept in self:
-            if kept.receiver == receiver:
-                asyncio.get_running_loop().call_soon(self.observe, kept, TimePassed())
+            asyncio.get_running_loop().call_soon(self.observe, kept, TimePassed())
 
     def _execute(self, kept: Kept, action: KeepAction) -> None:
         match action:
@@ -333,8 +334,7 @@ class KeptTargets:
                 _ = self._tasks.spawn(self._check, kept)
 
     async def _start(self, kept: Kept, attempt: int) -> None:
-        kind, sid = kept.target
-        requests = self._requests[kind]
+        _, sid = kept.target
         try:
             template = kept.prepared or await self.request(kept)
             if self._kept.get(sid) is not kept or self.is_ending:
@@ -342,7 +342,7 @@ class KeptTargets:
             # Before the start is recorded, since it fails if a receiver is closed.
             token = None if template is None else kept.tokens.mint(attempt, partial(self.observe, kept))
         except StreamsError as error:
-            self.observe(kept, StartRejected(attempt=attempt, reason=str(error)))
+            self.observe(kept, StartRejected(attempt=attempt, reason=str(error), may_have_ended=kept.item is None))
             return
         if template is None:
             attempts = tuple(each for each in kept.state.attempts if each.number != attempt)
@@ -350,6 +350,13 @@ class KeptTargets:
             await self.release(kept)
             return
         kept.prepared = None
+        async with self._slots:
+            if self._kept.get(sid) is kept and not self.is_ending:
+                await self._send(kept, attempt, template, token)
+
+    async def _send(self, kept: Kept, attempt: int, template: Start, token: str | None) -> None:
+        kind, sid = kept.target
+        requests = self._requests[kind]
         kept.fingerprints[attempt] = fingerprint(template)
         await self.journal.save(kept.target, kept.record)
         deadline_at = await self.journal.permit()
@@ -369,13 +376,16 @@ class KeptTargets:
         kind, sid = kept.target
         attempt = stop.attempt if isinstance(stop, StopByName) else 0
         name = self._requests[kind].settings.stream_name(self._options.name, sid, attempt)
-        deadline_at = await self.journal.permit()
-        self.observe(kept, await self._requests[kind].stop(sid, stop, name, deadline_at=deadline_at))
+        async with self._slots:
+            deadline_at = await self.journal.permit()
+            answer = await self._requests[kind].stop(sid, stop, name, deadline_at=deadline_at)
+        self.observe(kept, answer)
 
     async def _check(self, kept: Kept) -> None:
         kind, sid = kept.target
-        await self.journal.permit()
-        checked, item = await self._requests[kind].check(sid)
+        async with self._slots:
+            await self.journal.permit()
+            checked, item = await self._requests[kind].check(sid)
         kept.item = item or kept.item
         self.observe(kept, checked)
 
@@ -404,6 +414,10 @@ class KeptTargets:
 
     async def stop_streams(self, kept: Kept) -> None:
         """Stop all streams of a target that may be running, and report if one may still run."""
+        async with self._slots:
+            await self._stop_streams(kept)
+
+    async def _stop_streams(self, kept: Kept) -> None:
         kind, sid = kept.target
         requests = self._requests[kind]
         kept.state = stopping(kept.record.state, requests.settings)

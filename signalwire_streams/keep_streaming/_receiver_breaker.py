@@ -126,7 +126,7 @@ class ReceiverBreakers:
         here: Sequence[MediaReceiver],
         *,
         emit: Callable[[StartsPaused | StartsResumed], None],
-        resume: Callable[[str], None],
+        resume: Callable[[], None],
     ) -> None:
         self._here, self._emit, self._resume = here, emit, resume
         self._breakers: dict[str, ReceiverBreaker] = {}
@@ -178,4 +178,4 @@ class ReceiverBreakers:
             return
         self._rejected = rejected
         self._emit(StartsResumed(receiver=receiver))
-        self._resume(receiver)
+        self._resume()

@@ -188,8 +188,8 @@ class Restarter:
             self._refusals = 0
         if self._refusals == _MAX_REFUSALS:
             self._end_in_doubt(
-                f"the Space refuses the name {self._pending.name}, as if no name could be used twice, or another "
-                "stream had it; open a new session"
+                f"the Space refuses the name {self._pending.name}, so it accepts no name twice, or another stream has "
+                "it: open a new session with another name"
             )
             return
         for event in decision.events:

@@ -96,7 +96,7 @@ class OnChange(_Choice):
 
     Attributes:
         KEEP: they go on; the new fields are for streams that are started from now on.
-        REPLACE: they are stopped, and started again.
+        REPLACE: they are stopped, and started again; so is one whose start was lost, once it is heard.
     """
 
     __field__ = "on_change"
@@ -109,7 +109,9 @@ class OnExit(_Choice):
 
     Attributes:
         LEAVE: nothing is sent. Streams to receivers of this process go on until those are closed.
-        STOP: they are stopped.
+        STOP: they are stopped. A stop by name proves nothing of a start whose response was lost, since the Space may
+            still carry that out: within five minutes of it this is reported (`StreamingInDoubt`), and stays in the
+            journal for the next keeper.
     """
 
     __field__ = "on_exit"

@@ -188,9 +188,15 @@ class NameRefused(ObservationOfAttempt):
 
 @frozen(kw_only=True)
 class StartRejected(ObservationOfAttempt):
-    """A start was rejected for another reason, or not sent: it created no stream."""
+    """A start was rejected for another reason, or not sent: it created no stream.
+
+    Attributes:
+        reason: the error.
+        may_have_ended: whether the target may have ended, as after a rejection by the Space.
+    """
 
     reason: str
+    may_have_ended: bool = True
 
 
 @frozen(kw_only=True)

@@ -130,8 +130,9 @@ class TargetRequests:
         except StreamsError as error:
             if state.result is AttemptResult.DUPLICATE_NAME:
                 return NameRefused(attempt=attempt)
-            answer = ResponseLost if self._may_run(error, state) else StartRejected
-            return answer(attempt=attempt, reason=_reason(error))
+            if self._may_run(error, state):
+                return ResponseLost(attempt=attempt, reason=_reason(error))
+            return StartRejected(attempt=attempt, reason=_reason(error), may_have_ended=error.sent != "no")
         if stream.sid is None or stream.ambiguous:
             return ResponseLost(attempt=attempt, reason=_NO_SID)
         return StartAccepted(attempt=attempt, sid=stream.sid)

@@ -49,10 +49,18 @@ class Waiter:
         self._cancellation: asyncio.CancelledError | None = None
 
     def __await__(self) -> Generator["Waiter", None, None]:
-        if self.is_awaited:
-            raise ClientStateError(f"only one loop at a time can iterate over {self._iterated}")
         self.is_awaited = self._asyncio_future_blocking = True
         yield self
+
+    def successor(self) -> "Waiter":
+        """Return a waiter for another task, where the one that awaits this was cancelled and is still to be resumed.
+
+        Raises:
+            ClientStateError: it was not cancelled.
+        """
+        if self._cancellation is None:
+            raise ClientStateError(f"only one loop at a time can iterate over {self._iterated}")
+        return Waiter(self._iterated)
 
     def wake(self) -> None:
         """Resume the task in the loop's next turn."""
@@ -173,6 +181,9 @@ class EventQueue:
         while not (self._droppable or self._kept):
             if self._is_closed:
                 raise self._error or StopAsyncIteration
+            if self._waiter.is_awaited:
+                self._waiter = self._waiter.successor()
+                self.wake = self._waiter.resume
             await self._waiter  # which passes no event, since that would be lost if this is cancelled
         if not self._kept:
             size, event = self._droppable.popleft()

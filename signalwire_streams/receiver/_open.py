@@ -249,7 +249,9 @@ class StarterMixin:
 
         There are never two streams on a conference, since it rejects a second one of the same name. A call may not
         reject it. So if the response to a restart on a call is lost, and no socket opens, nothing more is started, and
-        the session's loops raise `StreamOutcomeUnknownError`.
+        the session's loops raise `StreamOutcomeUnknownError`. They also do if the name is rejected three times in a
+        row, as by a Space that accepts no name twice; if it says so in status callbacks only, pass those to
+        `handle_status_callback`.
 
         Args:
             streams: ``client.conferences`` or ``client.calls``.

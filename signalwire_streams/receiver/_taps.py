@@ -111,9 +111,7 @@ class PcmFeed(_Feed[PcmFrame]):
                 items[0].missing_ms += dropped.missing_ms + self._options.frame_ms
         if mixer.is_finished and mixer.is_empty:
             self.end()
-            return
-        # A timer that is too early serves as well, since it sets the next one.
-        if mixer.next_at < self._timer_at - _LEAST_WAIT:
+        elif mixer.next_at < self._timer_at - _LEAST_WAIT:  # one that is too early serves as well: it sets the next one
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = max(mixer.next_at, now + _LEAST_WAIT)
@@ -210,6 +208,8 @@ class _Listener(Generic[_Item]):
         while not feed.items:
             if feed.is_closed:
                 raise feed.error or StopAsyncIteration
+            if feed.waiter.is_awaited:
+                feed.waiter = feed.waiter.successor()
             await feed.waiter
         return feed.take()
 

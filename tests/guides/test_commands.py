@@ -14,7 +14,7 @@ import tomllib
 import wave
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from tests.waiting import until
 URL = "wss://rx.example.com/audio"
 PORTS = re.compile(r"\b(?:8443|9[01]0[0-9]|6379)\b")
 RUN_UNTIL_A_SIGNAL = re.compile(
-    r"signalwire-streams (simulate|listen|fleet worker)|redis-server|(\w+=\S+ )*python (record|recorder|replica)\.py"
+    r"signalwire-streams (simulate|listen|keep|fleet worker)"
+    r"|redis-server|(\w+=\S+ )*python (record|recorder|replica)\.py"
 )
 NOT_RUN = re.compile(r"pip install|python3 -m venv|\.venv/bin/nox|\.ci/run")
 CONSOLE = [block for block in BLOCKS if block.language == "console"]
@@ -91,7 +92,7 @@ class Terminal:
         async with self.started(command) as child:
             return await end_of(child)
 
-    def started(self, command: str, **settings: Any) -> Any:
+    def started(self, command: str) -> AbstractAsyncContextManager[Process]:
         words = shlex.split(command)
         variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
         words = [word for word in words if word.partition("=")[0] not in variables]
@@ -99,10 +100,10 @@ class Terminal:
         if re.search(r"[|>$]", command) or words[0] not in {"signalwire-streams", "python"}:
             return process("-c", command, program="/bin/sh", python=(), new=True, environment=environment)
         if words[0] == "signalwire-streams":
-            return process(*words[1:], environment=environment, **settings)
+            return process(*words[1:], environment=environment)
         if words[1].endswith(".py"):
             code = self.adapt((self.folder / words[1]).read_text())
-            return process(*words[2:], code=code, environment=environment, **settings)
+            return process(*words[2:], code=code, environment=environment)
         return process(*words[1:], program=sys.executable, python=(), new=True, environment=environment)
 
     async def begin(self, command: str) -> None:
@@ -115,7 +116,10 @@ class Terminal:
         self.running.append((command, child))
         if "simulate" in command:
             await self.read_exports(child)
-            return
+        elif "keep " in command:
+            async with asyncio.timeout(PATIENCE):
+                assert child.stdout is not None
+                assert await child.stdout.readline()
         program = re.search(r"\w+\.py", command)
         text = command if program is None else command + self.adapt((self.folder / program[0]).read_text())
         for port in self.ports.values():
@@ -128,6 +132,7 @@ class Terminal:
         assert simulate.stdout is not None
         async with asyncio.timeout(PATIENCE):
             while b"Ctrl-C" not in (line := await simulate.stdout.readline()):
+                assert line
                 words = line.decode().split()
                 if words and words[0] == "export":
                     name, _, value = words[1].partition("=")

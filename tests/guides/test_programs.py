@@ -7,7 +7,7 @@ import signal
 import ssl
 import wave
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from secrets import token_urlsafe
@@ -254,70 +254,98 @@ async def test_signed_token_admits_a_stream(
     assert printed == f"{sid} acme\n"
 
 
-async def test_transcriber_prints_what_the_service_says(user: Any, client_for: Any) -> None:
-    """The whole program; tests/receiver/test_guides.py has the rest."""
-    someone = await user()
-    heard = bytearray()
+@asynccontextmanager
+async def serving(handle: Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]) -> AsyncIterator[str]:
+    """Serve a WebSocket, in place of a transcriber's or a model's."""
 
-    async def transcribe(request: web.Request) -> web.WebSocketResponse:
+    async def respond(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
+        await handle(socket, request)
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", respond)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+class Transcriber:
+    """Says hello when the audio has ended."""
+
+    def __init__(self) -> None:
+        self.audio = bytearray()
+
+    async def __call__(self, socket: web.WebSocketResponse, _: web.Request) -> None:
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
                 await socket.send_str("hello")
                 await socket.close()
             else:
-                heard.extend(message.data)
-        return socket
+                self.audio += message.data
 
-    app = web.Application()
-    app.router.add_get("/", transcribe)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port := free_port()).start()
-    own = {"STREAM_TOKEN": TOKEN, "TRANSCRIBER_URL": f"http://127.0.0.1:{port}/", "PYTHONUNBUFFERED": "1"}
-    title = "agents-and-transcription/transcriber.py"
-    async with someone.start(title, replaced={"8443": str(someone.port)}, **own) as child:
-        await accepted(someone.port)
-        await client_for(someone.space).calls.start_stream(
-            someone.space.call_sids[0], url=f"wss://localhost:{someone.port}/", authorization_bearer_token=TOKEN
-        )
-        assert await line_of(child) == f"{someone.space.streams[0].sid} hello\n"
-        async with ended_by(child):
-            pass
-    await runner.cleanup()
-    assert len(heard) == pytest.approx(16_000, abs=640)
+
+async def test_transcriber_prints_what_the_service_says(user: Any, client_for: Any) -> None:
+    """The whole program; tests/receiver/test_guides.py has the rest."""
+    someone = await user()
+    async with serving(transcriber := Transcriber()) as url:
+        own = {"STREAM_TOKEN": TOKEN, "TRANSCRIBER_URL": url, "PYTHONUNBUFFERED": "1"}
+        title = "agents-and-transcription/transcriber.py"
+        async with someone.start(title, replaced={"8443": str(someone.port)}, **own) as child:
+            await accepted(someone.port)
+            await client_for(someone.space).calls.start_stream(
+                someone.space.call_sids[0],
+                url=f"wss://localhost:{someone.port}/",
+                authorization_bearer_token=TOKEN,
+            )
+            assert await line_of(child) == f"{someone.space.streams[0].sid} hello\n"
+            async with ended_by(child):
+                pass
+    assert len(transcriber.audio) == pytest.approx(16_000, abs=640)
+
+
+async def test_conference_is_recorded_and_transcribed(user: Any) -> None:
+    someone = await user()
+    port, [sid, *_] = str(someone.port), someone.space.conference_sids
+    someone.save("agents-and-transcription/transcriber.py")
+    someone.save("agents-and-transcription/record_and_transcribe.py", **{"8443": port})
+    async with serving(transcriber := Transcriber()) as url:
+        arguments = ("record_and_transcribe.py", sid, f"wss://localhost:{port}/")
+        async with someone.python(*arguments, TRANSCRIBER_URL=url) as child:
+            ran = await end_of(child)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == f"{someone.space.streams[0].sid} hello\n"
+    assert frames_of(someone.folder / f"{sid}.wav") == (2, 8000, 4000)
+    assert len(transcriber.audio) == pytest.approx(16_000, abs=640)
 
 
 async def test_agent_answers_a_call(user: Any) -> None:
     """The whole program; tests/receiver/test_guides.py has the rest."""
     someone = await user(audio=None)
 
-    async def speak(request: web.Request) -> web.WebSocketResponse:
+    async def speak(socket: web.WebSocketResponse, request: web.Request) -> None:
         assert request.headers["Authorization"] == "Bearer key"
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
         audio = "A" * 6400  # 0.1 s of silence
         for _ in range(3):
             await socket.send_json({"type": "response.output_audio.delta", "item_id": "one", "delta": audio})
         await socket.send_json({"type": "response.output_audio.done", "item_id": "one"})
         async for _ in socket:
             pass
-        return socket
 
-    app = web.Application()
-    app.router.add_get("/", speak)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port := free_port()).start()
-    own = {"STREAM_TOKEN": TOKEN, "MODEL_URL": f"http://127.0.0.1:{port}/", "MODEL_KEY": "key"}
-    title = "agents-and-transcription/agent.py"
-    async with someone.start(title, replaced={"8080": str(someone.port)}, **own) as child:
-        await accepted(someone.port)
-        report = await dial_media(f"ws://127.0.0.1:{someone.port}/", authorization_bearer_token=TOKEN, seconds=2)
-        async with ended_by(child):
-            pass
-    await runner.cleanup()
+    async with serving(speak) as model:
+        own = {"STREAM_TOKEN": TOKEN, "MODEL_URL": model, "MODEL_KEY": "key"}
+        title = "agents-and-transcription/agent.py"
+        async with someone.start(title, replaced={"8080": str(someone.port)}, **own) as child:
+            await accepted(someone.port)
+            url = f"ws://127.0.0.1:{someone.port}/"
+            report = await dial_media(url, authorization_bearer_token=TOKEN, seconds=2)
+            async with ended_by(child):
+                pass
     assert report.broken_rules == ()
     assert report.payload_sizes
 
@@ -442,7 +470,7 @@ async def test_before_and_after_do_the_same(user: Any) -> None:
 async def test_redacted_prints_no_secret(user: Any) -> None:
     ran = await (await user(audio=None)).run("security/redacted.py")
     assert (ran.code, ran.err) == (0, "")
-    assert "card" in ran.out
+    assert "parameters={'card': ***}" in ran.out
     assert "4111" not in ran.out
     assert "hunter2" not in ran.out
 

@@ -189,6 +189,35 @@ class TestStart:
             assert space.requests.count("list-conferences") == 1
         assert len(space.streams.active()) == 3
 
+    async def test_many_that_appear_at_once_take_turns(
+        self, space: SimulatedSpace, idle_clock: Clock, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rather than wait in the client until the 45 seconds of a start are over."""
+        monkeypatch.setattr("signalwire_streams.keep_streaming._kept_targets._AT_ONCE", 5)
+        for _ in range(27):
+            space.add_conference()
+        space.faults.add("latency", on="start", seconds=10.0)
+        account: Any = {"base_url": space.base_url, "project": space.project, "token": space.token}
+        async with (
+            StreamsClient(**account, connections=6, clock=idle_clock) as client,
+            keeping(client, journal, poll=50.0) as events,
+        ):
+            await until(lambda: events.count(StreamingStarted) == 30)
+            assert events.count(TargetFailing) == 0
+        assert space.requests.count("start-conference-stream") == 30
+
+    async def test_starts_that_are_not_sent_cost_no_request(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """While the circuit breaker is open, no target is looked at for each of its starts."""
+        for _ in range(30):
+            space.add_conference()
+        space.faults.add("502", on="start")
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(TargetFailing) >= 60)
+        assert any("circuit breaker" in (getattr(event, "reason", None) or "") for event in events.seen)
+        assert space.requests.count("get-conference") == 0
+
     async def test_starts_are_sent_once_though_responses_are_lost(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -391,6 +420,19 @@ class TestRestart:
             rule.remove()
             await until(lambda: TargetEnded in events.of(sid))
         assert len(space.streams.active()) == 2
+
+    async def test_target_that_ended_before_its_template_was_asked_is_not_failing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        template: Any = lambda _: TEMPLATE  # noqa: E731
+        async with keeping(client, journal, template) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        space.end_conference(sid)
+        space.faults.add("status", on="get-conference", status=403, times=1)
+        async with keeping(client, journal, template) as events:
+            await until(lambda: TargetEnded in events.of(sid))
+            assert TargetFailing not in events.of(sid)
 
     @pytest.mark.parametrize("on_change", ["keep", "replace"])
     @pytest.mark.parametrize("chooser", ["where", "template"])

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import ClientStateError, StreamsClient
-from signalwire_streams.keep_streaming import StreamingInDoubt, TargetAppeared, TargetFailing
+from signalwire_streams import ClientStateError, Clock, StreamsClient
+from signalwire_streams.keep_streaming import StreamingInDoubt, StreamingStarted, TargetAppeared, TargetFailing
+from signalwire_streams.keep_streaming._background import BackgroundTasks
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.simulator import SimulatedSpace
 from tests.keep_streaming.test_keeper import TEMPLATE, alive, client, journal, keeping, space, until
@@ -118,6 +119,36 @@ class TestUnsent:
         async with keeping(client, journal, **CALLS):
             await until(lambda: alive(space) == sorted(space.call_sids))
 
+    async def test_template_that_is_asked_during_the_end_is_not_waited_for(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, idle_clock: Clock
+    ) -> None:
+        new = ""
+
+        async def template(item: Any) -> Any:
+            return await asyncio.sleep(1e6 if item.sid == new else 0.0, TEMPLATE)
+
+        async with client.keep_streaming(template, name="audit", journal=journal, poll=50.0) as keeper:
+            await until(lambda: len(space.streams.active()) == 3)
+            new = space.add_conference()
+            space.faults.add("latency", on="get-conference", seconds=3.0)
+            keeper.notice(new)
+            await until(lambda: space.requests.count("get-conference") == 1)
+            began = idle_clock.now()
+        assert idle_clock.now() - began < 10.0
+        assert new not in alive(space)
+
+    async def test_starts_that_wait_for_their_turn_are_not_sent(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("signalwire_streams.keep_streaming._kept_targets._AT_ONCE", 1)
+        space.faults.add("latency", on="start", seconds=5.0)
+        async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, **CALLS) as keeper:
+            await until(lambda: space.requests.count("start-call-stream") == 1)
+        assert {type(event) for event in [event async for event in keeper]} == {TargetAppeared, StreamingStarted}
+        assert space.requests.count("start-call-stream") == 1
+        async with keeping(client, journal, **CALLS):
+            await until(lambda: alive(space) == sorted(space.call_sids))
+
     async def test_template_is_given_thirty_seconds(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -178,6 +209,19 @@ async def test_token_of_a_template_is_not_replaced_silently(
     assert space.requests.count("start-conference-stream") == 0
 
 
+async def test_first_failure_of_several_is_the_one_that_counts() -> None:
+    heard = list[Exception]()
+    tasks = BackgroundTasks(heard.append)
+
+    async def fail(error: Exception) -> None:
+        raise error
+
+    for error in (first := ValueError("first"), ValueError("second")):
+        _ = tasks.spawn(fail, error)
+    await tasks.finish()
+    assert heard == [tasks.failure] == [first]
+
+
 async def test_notice_asks_again_of_what_was_passed_over(
     space: SimulatedSpace, client: StreamsClient, journal: Path
 ) -> None:
@@ -188,9 +232,15 @@ async def test_notice_asks_again_of_what_was_passed_over(
         asked.append(item.sid)
         return item.sid in wanted
 
-    async with keeping(client, journal, where=where) as events:
+    async def template(_: object) -> Any:
+        return await asyncio.sleep(1.0, TEMPLATE)
+
+    async with keeping(client, journal, template, where=where) as events:
         await until(lambda: space.requests.count("list-conferences") >= 3)
         assert sorted(asked) == sorted(space.conference_sids), "each once"
         wanted.add(sid)
-        events.keeper.notice(sid)
+        for _ in range(2):
+            events.keeper.notice(sid)
         await until(lambda: alive(space) == [sid])
+        assert events.of(sid)[0] is TargetAppeared
+    assert space.requests.count("start-conference-stream") == 1

@@ -248,7 +248,7 @@ async def test_header_of_a_response_does_not_change_the_rate() -> None:
         before = clock.now()
         for number in range(10):
             await client.conferences.start_stream(f"room-{number}", url=URL)
-        assert clock.now() - before < 5
+        assert clock.now() - before < 30
 
 
 async def test_start_that_is_always_throttled_fails_after_six_waits(space: SimulatedSpace, client_for: Any) -> None:

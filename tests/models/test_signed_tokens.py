@@ -329,5 +329,5 @@ async def test_fake_clock_advances_wall_time() -> None:
     clock = Clock.fake()
     before, began = clock.wall_time(), clock.now()
     await clock.sleep(3600)
-    assert clock.wall_time() - before == pytest.approx(3600, abs=5)
-    assert clock.now() - began == pytest.approx(3600, abs=5)
+    assert clock.wall_time() - before == pytest.approx(3600, abs=60)
+    assert clock.now() - began == pytest.approx(3600, abs=60)

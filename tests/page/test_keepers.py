@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import Clock, InvalidRequestError, JournalError, StreamsClient
-from signalwire_streams.keep_streaming import KeepStatus, StandbyStarted, StartsPaused
+from signalwire_streams.keep_streaming import KeepStatus, StandbyEnded, StandbyStarted, StartsPaused, StartsResumed
 from signalwire_streams.page import LivePage, _rows
 from signalwire_streams.page._board import Board
 from signalwire_streams.simulator import SimulatedSpace
@@ -109,6 +109,11 @@ async def test_what_holds_a_keeper_up(page: LivePage, view: View, space: Simulat
             "On standby: another keeper has the lease",
         ]
         assert [type(obstacle) for obstacle in keeper.obstacles] == [StartsPaused, StandbyStarted]
+        keeper._emit(StartsResumed(receiver="wss://another.example.com:443"))
+        keeper._emit(StandbyEnded())
+        assert [type(obstacle) for obstacle in keeper.obstacles] == [StartsPaused]
+        keeper._emit(StartsResumed(receiver="wss://rx.example.com:443"))
+        assert keeper.obstacles == ()
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,24 @@ async def test_cancelled_wait_loses_no_event(kind: AudioEvent, order: str) -> No
         assert taken + await queue.drain() == [kind] * ("put" in order)
 
 
+async def test_another_wait_may_begin_where_one_is_cancelled() -> None:
+    """At once; the cancelled one takes nothing from it, however often it is cancelled."""
+    queue, taken = Queue(9), list[AudioEvent]()
+    cancelled = await started(consume(queue, taken))
+    cancelled.cancel("enough")
+
+    def go_on() -> None:
+        cancelled.cancel("enough")
+        queue.put(media(1))
+        queue.wake()
+
+    asyncio.get_running_loop().call_soon(go_on)
+    assert await anext(queue) == media(1)
+    with pytest.raises(asyncio.CancelledError, match="enough"):
+        await cancelled
+    assert taken == []
+
+
 async def test_wait_that_is_cancelled_before_it_begins_loses_no_event() -> None:
     queue, taken = Queue(9), list[AudioEvent]()
     with pytest.raises(TimeoutError):

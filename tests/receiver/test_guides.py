@@ -100,7 +100,9 @@ async def test_transcriber_gets_all_audio_and_stays_open(
 
     async def handle(there: Call) -> None:
         async with served(transcriber) as url:
-            await run_code("agents-and-transcription/transcriber.py")["transcribe"](there.session, url)
+            await run_code("agents-and-transcription/transcriber.py")["transcribe"](
+                there.session.label, there.session.pcm(16_000), url
+            )
 
     there = await call(handle, sound)
     assert (transcriber.was_starved, transcriber.end) == (False, '{"type": "CloseStream"}')

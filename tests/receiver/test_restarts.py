@@ -325,7 +325,7 @@ async def test_session_ends_if_the_space_takes_no_name_twice(make: Any) -> None:
         there.space.faults.add("duplicate-name", on="start", as_="http-error")
         before = there.space.requests.count("start-conference-stream")
         there.line.reset()
-        with pytest.raises(StreamOutcomeUnknownError, match=r"refuses the name mine, as if .* open a new session"):
+        with pytest.raises(StreamOutcomeUnknownError, match=r"refuses the name mine, so it .*: open a new session"):
             await reading
         assert session.end_reason is EndReason.IN_DOUBT
         assert there.space.requests.count("start-conference-stream") == before + 3

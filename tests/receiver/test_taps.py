@@ -414,6 +414,18 @@ async def test_left_taps_are_forgotten() -> None:
     assert stream.session._listeners.feeds == ()
 
 
+async def test_loop_may_begin_where_another_one_is_cancelled() -> None:
+    stream = Stream()
+    tap = stream.session.tap()
+    cancelled = asyncio.create_task(_all(tap))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    asyncio.get_running_loop().call_soon(stream.burst, 0, 1)
+    assert (await anext(tap)).chunk == 1
+    await asyncio.wait({cancelled})
+    assert cancelled.cancelled()
+
+
 async def test_only_one_loop_iterates() -> None:
     stream = Stream()
     tap = stream.session.tap()

@@ -149,7 +149,7 @@ class TestStarts:
             limiter = RedisRateLimiter(
                 "redis://localhost", rate_limit=RateLimit(requests=200, window=1.0), clock=idle_clock
             )
-            account = {"base_url": space.base_url, "project": space.project, "token": space.token}
+            account: dict[str, Any] = {"base_url": space.base_url, "project": space.project, "token": space.token}
             async with StreamsClient(**account, rate_limiter=limiter, clock=idle_clock) as client:
                 await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in conferences))
             await limiter.aclose()

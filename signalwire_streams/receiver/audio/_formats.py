@@ -311,9 +311,8 @@ class AudioFormat:
         return self._convert(self._codec().decode, self.trim(payload))
 
     def _decoder(self) -> Callable[[bytes], bytes]:
-        """Return a function that does what `to_pcm` does, without its look-ups."""
-        decode = self._codec().decode
-        return decode if decode is not None and self.sample_size == 1 else self.to_pcm
+        """Return a function that does what `to_pcm` does for one channel, without its look-ups."""
+        return self._codec().decode or self.to_pcm
 
     def from_pcm(self, pcm: bytes) -> bytes:
         """Encode linear PCM (16 bits, signed, little-endian, at the same rate) as a payload.

@@ -541,7 +541,8 @@ def test_new_audio_is_never_dropped_nor_written_over(frames: list[tuple[int | No
 def test_pauses_and_losses_are_kept_and_errors_are_not(turns: list[tuple[int, int, int | None]]) -> None:
     """Each pause is followed by three frames with right timestamps, and each wrong one stands between right ones.
 
-    A timestamp that is wrong by no more than three packets could as well correct a short pause.
+    A timestamp that is wrong by no more than three packets could as well correct a short pause, and one that is wrong
+    by the length of the pause says that there was none.
     """
     frames: list[Frame] = [(20 * slot, slot + 1, 20) for slot in range(3)]
     expected: list[float | None] = [0, 20, 40]
@@ -551,7 +552,7 @@ def test_pauses_and_losses_are_kept_and_errors_are_not(turns: list[tuple[int, in
         chunk += lost
         for slot in range(6):
             chunk += 1
-            is_wrong = wrong is not None and slot == 3 and abs(wrong - at) > 60
+            is_wrong = wrong is not None and slot == 3 and abs(wrong - at) > 60 and abs(at - wrong - pause) > 8
             frames.append((wrong if is_wrong else at, chunk, 20))
             expected.append(at)
             at += 20
