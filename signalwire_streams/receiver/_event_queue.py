@@ -42,7 +42,7 @@ class Waiter:
 
     def __init__(self, iterated: str) -> None:
         self._iterated = iterated  # what the task iterates over
-        self.is_awaited = False  # until the task is resumed, which may be after `wake`
+        self.is_awaited: bool = False  # until the task is resumed, which may be after `wake`
         self._asyncio_future_blocking = False
         self._loop = asyncio.get_running_loop()
         self._waiting: tuple[Callable[[Waiter], object], Context] | None = None  # what resumes the task

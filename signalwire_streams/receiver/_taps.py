@@ -163,7 +163,7 @@ class Listeners:
 
     def __init__(self) -> None:
         self.feeds: tuple[Feed, ...] = ()
-        self.are_tapped = False  # whether any of them takes the events that no loop takes
+        self.are_tapped: bool = False  # whether any of them takes the events that no loop takes
         self._is_closed = False
         self._error: BaseException | None = None
 

@@ -152,7 +152,7 @@ async def test_rows_appear_move_and_go(window: Window, conversations: Conversati
 
 
 async def _moved(bar: Any) -> bool:
-    return await bar.evaluate("bar => bar.style.transform") not in {"", "scaleX(1)"}
+    return await bar.evaluate("bar => bar.style.clipPath") not in {"", "inset(0px 100% 0px 0px)"}
 
 
 async def test_listening_is_audible(window: Window, conversations: Conversations) -> None:

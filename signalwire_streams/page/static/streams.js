@@ -50,7 +50,7 @@ export class StreamTable extends Table {
     meters.forEach((meter, side) => {
       if (meter.level === levels[side]) return;
       meter.level = levels[side];
-      meter.style.transform = `scaleX(${1 - levels[side] / 60})`;
+      meter.style.clipPath = `inset(0 ${100 - levels[side] / 0.6}% 0 0)`;
     });
     if (!isNew) return;
     write(row.button, facts.name);

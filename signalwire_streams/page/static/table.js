@@ -105,7 +105,6 @@ export class Table {
       const row = this.rows.get(Number(entry.target.dataset.id));
       if (row === undefined) continue;
       row.isVisible = entry.isIntersecting;
-      row.line.classList.toggle("seen", row.isVisible);
       this.dirty.add(row);
     }
     this.schedule();
