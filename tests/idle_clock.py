@@ -30,13 +30,20 @@ def skip_idle_time(loop: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
     select_events = loop._selector.select
     now = loop.time()
     end = now + _MAX_WAIT
-    run, in_threads = loop.run_in_executor, set[Any]()
+    run, join, in_threads = loop.run_in_executor, loop.shutdown_default_executor, set[Any]()
 
     def run_in_executor(*work: Any) -> Any:
         future = run(*work)
         in_threads.add(future)
         future.add_done_callback(in_threads.discard)
         return future
+
+    async def shutdown_default_executor(*timeout: float) -> None:
+        in_threads.add(join)  # in one that the loop starts by itself, with a timeout from Python 3.12 on
+        try:
+            await join(*timeout)
+        finally:
+            in_threads.discard(join)
 
     def select(seconds: float | None) -> Any:
         nonlocal now, end
@@ -55,4 +62,5 @@ def skip_idle_time(loop: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(loop._selector, "select", select)
     monkeypatch.setattr(loop, "time", lambda: now)
     monkeypatch.setattr(loop, "run_in_executor", run_in_executor)
+    monkeypatch.setattr(loop, "shutdown_default_executor", shutdown_default_executor)
     return Clock(now=loop.time)

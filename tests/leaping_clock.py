@@ -42,6 +42,7 @@ class LeapingClock:
         with asyncio.Runner() as runner:
             loop: Any = runner.get_loop()
             self._select, run_in_executor = loop._selector.select, loop.run_in_executor
+            join = loop.shutdown_default_executor
             if self._link is not None:
                 loop._selector.register(self._link, EVENT_READ)
 
@@ -51,7 +52,13 @@ class LeapingClock:
                 future.add_done_callback(self._in_threads.discard)
                 return future
 
+            def shutdown_default_executor(*timeout: float) -> Any:
+                self._in_threads.add(joined := loop.create_task(join(*timeout)))
+                joined.add_done_callback(self._in_threads.discard)
+                return joined
+
             loop.run_in_executor, loop.time = in_thread, self.time
+            loop.shutdown_default_executor = shutdown_default_executor
             loop._selector.select = self._lead if self._link is None else self._follow
             try:
                 return runner.run(work())

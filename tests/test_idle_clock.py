@@ -4,6 +4,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
 
 import pytest
 
@@ -50,6 +53,30 @@ async def test_timeout_does_not_pass_while_a_socket_has_something_to_read(idle_c
     await writer.wait_closed()
     server.close()
     assert idle_clock.now() - began < 0.5
+
+
+async def test_clock_stands_while_threads_end(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do at the end of each test, which may take a while on a busy machine."""
+    loop: Any = asyncio.get_running_loop()
+    may_end, turns, select = threading.Event(), count(), loop._selector.select
+
+    class Slow(ThreadPoolExecutor):
+        def shutdown(self, *arguments: bool, **options: bool) -> None:
+            may_end.wait(30)
+            super().shutdown(*arguments, **options)
+
+    def counted(seconds: float | None) -> Any:
+        if next(turns) == 20:
+            may_end.set()
+        return select(seconds)
+
+    loop.set_default_executor(Slow())
+    assert await loop.run_in_executor(None, int) == 0
+    began, waiting = idle_clock.now(), asyncio.create_task(asyncio.sleep(60))
+    monkeypatch.setattr(loop._selector, "select", counted)
+    await loop.shutdown_default_executor()
+    assert idle_clock.now() - began < 1
+    assert not waiting.done()
 
 
 async def test_clock_stands_while_a_thread_works(idle_clock: Clock) -> None:
