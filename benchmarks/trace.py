@@ -8,12 +8,13 @@ that attrs and cattrs generate belongs to no file. The simulator is left out.
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Any
 
 from attrs import define, field
 
@@ -92,16 +93,21 @@ async def bulk_item(client: StreamsClient, conferences: list[str]) -> Trace:
     return trace
 
 
+async def shortest(trace: Callable[[StreamsClient, list[str]], Awaitable[Trace]], *arguments: Any) -> Trace:  # noqa: ANN401  (those of the trace)
+    """Return the shortest of three traces: timers of a busy machine and finalizers only add calls."""
+    return min([await trace(*arguments) for _ in range(3)], key=lambda found: len(found.calls))
+
+
 async def traces() -> dict[str, Trace]:
     """Trace both."""
     async with (
-        SimulatedSpace(conferences=5) as space,
+        SimulatedSpace(conferences=15) as space,
         StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
     ):
         conferences = space.conference_sids
         return {
-            "start_stream": await start(client, conferences),
-            "bulk item with journal": await bulk_item(client, conferences),
+            "start_stream": await shortest(start, client, conferences),
+            "bulk item with journal": await shortest(bulk_item, client, conferences),
         }
 
 
