@@ -247,7 +247,8 @@ def test_sessions_and_extras_exist(block: Block) -> None:
         assert set(names.split()) <= sessions().keys()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"signalwire-streams\[(\w+)\]", block.text)) <= extras.keys()
-    assert ".ci/run" not in block.text or os.access(ROOT / ".ci" / "run", os.X_OK)
+    if ".ci/run" in block.text and (ROOT / ".ci").exists():  # which source distributions lack
+        assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
 def test_completion_completes(tmp_path: Path) -> None:
