@@ -511,6 +511,30 @@ class TestEnd:
         assert space.streams.duplicates() == []
         assert len(space.streams.active()) == 3
 
+    @pytest.mark.parametrize("times", [2, 3])
+    async def test_end_that_is_cancelled_repeatedly_closes_the_journal(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, times: int
+    ) -> None:
+        space.faults.add("hang", on="start-conference-stream", times=3)
+        keeper, leaving = client.keep_streaming(TEMPLATE, name="audit", journal=journal), asyncio.Event()
+
+        async def keep() -> None:
+            async with keeper:
+                await until(lambda: space.requests.count("start-conference-stream") == 3)
+                leaving.set()
+
+        keeping_one = asyncio.create_task(keep())
+        await leaving.wait()
+        for _ in range(times):
+            keeping_one.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({keeping_one})
+        assert keeping_one.cancelled()
+        assert [event async for event in keeper]  # which ends
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        assert space.streams.duplicates() == []
+
     async def test_starts_that_wait_for_their_template_are_not_sent(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -870,6 +894,22 @@ class TestArguments:
             keeper.notice("room")
         with pytest.raises(InvalidRequestError, match="sid 'a/b' can't be part of a path"):
             keeper.notice("a/b")
+
+    async def test_one_loop_reads_an_open_keeper(self, client: StreamsClient, journal: Path) -> None:
+        keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal, where=lambda _: False)
+        with pytest.raises(ClientStateError, match="write 'async with"):
+            async for _ in keeper:
+                pass
+        async with keeper:
+            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            with pytest.raises(ClientStateError, match="only one loop at a time"):
+                await anext(aiter(keeper))
+            reading.cancel()  # and another one may begin before that has had its effect
+            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+        with pytest.raises(StopAsyncIteration):
+            await reading
 
     async def test_keeper_is_used_once(self, client: StreamsClient, journal: Path) -> None:
         keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal)
