@@ -389,6 +389,53 @@ class TestRestart:
             await until(lambda: len(space.streams.active()) == 3)
         assert space.streams.duplicates() == []
 
+    async def test_streams_are_replaced_once_their_template_is_known(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        failing, ended, _ = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        first = {stream.sid: stream.target_sid for stream in space.streams.active()}
+        asked = list[str]()
+
+        def template(item: Any) -> Any:
+            asked.append(item.sid)
+            if item.sid in {failing, ended} and asked.count(failing) < 4:
+                raise RuntimeError
+            return {"url": URL, "codec": "PCMU"}
+
+        async with keeping(client, journal, template, on_change="replace") as events:
+            await until(lambda: asked.count(failing) == 2)
+            space.end_conference(ended)
+            await until(lambda: asked.count(failing) == 3)
+            assert [first[stream.sid] for stream in space.streams.active() if stream.sid in first] == [failing]
+            assert events.of(failing) == [TargetFailing]  # once
+            await until(lambda: events.of(failing) == [TargetFailing, StreamingRestarted])
+            assert events.of(ended) == [TargetFailing, TargetAppeared, TargetEnded]
+        assert first.keys().isdisjoint(stream.sid for stream in space.streams.active())
+        assert len(space.streams.active()) == 2
+        assert space.streams.duplicates() == []
+
+    async def test_template_that_hangs_holds_up_few_polls(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [slow, *_] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        asked = list[str]()
+
+        async def template(item: Any) -> Any:
+            asked.append(item.sid)
+            if item.sid == slow:
+                await asyncio.sleep(1e6)
+            return TEMPLATE
+
+        async with keeping(client, journal, template, on_change="replace") as events:
+            await until(lambda: TargetFailing in events.of(slow))
+            listed = space.requests.count("list-conferences")
+            await until(lambda: space.requests.count("list-conferences") == listed + 10)
+        assert asked.count(slow) == 1
+
     async def test_second_keeper_of_a_journal_is_rejected(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
