@@ -904,6 +904,7 @@ class TestArguments:
             ({"poll": 0}, "poll"),
             ({"reassert": -1}, "reassert"),
             ({"journal": ""}, "journal is empty"),
+            ({"journal": "redis+cluster://host:6379/0"}, "journal is a URL: .* written as 'redis://host:6379/0'"),
             ({"receivers": [URL]}, "receivers has a str: write receivers="),
             ({"receivers": MediaReceiver()}, r"receivers has a MediaReceiver|no handler"),
             ({"receivers": [MediaReceiver()]}, "has no handler for the streams"),
