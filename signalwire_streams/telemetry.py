@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams._http.exchange import Handler, Request, Result
@@ -18,9 +18,7 @@ from signalwire_streams.bulk._results import BulkOutcome, BulkReport
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.callbacks._receiver import CallbackReceiver
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.keep_streaming._events import (
-    KeepStatus,
-)
+from signalwire_streams.keep_streaming._events import KeepStatus
 from signalwire_streams.keep_streaming._keeper import Keeper
 from signalwire_streams.middleware._rate_limit import RateLimiter
 from signalwire_streams.models import Attempt, Priority, RetryDecision
@@ -29,7 +27,7 @@ from signalwire_streams.receiver._session import EndReason, StreamSession
 
 try:
     from opentelemetry.context import Context as TraceContext, attach, detach
-    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter_provider
     from opentelemetry.trace import (
         Link,
         Span,
@@ -49,6 +47,7 @@ __all__ = ["Instrumentation", "Part", "instrument"]
 Part: TypeAlias = StreamsClient | MediaReceiver | CallbackReceiver | Keeper | RateLimiter
 """What can be instrumented."""
 
+_Part = TypeVar("_Part")
 _Observe: TypeAlias = Callable[..., Iterator[Observation]]
 
 _NAME, _PREFIX = "signalwire_streams", "signalwire.streams."
@@ -62,10 +61,11 @@ _FAILED_SESSIONS = set(EndReason) - {
     EndReason.SHUTDOWN,
 }
 _TRACKS = {"inbound", "outbound"}  # the sender may make up other names
+_COUNTS = ("frames", "missing", "dropped", "duplicates")
 _STATES = ("closed", "half_open", "open")
 _CALL: ContextVar[Span | None] = ContextVar("signalwire_streams.call", default=None)
 _RUN: ContextVar[Span | None] = ContextVar("signalwire_streams.run", default=None)
-_INSTRUMENTED = WeakSet[Any]()
+_INSTRUMENTED: dict[int, object] = {}  # by their ids: rate limiters may be unhashable
 
 
 def instrument(
@@ -97,89 +97,50 @@ def instrument(
     Neither contains tokens, parameters, URLs, callback queries or audio. Frames are counted when the metrics are
     collected, so a frame costs no more than without telemetry.
 
+    Several instrumentations with the same meter provider add to the same metrics.
+
     Args:
         parts: what to instrument; a client includes its rate limiter and its bulk runs.
         tracer_provider: by default the global one.
         meter_provider: by default the global one.
 
     Raises:
-        InvalidRequestError: there are no parts, or one can't be instrumented, or is instrumented already.
+        InvalidRequestError: there are no parts, or one can't be instrumented, is passed twice, or is instrumented
+            already.
 
     Source: https://opentelemetry.io/docs/specs/otel/
     """
-    return Instrumentation(parts, tracer_provider or get_tracer_provider(), meter_provider or get_meter_provider())
+    return Instrumentation(parts, tracer_provider or get_tracer_provider(), meter_provider)
 
 
 class Instrumentation:
     """What `instrument` returns: use it with ``with``, or `close` it."""
 
-    def __init__(self, parts: Iterable[object], tracer_provider: TracerProvider, meter_provider: MeterProvider) -> None:
+    def __init__(
+        self, parts: Iterable[object], tracer_provider: TracerProvider, meter_provider: MeterProvider | None
+    ) -> None:
         """Created by `instrument`."""
         self._undo: list[Callable[[], object]] = []
-        self._clients: list[StreamsClient] = []
-        self._rate_limiters: list[tuple[RateLimiter, Mapping[str, str]]] = []
-        self._receivers: list[_ReceiverMetrics] = []
-        self._keepers: list[Keeper] = []
-        additions = [(part, self._addition(part)) for part in parts]
+        additions: dict[int, tuple[object, Callable[[Any], None]]] = {}
+        for part in parts:
+            if id(part) in additions:
+                raise InvalidRequestError(f"{part!r} is passed twice: pass it once")
+            additions[id(part)] = part, self._addition(part)
         if not additions:
             raise InvalidRequestError(
                 "there is nothing to instrument: write instrument(client) or instrument(receiver)"
             )
         self._tracer = tracer_provider.get_tracer(_NAME)
-        meter = meter_provider.get_meter(_NAME)
-        self._duration = meter.create_histogram(
-            f"{_PREFIX}operation.duration",
-            "s",
-            "Duration of a call with all of its attempts.",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
-        )
-        self._wait = meter.create_histogram(
-            f"{_PREFIX}rate_limit.wait",
-            "s",
-            "Time that an attempt waits for a connection and for the rate limiter.",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
-        )
-        self._attempts = meter.create_counter(f"{_PREFIX}attempts", "{attempt}", "Attempts of all calls.")
-        self._items = meter.create_counter(f"{_PREFIX}bulk.items", "{item}", "Outcomes of bulk runs.")
-        self._ended = meter.create_counter(f"{_PREFIX}sessions.ended", "{session}", "Streams that have ended.")
-        self._callbacks = meter.create_counter(f"{_PREFIX}callbacks", "{callback}", "Status callbacks.")
-        counter, gauge = meter.create_observable_counter, meter.create_observable_gauge
-        up_down_counter = meter.create_observable_up_down_counter  # a frame that was counted may turn out to be late
-        observed: tuple[tuple[Callable[..., object], str, str, str, _Observe], ...] = (
-            (gauge, "rate_limit.limit", "{request}/s", "Requests that may be sent.", self._limits),
-            (gauge, "rate_limit.rate", "{request}/s", "Requests that may be sent now, after a 429.", self._rates),
-            (gauge, "circuit_breaker.state", "1", "1 for the breaker's state, 0 for the others.", self._breakers),
-            (up_down_counter, "sessions.active", "{session}", "Streams that are received now.", self._active),
-            (counter, "upgrades.refused", "{upgrade}", "Upgrades with a missing or wrong token.", self._rejections),
-            (counter, "frames", "{frame}", "Media frames received.", partial(self._frames, "frames")),
-            (up_down_counter, "frames.lost", "{frame}", "Frames that never arrived.", partial(self._frames, "missing")),
-            (
-                counter,
-                "frames.dropped",
-                "{frame}",
-                "Frames that a slow handler lost.",
-                partial(self._frames, "dropped"),
-            ),
-            (
-                *(up_down_counter, "frames.duplicated", "{frame}", "Frames that arrived again."),
-                partial(self._frames, "duplicates"),
-            ),
-            (gauge, "audio.delay", "s", "Delay of the stream that is most late.", self._delays),
-            (gauge, "queue.depth", "{event}", "Events that wait for a handler.", self._depths),
-            (gauge, "keeper.targets", "{target}", "Conferences and calls of a keeper.", self._targets),
-        )
-        for create, name, unit, description, observe in observed:
-            create(f"{_PREFIX}{name}", [partial(_observations, observe)], unit, description)
-        for part, add in additions:
-            _INSTRUMENTED.add(part)
-            self._undo.append(partial(_INSTRUMENTED.discard, part))
+        self._metrics = _metrics_of(meter_provider)
+        for number, (part, add) in additions.items():
+            _INSTRUMENTED[number] = part
+            self._undo.append(partial(_INSTRUMENTED.pop, number))
             add(part)
 
     def close(self) -> None:
         """Stop recording. Closing again has no effect."""
         while self._undo:
             self._undo.pop()()
-        self._clients, self._rate_limiters, self._receivers, self._keepers = [], [], [], []
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +149,7 @@ class Instrumentation:
         self.close()
 
     def _addition(self, part: object) -> Callable[[Any], None]:
-        if part in _INSTRUMENTED:
+        if id(part) in _INSTRUMENTED:
             raise InvalidRequestError(f"{part!r} is instrumented already: close that instrumentation first")
         if isinstance(part, StreamsClient):
             return self._add_client
@@ -197,13 +158,17 @@ class Instrumentation:
         if isinstance(part, CallbackReceiver):
             return self._add_callback_receiver
         if isinstance(part, Keeper):
-            return self._keepers.append
+            return self._add_keeper
         if callable(getattr(part, "wait_until_allowed", None)):
             return partial(self._add_rate_limiter, attributes={})
         raise InvalidRequestError(
             f"a {type(part).__name__} can't be instrumented: pass a StreamsClient, a MediaReceiver, a "
             "CallbackReceiver, a Keeper or a rate limiter"
         )
+
+    def _add(self, observed: list[_Part], part: _Part) -> None:
+        observed.append(part)
+        self._undo.append(partial(observed.remove, part))
 
     # Clients
 
@@ -225,8 +190,11 @@ class Instrumentation:
         self._undo.append(undo)
         for dispatcher, handler in zip(dispatchers, handlers, strict=True):
             dispatcher.handler = partial(self._call, send=handler)
-        retries.on_attempt, client._observe_run = on_any_attempt, partial(_ObservedRun, self._tracer, self._items)
-        self._clients.append(client)
+        retries.on_attempt, client._observe_run = (
+            on_any_attempt,
+            partial(_ObservedRun, self._tracer, self._metrics.items),
+        )
+        self._add(self._metrics.clients, client)
         self._add_rate_limiter(client.rate_limiter, _address(client))
 
     async def _call(self, request: Request, send: Handler) -> Result:
@@ -255,7 +223,7 @@ class Instrumentation:
         else:
             return result
         finally:
-            self._duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
+            self._metrics.duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
             if tokens is not None:
                 detach(tokens[0])
                 _CALL.reset(tokens[1])
@@ -263,8 +231,8 @@ class Instrumentation:
 
     def _on_attempt(self, attempt: Attempt) -> None:
         status = {} if attempt.status is None else {"status": attempt.status}
-        self._attempts.add(1, {"operation": attempt.operation, "result": attempt.result, **status})
-        self._wait.record(attempt.queue_time)
+        self._metrics.attempts.add(1, {"operation": attempt.operation, "result": attempt.result, **status})
+        self._metrics.wait.record(attempt.queue_time)
         span = _CALL.get()
         if span is not None and span.is_recording():
             span.add_event(
@@ -279,69 +247,26 @@ class Instrumentation:
                 },
             )
 
-    def _breakers(self) -> Iterator[Observation]:
-        for client in self._clients:
-            state = client._breaker.state(client._clock.now())
-            for each in _STATES:
-                yield Observation(int(each == state), {"state": each, **_address(client)})
-
     # Rate limiters
 
     def _add_rate_limiter(self, limiter: RateLimiter, attributes: Mapping[str, str]) -> None:
-        if all(limiter is not known for known, _ in self._rate_limiters):
-            self._rate_limiters.append((limiter, attributes))
-
-    def _limits(self) -> Iterator[Observation]:
-        for limiter, attributes in self._rate_limiters:
-            if (limit := getattr(limiter, "rate_limit", None)) is not None:
-                yield Observation(limit.rate, attributes)
-
-    def _rates(self) -> Iterator[Observation]:
-        for limiter, attributes in self._rate_limiters:
-            if (rate := getattr(limiter, "rate", None)) is not None:
-                yield Observation(rate, attributes)
+        self._add(self._metrics.rate_limiters, (limiter, attributes))
 
     # Receivers
 
     def _add_receiver(self, receiver: MediaReceiver) -> None:
-        metrics = _ReceiverMetrics(receiver, self._tracer, self._ended)
+        metrics = _ReceiverMetrics(receiver, self._tracer, self._metrics)
         before, receiver._observe = receiver._observe, metrics.observe
 
         def undo() -> None:
             receiver._observe = before
+            metrics.close()
 
         self._undo.append(undo)
-        self._receivers.append(metrics)
+        self._add(self._metrics.receivers, metrics)
 
-    def _active(self) -> Iterator[Observation]:
-        yield Observation(sum(len(metrics.sessions) for metrics in self._receivers))
-
-    def _rejections(self) -> Iterator[Observation]:
-        yield Observation(sum(metrics.receiver.rejected_upgrades for metrics in self._receivers))
-
-    def _frames(self, count: str) -> Iterator[Observation]:
-        totals = Counter[str]()
-        for metrics in self._receivers:
-            totals += metrics.frames(count)
-        for track, number in totals.items():
-            yield Observation(number, {"track": track})
-
-    def _delays(self) -> Iterator[Observation]:
-        tracks = (track for session in self._sessions() for track in session.statistics.tracks.values())
-        yield Observation(max((track.delay_ms for track in tracks), default=0.0) / 1_000)
-
-    def _depths(self) -> Iterator[Observation]:
-        yield Observation(sum(session._queue.depth for session in self._sessions()))
-
-    def _sessions(self) -> Iterator[StreamSession]:
-        return (session for metrics in self._receivers for session in metrics.sessions)
-
-    # Keepers
-
-    def _targets(self) -> Iterator[Observation]:
-        counts = Counter(target.status for keeper in self._keepers for target in keeper.snapshot)
-        for status in KeepStatus if self._keepers else ():
-            yield Observation(counts[status], {"state": status})
+    def _add_keeper(self, keeper: Keeper) -> None:
+        self._add(self._metrics.keepers, keeper)
 
     # Callback receivers
 
@@ -356,7 +281,120 @@ class Instrumentation:
 
     def _on_callback(self, outcome: str, event: CallbackEvent | None) -> None:
         kind = {} if event is None else {"event": type(event).__name__}
-        self._callbacks.add(1, {"outcome": outcome, **kind})
+        self._metrics.callbacks.add(1, {"outcome": outcome, **kind})
+
+
+class _Metrics:
+    """The instruments of one meter provider, and what they observe.
+
+    OpenTelemetry's SDK ignores the callbacks of a second instrument of the same name, and keeps those of the first for
+    good, so all instrumentations share one.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.clients: list[StreamsClient] = []
+        self.rate_limiters: list[tuple[RateLimiter, Mapping[str, str]]] = []
+        self.receivers: list[_ReceiverMetrics] = []
+        self.keepers: list[Keeper] = []
+        self.totals = Counter[tuple[str, str]]()  # frames of streams that have ended, by count and track
+        self.rejections = 0  # upgrades, by receivers that are no longer observed
+        self.duration = meter.create_histogram(
+            f"{_PREFIX}operation.duration",
+            "s",
+            "Duration of a call with all of its attempts.",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self.wait = meter.create_histogram(
+            f"{_PREFIX}rate_limit.wait",
+            "s",
+            "Time that an attempt waits for a connection and for the rate limiter.",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self.attempts = meter.create_counter(f"{_PREFIX}attempts", "{attempt}", "Attempts of all calls.")
+        self.items = meter.create_counter(f"{_PREFIX}bulk.items", "{item}", "Outcomes of bulk runs.")
+        self.ended = meter.create_counter(f"{_PREFIX}sessions.ended", "{session}", "Streams that have ended.")
+        self.callbacks = meter.create_counter(f"{_PREFIX}callbacks", "{callback}", "Status callbacks.")
+        counter, gauge = meter.create_observable_counter, meter.create_observable_gauge
+        up_down_counter = meter.create_observable_up_down_counter  # a frame that was counted may turn out to be late
+        observed: tuple[tuple[Callable[..., object], str, str, str, _Observe], ...] = (
+            (gauge, "rate_limit.limit", "{request}/s", "Requests that may be sent.", self._limits),
+            (gauge, "rate_limit.rate", "{request}/s", "Requests that may be sent now, after a 429.", self._rates),
+            (gauge, "circuit_breaker.state", "1", "1 for the breaker's state, 0 for the others.", self._breakers),
+            (up_down_counter, "sessions.active", "{session}", "Streams that are received now.", self._active),
+            (counter, "upgrades.refused", "{upgrade}", "Upgrades with a missing or wrong token.", self._rejections),
+            (counter, "frames", "{frame}", "Media frames received.", partial(self._frames, "frames")),
+            (up_down_counter, "frames.lost", "{frame}", "Frames that never arrived.", partial(self._frames, "missing")),
+            (
+                counter,
+                "frames.dropped",
+                "{frame}",
+                "Frames that a slow handler lost.",
+                partial(self._frames, "dropped"),
+            ),
+            (
+                *(up_down_counter, "frames.duplicated", "{frame}", "Frames that arrived again."),
+                partial(self._frames, "duplicates"),
+            ),
+            (gauge, "audio.delay", "s", "Delay of the stream that is most late.", self._delays),
+            (gauge, "queue.depth", "{event}", "Events that wait for a handler.", self._depths),
+            (gauge, "keeper.targets", "{target}", "Conferences and calls of a keeper.", self._targets),
+        )
+        for create, name, unit, description, observe in observed:
+            create(f"{_PREFIX}{name}", [partial(_observations, observe)], unit, description)
+
+    def _breakers(self) -> Iterator[Observation]:
+        for client in self.clients:
+            state = client._breaker.state(client._clock.now())
+            for each in _STATES:
+                yield Observation(int(each == state), {"state": each, **_address(client)})
+
+    def _limiters(self) -> Iterable[tuple[RateLimiter, Mapping[str, str]]]:
+        """Return each rate limiter once: clients may share it."""
+        known = sorted(self.rate_limiters, key=lambda each: len(each[1]))  # those of clients last
+        return {id(limiter): (limiter, attributes) for limiter, attributes in known}.values()
+
+    def _limits(self) -> Iterator[Observation]:
+        for limiter, attributes in self._limiters():
+            if (limit := getattr(limiter, "rate_limit", None)) is not None:
+                yield Observation(limit.rate, attributes)
+
+    def _rates(self) -> Iterator[Observation]:
+        for limiter, attributes in self._limiters():
+            if (rate := getattr(limiter, "rate", None)) is not None:
+                yield Observation(rate, attributes)
+
+    def _active(self) -> Iterator[Observation]:
+        if self.receivers:
+            yield Observation(sum(len(metrics.sessions) for metrics in self.receivers))
+
+    def _rejections(self) -> Iterator[Observation]:
+        if self.receivers:
+            yield Observation(self.rejections + sum(metrics.rejections for metrics in self.receivers))
+
+    def _frames(self, count: str) -> Iterator[Observation]:
+        totals = Counter({track: number for (each, track), number in self.totals.items() if each == count})
+        for session in self._sessions():
+            for track, statistics in session.statistics.tracks.items():
+                totals[_shown(track)] += getattr(statistics, count)
+        for track, number in totals.items():
+            yield Observation(number, {"track": track})
+
+    def _delays(self) -> Iterator[Observation]:
+        tracks = (track for session in self._sessions() for track in session.statistics.tracks.values())
+        if self.receivers:
+            yield Observation(max((track.delay_ms for track in tracks), default=0.0) / 1_000)
+
+    def _depths(self) -> Iterator[Observation]:
+        if self.receivers:
+            yield Observation(sum(session._queue.depth for session in self._sessions()))
+
+    def _sessions(self) -> Iterator[StreamSession]:
+        return (session for metrics in self.receivers for session in metrics.sessions)
+
+    def _targets(self) -> Iterator[Observation]:
+        counts = Counter(target.status for keeper in self.keepers for target in keeper.snapshot)
+        for status in KeepStatus if self.keepers else ():
+            yield Observation(counts[status], {"state": status})
 
 
 class _ObservedRun:
@@ -381,21 +419,27 @@ class _ObservedRun:
 
 
 class _ReceiverMetrics:
-    """The streams of one receiver, and the frames of those that have ended."""
+    """The streams of one receiver."""
 
-    def __init__(self, receiver: MediaReceiver, tracer: Any, ended: Any) -> None:  # noqa: ANN401  (the same)
-        self.receiver = receiver
+    def __init__(self, receiver: MediaReceiver, tracer: Any, metrics: _Metrics) -> None:  # noqa: ANN401  (the same)
         self.sessions: set[StreamSession] = set()
-        self._tracer, self._ended = tracer, ended
-        self._totals = Counter[tuple[str, str]]()
+        self._receiver, self._tracer, self._metrics = receiver, tracer, metrics
+        self._rejections_before = receiver.rejected_upgrades
 
-    def frames(self, count: str) -> Counter[str]:
-        """Return a count of frames by track."""
-        frames = Counter({track: number for (track, each), number in self._totals.items() if each == count})
-        for session in self.sessions:
-            for track, statistics in session.statistics.tracks.items():
-                frames[_shown(track)] += getattr(statistics, count)
-        return frames
+    @property
+    def rejections(self) -> int:
+        return self._receiver.rejected_upgrades - self._rejections_before
+
+    def close(self) -> None:
+        self._metrics.rejections += self.rejections
+        while self.sessions:
+            self._keep(self.sessions.pop())
+
+    def _keep(self, session: StreamSession) -> None:
+        """Add the frames of a stream to those of all that have ended."""
+        for track, statistics in session.statistics.tracks.items():
+            for count in _COUNTS:
+                self._metrics.totals[count, _shown(track)] += getattr(statistics, count)
 
     @contextmanager
     def observe(self, session: StreamSession) -> Iterator[None]:
@@ -414,20 +458,20 @@ class _ReceiverMetrics:
             try:
                 yield
             finally:
-                self.sessions.discard(session)
+                if session in self.sessions:
+                    self.sessions.remove(session)
+                    self._keep(session)
                 self._end(session, span)
 
     def _end(self, session: StreamSession, span: Span) -> None:
         reason = session.end_reason or EndReason.SHUTDOWN
-        self._ended.add(1, {"reason": reason.value})
+        self._metrics.ended.add(1, {"reason": reason.value})
         span.set_attribute("signalwire.end_reason", reason.value)
         if reason in _FAILED_SESSIONS:
             span.set_status(StatusCode.ERROR, reason.value)
         for track, statistics in session.statistics.tracks.items():
-            for count in ("frames", "missing", "dropped", "duplicates"):
-                number = getattr(statistics, count)
-                self._totals[_shown(track), count] += number
-                span.set_attribute(f"signalwire.{_shown(track)}.{count}", number)
+            for count in _COUNTS:
+                span.set_attribute(f"signalwire.{_shown(track)}.{count}", getattr(statistics, count))
 
 
 def _attributes(request: Request) -> dict[str, str]:
@@ -454,3 +498,16 @@ def _address(client: StreamsClient) -> dict[str, str]:
 
 def _shown(track: str) -> str:
     return track if track in _TRACKS else "other"
+
+
+_METRICS = WeakKeyDictionary[object, _Metrics]()
+
+
+def _metrics_of(provider: MeterProvider | None) -> _Metrics:
+    current = get_meter_provider()
+    provider = provider or current
+    # The global provider may be set after it was first used, so the function that returns it stands for it.
+    key: object = get_meter_provider if provider is current else provider
+    if key not in _METRICS:
+        _METRICS[key] = _Metrics(provider.get_meter(_NAME))
+    return _METRICS[key]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,61 @@ async def test_what_cannot_be_instrumented_is_said(client: StreamsClient, export
         assert [each async for each in client.conferences.list()]
         instrumentation.close()
         instrument(client).close()
+
+
+async def test_part_is_instrumented_once(client: StreamsClient, exported: Exported) -> None:
+    with pytest.raises(InvalidRequestError, match="is passed twice: pass it once"):
+        instrument(client, client, **exported.providers)
+    with instrument(client, **exported.providers):
+        assert [each async for each in client.conferences.list()]
+    assert len(exported.spans()) == 1
+
+
+async def test_instrumentations_share_the_metrics_of_a_provider(
+    space: SimulatedSpace, client: StreamsClient, client_for: ClientFactory, exported: Exported
+) -> None:
+    """OpenTelemetry's SDK ignores the callbacks of a second instrument of the same name."""
+    handler = Handler()
+    receiver = MediaReceiver(handler, bearer_tokens="t")
+    other = client_for(space, rate_limiter=client.rate_limiter)
+    first, second = instrument(client, **exported.providers), instrument(receiver, other, **exported.providers)
+    async with receiver.serve() as url, aiohttp.ClientSession() as http:
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await http.ws_connect(url)
+        async with http.ws_connect(url, headers={"Authorization": "Bearer t"}) as socket:
+            for message in (START, media(1), media(2)):
+                await socket.send_json(message)
+            await until(lambda: handler.events == 2)
+            first.close()
+            assert exported.metrics()["sessions.active"] == [({}, 1)]
+            second.close()
+            assert not {"sessions.active", "upgrades.refused", "rate_limit.limit"} & set(exported.metrics())
+            with instrument(receiver, client, **exported.providers):
+                again = exported.metrics()
+            await socket.send_json({"event": "stop", "streamSid": "stream-sid", "stop": {}})
+            await until(lambda: not receiver.sessions)
+        with instrument(receiver, client, other, **exported.providers):
+            last = exported.metrics()
+    assert ({"track": "inbound"}, 2) in again["frames"]
+    assert ({"track": "inbound"}, 2) in last["frames"]
+    assert last["upgrades.refused"] == again["upgrades.refused"] == [({}, 1)]
+    assert len(last["rate_limit.limit"]) == 1, "a limiter that clients share is observed once"
+    assert len(last["circuit_breaker.state"]) == 3
+
+
+@dataclass(slots=True)
+class UserLimiter:
+    """Neither hashable nor weakly referenced."""
+
+    rate: float = 5.0
+
+    async def wait_until_allowed(self, priority: Any = None) -> None: ...
+
+
+async def test_any_rate_limiter_can_be_instrumented(exported: Exported) -> None:
+    limiter: Any = UserLimiter()
+    with instrument(limiter, **exported.providers):
+        assert exported.metrics()["rate_limit.rate"] == [({}, 5.0)]
 
 
 def test_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
