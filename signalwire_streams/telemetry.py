@@ -1,14 +1,15 @@
 """Traces and metrics by OpenTelemetry: ``instrument(client, receiver)``. It needs the extra ``otel``."""
 # ruff: noqa: SLF001  (it observes other parts of this package, which know nothing of it)
 
+import logging
 import time
 from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from functools import partial
-from typing import Any, Self, TypeAlias, TypeVar
+from functools import partial, wraps
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ try:
     from opentelemetry.context import Context as TraceContext, attach, detach
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter_provider
     from opentelemetry.trace import (
+        INVALID_SPAN,
         Link,
         Span,
         SpanKind,
@@ -48,8 +50,10 @@ Part: TypeAlias = StreamsClient | MediaReceiver | CallbackReceiver | Keeper | Ra
 """What can be instrumented."""
 
 _Part = TypeVar("_Part")
+_Arguments = ParamSpec("_Arguments")
 _Observe: TypeAlias = Callable[..., Iterator[Observation]]
 
+_LOG = logging.getLogger("signalwire_streams.telemetry")
 _NAME, _PREFIX = "signalwire_streams", "signalwire.streams."
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BULK, _CLIENT, _FAIL = Priority.BULK, SpanKind.CLIENT, RetryDecision.FAIL
@@ -63,9 +67,23 @@ _FAILED_SESSIONS = set(EndReason) - {
 _TRACKS = {"inbound", "outbound"}  # the sender may make up other names
 _COUNTS = ("frames", "missing", "dropped", "duplicates")
 _STATES = ("closed", "half_open", "open")
+_IGNORED = "a tracer or meter provider raised an exception, which is ignored"
 _CALL: ContextVar[Span | None] = ContextVar("signalwire_streams.call", default=None)
 _RUN: ContextVar[Span | None] = ContextVar("signalwire_streams.run", default=None)
 _INSTRUMENTED: dict[int, object] = {}  # by their ids: rate limiters may be unhashable
+
+
+def _harmless(record: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """Keep what a provider raises, such as in a span processor, from the calls and streams that are recorded."""
+
+    @wraps(record)
+    def call(*args: _Arguments.args, **options: _Arguments.kwargs) -> None:
+        try:
+            record(*args, **options)
+        except Exception:  # noqa: BLE001  (of any kind: the provider is not ours)
+            _LOG.exception(_IGNORED)
+
+    return call
 
 
 def instrument(
@@ -200,8 +218,9 @@ class Instrumentation:
     async def _call(self, request: Request, send: Handler) -> Result:
         # The operation itself is its word; Python 3.11 looks up the value of an enum's member in Python.
         operation, run = request.operation, _RUN.get() if request.priority is _BULK else None
-        span = self._tracer.start_span(
-            _PREFIX + operation,
+        span = _start_span(
+            self._tracer,
+            operation,
             context=None if run is None else TraceContext(),
             kind=_CLIENT,
             attributes=_attributes(request),
@@ -210,25 +229,30 @@ class Instrumentation:
         # A span of OpenTelemetry's API alone is not, and need not be the current one.
         is_valid = span.get_span_context().is_valid
         tokens = (attach(set_span_in_context(span)), _CALL.set(span)) if is_valid else None
-        began, outcome = time.perf_counter(), "failed"
+        began, ended = time.perf_counter(), partial(self._end_call, span, operation)
         try:
             result = await send(request)
-            decision = outcome = result.decision or _FAIL
-            if span.is_recording():
-                _describe(span, result, decision)
         except BaseException as error:
-            outcome = "cancelled" if isinstance(error, CancelledError) else "failed"
-            span.set_status(StatusCode.ERROR, type(error).__name__)
+            ended(began, "cancelled" if isinstance(error, CancelledError) else "failed", error)
             raise
         else:
+            ended(began, result.decision or _FAIL, result)
             return result
         finally:
-            self._metrics.duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
             if tokens is not None:
                 detach(tokens[0])
                 _CALL.reset(tokens[1])
-            span.end()
 
+    @_harmless
+    def _end_call(self, span: Span, operation: str, began: float, outcome: str, end: Result | BaseException) -> None:
+        self._metrics.duration.record(time.perf_counter() - began, {"operation": operation, "outcome": outcome})
+        if isinstance(end, BaseException):
+            span.set_status(StatusCode.ERROR, type(end).__name__)
+        elif span.is_recording():
+            _describe(span, end, outcome)
+        span.end()
+
+    @_harmless
     def _on_attempt(self, attempt: Attempt) -> None:
         status = {} if attempt.status is None else {"status": attempt.status}
         self._metrics.attempts.add(1, {"operation": attempt.operation, "result": attempt.result, **status})
@@ -279,6 +303,7 @@ class Instrumentation:
         self._undo.append(undo)
         dispatcher.on_count = self._on_callback
 
+    @_harmless
     def _on_callback(self, outcome: str, event: CallbackEvent | None) -> None:
         kind = {} if event is None else {"event": type(event).__name__}
         self._metrics.callbacks.add(1, {"outcome": outcome, **kind})
@@ -405,14 +430,16 @@ class _ObservedRun:
         self._span: Span
 
     def begin(self) -> Context:
-        self._span = self._tracer.start_span(f"{_PREFIX}bulk_{self._operation}")
+        self._span = _start_span(self._tracer, f"bulk_{self._operation}")
         context = copy_context()
         context.run(_RUN.set, self._span)
         return context
 
+    @_harmless
     def add(self, outcome: BulkOutcome[Any]) -> None:
         self._items.add(1, {"status": outcome.status.value})
 
+    @_harmless
     def end(self, report: BulkReport) -> None:
         self._span.set_attributes({f"signalwire.bulk.{status.value}": n for status, n in report.counts.items()})
         self._span.end()
@@ -448,21 +475,18 @@ class _ReceiverMetrics:
         sids = {"stream": session.stream_sid, "conference": start.conference_sid, "call": start.call_sid}
         attributes = {f"signalwire.{kind}.sid": sid for kind, sid in sids.items() if sid is not None}
         self.sessions.add(session)
-        with self._tracer.start_as_current_span(
-            f"{_PREFIX}session",
-            kind=SpanKind.CONSUMER,
-            attributes=attributes,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            finally:
-                if session in self.sessions:
-                    self.sessions.remove(session)
-                    self._keep(session)
-                self._end(session, span)
+        span = _start_span(self._tracer, "session", kind=SpanKind.CONSUMER, attributes=attributes)
+        token = attach(set_span_in_context(span))
+        try:
+            yield
+        finally:
+            detach(token)
+            if session in self.sessions:
+                self.sessions.remove(session)
+                self._keep(session)
+            self._end(session, span)
 
+    @_harmless
     def _end(self, session: StreamSession, span: Span) -> None:
         reason = session.end_reason or EndReason.SHUTDOWN
         self._metrics.ended.add(1, {"reason": reason.value})
@@ -472,6 +496,16 @@ class _ReceiverMetrics:
         for track, statistics in session.statistics.tracks.items():
             for count in _COUNTS:
                 span.set_attribute(f"signalwire.{_shown(track)}.{count}", getattr(statistics, count))
+        span.end()
+
+
+def _start_span(tracer: Any, name: str, **options: Any) -> Span:  # noqa: ANN401  (each provider has its own)
+    try:
+        span: Span = tracer.start_span(_PREFIX + name, **options)
+    except Exception:  # noqa: BLE001  (the same)
+        _LOG.exception(_IGNORED)
+        return INVALID_SPAN
+    return span
 
 
 def _attributes(request: Request) -> dict[str, str]:
@@ -481,7 +515,7 @@ def _attributes(request: Request) -> dict[str, str]:
     return attributes
 
 
-def _describe(span: Span, result: Result, decision: RetryDecision) -> None:
+def _describe(span: Span, result: Result, decision: str) -> None:
     span.set_attributes({"signalwire.outcome": decision, "signalwire.attempts": result.attempts})
     if decision in _FAILURES:
         span.set_attribute("error.type", result.attempt_result)

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -523,6 +523,46 @@ async def test_any_rate_limiter_can_be_instrumented(exported: Exported) -> None:
     limiter: Any = UserLimiter()
     with instrument(limiter, **exported.providers):
         assert exported.metrics()["rate_limit.rate"] == [({}, 5.0)]
+
+
+class Failing(SpanProcessor):
+    """The SDK catches what an exporter raises, but not what a processor does."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._fail("start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._fail("end")
+
+    def _fail(self, at: str) -> None:
+        if at == self._at:
+            raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+async def test_failing_provider_harms_no_call_run_and_stream(
+    space: SimulatedSpace, client: StreamsClient, exported: Exported, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    exported.tracer_provider.add_span_processor(Failing(at))
+    handler = Handler()
+    receiver = MediaReceiver(handler, bearer_tokens="t")
+    requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+    with instrument(client, receiver, **exported.providers):
+        stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
+        report = await client.start_streams(requests[1:]).report()
+        async with receiver.serve() as url, aiohttp.ClientSession() as http:
+            async with http.ws_connect(url, headers={"Authorization": "Bearer t"}) as socket:
+                await socket.send_json(START)
+                await socket.send_json(media(1))
+                await until(lambda: handler.events == 1)
+            await until(lambda: not receiver.sessions)
+    assert stream.name
+    assert report.counts["started"] == len(requests) - 1
+    assert exported.metrics()["bulk.items"] == [({"status": "started"}, len(requests) - 1)]
+    assert "a tracer or meter provider raised an exception, which is ignored" in caplog.text
 
 
 def test_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
