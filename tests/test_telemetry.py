@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from signalwire_streams import (
+    BulkStatus,
     CircuitBreakerPolicy,
     CircuitOpenError,
     Clock,
@@ -560,7 +561,7 @@ async def test_failing_provider_harms_no_call_run_and_stream(
                 await until(lambda: handler.events == 1)
             await until(lambda: not receiver.sessions)
     assert stream.name
-    assert report.counts["started"] == len(requests) - 1
+    assert report.counts[BulkStatus.STARTED] == len(requests) - 1
     assert exported.metrics()["bulk.items"] == [({"status": "started"}, len(requests) - 1)]
     assert "a tracer or meter provider raised an exception, which is ignored" in caplog.text
 
