@@ -70,7 +70,12 @@ class Polls:
             try:
                 item = await requests.get(sid)
             except StreamsError as error:
-                _LOG.info("%s could not be looked at, and waits for the next list: %s", sid, error)
+                _LOG.info(
+                    "%s could not be looked at, and waits for the next list: %s",
+                    sid,
+                    error,
+                    extra={f"{requests.kind}": sid},
+                )
                 return
             if item is not None:
                 if item.status == "in-progress":
@@ -122,7 +127,7 @@ class Polls:
                     return
                 observation = KeeperRestarted(replaces=targets.is_replaced(kept, request))
         except StreamsError as error:
-            _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error)
+            _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error, extra={f"{kind}": sid})
             observation = KeeperRestarted()
         targets.take_over(kept, observation)
 

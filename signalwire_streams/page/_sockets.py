@@ -147,7 +147,7 @@ class PageSocket:
 async def play(row: StreamRow, request: web.BaseRequest, socket: web.WebSocketResponse) -> None:
     """Send the audio of a stream in real time: its sample rate, then frames of 16-bit stereo PCM."""
     session = row.session
-    _LOG.info("a browser at %s listens to stream %s", request.remote, session.label)
+    _LOG.info("a browser at %s listens to stream %s", request.remote, session.label, extra={"stream": session.label})
     with session._overhear(max_frames=_MAX_AUDIO) as tap:
         frames = tap.pcm(session.audio_format.sample_rate, tracks="stereo", late="drop", delay_ms=_DELAY_MS)
         reading = asyncio.create_task(_wait_closed(socket, frames.close))
@@ -162,7 +162,12 @@ async def play(row: StreamRow, request: web.BaseRequest, socket: web.WebSocketRe
         finally:
             reading.cancel()
             await asyncio.wait([reading])
-            _LOG.info("a browser at %s no longer listens to stream %s", request.remote, session.label)
+            _LOG.info(
+                "a browser at %s no longer listens to stream %s",
+                request.remote,
+                session.label,
+                extra={"stream": session.label},
+            )
 
 
 async def _wait_closed(socket: web.WebSocketResponse, close: Any) -> None:  # noqa: ANN401
