@@ -434,7 +434,7 @@ class KeptTargets:
         if kept.may_still_start(self._clock.now()):
             doubts = (*doubts, _MAY_START)
         if doubts:  # its record stays, for the next keeper
-            _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0])
+            _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0], extra={f"{kind}": sid})
             self._emit(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
             self.journal.forget(kept.target)

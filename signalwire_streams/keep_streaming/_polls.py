@@ -75,7 +75,12 @@ class Polls:
             try:
                 item = await requests.get(sid)
             except StreamsError as error:
-                _LOG.info("%s could not be looked at, and waits for the next list: %s", sid, error)
+                _LOG.info(
+                    "%s could not be looked at, and waits for the next list: %s",
+                    sid,
+                    error,
+                    extra={f"{requests.kind}": sid},
+                )
                 return
             if item is not None:
                 if item.status == "in-progress":
@@ -135,7 +140,7 @@ class Polls:
                         self._emit(TargetFailing(kind=kind, target=sid, reason=reason, failures=1))
                     self._not_taken_over[sid] = reason, now + _HELD_UP * (now - begun_at)
                 return
-            _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error)
+            _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error, extra={f"{kind}": sid})
             observation = KeeperRestarted()
         self._not_taken_over.pop(sid, None)
         targets.take_over(kept, observation)

@@ -48,7 +48,11 @@ class AttemptSocket:
 
     async def on_session(self, session: StreamSession) -> None:
         if session.stream_sid is None:  # then it could not be stopped
-            _LOG.warning("a stream of attempt %d is closed, since its start event has no sid", self.attempt)
+            _LOG.warning(
+                "a stream of attempt %d is closed, since its start event has no sid",
+                self.attempt,
+                extra={"attempt": self.attempt},
+            )
             return
         self.observe(SocketOpened(attempt=self.attempt, sid=session.stream_sid))
         ended = asyncio.create_task(session.wait_closed())
@@ -59,7 +63,7 @@ class AttemptSocket:
         await handler(session)
 
     def on_socket_failed(self, reason: str) -> None:
-        _LOG.info("the socket of attempt %d failed: %s", self.attempt, reason)
+        _LOG.info("the socket of attempt %d failed: %s", self.attempt, reason, extra={"attempt": self.attempt})
 
 
 class AttemptTokens:

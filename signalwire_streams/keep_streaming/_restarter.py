@@ -100,7 +100,10 @@ class Restarter:
             self.end_session(reason)
             return
         _LOG.warning(
-            "stream %s was lost (%s); restarting unless its conference or call has ended", session.label, reason
+            "stream %s was lost (%s); restarting unless its conference or call has ended",
+            session.label,
+            reason,
+            extra={"stream": session.label},
         )
         if self._was_lost:
             self._observe(SocketClosed(attempt=self._attached))
@@ -129,7 +132,7 @@ class Restarter:
         self._observe(SocketOpened(attempt=attempt, sid=session.stream_sid))
         if not is_newest:  # which is stopped
             raise MalformedFrameError("a newer stream has taken its place")
-        _LOG.info("stream %s continues as %s", self._session.label, session.label)
+        _LOG.info("stream %s continues as %s", self._session.label, session.label, extra=self._log_fields)
         return self._session
 
     async def end(self) -> list[Any] | None:
@@ -201,12 +204,21 @@ class Restarter:
         for action in () if self._is_over else decision.actions:
             self._execute(action)
 
+    @property
+    def _log_fields(self) -> dict[str, object]:
+        return {"stream": self._session.label}
+
     def _report(self, event: KeepEvent) -> None:
         settings = self._requests.settings
         if isinstance(event, TargetFailing):
-            _LOG.warning("stream %s is not back yet: %s", self._session.label, event.reason)
+            _LOG.warning("stream %s is not back yet: %s", self._session.label, event.reason, extra=self._log_fields)
         elif isinstance(event, StreamingInDoubt) and settings.is_guarded:
-            _LOG.warning("stream %s may have been started again already: %s", self._session.label, event.reason)
+            _LOG.warning(
+                "stream %s may have been started again already: %s",
+                self._session.label,
+                event.reason,
+                extra=self._log_fields,
+            )
         elif isinstance(event, StreamingInDoubt):
             self._end_in_doubt(event.reason or "")
 
@@ -266,7 +278,9 @@ class Restarter:
     def _fail(self, error: Exception) -> None:
         """End the session: the client or the receiver is closed, or there is a bug."""
         trace = None if isinstance(error, StreamsError) else error
-        _LOG.warning("stream %s is not started again: %s", self._session.label, error, exc_info=trace)
+        _LOG.warning(
+            "stream %s is not started again: %s", self._session.label, error, exc_info=trace, extra=self._log_fields
+        )
         self._is_over = True
         self.end_session(self._reason)
 
@@ -291,7 +305,7 @@ class _AttemptSocket:
         await self.pending.serve(session)
 
     def on_socket_failed(self, reason: str) -> None:
-        _LOG.info("the socket of attempt %d failed: %s", self.attempt, reason)
+        _LOG.info("the socket of attempt %d failed: %s", self.attempt, reason, extra={"attempt": self.attempt})
         self.socket_closed.set()
         if self.is_open:
             self.restarter.end_session(EndReason.SHUTDOWN)

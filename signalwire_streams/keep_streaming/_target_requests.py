@@ -116,7 +116,7 @@ class TargetRequests:
         try:
             item = await self.get(sid)
         except StreamsError as error:
-            _LOG.info("%s could not be checked: %s", sid, error)
+            _LOG.info("%s could not be checked: %s", sid, error, extra={f"{self.kind}": sid})
             return TargetChecked(in_progress=None), None
         return TargetChecked(in_progress=item is not None), item
 

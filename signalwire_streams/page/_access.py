@@ -54,7 +54,7 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """A request is not admitted. Its text is shown to the person in front of the browser."""
 
 
@@ -89,7 +89,7 @@ class Access:
         """Admit a request; return the cookie that its browser must get, if it came with a link.
 
         Raises:
-            RefusedError: it is not admitted; the text says why.
+            RejectedError: it is not admitted; the text says why.
         """
         self._check_origin(request, is_socket=is_socket)
         if self._authorize is not None:
@@ -101,9 +101,9 @@ class Access:
             return None
         token = request.query.get("token") if request.method == "GET" and not is_socket else None
         if token is None:
-            raise RefusedError("This page needs the link that the program printed: open it in this browser.")
+            raise RejectedError("This page needs the link that the program printed: open it in this browser.")
         if self._links.pop(_hash(token), 0.0) < monotonic():
-            raise RefusedError("This link is wrong, or it was used before: a link opens the page in one browser only.")
+            raise RejectedError("This link is wrong, or it was used before: a link opens the page in one browser only.")
         return self._create_cookie()
 
     async def _ask(self, authorize: Authorize, request: web.BaseRequest) -> None:
@@ -113,11 +113,11 @@ class Access:
                 async with asyncio.timeout(_AUTHORIZE_TIMEOUT):
                     allowed = await allowed
             except TimeoutError:
-                raise RefusedError("The check whether you may see this page takes too long: try again.") from None
+                raise RejectedError("The check whether you may see this page takes too long: try again.") from None
         if not isinstance(allowed, bool):
             _LOG.error("authorize returned a %s, which admits nobody: return True or False", kind_of(allowed))
         if allowed is not True:
-            raise RefusedError("You may not see this page.")
+            raise RejectedError("You may not see this page.")
 
     def _create_cookie(self) -> str:
         value = token_urlsafe(32)
@@ -128,12 +128,12 @@ class Access:
         """Check that the browser reached the page under its own name, and that no other site sent the request.
 
         A site whose name is looked up as this machine's address (DNS rebinding) is known by its ``Host``. Over TLS its
-        certificate would not fit, and an `authorize` function decides for itself.
+        certificate would not match, and an `authorize` function decides for itself.
         """
         host = _host(request)
         is_known = bool({host, _name(host)} & self._hosts) if self._hosts else is_loopback(_name(host))
         if not is_known and (self._hosts or not (request.secure or self._authorize is not None)):
-            raise RefusedError(
+            raise RejectedError(
                 "This host is not the page's: open it as localhost, or name the host in allowed_hosts=[...]."
             )
         origin = request.headers.get("Origin")
@@ -141,7 +141,7 @@ class Access:
             return
         source = (origin or "").lower().partition("://")[2]
         if not source or (source != host and not {source, _name(source)} & self._hosts):
-            raise RefusedError("This request came from another site.")
+            raise RejectedError("This request came from another site.")
 
 
 def set_cookie(response: web.Response, request: web.BaseRequest, value: str) -> None:

@@ -17,7 +17,7 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.middleware import RateLimit
 from signalwire_streams.models._validation import check_count, kind_of
-from signalwire_streams.page._access import HEADERS, Access, Authorize, RefusedError, is_loopback, set_cookie
+from signalwire_streams.page._access import HEADERS, Access, Authorize, RejectedError, is_loopback, set_cookie
 from signalwire_streams.page._board import Board
 from signalwire_streams.page._rows import KeeperRows, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
@@ -224,9 +224,9 @@ class LivePage:
         is_socket = name in {"socket", "audio"}
         try:
             cookie = await self._access.check(request, is_socket=is_socket)
-        except RefusedError as refusal:
-            _LOG.info("rejected a request from %s: %s", request.remote, refusal)
-            return _text(403, str(refusal))
+        except RejectedError as rejection:
+            _LOG.info("rejected a request from %s: %s", request.remote, rejection)
+            return _text(403, str(rejection))
         slot.admit()
         if request.method != "GET":
             return _text(405, "Use GET.", Allow="GET")

@@ -31,7 +31,7 @@ Use: TypeAlias = Callable[[web.WebSocketResponse], Awaitable[object]]
 
 
 class Sockets:
-    """The open WebSockets of one kind, of which there may be so many."""
+    """The open WebSockets of one kind, up to a limit."""
 
     def __init__(self, most: int, refusal: str) -> None:
         self._most, self._refusal = most, refusal
@@ -73,7 +73,7 @@ async def _close(request: web.BaseRequest, socket: web.WebSocketResponse, code: 
         reset(request.transport)
 
 
-async def _within(request: web.BaseRequest, sending: Coroutine[Any, Any, object]) -> None:
+async def _send_in_time(request: web.BaseRequest, sending: Coroutine[Any, Any, object]) -> None:
     """Send to a browser; reset the connection if it has not read anything for too long."""
     try:
         async with asyncio.timeout(_SEND_TIMEOUT):
@@ -128,7 +128,7 @@ class PageSocket:
                 await self._board.wait(tick)
                 texts, tick = self._board.since(tick), self._board.tick
                 for text in texts:
-                    await _within(self._request, self._socket.send_str(text))
+                    await _send_in_time(self._request, self._socket.send_str(text))
                 if self._opened is not None and self._opened.id in self._board.streams:
                     await self._send_details(self._opened, tick)
 
@@ -141,28 +141,33 @@ class PageSocket:
             message["wave"] = row.levels
         if "past" in message or tick % _DETAILS_EVERY == 0:
             message["details"] = row.details()
-        await _within(self._request, self._socket.send_str(json.dumps(message, separators=(",", ":"))))
+        await _send_in_time(self._request, self._socket.send_str(json.dumps(message, separators=(",", ":"))))
 
 
 async def play(row: StreamRow, request: web.BaseRequest, socket: web.WebSocketResponse) -> None:
     """Send the audio of a stream in real time: its sample rate, then frames of 16-bit stereo PCM."""
     session = row.session
-    _LOG.info("a browser at %s listens to stream %s", request.remote, session.label)
+    _LOG.info("a browser at %s listens to stream %s", request.remote, session.label, extra={"stream": session.label})
     with session._overhear(max_frames=_MAX_AUDIO) as tap:
         frames = tap.pcm(session.audio_format.sample_rate, tracks="stereo", late="drop", delay_ms=_DELAY_MS)
         reading = asyncio.create_task(_wait_closed(socket, frames.close))
         try:
-            await _within(request, socket.send_json({"rate": session.audio_format.sample_rate}))
+            await _send_in_time(request, socket.send_json({"rate": session.audio_format.sample_rate}))
             async for frame in frames:
                 if reading.done():
                     break
-                await _within(request, socket.send_bytes(frame.data))
+                await _send_in_time(request, socket.send_bytes(frame.data))
         except (ConnectionError, RuntimeError):  # the browser left
             pass
         finally:
             reading.cancel()
             await asyncio.wait([reading])
-            _LOG.info("a browser at %s no longer listens to stream %s", request.remote, session.label)
+            _LOG.info(
+                "a browser at %s no longer listens to stream %s",
+                request.remote,
+                session.label,
+                extra={"stream": session.label},
+            )
 
 
 async def _wait_closed(socket: web.WebSocketResponse, close: Any) -> None:  # noqa: ANN401

@@ -190,6 +190,7 @@ async def test_listening_plays_both_tracks_and_is_logged(
         "a browser at 127.0.0.1 listens to stream s-1",
         "a browser at 127.0.0.1 no longer listens to stream s-1",
     ]
+    assert {vars(record)["stream"] for record in caplog.records} == {"s-1"}
 
 
 async def test_page_closed_in_mid_listen_leaves_nothing(
