@@ -970,13 +970,17 @@ class TestArguments:
         with pytest.raises(ClientStateError, match="write 'async with"):
             async for _ in keeper:
                 pass
+
+        async def first_event() -> KeeperEvent:
+            return await anext(aiter(keeper))
+
         async with keeper:
-            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            reading = asyncio.create_task(first_event())
             await asyncio.sleep(0)
             with pytest.raises(ClientStateError, match="only one loop at a time"):
                 await anext(aiter(keeper))
             reading.cancel()  # and another one may begin before that has had its effect
-            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            reading = asyncio.create_task(first_event())
             await asyncio.sleep(0)
         with pytest.raises(StopAsyncIteration):
             await reading
