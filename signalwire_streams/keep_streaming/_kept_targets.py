@@ -283,7 +283,11 @@ class KeptTargets:
         return self._options.on_change is OnChange.REPLACE and bool(kept.fingerprints)
 
     def is_replaced(self, kept: Kept, request: Start) -> bool:
-        return self.may_replace(kept) and set(kept.fingerprints.values()) != {fingerprint(request)}
+        # What could not be stopped with certainty was replaced before, unless nothing followed it.
+        abandoned = {attempt.number for attempt in kept.state.of_fate(Fate.ABANDONED)}
+        latest = {number: text for number, text in kept.fingerprints.items() if number not in abandoned}
+        known = set((latest or kept.fingerprints).values())
+        return self.may_replace(kept) and known != {fingerprint(request)}
 
     # --- Decisions
 

@@ -389,6 +389,28 @@ class TestRestart:
             await until(lambda: len(space.streams.active()) == 3)
         assert space.streams.duplicates() == []
 
+    async def test_streams_that_replaced_others_are_not_replaced_again(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Though starts whose responses were lost, and whose names were stopped, stay in the journal."""
+        space.duplicate_names = "http-error"
+        space.faults.add("reset", on="start-conference-stream", executed=True, times=3)
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        first = {stream.sid for stream in space.streams.active()}
+        other = {"url": URL, "codec": "PCMU"}
+        async with keeping(client, journal, other, on_change="replace"):
+            await until(lambda: first.isdisjoint(stream.sid for stream in space.streams.active()))
+            await until(lambda: len(space.streams.active()) == 3)
+        second, stopped = (
+            {stream.sid for stream in space.streams.active()},
+            space.requests.count("stop-conference-stream"),
+        )
+        async with keeping(client, journal, other, on_change="replace") as events:
+            await until(lambda: events.count(StreamingRestarted) == 3)
+        assert {stream.sid for stream in space.streams.active()} == second
+        assert space.requests.count("stop-conference-stream") == stopped
+
     async def test_streams_are_replaced_once_their_template_is_known(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -948,13 +970,17 @@ class TestArguments:
         with pytest.raises(ClientStateError, match="write 'async with"):
             async for _ in keeper:
                 pass
+
+        async def first_event() -> KeeperEvent:
+            return await anext(aiter(keeper))
+
         async with keeper:
-            reading = asyncio.ensure_future(anext(aiter(keeper)))
+            reading = asyncio.create_task(first_event())
             await asyncio.sleep(0)
             with pytest.raises(ClientStateError, match="only one loop at a time"):
                 await anext(aiter(keeper))
             reading.cancel()  # and another one may begin before that has had its effect
-            reading = asyncio.ensure_future(anext(aiter(keeper)))
+            reading = asyncio.create_task(first_event())
             await asyncio.sleep(0)
         with pytest.raises(StopAsyncIteration):
             await reading

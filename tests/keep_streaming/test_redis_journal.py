@@ -345,6 +345,17 @@ class TestEnd:
         await journal.aclose()
         assert journal._task.done()
 
+    async def test_many_records_are_written_before_the_end(self, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        assert await journal.acquire()
+        records = {(TargetKind.CALL, f"call-{number}"): kept(number) for number in range(1_200)}
+        for target, record in records.items():
+            journal.save_later(target, record)
+        await journal.aclose()
+        again = await hosts.open()
+        assert await again.acquire()
+        assert again.targets == records
+
     async def test_end_that_is_cancelled_releases_the_lease(self, hosts: Hosts) -> None:
         journal = await hosts.open()
         assert await journal.acquire()
