@@ -288,10 +288,14 @@ def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> No
     code = """
         import aiohttp, pytest
 
+        opened = []
+
         @pytest.fixture
         async def session():  # the tests ask for it first, so it outlives the receiver
             async with aiohttp.ClientSession() as session:
                 yield session
+                for socket in opened:
+                    await socket.close()  # or its warning would fail another test, when it is collected
 
         @pytest.fixture
         async def socket(session, stream_receiver, signalwire_certificates):
@@ -300,6 +304,7 @@ def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> No
                 ssl=signalwire_certificates.trust,
                 headers={"Authorization": f"Bearer {stream_receiver.bearer_token}"},
             )
+            opened.append(socket)
             await socket.send_json({"event": "start", "start": {}})
             await stream_receiver.next_stream()
             return socket
@@ -332,6 +337,8 @@ def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
         async def session():  # it outlives the receiver
             async with aiohttp.ClientSession() as session:
                 yield session
+                for socket in kept:
+                    await socket.close()
 
         kept = []
 

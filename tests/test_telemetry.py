@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pytest
 from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from signalwire_streams import (
+    BulkStatus,
     CircuitBreakerPolicy,
     CircuitOpenError,
     Clock,
@@ -467,6 +469,101 @@ async def test_what_cannot_be_instrumented_is_said(client: StreamsClient, export
         assert [each async for each in client.conferences.list()]
         instrumentation.close()
         instrument(client).close()
+
+
+async def test_part_is_instrumented_once(client: StreamsClient, exported: Exported) -> None:
+    with pytest.raises(InvalidRequestError, match="is passed twice: pass it once"):
+        instrument(client, client, **exported.providers)
+    with instrument(client, **exported.providers):
+        assert [each async for each in client.conferences.list()]
+    assert len(exported.spans()) == 1
+
+
+async def test_instrumentations_share_the_metrics_of_a_provider(
+    space: SimulatedSpace, client: StreamsClient, client_for: ClientFactory, exported: Exported
+) -> None:
+    """OpenTelemetry's SDK ignores the callbacks of a second instrument of the same name."""
+    handler = Handler()
+    receiver = MediaReceiver(handler, bearer_tokens="t")
+    other = client_for(space, rate_limiter=client.rate_limiter)
+    first, second = instrument(client, **exported.providers), instrument(receiver, other, **exported.providers)
+    async with receiver.serve() as url, aiohttp.ClientSession() as http:
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await http.ws_connect(url)
+        async with http.ws_connect(url, headers={"Authorization": "Bearer t"}) as socket:
+            for message in (START, media(1), media(2)):
+                await socket.send_json(message)
+            await until(lambda: handler.events == 2)
+            first.close()
+            assert exported.metrics()["sessions.active"] == [({}, 1)]
+            second.close()
+            assert not {"sessions.active", "upgrades.refused", "rate_limit.limit"} & set(exported.metrics())
+            with instrument(receiver, client, **exported.providers):
+                again = exported.metrics()
+            await socket.send_json({"event": "stop", "streamSid": "stream-sid", "stop": {}})
+            await until(lambda: not receiver.sessions)
+        with instrument(receiver, client, other, **exported.providers):
+            last = exported.metrics()
+    assert ({"track": "inbound"}, 2) in again["frames"]
+    assert ({"track": "inbound"}, 2) in last["frames"]
+    assert last["upgrades.refused"] == again["upgrades.refused"] == [({}, 1)]
+    assert len(last["rate_limit.limit"]) == 1, "a limiter that clients share is observed once"
+    assert len(last["circuit_breaker.state"]) == 3
+
+
+@dataclass(slots=True)
+class UserLimiter:
+    """Neither hashable nor weakly referenced."""
+
+    rate: float = 5.0
+
+    async def wait_until_allowed(self, priority: Any = None) -> None: ...
+
+
+async def test_any_rate_limiter_can_be_instrumented(exported: Exported) -> None:
+    limiter: Any = UserLimiter()
+    with instrument(limiter, **exported.providers):
+        assert exported.metrics()["rate_limit.rate"] == [({}, 5.0)]
+
+
+class Failing(SpanProcessor):
+    """The SDK catches what an exporter raises, but not what a processor does."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._fail("start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._fail("end")
+
+    def _fail(self, at: str) -> None:
+        if at == self._at:
+            raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+async def test_failing_provider_harms_no_call_run_and_stream(
+    space: SimulatedSpace, client: StreamsClient, exported: Exported, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    exported.tracer_provider.add_span_processor(Failing(at))
+    handler = Handler()
+    receiver = MediaReceiver(handler, bearer_tokens="t")
+    requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+    with instrument(client, receiver, **exported.providers):
+        stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
+        report = await client.start_streams(requests[1:]).report()
+        async with receiver.serve() as url, aiohttp.ClientSession() as http:
+            async with http.ws_connect(url, headers={"Authorization": "Bearer t"}) as socket:
+                await socket.send_json(START)
+                await socket.send_json(media(1))
+                await until(lambda: handler.events == 1)
+            await until(lambda: not receiver.sessions)
+    assert stream.name
+    assert report.counts[BulkStatus.STARTED] == len(requests) - 1
+    assert exported.metrics()["bulk.items"] == [({"status": "started"}, len(requests) - 1)]
+    assert "a tracer or meter provider raised an exception, which is ignored" in caplog.text
 
 
 def test_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ _Result = TypeVar("_Result")
 
 LOCK, LOG, INDEX, ROLLBACK = ".lock", "-wal", "-shm", "-journal"
 _INDEX_PAGE, _INDEX_AT_FIRST = 4096, 3  # bytes that SQLite adds to an index at once, and that it begins with
+_URLS = ("redis:", "rediss:", "unix:")
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFCHR: "a device",
@@ -175,6 +176,11 @@ def journal_path(journal: object) -> JournalPath:
         raise InvalidRequestError(f"journal is of type {kind}: write a path as text, such as 'run.db'")
     if not name.strip():
         raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
+    if "://" in name or name.lower().startswith(_URLS):  # which may have a password
+        raise InvalidRequestError(
+            "journal is a URL: name a file, such as 'run.db'; only a keeper also has one in Redis, written as "
+            "'redis://host:6379/0'"
+        )
     if name == ":memory:" or name.startswith("file:"):
         raise InvalidRequestError(f"journal {name!a} is a name that SQLite reserves: name a file, such as 'run.db'")
     if not all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name):

@@ -42,8 +42,8 @@ _BEGINNINGS: Mapping[type[KeeperEvent], type[Obstacle]] = {
 class Keeper:
     """Keeps one stream on each conference or call. `StreamsClient.keep_streaming` creates it.
 
-    Use it with ``async with``, which begins and ends its work, and iterate over it for its events. One loop can read
-    them. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
+    Use it with ``async with``, which begins and ends its work, and iterate over it for its events, in one loop at a
+    time. Up to 10,000 wait for it; then the oldest are dropped, since no stream waits for a reader.
 
     A fatal error, such as that of a full disk, is raised by the loop, and by the end of the block.
     """
@@ -63,6 +63,7 @@ class Keeper:
         self._events: deque[KeeperEvent] = deque(maxlen=_MAX_EVENTS)
         self._obstacles: dict[tuple[type[Obstacle], str], Obstacle] = {}  # to all streams, or to those of one receiver
         self._changed = asyncio.Event()
+        self._reader: asyncio.Task[Any] | None = None  # that waits for an event
         self._tasks = BackgroundTasks(lambda _: self._changed.set())
         shared: dict[str, Any] = {"clock": clock, "tasks": self._tasks, "emit": self._emit}
         self._targets = KeptTargets(options, requests, receivers=receivers, **shared)
@@ -104,16 +105,19 @@ class Keeper:
         finally:
             targets.is_stopping = True
             tasks.cancel()  # if this was cancelled
-            await tasks.finish()
-            for kept in targets:
-                kept.leave()
-            self._has_ended = True
-            self._changed.set()
-            await targets.journal.aclose()
+            try:
+                await tasks.finish()
+            finally:  # also if it is cancelled again
+                for kept in targets:
+                    kept.leave()
+                self._has_ended = True
+                self._changed.set()
+                await targets.journal.aclose()
         if error is None and tasks.failure is not None:
             raise tasks.failure
 
     def __aiter__(self) -> AsyncIterator[KeeperEvent]:
+        self._check_open()
         return self._iterate()
 
     async def _iterate(self) -> AsyncIterator[KeeperEvent]:
@@ -124,8 +128,14 @@ class Keeper:
                 raise self._tasks.failure
             if self._has_ended:
                 return
-            self._changed.clear()
-            await self._changed.wait()
+            if self._reader is not None and not self._reader.cancelling():
+                raise ClientStateError("only one loop at a time can iterate over a keeper")
+            self._reader = asyncio.current_task()
+            try:
+                self._changed.clear()
+                await self._changed.wait()
+            finally:
+                self._reader = None
 
     @property
     def snapshot(self) -> tuple[TargetSnapshot, ...]:
@@ -162,13 +172,16 @@ class Keeper:
             ClientStateError: the keeper is not open: use it within ``async with``.
         """
         check_path_segment(sid, "sid")
-        if not self._has_begun:
-            raise ClientStateError("this keeper is not open: write 'async with client.keep_streaming(...) as keeper'")
+        self._check_open()
         kept = self._targets.get(sid)
         if kept is not None:
             self._targets.observe(kept, TargetMissing())
         elif not self._targets.is_ending:
             _ = self._tasks.spawn(self._polls.look_at, sid)
+
+    def _check_open(self) -> None:
+        if not self._has_begun:
+            raise ClientStateError("this keeper is not open: write 'async with client.keep_streaming(...) as keeper'")
 
     def _emit(self, event: KeeperEvent) -> None:
         receiver = getattr(event, "receiver", "")

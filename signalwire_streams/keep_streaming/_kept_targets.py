@@ -278,11 +278,12 @@ class KeptTargets:
             raise asyncio.CancelledError
         raise InvalidRequestError(f"the template was cancelled for {sid}: let it return the fields, or None")
 
+    def may_replace(self, kept: Kept) -> bool:
+        """Return whether streams that an earlier keeper started are to be stopped if they differ from a request."""
+        return self._options.on_change is OnChange.REPLACE and bool(kept.fingerprints)
+
     def is_replaced(self, kept: Kept, request: Start) -> bool:
-        """Return whether streams that an earlier keeper started are to be stopped, since they differ from a request."""
-        if self._options.on_change is OnChange.KEEP or not kept.fingerprints:
-            return False
-        return set(kept.fingerprints.values()) != {fingerprint(request)}
+        return self.may_replace(kept) and set(kept.fingerprints.values()) != {fingerprint(request)}
 
     # --- Decisions
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from math import inf
 
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, StreamsError
@@ -13,6 +14,7 @@ from signalwire_streams.keep_streaming._events import (
     PollingRecovered,
     StandbyEnded,
     StandbyStarted,
+    TargetFailing,
 )
 from signalwire_streams.keep_streaming._kept_targets import KeptTargets
 from signalwire_streams.keep_streaming._records import KeptTarget, Target
@@ -28,6 +30,7 @@ from signalwire_streams.keep_streaming._template import Item
 from signalwire_streams.models import TargetKind
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
+_HELD_UP = 10  # a template that hangs may hold up the polls for one part of so many
 
 
 class Polls:
@@ -46,6 +49,8 @@ class Polls:
         self._targets, self._requests, self._interval = targets, requests, interval
         self._clock, self._tasks, self._emit = clock, tasks, emit
         self._is_silent = False  # they fail
+        # Targets of the keeper before whose template failed: the reported reason, and when it is asked again.
+        self._not_taken_over: dict[str, tuple[str, float]] = {}
 
     async def run(self) -> None:
         targets = self._targets
@@ -55,7 +60,7 @@ class Polls:
             recovering = [
                 self._tasks.spawn(self._recover, (kind, sid), record, listed[kind])
                 for (kind, sid), record in targets.journal.targets.items()
-                if kind in listed and sid in targets.unrecovered
+                if kind in listed and sid in targets.unrecovered and self._is_due(sid)
             ]
             if recovering:
                 await asyncio.wait(recovering)
@@ -111,20 +116,33 @@ class Polls:
     async def _recover(self, key: Target, record: KeptTarget, listed: Mapping[str, Item]) -> None:
         """Take over a target of the keeper before."""
         (kind, sid), targets = key, self._targets
-        kept = targets.of_record(key, record)
+        kept, begun_at = targets.of_record(key, record), self._clock.now()
         observation: KeepObservation = TargetChecked(in_progress=False)
         try:
             kept.item = listed[sid] if sid in listed else await self._requests[kind].get(sid)
             if kept.item is not None:
                 request = await targets.request(kept)
                 if request is None:
+                    self._not_taken_over.pop(sid, None)
                     await targets.release(kept)
                     return
                 observation = KeeperRestarted(replaces=targets.is_replaced(kept, request))
         except StreamsError as error:
+            if targets.may_replace(kept):  # or it would go on as it is
+                if kept.item is not None:
+                    reason, now = str(error), self._clock.now()
+                    if self._not_taken_over.get(sid, ("",))[0] != reason:
+                        self._emit(TargetFailing(kind=kind, target=sid, reason=reason, failures=1))
+                    self._not_taken_over[sid] = reason, now + _HELD_UP * (now - begun_at)
+                return
             _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error)
             observation = KeeperRestarted()
+        self._not_taken_over.pop(sid, None)
         targets.take_over(kept, observation)
+
+    def _is_due(self, sid: str) -> bool:
+        _, at = self._not_taken_over.get(sid, ("", -inf))
+        return self._clock.now() >= at
 
     def _compare(self, listed: Mapping[TargetKind, Mapping[str, Item]]) -> None:
         targets = self._targets

@@ -85,6 +85,7 @@ class RedisJournal:
         self._saving: dict[str, asyncio.Future[None]] = {}
         self._queued, self._news = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None]
+        self._closing: asyncio.Task[None]
 
     async def open(self) -> Self:
         """Ask for the lease, and go on asking until `aclose`.
@@ -167,6 +168,11 @@ class RedisJournal:
         self._end_waits()
 
     async def aclose(self) -> None:
+        # Also if this is cancelled: a renewal that goes on would keep the other hosts on standby for ever.
+        self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         while not self._task.done():  # a cancellation may be lost in redis-py, or in Python 3.11's `wait_for`
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN)

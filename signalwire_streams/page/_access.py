@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import ipaddress
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
@@ -20,6 +21,8 @@ Authorize: TypeAlias = Callable[[web.BaseRequest], bool | Awaitable[bool]]
 """A function that returns True if a request may see the page."""
 
 _Value = TypeVar("_Value")
+
+_LOG = logging.getLogger("signalwire_streams.page")
 
 _LINK_SECONDS = 24 * 3600.0
 _MAX_LINKS, _MAX_COOKIES = 100, 100
@@ -65,9 +68,11 @@ class Access:
             )
         hosts: object = allowed_hosts
         if isinstance(hosts, str) or not isinstance(hosts, Collection) or not all(map(_is_host, hosts)):
-            raise InvalidRequestError("allowed_hosts is not a list of hosts: write ['example.com'] without scheme")
+            raise InvalidRequestError(
+                "allowed_hosts is not a list of hosts: write ['example.com'], without scheme and '*'"
+            )
         self._authorize = authorize
-        self._hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._hosts = frozenset(_without_brackets(host.lower()) for host in allowed_hosts)
         self._links: OrderedDict[bytes, float] = OrderedDict()  # until when they can be used
         self._cookies: OrderedDict[bytes, None] = OrderedDict()
 
@@ -94,7 +99,7 @@ class Access:
         if cookie in self._cookies:
             self._cookies.move_to_end(cookie)
             return None
-        token = None if is_socket else request.query.get("token")
+        token = request.query.get("token") if request.method == "GET" and not is_socket else None
         if token is None:
             raise RefusedError("This page needs the link that the program printed: open it in this browser.")
         if self._links.pop(_hash(token), 0.0) < monotonic():
@@ -109,6 +114,8 @@ class Access:
                     allowed = await allowed
             except TimeoutError:
                 raise RefusedError("The check whether you may see this page takes too long: try again.") from None
+        if not isinstance(allowed, bool):
+            _LOG.error("authorize returned a %s, which admits nobody: return True or False", kind_of(allowed))
         if allowed is not True:
             raise RefusedError("You may not see this page.")
 
@@ -161,11 +168,15 @@ def _host(request: web.BaseRequest) -> str:
 def _name(host: str) -> str:
     """Return a host without its port, and an IPv6 address without its brackets."""
     name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdigit() else host).strip("[]")
+    return _without_brackets(name if colon and port.isdigit() else host)
+
+
+def _without_brackets(host: str) -> str:
+    return host.strip("[]") if host.endswith("]") else host
 
 
 def _is_host(host: object) -> bool:
-    return isinstance(host, str) and bool(host) and not set(host) & set("/@ ")
+    return isinstance(host, str) and bool(host) and not set(host) & set("/@* ")
 
 
 def _hash(secret: str) -> bytes:

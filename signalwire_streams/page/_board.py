@@ -138,7 +138,9 @@ class Board:
         for row in over:
             row.close()
             del self._rows[row.session], self.streams[row.id]
-        new = sorted(found - self._rows.keys(), key=lambda session: session._started_at or now)
+        # The handler of a stream that has ended may go on.
+        new = [session for session in found - self._rows.keys() if session.end_reason is None]
+        new.sort(key=lambda session: session._started_at or now)
         room = max(self._max_rows - len(self._rows), 0)
         self._hidden = len(new[room:])
         for session in new[:room]:

@@ -5,14 +5,17 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from math import inf
 from ssl import SSLContext
 from typing import Any
 
 from aiohttp import web
+from yarl import URL
 
 from signalwire_streams.bulk import BulkRun
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.keep_streaming import Keeper
+from signalwire_streams.middleware import RateLimit
 from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RefusedError, is_loopback, set_cookie
 from signalwire_streams.page._board import Board
@@ -86,7 +89,8 @@ class LivePage:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
-        if isinstance(receivers, MediaReceiver) or isinstance(runs, BulkRun) or isinstance(keepers, Keeper):
+        given: tuple[object, ...] = receivers, runs, keepers
+        if not all(isinstance(each, Iterable) and not isinstance(each, BulkRun | Keeper) for each in given):
             raise InvalidRequestError(
                 "receivers, runs and keepers are lists: write receivers=[receiver], runs=[run], keepers=[keeper]"
             )
@@ -106,6 +110,7 @@ class LivePage:
         self.opened = asyncio.Event()
         self.application = web.Application()
         self.application.router.add_get("/{name:[^/]*}", self._handle)
+        self.application.router.add_get("", _add_slash)
         self.application.on_shutdown.append(self._close)
 
     def add_run(
@@ -120,10 +125,18 @@ class LivePage:
             rate_limit: requests per second that are allowed, for the chart of the rate.
 
         Raises:
-            InvalidRequestError: ``run`` is not a bulk run.
+            InvalidRequestError: ``run`` is not a bulk run, or another argument is invalid.
         """
         if not isinstance(run, BulkRun):
             raise InvalidRequestError(f"runs has a {kind_of(run)}: pass what client.start_streams returns, as [run]")
+        if not isinstance(title, str):
+            raise InvalidRequestError(f"title must be a str, not {kind_of(title)}")
+        if total is not None:
+            check_count(total, "total", least=0)
+        if isinstance(rate_limit, RateLimit):
+            raise InvalidRequestError("rate_limit must be requests per second: write rate_limit=limit.rate")
+        if rate_limit is not None and not _is_rate(rate_limit):
+            raise InvalidRequestError(f"rate_limit must be requests per second, such as 1_242.0, not {rate_limit!r}")
         self._board.runs.append(RunRow(run, title, total, rate_limit))
 
     def add_keeper(self, keeper: Keeper) -> None:
@@ -241,6 +254,16 @@ class LivePage:
         if row is None or not row.is_playable:
             return _text(404, "There is no such stream, or it can't be played.")
         return await self._listeners.serve(request, lambda socket: play(row, request, socket))
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
+
+
+async def _add_slash(request: web.Request) -> web.StreamResponse:
+    """Lead to the page, whose files are below its address; a proxy may have changed what is before the last part."""
+    location = URL.build(path=request.path.rpartition("/")[2] + "/", query=request.query)
+    return _text(302, "The address of the page ends with a slash.", Location=str(location))
 
 
 def _text(status: int, text: str, **headers: str) -> web.Response:

@@ -164,7 +164,7 @@ class RunRow:
     def __init__(self, run: BulkRun[Any], title: str, total: int | None, rate_limit: float | None) -> None:
         self.id = next(IDS)
         self._run = run
-        self._title = title or ("Starting streams" if run._pool.operation.is_start else "Stopping streams")
+        self._title = _shown(title) or ("Starting streams" if run._pool.operation.is_start else "Stopping streams")
         items = run._pool._items
         self._total = len(items) if total is None and isinstance(items, Sized) else total
         self._limit = rate_limit

@@ -294,6 +294,15 @@ def test_empty_path_is_not_the_working_directory(path: Any) -> None:
         BulkJournal(path).status()
 
 
+@pytest.mark.parametrize(
+    "url", ["REDIS://:hush@host", "redis+cluster://:hush@host", "http://u:hush@host", Path("rediss://u:hush@host")]
+)
+def test_url_is_no_path_and_its_password_is_not_shown(url: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="journal is a URL: name a file") as caught:
+        BulkJournal(url)
+    assert "hush" not in str(caught.value)
+
+
 async def test_log_without_an_index_on_a_read_only_disk_is_explained(tmp_path: Path) -> None:
     """SQLite needs a file of its own to read a log; a finished journal needs none."""
     with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:

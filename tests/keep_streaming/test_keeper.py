@@ -389,6 +389,53 @@ class TestRestart:
             await until(lambda: len(space.streams.active()) == 3)
         assert space.streams.duplicates() == []
 
+    async def test_streams_are_replaced_once_their_template_is_known(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        failing, ended, _ = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        first = {stream.sid: stream.target_sid for stream in space.streams.active()}
+        asked = list[str]()
+
+        def template(item: Any) -> Any:
+            asked.append(item.sid)
+            if item.sid in {failing, ended} and asked.count(failing) < 4:
+                raise RuntimeError
+            return {"url": URL, "codec": "PCMU"}
+
+        async with keeping(client, journal, template, on_change="replace") as events:
+            await until(lambda: asked.count(failing) == 2)
+            space.end_conference(ended)
+            await until(lambda: asked.count(failing) == 3)
+            assert [first[stream.sid] for stream in space.streams.active() if stream.sid in first] == [failing]
+            assert events.of(failing) == [TargetFailing]  # once
+            await until(lambda: events.of(failing) == [TargetFailing, StreamingRestarted])
+            assert events.of(ended) == [TargetFailing, TargetAppeared, TargetEnded]
+        assert first.keys().isdisjoint(stream.sid for stream in space.streams.active())
+        assert len(space.streams.active()) == 2
+        assert space.streams.duplicates() == []
+
+    async def test_template_that_hangs_holds_up_few_polls(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [slow, *_] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        asked = list[str]()
+
+        async def template(item: Any) -> Any:
+            asked.append(item.sid)
+            if item.sid == slow:
+                await asyncio.sleep(1e6)
+            return TEMPLATE
+
+        async with keeping(client, journal, template, on_change="replace") as events:
+            await until(lambda: TargetFailing in events.of(slow))
+            listed = space.requests.count("list-conferences")
+            await until(lambda: space.requests.count("list-conferences") == listed + 10)
+        assert asked.count(slow) == 1
+
     async def test_second_keeper_of_a_journal_is_rejected(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -510,6 +557,30 @@ class TestEnd:
             await until(lambda: events.count(StreamingStarted) == 3)
         assert space.streams.duplicates() == []
         assert len(space.streams.active()) == 3
+
+    @pytest.mark.parametrize("times", [2, 3])
+    async def test_end_that_is_cancelled_repeatedly_closes_the_journal(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, times: int
+    ) -> None:
+        space.faults.add("hang", on="start-conference-stream", times=3)
+        keeper, leaving = client.keep_streaming(TEMPLATE, name="audit", journal=journal), asyncio.Event()
+
+        async def keep() -> None:
+            async with keeper:
+                await until(lambda: space.requests.count("start-conference-stream") == 3)
+                leaving.set()
+
+        keeping_one = asyncio.create_task(keep())
+        await leaving.wait()
+        for _ in range(times):
+            keeping_one.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({keeping_one})
+        assert keeping_one.cancelled()
+        assert [event async for event in keeper]  # which ends
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+        assert space.streams.duplicates() == []
 
     async def test_starts_that_wait_for_their_template_are_not_sent(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
@@ -833,6 +904,7 @@ class TestArguments:
             ({"poll": 0}, "poll"),
             ({"reassert": -1}, "reassert"),
             ({"journal": ""}, "journal is empty"),
+            ({"journal": "redis+cluster://host:6379/0"}, "journal is a URL: .* written as 'redis://host:6379/0'"),
             ({"receivers": [URL]}, "receivers has a str: write receivers="),
             ({"receivers": MediaReceiver()}, r"receivers has a MediaReceiver|no handler"),
             ({"receivers": [MediaReceiver()]}, "has no handler for the streams"),
@@ -870,6 +942,22 @@ class TestArguments:
             keeper.notice("room")
         with pytest.raises(InvalidRequestError, match="sid 'a/b' can't be part of a path"):
             keeper.notice("a/b")
+
+    async def test_one_loop_reads_an_open_keeper(self, client: StreamsClient, journal: Path) -> None:
+        keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal, where=lambda _: False)
+        with pytest.raises(ClientStateError, match="write 'async with"):
+            async for _ in keeper:
+                pass
+        async with keeper:
+            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            with pytest.raises(ClientStateError, match="only one loop at a time"):
+                await anext(aiter(keeper))
+            reading.cancel()  # and another one may begin before that has had its effect
+            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+        with pytest.raises(StopAsyncIteration):
+            await reading
 
     async def test_keeper_is_used_once(self, client: StreamsClient, journal: Path) -> None:
         keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal)

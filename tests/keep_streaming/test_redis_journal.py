@@ -345,6 +345,17 @@ class TestEnd:
         await journal.aclose()
         assert journal._task.done()
 
+    async def test_end_that_is_cancelled_releases_the_lease(self, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        assert await journal.acquire()
+        closing = asyncio.create_task(journal.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        async with asyncio.timeout(30):
+            assert await (await hosts.open()).acquire()
+
 
 class TestErrors:
     async def test_redis_that_can_not_be_reached_is_one_sentence(self, time: Time) -> None:

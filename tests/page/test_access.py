@@ -45,6 +45,15 @@ async def test_link_works_once(link: str, browse: Browse) -> None:
     assert "used before" in await response.text()
 
 
+@pytest.mark.parametrize("method", ["HEAD", "POST", "OPTIONS"])
+async def test_only_opening_a_link_uses_it_up(link: str, browse: Browse, method: str) -> None:
+    """Programs look at a link before a browser opens it: previews, `curl -I`."""
+    browser = await browse(link)
+    async with browser.session.request(method, link) as response:
+        assert (response.status, response.cookies) == (403, {})
+    assert (await browser.enter()).status == 200
+
+
 @pytest.mark.parametrize("query", ["", "?token=", "?token=wrong", "?other=1"])
 async def test_wrong_token_is_rejected(link: str, browse: Browse, query: str, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing of the token is logged."""
@@ -294,6 +303,10 @@ async def test_invalid_address_is_rejected(page: LivePage, settings: dict[str, A
     ("settings", "match"),
     [
         ({"receivers": ["x"]}, "receivers has a str: pass MediaReceivers"),
+        ({"receivers": None}, "receivers, runs and keepers are lists: write"),
+        ({"runs": 5}, "receivers, runs and keepers are lists: write"),
+        ({"keepers": "audit"}, "keepers has a str"),
+        ({"allowed_hosts": ["*.example.com"]}, "allowed_hosts is not a list of hosts"),
         ({"runs": ["x"]}, "runs has a str: pass what client.start_streams returns"),
         ({"receivers": "receiver"}, r"write receivers=\[receiver\]"),
         ({"allowed_hosts": 5}, "allowed_hosts is not a list of hosts"),
@@ -309,3 +322,41 @@ async def test_invalid_settings_are_rejected(receiver: MediaReceiver, settings: 
         settings = {"receivers": receiver}
     with pytest.raises(InvalidRequestError, match=match):
         LivePage(**settings)
+
+
+@pytest.mark.parametrize("prefix", ["/live", "/live/"])
+async def test_address_without_its_last_slash(receiver: MediaReceiver, browse: Browse, prefix: str) -> None:
+    page = LivePage(receivers=[receiver])
+    application = web.Application()
+    application.add_subapp(prefix, page.application)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}/live"
+        browser = await browse(page.create_link(address).replace("/?", "?"))
+        response = await browser.enter()
+        assert (response.status, str(response.url.with_query(None))) == (200, f"{address}/")
+    finally:
+        await runner.cleanup()
+
+
+async def test_function_that_returns_no_bool_admits_nobody_and_is_logged(
+    receiver: MediaReceiver, browse: Browse, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def authorize(_: web.BaseRequest) -> Any:
+        return "someone@example.com"
+
+    link = await stack.enter_async_context(LivePage(receivers=[receiver], authorize=authorize).serve())
+    assert (await (await browse(link)).enter()).status == 403
+    assert "authorize returned a str, which admits nobody: return True or False" in caplog.text
+    assert "someone" not in caplog.text
+
+
+@pytest.mark.parametrize("allowed", ["[2001:DB8::1]", "2001:db8::1", "[2001:db8::1]:8443"])
+async def test_addresses_in_brackets_are_hosts(
+    receiver: MediaReceiver, browse: Browse, stack: AsyncExitStack, allowed: str
+) -> None:
+    page = LivePage(receivers=[receiver], allowed_hosts=[allowed])
+    browser = await browse(await stack.enter_async_context(page.serve()))
+    assert (await browser.get(browser.link, headers={"Host": "[2001:db8::1]:8443"})).status == 200

@@ -44,6 +44,32 @@ async def test_rows_appear_and_go(browser: Browser, call: Call, handler: Handler
     assert handler.events == 42
 
 
+async def test_row_of_an_ended_stream_goes_once(browse: Browse, stack: AsyncExitStack) -> None:
+    """Its handler may work on, such as to upload a recording."""
+    is_uploaded = asyncio.Event()
+
+    async def handle(session: StreamSession) -> None:
+        await session.wait_closed()
+        await is_uploaded.wait()
+
+    receiver = MediaReceiver(handle, bearer_tokens=None)
+    url = await stack.enter_async_context(receiver.serve())
+    http = await stack.enter_async_context(aiohttp.ClientSession())
+    browser = await browse(await stack.enter_async_context(LivePage(receivers=[receiver]).serve()))
+    await browser.enter()
+    view = await browser.view()
+    caller = Caller(await http.ws_connect(url))
+    await caller.begin("s-1")
+    await view.row("s-1")
+    await caller.stop()
+    await view.until(lambda: any(row["state"].startswith("ended") for row in view.rows.values()))
+    await view.until(lambda: not view.rows)
+    for _ in range(10):
+        await view.read()
+        assert not view.rows
+    is_uploaded.set()
+
+
 async def test_stream_that_is_older_than_the_page(browser: Browser, call: Call, handler: Handler) -> None:
     """Its time counts from its start; hostile names arrive as they are, but not at any length."""
     caller = await call("<img src=x onerror=alert(1)>" + "x" * 1_000)

@@ -1,11 +1,13 @@
 """Bulk runs on the page, against a simulated Space."""
 
+import math
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from signalwire_streams import BulkRun, Clock, StartConferenceStream, StreamsClient
+from signalwire_streams import BulkRun, Clock, InvalidRequestError, RateLimit, StartConferenceStream, StreamsClient
 from signalwire_streams.page import LivePage
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -97,3 +99,32 @@ async def test_run_without_a_length(browse: Browse, space: SimulatedSpace, clien
         [facts] = view.runs.values()
         assert (facts["total"], facts["left"], facts["done"]) == (None, None, 3)
         assert [error["advice"] for error in facts["errors"]] == ["These may be running: stop each by its name."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"title": b"x"}, "title must be a str, not bytes"),
+        ({"total": math.nan}, "total must be a whole number of 0 or more, not nan"),
+        ({"total": "9"}, "total must be a whole number of 0 or more, not '9'"),
+        ({"rate_limit": math.nan}, "rate_limit must be requests per second, such as 1_242.0, not nan"),
+        ({"rate_limit": True}, "rate_limit must be requests per second"),
+        ({"rate_limit": RateLimit()}, "write rate_limit=limit.rate"),
+    ],
+)
+async def test_what_cannot_be_shown_of_a_run_is_said(
+    client: StreamsClient, options: dict[str, Any], message: str
+) -> None:
+    page, run = LivePage(), client.start_streams([])
+    await run.report()
+    with pytest.raises(InvalidRequestError, match=re.escape(message)):
+        page.add_run(run, **options)
+
+
+async def test_long_title_is_cut(view: View, page: LivePage, client: StreamsClient) -> None:
+    run = client.start_streams([])
+    await run.report()
+    page.add_run(run, title="<b>" * 10_000)
+    await view.until(lambda: view.runs)
+    [facts] = view.runs.values()
+    assert facts["title"] == "<b>" * 100

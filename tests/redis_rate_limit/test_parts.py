@@ -49,6 +49,7 @@ def test_redis_gets_two_seconds_to_connect_and_one_to_respond() -> None:
 
 def test_reload_without_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(signalwire_streams.redis_rate_limit, "find_spec", None)  # so that the module's own comes back
 
     with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[redis\]'"):
         importlib.reload(signalwire_streams.redis_rate_limit)
