@@ -949,12 +949,12 @@ class TestArguments:
             async for _ in keeper:
                 pass
         async with keeper:
-            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            reading = asyncio.ensure_future(anext(aiter(keeper)))
             await asyncio.sleep(0)
             with pytest.raises(ClientStateError, match="only one loop at a time"):
                 await anext(aiter(keeper))
             reading.cancel()  # and another one may begin before that has had its effect
-            reading = asyncio.create_task(anext(aiter(keeper)))  # type: ignore[arg-type]
+            reading = asyncio.ensure_future(anext(aiter(keeper)))
             await asyncio.sleep(0)
         with pytest.raises(StopAsyncIteration):
             await reading
