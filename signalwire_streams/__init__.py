@@ -12,6 +12,7 @@ The guides are in `signalwire_streams.guides`. The modules:
 - `signalwire_streams.keep_streaming` keeps one stream on each live conference or call;
 - `signalwire_streams.redis_rate_limit` and `signalwire_streams.fleet` are for several hosts;
 - `signalwire_streams.telemetry` has spans and metrics, and `signalwire_streams.page` shows streams in a browser;
+- `signalwire_streams.middleware` is for middlewares of your own;
 - `signalwire_streams.adapters` is for agents in pipecat and livekit;
 - `signalwire_streams.simulator` is a Space for tests, and `signalwire_streams.pytest_plugin` has fixtures.
 """
@@ -58,4 +59,4 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "__version__", *__getattr__("__all__")})
+        return sorted({*globals(), "__version__", *__getattr__("__all__")} - {"TYPE_CHECKING", "import_module"})

@@ -63,6 +63,7 @@ def test_dir_lists_all_public_names() -> None:
     offered = dir(signalwire_streams)
     assert set(signalwire_streams.__all__) <= set(offered)
     assert len(set(offered)) == len(offered)
+    assert {"TYPE_CHECKING", "import_module"}.isdisjoint([*offered, *dir(bulk)])
 
 
 def test_version_is_that_of_the_distribution() -> None:

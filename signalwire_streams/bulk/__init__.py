@@ -43,4 +43,4 @@ if not TYPE_CHECKING:  # pragma: no branch
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__} - {"TYPE_CHECKING", "import_module"})

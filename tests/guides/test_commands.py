@@ -34,7 +34,7 @@ URL = "wss://rx.example.com/audio"
 PORTS = re.compile(r"\b(?:8443|9[01]0[0-9]|6379)\b")
 RUN_UNTIL_A_SIGNAL = re.compile(
     r"signalwire-streams (simulate|listen|keep|fleet worker)"
-    r"|redis-server|(\w+=\S+ )*python (record|recorder|replica)\.py"
+    r"|redis-server|(\w+=\S+ )*python (record|recorder|record_and_transcribe|replica|stand_in)\.py"
 )
 NOT_RUN = re.compile(r"pip install|python3 -m venv|\.venv/bin/nox|\.ci/run")
 CONSOLE = [block for block in BLOCKS if block.language == "console"]

@@ -1,6 +1,8 @@
 """The README and the guides name everything that is public, and nothing that does not exist."""
 
 import ast
+import builtins
+import pkgutil
 import re
 import tomllib
 from collections.abc import Iterator
@@ -105,17 +107,39 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield (*path, name)
 
 
-@pytest.mark.parametrize("command", list(commands(program)), ids=" ".join)
-def test_command_is_in_the_guide_to_the_command_line(command: tuple[str, ...]) -> None:
-    group, *name = command
-    rows = [line for line in prose_of("command-line").splitlines() if line.startswith(f"| `{group}`")]
-    assert len(rows) == 1
-    assert all(f"`{word}`" in rows[0] for word in name)
+def rows_of(document: str, head: str) -> list[list[str]]:
+    """Return the words of code in the first cell of each row of a table."""
+    table = prose_of(document).partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+    return [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table]
+
+
+def test_the_guide_to_the_command_line_lists_each_command() -> None:
+    rows = rows_of("command-line", "| command | |")
+    listed = [(group, *word) for group, *words in rows for word in (zip(words, strict=True) if words else [()])]
+    assert sorted(listed) == sorted(commands(program))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_options_exist(document: str) -> None:
+    """Those of the command line; the others are of nox and of Redis."""
+
+    def options(command: click.Command) -> Iterator[str]:
+        for parameter in command.params:
+            yield from (*parameter.opts, *parameter.secondary_opts)
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context := click.Context(command)):
+                found = command.get_command(context, name)
+                assert found is not None
+                yield from options(found)
+
+    known = {*options(program), "--help", "--session", "--appendfsync", "--requirepass"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose_of(document))) <= known
 
 
 def test_every_extra_is_in_the_readme_and_in_a_guide() -> None:
-    for extra in PYPROJECT["project"]["optional-dependencies"]:
-        assert f"`{extra}`" in README.read_text(encoding="utf-8")
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert sorted(word for row in rows_of("README", "| extra | ") for word in row) == sorted(extras)
+    for extra in extras:
         assert f"signalwire-streams[{extra}]" in ALL_GUIDES or f"extra `{extra}`" in ALL_GUIDES
 
 
@@ -126,12 +150,16 @@ def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def test_every_public_error_is_in_the_guide_to_reliability() -> None:
-    for module in ("fleet", "receiver.audio", "redis_rate_limit", "bulk", "keep_streaming"):
-        found = import_module(f"signalwire_streams.{module}")
-        assert all(hasattr(found, name) for name in found.__all__)
-    own = [each for each in subclasses(StreamsError) if each.__module__.startswith("signalwire_streams.")]
+    for module in pkgutil.walk_packages([PROJECT], "signalwire_streams."):
+        if not re.search(r"\._|\.adapters\.|__main__", module.name):  # the adapters need their frameworks
+            found = import_module(module.name)
+            assert all(hasattr(found, name) for name in getattr(found, "__all__", ()))
+    own = {each.__name__ for each in subclasses(StreamsError) if each.__module__.startswith("signalwire_streams.")}
     assert len(own) > 15
-    assert [each.__name__ for each in own if f"`{each.__name__}`" not in prose_of("reliability")] == []
+    assert own <= set(re.findall(r"`(\w+)`", prose_of("reliability")))
+    others = {"BulkError", "StreamsError", "ApiError", *vars(builtins), "CancelledError"}
+    named = {name for document in DOCUMENTS for name in re.findall(r"`(\w+Error)`", prose_of(document))}
+    assert named <= own | others
 
 
 def test_every_fixture_and_every_fault_is_in_the_guide_to_testing() -> None:

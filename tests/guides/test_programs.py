@@ -341,6 +341,21 @@ async def test_conference_is_recorded_and_transcribed(user: Any) -> None:
     assert len(transcriber.audio) == pytest.approx(16_000, abs=640)
 
 
+async def test_stand_in_for_a_transcriber_says_how_much_it_heard(user: Any) -> None:
+    someone = await user()
+    port, [sid, *_] = str(someone.port), someone.space.conference_sids
+    own = str(free_port())
+    async with someone.start("agents-and-transcription/stand_in.py", replaced={"9000": own}):
+        await accepted(int(own))
+        someone.save("agents-and-transcription/transcriber.py")
+        someone.save("agents-and-transcription/record_and_transcribe.py", **{"8443": port})
+        arguments = ("record_and_transcribe.py", sid, f"wss://localhost:{port}/")
+        async with someone.python(*arguments, TRANSCRIBER_URL=f"ws://127.0.0.1:{own}/") as child:
+            ran = await end_of(child)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == f"{someone.space.streams[0].sid} heard 0.5 s in all\n"
+
+
 async def test_agent_answers_a_call(user: Any) -> None:
     """The whole program; tests/receiver/test_guides.py has the rest."""
     someone = await user(audio=None)
