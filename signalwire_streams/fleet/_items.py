@@ -280,11 +280,7 @@ async def read_results(
 
 async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]:  # noqa: ANN401  (an id of redis-py's)
     reply: Any = await connection.run(lambda client: client.xread({key: last}, count=_OUTCOMES_AT_ONCE, block=_BLOCK))
-    if not reply:
-        return []
-    is_resp3 = isinstance(reply, dict)
-    [(_, entries)] = reply.items() if is_resp3 else reply
-    return list(entries[0] if is_resp3 else entries)
+    return [entry for _, entries in reply for entry in entries]
 
 
 async def complete_unclaimed(connection: Connection, record: RunRecord, why: str) -> None:

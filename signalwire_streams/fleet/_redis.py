@@ -178,6 +178,8 @@ def check_url(url: object) -> str:
             "the fleet's Redis URL is invalid, or has an invalid option: write it as 'redis://host:6379/0', "
             "'rediss://...' or 'unix:///path'"
         )
+    if parse_qs(urlsplit(url).query).get("protocol", ["2"]) != ["2"]:
+        raise InvalidRequestError("docket can't read Redis's protocol 3: omit protocol= from the fleet's Redis URL")
     return url
 
 

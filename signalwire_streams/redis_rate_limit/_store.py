@@ -242,6 +242,6 @@ def create_client(url: str, response_timeout: float = _RESPONSE_TIMEOUT) -> "Red
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # otherwise an unknown option would fail the first request
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RedisError):  # the last one is for an unknown protocol
         return None
     return client

@@ -73,6 +73,7 @@ async def test_list_follows_pages(shell: Shell, space: SimulatedSpace) -> None:
         space.add_conference(participants=0)
     ran = await shell("conferences", "list", "--json")
     assert [line["sid"] for line in ran.lines] == space.conference_sids
+    assert space.requests[0].query["PageSize"] == "200"
     assert space.requests.count("list-conferences") == 2
 
 

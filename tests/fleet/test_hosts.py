@@ -19,6 +19,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
+from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import Fork, fork
@@ -250,10 +251,13 @@ async def silenced(
 
 
 async def test_worker_stops_while_redis_does_not_respond(silenced: tuple[FleetWorker, "asyncio.Task[None]"]) -> None:
+    """What it is writing just then is cancelled."""
     worker, task = silenced
+    writing = worker._writer.call(LuaCall("return {'ok'}", ("run",), "marks", ()))
     worker.stop()
     async with asyncio.timeout(PATIENCE):
         await task
+    assert writing.cancelled()
 
 
 async def test_cancelled_worker_ends_while_redis_does_not_respond(

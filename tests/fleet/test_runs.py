@@ -549,10 +549,13 @@ async def test_invalid_arguments_are_rejected(space: SimulatedSpace, url: str) -
     fleet = Fleet(url, space=space.base_url, project=space.project)
     with pytest.raises(ClientStateError, match="async with"):
         await fleet.submit([])
-    for wrong in ("secret@host", "http://host", "redis://[secret", None):
+    for wrong in ("secret@host", "http://host", "redis://[secret", "redis://:secret@host?protocol=4", None):
         with pytest.raises(InvalidRequestError, match="URL is invalid") as caught:
             Fleet(wrong, space="example", project="p")  # type: ignore[arg-type]
         assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidRequestError, match="can't read Redis's protocol 3: omit protocol="):
+        Fleet("redis://:secret@host?protocol=3", space="example", project="p")
+    assert Fleet("redis://host?protocol=2", space="example", project="p").url == "redis://host?protocol=2"
     with pytest.raises(InvalidRequestError, match="retention"):
         Fleet(url, space="example", project="p", retention=0)
     async with StreamsClient(space="example", project="p", token="t") as client:

@@ -9,8 +9,8 @@ from attrs import asdict, define, evolve, field
 from docket import Docket
 from redis.exceptions import ConnectionError as NotThere
 
-from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
-from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
+from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream, StreamsClient
+from signalwire_streams.fleet import Fleet, FleetStatus, FleetWorker, WorkerStatus
 from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Writer, connect
 from signalwire_streams.simulator import SimulatedSpace
@@ -209,6 +209,20 @@ class TestConnection:
         with pytest.raises(FleetError, match="unavailable: gone"):
             await fleet.runs()
         assert 28.9 < idle_clock.now() - began <= 30.1
+
+    async def test_batch_of_another_worker_is_asked_for_eight_times_per_lease(
+        self, client: StreamsClient, idle_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[float] = []
+
+        async def is_free(*_: object) -> bool:
+            asked.append(idle_clock.now())
+            return len(asked) == 4
+
+        worker = FleetWorker("memory://", client, lease_seconds=4.0)
+        monkeypatch.setattr(worker, "_process", is_free)
+        await worker._task("nightly", 0)
+        assert [round(at - asked[0], 3) for at in asked] == [0.0, 0.5, 1.0, 1.5]
 
     async def test_writer_sends_at_most_500_calls_at_once(self, idle_clock: Clock) -> None:
         """Calls gather for a hundredth of a second."""

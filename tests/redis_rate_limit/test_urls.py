@@ -33,6 +33,7 @@ def shown(error: BaseException) -> str:
         f"redis//:{SECRET}@localhost",
         f"redis://:{SECRET}@localhost:port",
         f"redis://:{SECRET}@localhost?max_connections=many",
+        f"redis://:{SECRET}@localhost?protocol=4",
         f"redis://localhost?password={SECRET}&pasword=typo",
         f"redis://a:{SECRET}:1@[localhost",
     ],
