@@ -1000,7 +1000,7 @@ async def test_template_that_returns_after_another_keeper_took_over_changes_noth
         tasks=BackgroundTasks(emitted.append),
         emit=emitted.append,
     )
-    targets.journal = SimpleNamespace(targets={}, is_lost=True)  # type: ignore[assignment]
+    targets.journal = SimpleNamespace(targets={}, is_lost=True)
     kept = targets.of_record((TargetKind.CONFERENCE, "room"), KeptTarget(state=TargetState()))
     kept.item = SimpleNamespace(sid="room")  # type: ignore[assignment]
     targets.take_over(kept, TimePassed())
