@@ -1010,3 +1010,19 @@ async def test_template_that_returns_after_another_keeper_took_over_changes_noth
     answer.set()
     await starting
     assert (emitted, targets.ignored, len(targets)) == ([], set(), 0)
+
+
+async def test_end_before_the_first_poll_takes_the_lease_to_stop_what_runs() -> None:
+    emitted: list[object] = []
+    journal = SimpleNamespace(targets={}, is_lost=True, obstacle=None)
+
+    async def acquire() -> None:
+        journal.is_lost = False
+
+    journal.acquire = acquire
+    options = KeeperOptions(name="audit", template={"url": "wss://rx.example.com"}, where=None, on_change=OnChange.KEEP)
+    tasks = BackgroundTasks(emitted.append)
+    targets = KeptTargets(options, {}, receivers=(), clock=Clock.fake(), tasks=tasks, emit=emitted.append)
+    targets.journal = journal
+    await targets.stop_all()
+    assert not journal.is_lost
