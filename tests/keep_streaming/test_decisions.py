@@ -453,3 +453,10 @@ def test_impossible_settings_are_rejected(settings: dict[str, object], message: 
     given: dict[str, object] = {"duplicate_names": "refused", **settings}
     with pytest.raises(InvalidRequestError, match=message):
         KeepSettings(**given)  # type: ignore[arg-type]
+
+
+def test_late_callback_tells_the_sid_of_a_stream_that_is_to_be_stopped() -> None:
+    state = TargetState(last=1, attempts=(StreamAttempt(number=1, fate=Fate.ENDING),), next_at=0.0)
+    decision = decide(state, StartedCallback(attempt=1, sid="late"), 1.0, CALLS)
+    assert decision.actions == (StopBySid(sid="late"),)
+    assert [attempt.fate for attempt in decision.state.attempts] == [Fate.ENDING]

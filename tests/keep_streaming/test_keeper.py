@@ -18,7 +18,9 @@ from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, Stream
 from signalwire_streams.keep_streaming import (
     Keeper,
     KeeperEvent,
+    KeepSettings,
     KeepStatus,
+    OnChange,
     PollingFailed,
     PollingRecovered,
     StartsPaused,
@@ -30,8 +32,13 @@ from signalwire_streams.keep_streaming import (
     TargetEnded,
     TargetFailing,
     TargetReleased,
+    TargetState,
+    TimePassed,
 )
+from signalwire_streams.keep_streaming._background import BackgroundTasks
+from signalwire_streams.keep_streaming._kept_targets import KeeperOptions, KeptTargets
 from signalwire_streams.keep_streaming._receiving import AttemptSocket
+from signalwire_streams.keep_streaming._records import KeptTarget
 from signalwire_streams.models import TargetKind
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import Certificates, NoFrames, SimulatedSpace
@@ -1000,3 +1007,48 @@ async def test_journal_has_no_secret(space: SimulatedSpace, client: StreamsClien
         for file in journal.parent.iterdir():
             assert b"hush" not in file.read_bytes()
             assert b"rx.example.com" not in file.read_bytes()
+
+
+async def test_template_that_returns_after_another_keeper_took_over_changes_nothing() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+    emitted: list[object] = []
+
+    async def template(_: object) -> None:
+        asked.set()
+        await answer.wait()
+
+    options = KeeperOptions(name="audit", template=template, where=None, on_change=OnChange.KEEP)
+    targets = KeptTargets(
+        options,
+        {TargetKind.CONFERENCE: SimpleNamespace(settings=KeepSettings(duplicate_names="refused"))},  # type: ignore[dict-item]
+        receivers=(),
+        clock=Clock.fake(),
+        tasks=BackgroundTasks(emitted.append),
+        emit=emitted.append,
+    )
+    targets.journal = SimpleNamespace(targets={}, is_lost=True)
+    kept = targets.of_record((TargetKind.CONFERENCE, "room"), KeptTarget(state=TargetState()))
+    kept.item = SimpleNamespace(sid="room")  # type: ignore[assignment]
+    targets.take_over(kept, TimePassed())
+    starting = asyncio.create_task(targets._start(kept, 1))
+    await asked.wait()
+    targets.begin_again()
+    answer.set()
+    await starting
+    assert (emitted, targets.ignored, len(targets)) == ([], set(), 0)
+
+
+async def test_end_before_the_first_poll_takes_the_lease_to_stop_what_runs() -> None:
+    emitted: list[object] = []
+    journal = SimpleNamespace(targets={}, is_lost=True, obstacle=None)
+
+    async def acquire() -> None:
+        journal.is_lost = False
+
+    journal.acquire = acquire
+    options = KeeperOptions(name="audit", template={"url": "wss://rx.example.com"}, where=None, on_change=OnChange.KEEP)
+    tasks = BackgroundTasks(emitted.append)
+    targets = KeptTargets(options, {}, receivers=(), clock=Clock.fake(), tasks=tasks, emit=emitted.append)
+    targets.journal = journal
+    await targets.stop_all()
+    assert not journal.is_lost

@@ -138,6 +138,18 @@ def test_one_in_ten_may_be_heard(bad: int, *, is_paused: bool) -> None:
     assert kept.breaker.is_paused is is_paused
 
 
+def test_stream_counts_as_heard_until_it_has_lived_for_long() -> None:
+    kept = Rooms()
+    kept.start(rooms(1))
+    kept.accept(rooms(1), heard=True)
+    kept.update(ELSEWHERE.min_lifetime)
+    kept.see("room-0", TargetListed(), ELSEWHERE.min_lifetime)
+    kept.start(rooms(4)[1:], 11.0)
+    kept.accept(rooms(4)[1:], 11.0)
+    kept.refuse(rooms(4)[1:], 12.0)
+    assert kept.breaker.is_paused
+
+
 @pytest.mark.parametrize(("undecided", "is_paused"), [(3, True), (4, False)])
 def test_most_starts_have_to_be_decided(undecided: int, *, is_paused: bool) -> None:
     kept = Rooms()
