@@ -280,7 +280,7 @@ async def read_results(
 
 async def _read_stream(connection: Connection, key: str, last: Any) -> list[Any]:  # noqa: ANN401  (an id of redis-py's)
     reply: Any = await connection.run(lambda client: client.xread({key: last}, count=_OUTCOMES_AT_ONCE, block=_BLOCK))
-    return [entry for _, entries in reply for entry in entries]
+    return [entry for _, entries in reply or () for entry in entries]  # None if nothing came in time
 
 
 async def complete_unclaimed(connection: Connection, record: RunRecord, why: str) -> None:

@@ -173,9 +173,7 @@ class RedisJournal:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        while not self._task.done():  # a cancellation may be lost in redis-py, or in Python 3.11's `wait_for`
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN)
+        await self._stop_renewing()
         with suppress(RedisUnavailableError, StreamsError):
             while self.obstacle is None:
                 is_last = len(self._queue) <= _MOST_AT_ONCE
@@ -184,6 +182,11 @@ class RedisJournal:
                     self._trusted_until = -inf
         self._drop_saves(LeaseLostError())
         await self._link.aclose()
+
+    async def _stop_renewing(self) -> None:
+        while not self._task.done():  # a cancellation may be lost in redis-py, or in Python 3.11's `wait_for`
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN)
 
     # --- The lease
 

@@ -119,6 +119,20 @@ async def test_results_cache_few_batches(
     assert [outcome.item for outcome in await all_results(fleet, run)] == requests
 
 
+async def test_results_wait_for_outcomes_that_come_late(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signalwire_streams.fleet._items._BLOCK", 1)
+    requests = on_conferences(space.conference_sids)
+    run = await fleet.submit(requests)
+    reading = asyncio.create_task(all_results(fleet, run))
+    done, _ = await asyncio.wait({reading}, timeout=0.1)  # no outcome comes
+    assert not done
+    workers()
+
+    assert [outcome.item.target for outcome in await reading] == [request.target for request in requests]
+
+
 async def test_submit_that_is_repeated_or_rejected_leaves_no_requests_behind(
     space: SimulatedSpace, fleet: Fleet
 ) -> None:
