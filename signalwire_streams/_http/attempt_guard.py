@@ -149,8 +149,8 @@ class AttemptGuard:
         self.state.phase = _WRITING
         try:
             await writer.write(payload.content)
-        except Exception:
-            self.record_unwritten()  # a trace hook, which aiohttp calls before it writes, may have raised it
+        except Exception:  # raised perhaps by a trace hook, which aiohttp calls before it writes
+            self.record_unwritten()
             raise
         self._record_written(in_one_write=len(payload.content) <= ONE_WRITE)
 

@@ -104,7 +104,7 @@ class Kept:
         return any(now < self.lost_at.get(each.number, self.since) + _LATE for each in unproven(self.state))
 
     def leave(self) -> None:
-        """Let nothing more come of it: another keeper has it, or none any more."""
+        """Cancel its timer and its tokens: another keeper has it, or none any more."""
         self.alarm.cancel()
         self.tokens.keep_only(())
 

@@ -263,7 +263,7 @@ class KeeperRows:
         }
 
     def _notes(self) -> Iterable[str]:
-        """Say what keeps the keeper from its work."""
+        """Return what holds the keeper up, a sentence each."""
         failure = self._keeper._tasks.failure
         if failure is not None:  # a template's error may contain anything
             return (f"It has failed: {failure if isinstance(failure, StreamsError) else type(failure).__name__}",)
