@@ -23,8 +23,7 @@ from signalwire_streams.keep_streaming._events import (
     StreamingInDoubt,
     TargetFailing,
 )
-from signalwire_streams.keep_streaming._settings import KeepSettings
-from signalwire_streams.keep_streaming._setup import DUPLICATE_NAMES
+from signalwire_streams.keep_streaming._settings import DUPLICATE_NAMES, KeepSettings
 from signalwire_streams.keep_streaming._state import (
     Fate,
     GetTarget,

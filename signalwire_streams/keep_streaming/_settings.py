@@ -1,8 +1,10 @@
 """How a keeper deals with what the documentation of the API leaves open, and what the user wants of it."""
 
+from collections.abc import Mapping
+
 from attrs import field, frozen
 
-from signalwire_streams.models._enums import _Choice
+from signalwire_streams.models._enums import TargetKind, _Choice
 from signalwire_streams.models._validation import check_waits, validate_flag, validate_seconds
 
 
@@ -17,6 +19,13 @@ class DuplicateNames(_Choice):
     __field__ = "duplicate_names"
     REFUSED = "refused"
     ALLOWED = "allowed"
+
+
+DUPLICATE_NAMES: Mapping[str, DuplicateNames] = {
+    TargetKind.CONFERENCE: DuplicateNames.REFUSED,
+    TargetKind.CALL: DuplicateNames.ALLOWED,
+}
+"""What is assumed of a Space unless the user says otherwise."""
 
 
 class StreamNames(_Choice):

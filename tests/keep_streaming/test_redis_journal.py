@@ -420,6 +420,6 @@ class TestErrors:
         self, client: StreamsClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "redis", None)
-        monkeypatch.setattr("signalwire_streams.keep_streaming._setup.find_spec", lambda _: None)
+        monkeypatch.setattr("signalwire_streams.keep_streaming._keeper.find_spec", lambda _: None)
         with pytest.raises(InvalidRequestError, match=r"pip install 'signalwire-streams\[redis\]'"):
             client.keep_streaming({"url": "wss://a.example"}, name="audit", journal="redis://localhost")
