@@ -18,8 +18,7 @@ from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.middleware import RateLimit
 from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RejectedError, is_loopback, set_cookie
-from signalwire_streams.page._board import Board
-from signalwire_streams.page._rows import KeeperRows, RunRow
+from signalwire_streams.page._board import Board, KeeperRows, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
