@@ -4,24 +4,16 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
-from typing import Required, TypeAlias, TypedDict
+from typing import Required, TypeAlias
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from attrs import evolve
 
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_row
 from signalwire_streams.errors import InvalidRequestError, StreamsError
-from signalwire_streams.models import (
-    Call,
-    CallbackMethod,
-    Codec,
-    Conference,
-    SignedTokens,
-    StartCallStream,
-    StartConferenceStream,
-    Track,
-)
+from signalwire_streams.models import Call, Conference, SignedTokens, StartCallStream, StartConferenceStream
 from signalwire_streams.models._enums import TargetKind
+from signalwire_streams.models._requests import OptionalFields
 from signalwire_streams.models._validation import MAX_PARAMETERS, HiddenItems, kind_of, masks_secrets, redact_url
 
 ATTEMPT = "keep_attempt"
@@ -33,15 +25,10 @@ Start: TypeAlias = StartConferenceStream | StartCallStream
 Item: TypeAlias = Conference | Call
 
 
-class StreamTemplate(TypedDict, total=False):
+class StreamTemplate(OptionalFields, total=False):
     """The fields of a start besides its target and its name; see `StartConferenceStream` for each."""
 
     url: Required[str]
-    track: Track | str | None
-    codec: Codec | str | None
-    realtime: bool | None
-    status_callback: str | None
-    status_callback_method: CallbackMethod | str | None
     parameters: Mapping[str, str]
     authorization_bearer_token: str | SignedTokens | None
 
