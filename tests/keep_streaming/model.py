@@ -477,7 +477,7 @@ class Model:
     # --- What has to be
 
     def _settle(self, world: World) -> Verdict:
-        """Let everything work from here on, and return whether there is one stream within four rounds."""
+        """Make everything work from here on, and return whether there is one stream within four rounds."""
         if not self._at_least_one:
             return Verdict(problem="two streams" if self._at_most_one and len(world.streams) > 1 else None)
         if not world.is_up:
