@@ -52,7 +52,7 @@ from signalwire_streams.keep_streaming import (
     TimePassed,
     WaitUntil,
 )
-from signalwire_streams.keep_streaming._decisions import RULES, Observed, Planned, decide_by, stopping, unproven
+from signalwire_streams.keep_streaming._decisions import RULES, Case, Observed, Planned, decide_by, stopping, unproven
 from signalwire_streams.keep_streaming._state import (
     ObservationOfAttempt,
 )
@@ -295,7 +295,8 @@ class Model:
         known = self._decided.get((world.state, observation, world.is_paused))
         if known is None:
             until = 1.0 if world.is_paused else -inf
-            decision = decide_by(self._rules, world.state.value, observation, 0.0, self._settings, paused_until=until)
+            case = Case(state=world.state.value, now=0.0, settings=self._settings, paused_until=until)
+            decision = decide_by(self._rules, case, observation)
             saved = [action for action in decision.actions if isinstance(action, SaveAttempt)]
             sent = [action for action in decision.actions if not isinstance(action, SaveAttempt | WaitUntil)]
             requests = frozenset(Same.of(Request(action, True)) for action in sent)
