@@ -199,7 +199,7 @@ def _refuse_name(case: Case, _: NameRefused) -> Case:
 def _reject(case: Case, answer: StartRejected) -> Case:
     was = case.state.status
     case = case.close().set(check_due=case.state.check_due or answer.may_have_ended).fail(answer.reason)
-    # A stream that was started again for its name to be rejected goes on, whatever the Space said of the start.
+    # A stream that was started again for its name to be rejected keeps running, whatever the Space said of the start.
     lives_on = was is KeepStatus.STREAMING and case.state.of_fate(Fate.ANSWERED, Fate.HEARD)
     return case.report(was) if lives_on else case
 
@@ -260,7 +260,7 @@ def _retry_stop(case: Case, answer: StopAnswered) -> Case:
 
 
 def _recover(case: Case, restarted: KeeperRestarted) -> Case:
-    # Sockets of the process before are closed, whether or not the Space has noticed. Elsewhere a stream goes on.
+    # The sockets of the previous process are closed, whether or not the Space has noticed. Elsewhere a stream runs on.
     lives_on = case.settings.is_guarded and not case.settings.receives and not restarted.replaces
     case = case.turn(Fate.ANSWERED, Fate.HEARD, to=Fate.ANSWERED if lives_on else Fate.ENDING)
     case = case.turn(Fate.SENDING, to=Fate.IN_DOUBT).report(KeepStatus.WAITING)
@@ -381,7 +381,7 @@ RULES: Mapping[str, Observed | Planned] = {
     "without its sid it is stopped by its name": Planned(_stop_by_name),
     "a doubt holds, if a second stream would not be refused": Planned(_hold),
     "or else the stream is stopped by its name": Planned(_stop_doubtful),
-    "while a receiver rejects everybody, nothing is started": Planned(_await_receiver),
+    "while a receiver rejects all streams, nothing is started": Planned(_await_receiver),
     "a target without a stream gets one": Planned(_start),
 }
 """The first rule that applies decides: one for what an observation changes, then one for what is done next."""

@@ -178,7 +178,7 @@ class Keeper:
             self._targets.observe(kept, observation)
 
     def notice(self, sid: str) -> None:
-        """Look at a conference or call at once, instead of with the next list: one that a webhook reports, for example.
+        """Check a conference or call at once, instead of with the next list: for example, one that a webhook reported.
 
         Args:
             sid: that of a conference or call. It gets a stream if it is in progress and of a kind that is kept. If
@@ -299,6 +299,6 @@ def _opener(
 def _of_each_kind(duplicate_names: object) -> Mapping[str, str]:
     if not isinstance(duplicate_names, Mapping) or not duplicate_names.keys() <= set(TargetKind):
         raise InvalidRequestError(
-            "duplicate_names says it for each kind: write {'conference': 'refused', 'call': 'allowed'}"
+            "duplicate_names must be a mapping by kind: write {'conference': 'refused', 'call': 'allowed'}"
         )
     return duplicate_names

@@ -1,6 +1,6 @@
 """Restarts of one stream whose session is open: `MediaReceiver.open` with ``when_lost="restart"``.
 
-What follows is decided as for a keeper's target. It is above the receiver, which knows no requests: the client's
+The decisions are those for a keeper's target. This module is above the receiver, which knows no requests: the client's
 resources bring a `Restarter` with them.
 """
 

@@ -185,5 +185,5 @@ def test_keepers_are_a_list_of_keepers(client: StreamsClient, tmp_path: Path) ->
     one: Any = keeper
     with pytest.raises(InvalidRequestError, match=r"are lists: write .*keepers=\[keeper\]"):
         LivePage(keepers=one)
-    with pytest.raises(InvalidRequestError, match=r"keepers has a StreamsClient: pass what client.keep_streaming"):
+    with pytest.raises(InvalidRequestError, match=r"keepers contains a StreamsClient: pass what client.keep_streaming"):
         LivePage(keepers=[client])  # type: ignore[list-item]
