@@ -11,7 +11,7 @@ import aiohttp
 
 import signalwire_streams.bulk as bulk  # noqa: PLR0402  (the package itself is above this layer)
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.exchange import Handler, Middleware, chain
+from signalwire_streams._http.messages import Handler, Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts
 from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.clock import Clock

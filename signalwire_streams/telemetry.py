@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from signalwire_streams._client import StreamsClient
-from signalwire_streams._http.exchange import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.bulk._results import BulkOutcome, BulkReport
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.callbacks._receiver import CallbackReceiver

@@ -24,7 +24,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from multidict import CIMultiDict
 
-from signalwire_streams._http.exchange import Request
+from signalwire_streams._http.messages import Request
 from signalwire_streams._http.session import Deadline
 from signalwire_streams.errors import Phase
 

@@ -29,7 +29,7 @@ from signalwire_streams._http.attempt_guard import (
     UnsolicitedResponseError,
 )
 from signalwire_streams._http.error_bodies import retry_after
-from signalwire_streams._http.exchange import Request, Result, create_result
+from signalwire_streams._http.messages import Request, Result, create_result
 from signalwire_streams._http.responses import classify, confirms, contradiction, read_response
 from signalwire_streams._http.session import SessionManager, Timeouts
 from signalwire_streams.clock import Clock

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from attrs import frozen
 
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._serialization import stream_of
 from signalwire_streams.callbacks._events import CallbackEvent, StreamStarted
 from signalwire_streams.errors import (

@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from signalwire_streams import BulkOutcome, BulkStatus, Clock, InvalidRequestError
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._fleet import Submission

@@ -662,11 +662,11 @@ async def test_empty_run_is_finished(fleet: Fleet) -> None:
 async def test_failing_rate_limiter_requeues_batch(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     tries = []
 
-    async def middleware(exchange: Any, send: Any) -> Any:
-        tries.append(exchange)
+    async def middleware(request: Any, send: Any) -> Any:
+        tries.append(request)
         if len(tries) == 1:
             raise RuntimeError("broken")
-        return await send(exchange)
+        return await send(request)
 
     async with StreamsClient(
         base_url=space.base_url,
