@@ -50,7 +50,7 @@ from signalwire_streams.resources._streams import Streams
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _MIN_LIFETIME = 2.0  # seconds; a stream that is lost sooner is not started again at once
-_MAX_WAIT = 10.0  # seconds between two starts: a conversation goes on unheard
+_MAX_WAIT = 10.0  # seconds between two starts, since a conversation continues unheard
 _REFUSED_WAIT = 3.0  # seconds until a name is tried again that no stream of the session has any more
 _MAX_REFUSALS = 3  # of such a name
 

@@ -125,7 +125,7 @@ class TargetRequests:
         state = CallState(priority=self.priority, is_sent_once=True, deadline_at=deadline_at)
         try:
             stream = await self.streams.start(request, state=state)
-        except ClientStateError:  # the keeper can't go on
+        except ClientStateError:  # the keeper can't continue
             raise
         except StreamsError as error:
             if state.result is AttemptResult.DUPLICATE_NAME:
