@@ -62,7 +62,7 @@ def _section(helper: Path, rate: int, tracks: str, frames: int) -> Section:
         plotted=False,
         notes=(
             f"{frames} frames of 20 ms µ-law on each track; the clock is virtual, and there is no socket",
-            f"by hand: {', '.join(steps)}, and takes each frame as it comes"
+            f"by hand: {', '.join(steps)}, and takes each frame as it comes",
         ),
     )
 
@@ -150,7 +150,7 @@ def _session(tracks: tuple[str, ...]) -> StreamSession:
 
 
 def _frame(track: str, number: int) -> str:
-    noise = Random(f"{track} {number}")  # as loud as speech  # noqa: S311
+    noise = Random(f"{track} {number}")  # noqa: S311  (as loud as speech)
     pcm = array("h", (int(noise.gauss(0, 3000)) for _ in range(160)))
     payload = b64encode(pcm_to_mulaw(pcm.tobytes())).decode()
     media = {"track": track, "chunk": str(number + 1), "timestamp": str(20 * number), "payload": payload}

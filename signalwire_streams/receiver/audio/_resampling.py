@@ -188,7 +188,9 @@ class _Pieces:
     def process(self, pcm: bytes, *, last: bool) -> bytes:
         np, kept, begin = self._np, self._kept, self._returned
         if pcm:
-            kept = np.concatenate((kept, np.frombuffer(pcm, self._sample.dtype).reshape(-1, kept.shape[1]).astype(np.float32)))
+            kept = np.concatenate(
+                (kept, np.frombuffer(pcm, self._sample.dtype).reshape(-1, kept.shape[1]).astype(np.float32))
+            )
         if last:
             end = (2 * len(kept) * self._step_out + self._step_in) // (2 * self._step_in)
             self._kept, self._returned = self._none, 0
