@@ -211,7 +211,7 @@ def _write(report: DialReport) -> None:
     }
     write_aligned([row for row in rows.items() if row[1]], indent="  ")
     if not report.broken_rules:
-        click.echo("The endpoint keeps the rules.")
+        click.echo("The endpoint follows the protocol.")
 
 
 def _closed(report: DialReport) -> str:
