@@ -439,6 +439,7 @@ class TestRestart:
             await until(lambda: asked.count(failing) == 3)
             assert [first[stream.sid] for stream in space.streams.active() if stream.sid in first] == [failing]
             assert events.of(failing) == [TargetFailing]  # once
+            assert {event.failures for event in events.seen if isinstance(event, TargetFailing)} == {1}
             await until(lambda: events.of(failing) == [TargetFailing, StreamingRestarted])
             assert events.of(ended) == [TargetFailing, TargetAppeared, TargetEnded]
         assert first.keys().isdisjoint(stream.sid for stream in space.streams.active())
