@@ -167,6 +167,13 @@ class TrackTimeline:
         """End of the last frame, in samples from the stream's start."""
         return self._next
 
+    @property
+    def doubted_gap(self) -> int:
+        """Samples of the last gap, or of the silence before the first frame, while it may turn out to be none."""
+        if self._lead is not None:
+            return self._lead.position
+        return 0 if self._former is None else self._former.gap
+
     def unsettled(self) -> list[int]:
         """Return the frames that may still be corrected, as `Correction.frame` counts them."""
         placed = [*self._doubts, *filter(None, [self._lead])]

@@ -35,12 +35,14 @@ class TrackBuffer:
         ready: from the cursor to this sample, all audio is there and will not be moved.
         lost: samples that were dropped; the owner resets it.
         shift: samples by which frames are placed later than on the timeline.
+        is_beginning: whether the cursor goes back if a correction shows that the first frames belong before it.
     """
 
     def __init__(self, audio_format: AudioFormat, *, keeps_late: bool) -> None:
         self.timeline = TrackTimeline(audio_format)
         self.others: tuple[TrackTimeline, ...] = ()
         self.cursor = self.end = self.ready = self.lost = self.shift = 0
+        self.is_beginning = False
         self._decode = audio_format._decoder()  # noqa: SLF001
         self._keeps_late = keeps_late
         self._taken = 0  # the last sample that was taken; with late audio, the cursor goes back behind it
@@ -85,6 +87,11 @@ class TrackBuffer:
         moved = {correction.frame: correction.position for correction in self.timeline.corrections}
         there = {frame for *_, frame in self._pieces}
         self._pieces = deque(piece for piece in self._pieces if piece[-1] not in moved)
+        if self.is_beginning and (begin := min(moved.values()) + self.shift) < self.cursor:
+            self.cursor = self._taken = begin
+            rests = [piece for piece in self._pieces if not piece[-1]]  # of frames that are taken in part
+            self.lost += sum(end - begin for begin, end, *_ in rests)
+            self._pieces = deque(piece for piece in self._pieces if piece[-1])
         self.end = max(self.cursor, self._pieces[-1][1] if self._pieces else 0)
         for frame, position in moved.items():
             pcm, was_placed = self._held[frame]

@@ -332,6 +332,31 @@ def test_absurd_timestamp_changes_nothing(late: str) -> None:
     assert len(check_in_place(frames, reference(FORMATS[0], "inbound", arrivals))) == 100
 
 
+@pytest.mark.parametrize("ms", [10, 20, 30, 40, 60])
+@pytest.mark.parametrize("chunk", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+def test_absurd_timestamps_cost_no_later_audio(ms: int, chunk: int, count: int, late: str) -> None:
+    """At the stream's start, or amid it; also two that agree, which is noticed after the next two frames."""
+    wrong = range(chunk, chunk + count)
+    for absurd in (-5, -(10**12), 3000, 10**15):
+        for is_live in (True, False):
+            arrivals = steady(Sound(FORMATS[0]), 4, ms=ms, tracks=("inbound",))
+            timeline = reference(FORMATS[0], "inbound", arrivals)
+            for at, event in arrivals:
+                assert event.chunk is not None
+                if event.chunk in wrong:
+                    event.timestamp = absurd + ms * (event.chunk - chunk)
+                event.elapsed = at if is_live else None
+            frames = list(play(options(FORMATS[0], late=late), arrivals, announced=["inbound"], until=4.1))
+            settled = 0.0 if late == "keep" else (chunk + 4) * ms / 1000 + 0.1
+            places = check_in_place([one for one in frames if one[0] > settled], timeline)
+            assert len(places) >= (4 - settled) * 50 - 1
+            assert sum(any(frame.data) for _, frame in frames) >= 195
+            assert longest_wait(frames) < PATIENCE
+            assert len(frames) <= 215
+
+
 def test_frame_without_track_or_timestamp_has_its_place() -> None:
     """A frame without a track belongs to the only one; of a track that is not asked for, it is ignored."""
     audio = FORMATS[0]
