@@ -482,6 +482,32 @@ def test_drop_plays_nothing_stale_after_a_stall(starts: float, stalls: list[tupl
             assert all(sample in {0, right} for sample, right in zip(heard, there, strict=True)), frame.timestamp_ms
 
 
+@pytest.mark.parametrize(("rate", "ms"), [(11_025, 20), (22_050, 30), (44_100, 37), (8000, 12.5), (16_000, 20)])
+@pytest.mark.parametrize("jitter", [0, 3])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+def test_late_frame_may_be_longer_than_its_gap(rate: int, ms: float, jitter: int, late: str) -> None:
+    """By a sample if its length is not whole milliseconds, or by the jitter of the timestamps around it."""
+    audio = AudioFormat(Encoding.L16, rate)
+    arrivals = steady(Sound(audio), 4, ms=ms, tracks=("inbound",))
+    sent = array("h", b"".join(audio.to_pcm(event.payload) for _, event in arrivals))
+    delayed = []
+    for at, event in arrivals:
+        assert event.chunk is not None
+        assert event.timestamp is not None
+        if event.chunk % 7 == 0:
+            event.timestamp += jitter
+        delayed.append((at + (0.045 if event.chunk % 7 == 6 else 0.0), event))
+    delayed.sort(key=lambda arrival: arrival[0])
+    chosen = options(audio, late=late, frame_ms=40, delay_ms=100)
+    frames = list(play(chosen, delayed, announced=["inbound"], until=4.2))
+    heard = array("h", b"".join(frame.data for _, frame in frames))
+    if late == "keep":
+        assert array("h", filter(None, heard)) == sent
+    else:
+        most = (jitter + 1) * rate / 1000 * len(arrivals) / 7
+        assert sum(map(bool, heard)) >= len(sent) - most
+
+
 def out_of_place() -> list[Arrival]:
     """A frame is late by so many numbers that it follows the others, and takes the place of one that is late too."""
     arrivals = steady(Sound(FORMATS[0]), 2, ms=10, tracks=("inbound",))
