@@ -83,10 +83,10 @@ class Restarter:
         )
         self._pending, self._receiving = pending, receiving
         self._state = TargetState()
-        self._attached = 1  # the attempt whose socket the session has, or had last
+        self._attached: int  # the attempt whose socket the session has, or had last; from the first restart on
         self._sockets: dict[int, _AttemptSocket] = {}
         self._session: StreamSession  # from the first loss on
-        self._reason = EndReason.LOST  # of the last loss
+        self._reason: EndReason  # of the last loss
         self._was_lost = self._is_over = False
         self._refusals = 0  # in a row
         self._tasks, self._alarm = BackgroundTasks(self._fail), Alarm()

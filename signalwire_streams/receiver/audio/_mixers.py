@@ -268,11 +268,18 @@ class KeepMixer(Mixer):
             return now + self._patience
         return max(self._silent_at + self._seconds, now - self._patience)
 
+    def _certain_end(self) -> int:
+        """Return the end of all audio, but for a track after a doubtful gap for which no silence has gone out."""
+        most = self._debt + self._patience * self._rate
+        return max(0 if track.timeline.doubted_gap > most else track.end for track in self._buffers)
+
     def _due_at(self, until: int, now: float) -> float:
         """Return when audio before a sample goes out although it is not complete; infinity if there is no more."""
-        horizon, reached = self._horizon(), self._reached
         if self.is_finished:
-            return now if horizon > self._cursor else inf
+            return now if self._horizon() > self._cursor else inf
+        horizon, reached = self._certain_end(), self._reached
+        if horizon < until:
+            return inf
         while reached and reached[0][0] <= self._cursor:
             reached.popleft()
         if not reached or horizon > reached[-1][0]:
@@ -309,9 +316,11 @@ class _Transit:
         self._before = at
         self.is_known = False  # the first frames may all come from one stall
 
-    def record(self, transit: float, at: float) -> bool:
-        """Record the delay of a frame. Return whether the least one has changed."""
+    def record(self, transit: float, at: float, *, is_certain: bool) -> bool:
+        """Record the delay of a frame, by a place that is certain or not. Return whether the least one has changed."""
         before = self.least
+        if self.is_known and not is_certain and transit < before:
+            transit = before  # else one wrong timestamp would make all that follows late
         if at >= self._before + _RECENT:  # a stall, which is no reason to forget anything
             self._ends += at - self._before
         self._before = at
@@ -344,6 +353,8 @@ class DropMixer(Mixer):
         self._least = 0.0  # transit of all tracks
         self._hold = self._delay
         self._packet = 0  # samples of the last frame
+        for track in self._buffers:
+            track.is_beginning = True
 
     def add(self, event: MediaEvent, at: float) -> None:
         samples = len(event.payload) // self._sample_size
@@ -358,10 +369,14 @@ class DropMixer(Mixer):
             return
         track, end = placed
         transit = at - end / self._rate
-        if (known := self._transits.get(track)) is None:
+        known = self._transits.get(track)
+        if known is None or track.cursor < self._cursor:
             self._transits[track] = _Transit(transit, at)
+            if known is not None:  # the first timestamps were wrong
+                self._start_at(track.cursor)
             has_changed = True
-        elif known.record(transit, at):
+        elif known.record(transit, at, is_certain=not track.timeline.is_unsettled):
+            track.is_beginning = not known.is_known
             has_changed = True
         if has_changed:
             self._align()
@@ -369,7 +384,8 @@ class DropMixer(Mixer):
     def _align(self) -> None:
         """Shift the tracks that are late compared with the other one."""
         self.has_changed = True
-        self._least = min(its.least for its in self._transits.values())
+        known = [its.least for its in self._transits.values() if its.is_known]
+        self._least = min(known or (its.least for its in self._transits.values()))
         for track, its in self._transits.items():
             late = its.least - self._least
             track.shift = round(late * self._rate) if late > self._hold and its.is_known else 0

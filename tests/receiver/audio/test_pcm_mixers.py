@@ -332,6 +332,31 @@ def test_absurd_timestamp_changes_nothing(late: str) -> None:
     assert len(check_in_place(frames, reference(FORMATS[0], "inbound", arrivals))) == 100
 
 
+@pytest.mark.parametrize("ms", [10, 20, 30, 40, 60])
+@pytest.mark.parametrize("chunk", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+def test_absurd_timestamps_cost_no_later_audio(ms: int, chunk: int, count: int, late: str) -> None:
+    """At the stream's start, or amid it; also two that agree, which is noticed after the next two frames."""
+    wrong = range(chunk, chunk + count)
+    for absurd in (-5, -(10**12), 3000, 10**15):
+        for is_live in (True, False):
+            arrivals = steady(Sound(FORMATS[0]), 4, ms=ms, tracks=("inbound",))
+            timeline = reference(FORMATS[0], "inbound", arrivals)
+            for at, event in arrivals:
+                assert event.chunk is not None
+                if event.chunk in wrong:
+                    event.timestamp = absurd + ms * (event.chunk - chunk)
+                event.elapsed = at if is_live else None
+            frames = list(play(options(FORMATS[0], late=late), arrivals, announced=["inbound"], until=4.1))
+            settled = 0.0 if late == "keep" else (chunk + 4) * ms / 1000 + 0.1
+            places = check_in_place([one for one in frames if one[0] > settled], timeline)
+            assert len(places) >= (4 - settled) * 50 - 1
+            assert sum(any(frame.data) for _, frame in frames) >= 195
+            assert longest_wait(frames) < PATIENCE
+            assert len(frames) <= 215
+
+
 def test_frame_without_track_or_timestamp_has_its_place() -> None:
     """A frame without a track belongs to the only one; of a track that is not asked for, it is ignored."""
     audio = FORMATS[0]
@@ -455,6 +480,32 @@ def test_drop_plays_nothing_stale_after_a_stall(starts: float, stalls: list[tupl
             heard = array("h", frame.data)[side::2]
             there = array("h", timeline.slice(frame.timestamp_ms * 8, (frame.timestamp_ms + 20) * 8))
             assert all(sample in {0, right} for sample, right in zip(heard, there, strict=True)), frame.timestamp_ms
+
+
+@pytest.mark.parametrize(("rate", "ms"), [(11_025, 20), (22_050, 30), (44_100, 37), (8000, 12.5), (16_000, 20)])
+@pytest.mark.parametrize("jitter", [0, 3])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+def test_late_frame_may_be_longer_than_its_gap(rate: int, ms: float, jitter: int, late: str) -> None:
+    """By a sample if its length is not whole milliseconds, or by the jitter of the timestamps around it."""
+    audio = AudioFormat(Encoding.L16, rate)
+    arrivals = steady(Sound(audio), 4, ms=ms, tracks=("inbound",))
+    sent = array("h", b"".join(audio.to_pcm(event.payload) for _, event in arrivals))
+    delayed = []
+    for at, event in arrivals:
+        assert event.chunk is not None
+        assert event.timestamp is not None
+        if event.chunk % 7 == 0:
+            event.timestamp += jitter
+        delayed.append((at + (0.045 if event.chunk % 7 == 6 else 0.0), event))
+    delayed.sort(key=lambda arrival: arrival[0])
+    chosen = options(audio, late=late, frame_ms=40, delay_ms=100)
+    frames = list(play(chosen, delayed, announced=["inbound"], until=4.2))
+    heard = array("h", b"".join(frame.data for _, frame in frames))
+    if late == "keep":
+        assert array("h", filter(None, heard)) == sent
+    else:
+        most = (jitter + 1) * rate / 1000 * len(arrivals) / 7
+        assert sum(map(bool, heard)) >= len(sent) - most
 
 
 def out_of_place() -> list[Arrival]:
