@@ -10,7 +10,6 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
-from signalwire_streams.bulk._journal_file import journal_path, when_free
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
@@ -26,7 +25,6 @@ from signalwire_streams.keep_streaming._events import (
     StartsResumed,
     TargetSnapshot,
 )
-from signalwire_streams.keep_streaming._journal import KeeperJournal
 from signalwire_streams.keep_streaming._kept_targets import KeeperOptions, KeptTargets
 from signalwire_streams.keep_streaming._polls import Polls
 from signalwire_streams.keep_streaming._receiving import check_receivers
@@ -286,6 +284,10 @@ def _opener(
     journal: PathLike[str] | str, owner: KeeperOwner, lease: float, clock: Clock
 ) -> Callable[[], Coroutine[Any, Any, KeeperStore]]:
     if not (isinstance(journal, str) and journal.startswith(_REDIS)):
+        # Imported here, like the other store, so that telemetry and a page without a keeper do not load SQLite.
+        from signalwire_streams.bulk._journal_file import journal_path, when_free  # noqa: PLC0415
+        from signalwire_streams.keep_streaming._journal import KeeperJournal  # noqa: PLC0415
+
         path = journal_path(journal)
         return lambda: when_free(clock, partial(KeeperJournal.open, path, owner, clock=clock))
     if not find_spec("redis"):
