@@ -80,7 +80,7 @@ _UPPER = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class KeepRunner(Reporter):
-    """Runs a keeper until a signal, and decides whether all was well."""
+    """Runs a keeper until a signal, and decides whether the command succeeded."""
 
     def __init__(
         self,

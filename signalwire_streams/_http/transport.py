@@ -81,7 +81,7 @@ class OwnSession:
         )
 
     def _can_prepare(self) -> bool:
-        """Return False for an aiohttp whose requests are different: its own class knows them."""
+        """Return False if the requests of the installed aiohttp are different; its own class is used then."""
         own = [name for name in vars(PreparedRequest) if not name.startswith("_") and name != "respond"]
         if not all(hasattr(aiohttp.ClientRequest, name) for name in own):
             return False
