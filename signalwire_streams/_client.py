@@ -298,8 +298,8 @@ class StreamsClient:
             names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
             duplicate_names: a `DuplicateNames` for each kind. By default ``{"conference": "refused", "call":
                 "allowed"}``, of which the first is documented.
-            on_change: an `OnChange`: what becomes of streams that this keeper started with other fields before.
-            on_exit: an `OnExit`: what becomes of the streams when the block ends.
+            on_change: an `OnChange`: what happens to streams that this keeper started with other fields before.
+            on_exit: an `OnExit`: what happens to the streams when the block ends.
 
         Returns:
             A keeper that begins when its block is entered.

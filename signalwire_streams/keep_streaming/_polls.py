@@ -34,7 +34,7 @@ _HELD_UP = 10  # a template that hangs may take up one tenth of the polls' time
 
 
 class Polls:
-    """Lists what is in progress, and has its targets compared with that."""
+    """Lists what is in progress, and compares the kept targets with it."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ def check_receivers(receivers: object) -> tuple[MediaReceiver, ...]:
     """Return receivers as a tuple.
 
     Raises:
-        InvalidRequestError: one of them is no receiver, or has no handler; the message says what to write instead.
+        InvalidRequestError: one of them is not a receiver, or has no handler; the message says what to write instead.
     """
     listed = tuple(receivers) if isinstance(receivers, Iterable) else (receivers,)
     for receiver in listed:

@@ -99,7 +99,7 @@ class KeepSettings:
 
 
 class OnChange(_Choice):
-    """What becomes of streams that were started with other fields, when a keeper is restarted.
+    """What happens to streams that were started with other fields, when a keeper is restarted.
 
     The journal keeps neither tokens nor the values of parameters, so a change of these is not seen.
 
@@ -114,7 +114,7 @@ class OnChange(_Choice):
 
 
 class OnExit(_Choice):
-    """What becomes of the streams when a keeper ends.
+    """What happens to the streams when a keeper ends.
 
     Attributes:
         LEAVE: nothing is sent. Streams to receivers of this process keep running until those are closed.

@@ -124,7 +124,7 @@ def receiver_of(request: Start) -> str:
 
 
 def fingerprint(request: Start) -> str:
-    """Return a text that differs if another request is sent: in a field that is no secret, or in its parameters' names.
+    """Return a text that differs if a field of the request differs that is not secret, or the names of its parameters.
 
     A secret leaves no trace in it, since a short one could be guessed from its hash.
     """

@@ -122,7 +122,7 @@ class LivePage:
         Args:
             run: the run.
             title: what the page calls it.
-            total: number of its items; by default the length of what it was made of, if that has one.
+            total: number of its items; by default the length of its input, if that has one.
             rate_limit: requests per second that are allowed, for the chart of the rate.
 
         Raises:
@@ -264,7 +264,7 @@ def _is_rate(value: object) -> bool:
 
 
 async def _add_slash(request: web.Request) -> web.StreamResponse:
-    """Lead to the page, whose files are below its address; a proxy may have changed what is before the last part."""
+    """Redirect to the page, whose files are below its address; a proxy may have changed all but the last part."""
     location = URL.build(path=request.path.rpartition("/")[2] + "/", query=request.query)
     return _text(302, "The address of the page ends with a slash.", Location=str(location))
 
