@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from signalwire_streams.models._enums import TargetKind, _Choice
+from signalwire_streams.models._enums import Choice, TargetKind
 from signalwire_streams.models._validation import check_waits, validate_flag, validate_seconds
 
 
-class DuplicateNames(_Choice):
+class DuplicateNames(Choice):
     """Whether a Space refuses a second stream with the name of one that is running.
 
     Attributes:
@@ -28,7 +28,7 @@ DUPLICATE_NAMES: Mapping[str, DuplicateNames] = {
 """What is assumed of a Space unless the user says otherwise."""
 
 
-class StreamNames(_Choice):
+class StreamNames(Choice):
     """Whether a Space accepts a name again after its stream has ended, which is not documented.
 
     Attributes:
@@ -41,7 +41,7 @@ class StreamNames(_Choice):
     ONCE = "once"
 
 
-class InDoubtPolicy(_Choice):
+class InDoubtPolicy(Choice):
     """What follows a start whose response was lost, if the Space would not refuse a second stream.
 
     Attributes:
@@ -98,7 +98,7 @@ class KeepSettings:
         return f"{name}-{attempt}" if self.names is StreamNames.ONCE else name
 
 
-class OnChange(_Choice):
+class OnChange(Choice):
     """What happens to streams that were started with other fields, when a keeper is restarted.
 
     The journal keeps neither tokens nor the values of parameters, so a change of these is not seen.
@@ -113,7 +113,7 @@ class OnChange(_Choice):
     REPLACE = "replace"
 
 
-class OnExit(_Choice):
+class OnExit(Choice):
     """What happens to the streams when a keeper ends.
 
     Attributes:
