@@ -39,7 +39,7 @@ from signalwire_streams.simulator._state import Dialect, SpaceSettings, Stream, 
 
 _MAX_UNHEARD = 0.1  # seconds of audio that a close may cut off, since the endpoint's clock is another one
 _MAX_AHEAD = 600.0  # seconds of audio; how much a Space stores is not documented
-_MAX_AFTER_CLEAR = 0.2  # seconds of audio that were just being sent
+_MAX_AFTER_CLEAR = 0.2  # seconds of audio that were just being sent, for which no mark follows
 _MAX_CLEAR_MS = 1_000.0
 _MAX_SIZES = 5  # in a sentence
 _SWITCHED, _UNAUTHORIZED, _REDIRECTS = 101, {401, 403}, {301, 302, 303, 307, 308}
@@ -390,7 +390,7 @@ def _broken_by_audio(seen: Observations, limits: Limits) -> Iterator[tuple[Endpo
 def _broken_by_marks(seen: Observations) -> Iterator[tuple[EndpointRule, str]]:
     if not seen.marks:
         yield EndpointRule.NO_MARK, "the endpoint sent no mark with its audio, so it can't know what was heard"
-    elif seen.unmarked and seen.unheard <= _MAX_UNHEARD:  # else its mark may have been about to come
+    elif seen.unmarked > _MAX_AFTER_CLEAR and seen.unheard <= _MAX_UNHEARD:  # else its mark may have been about to come
         rest = f"{_ms(seen.unmarked):,} ms of audio after its last mark"
         yield EndpointRule.NO_MARK, f"the endpoint sent {rest}, so it can't know whether that was heard"
 
