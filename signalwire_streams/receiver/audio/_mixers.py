@@ -353,6 +353,7 @@ class DropMixer(Mixer):
         self._least = 0.0  # transit of all tracks
         self._hold = self._delay
         self._packet = 0  # samples of the last frame
+        self._wait = 0.0  # of its first part for the last one
         for track in self._buffers:
             track.is_beginning = True
 
@@ -362,8 +363,9 @@ class DropMixer(Mixer):
         if has_changed:
             # The first part of a long frame has to wait for the last one.
             self._packet = samples
-            if wait := samples - gcd(samples, self._chunk):
-                self._hold = max(self._hold, wait / self._rate + _JITTER)
+            self._wait = (samples - gcd(samples, self._chunk)) / self._rate
+            if self._wait:
+                self._hold = max(self._hold, self._wait + _JITTER)
         placed = self._place(event, at)
         if placed is None:
             return
@@ -388,7 +390,10 @@ class DropMixer(Mixer):
         self._least = min(known or (its.least for its in self._transits.values()))
         for track, its in self._transits.items():
             late = its.least - self._least
-            track.shift = round(late * self._rate) if late > self._hold and its.is_known else 0
+            if late <= self._hold - self._wait or not its.is_known:
+                track.shift = 0
+            else:  # so far that the beginning of a frame is not due before the frame arrives at its end
+                track.shift = round(late * self._rate) + max(0, self._packet - int(self._hold * self._rate))
 
     def frames(self, now: float) -> list[PcmFrame]:
         frames: list[PcmFrame] = []

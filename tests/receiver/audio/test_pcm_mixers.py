@@ -465,6 +465,24 @@ def test_drop_shifts_a_track_that_is_always_late(delay: float) -> None:
     assert abs(len(frames) - 400) <= 1
 
 
+@pytest.mark.parametrize(("delay_ms", "behind"), [(1, 0.003), (1, 0.019), (5, 0.015), (10, 0.05), (60, 0.03)])
+@pytest.mark.parametrize(("frame_ms", "ms"), [(20, 20), (10, 20), (40, 10), (60, 30), (20, 60)])
+def test_drop_loses_no_track_that_is_a_little_behind(delay_ms: int, behind: float, frame_ms: int, ms: int) -> None:
+    """Though frames wait for less than that, or only just long enough for the last part of a packet."""
+    audio = FORMATS[0]
+    arrivals = [
+        (round((n + 1) * ms / 1000 + (behind if track == "outbound" else 0.0), 4), Sound(audio).event(track, n, ms))
+        for n in range(6000 // ms)
+        for track in BOTH
+    ]
+    arrivals.sort(key=lambda arrival: arrival[0])
+    chosen = options(audio, tracks="stereo", late="drop", frame_ms=frame_ms, delay_ms=delay_ms)
+    frames = list(play(chosen, arrivals, until=6.2))
+    left, right = (sum(bool(sample) for _, one in frames for sample in array("h", one.data)[side::2]) for side in (0, 1))
+    assert left >= 0.99 * 48_000
+    assert right >= 0.93 * 48_000  # it is shifted after 200 ms
+
+
 @pytest.mark.parametrize("starts", [0.0, 1.7])
 @pytest.mark.parametrize("stalls", [[(1.5, 4.5, 4.5)], [(0.5, 1.5, 2.2), (1.5, 4.5, 4.5)]])
 def test_drop_plays_nothing_stale_after_a_stall(starts: float, stalls: list[tuple[float, float, float]]) -> None:
