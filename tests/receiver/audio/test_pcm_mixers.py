@@ -357,6 +357,20 @@ def test_absurd_timestamps_cost_no_later_audio(ms: int, chunk: int, count: int, 
             assert len(frames) <= 215
 
 
+@pytest.mark.parametrize("late", ["keep", "drop"])
+@pytest.mark.parametrize("seed", range(5))
+def test_audio_goes_out_though_no_timestamp_agrees_with_another(late: str, seed: int) -> None:
+    """It waits for a few frames only."""
+    chance = random.Random(seed)  # noqa: S311
+    arrivals = steady(Sound(FORMATS[0]), 4, tracks=("inbound",))
+    for at, event in arrivals:
+        event.timestamp, event.elapsed = chance.choice([chance.randrange(10**6), chance.randrange(10**12)]), at
+    frames = list(play(options(FORMATS[0], late=late), arrivals, announced=["inbound"], until=4.1))
+    loud = [at for at, frame in frames if any(frame.data)]
+    assert loud[0] < 0.3
+    assert len(loud) >= 195
+
+
 def test_frame_without_track_or_timestamp_has_its_place() -> None:
     """A frame without a track belongs to the only one; of a track that is not asked for, it is ignored."""
     audio = FORMATS[0]
@@ -478,7 +492,9 @@ def test_drop_loses_no_track_that_is_a_little_behind(delay_ms: int, behind: floa
     arrivals.sort(key=lambda arrival: arrival[0])
     chosen = options(audio, tracks="stereo", late="drop", frame_ms=frame_ms, delay_ms=delay_ms)
     frames = list(play(chosen, arrivals, until=6.2))
-    left, right = (sum(bool(sample) for _, one in frames for sample in array("h", one.data)[side::2]) for side in (0, 1))
+    left, right = (
+        sum(bool(sample) for _, one in frames for sample in array("h", one.data)[side::2]) for side in (0, 1)
+    )
     assert left >= 0.99 * 48_000
     assert right >= 0.93 * 48_000  # it is shifted after 200 ms
 
