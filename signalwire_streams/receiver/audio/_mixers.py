@@ -271,7 +271,7 @@ class KeepMixer(Mixer):
     def _certain_end(self) -> int:
         """Return the end of all audio, without what follows a doubtful gap for which no silence has gone out yet."""
         most = self._debt + self._patience * self._rate
-        return max(track.end if track.timeline.doubted_gap <= most else track.settled_end for track in self._buffers)
+        return max(track.certain_end(most) for track in self._buffers)
 
     def _due_at(self, until: int, now: float) -> float:
         """Return when audio before a sample goes out although it is not complete; infinity if there is no more."""
