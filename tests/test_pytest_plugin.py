@@ -58,8 +58,9 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     pytester.makeconftest(CONFTEST)
 
-    def run(code: str, *options: str, grace: float = 20.0) -> pytest.RunResult:
-        monkeypatch.setattr(import_module(PLUGIN), "_GRACE_PERIOD", grace)
+    def run(code: str, *options: str, grace: float | None = 20.0) -> pytest.RunResult:
+        if grace is not None:
+            monkeypatch.setattr(import_module(PLUGIN), "_GRACE_PERIOD", grace)
         pytester.makepyfile(code)
         return pytester.runpytest_inprocess(*USUAL, *BY_MODULE, *options)
 
@@ -281,6 +282,25 @@ def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
     done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(["  a stream is still running: *, without a name, on call *"])
     done.stdout.no_fnmatch_line("*socket*")
+
+
+def test_streams_have_five_seconds_to_end_after_the_test(suite: Suite) -> None:
+    done = suite(
+        """
+        import asyncio, pytest
+        from tests.idle_clock import idle_clock
+
+        @pytest.mark.signalwire_space(audio=None)
+        @pytest.mark.parametrize("seconds", [4.9, 5.1])
+        async def test_it(idle_clock, signalwire_space, client, seconds):
+            [sid, *_] = signalwire_space.call_sids
+            await client.calls.start_stream(sid, url="wss://rx.example.com/a")
+            asyncio.get_running_loop().call_later(seconds, signalwire_space.end_call, sid)
+        """,
+        grace=None,
+    )
+    done.assert_outcomes(passed=2, errors=1)
+    done.stdout.fnmatch_lines(["*ERROR at teardown of test_it?5.1?*", "  a stream is still running: *"])
 
 
 def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> None:

@@ -391,7 +391,7 @@ class GroupCommitter:
         self._path, self._database, self._files, self._clock = path, database, files, clock
         self._waiting: list[tuple[str, Values, asyncio.Future[None] | None]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._due: float  # of the timer
         self._last = float("-inf")
         self._retrying: asyncio.Task[None] | None = None
         self._log_limit = LOG_SIZE

@@ -1,8 +1,10 @@
-"""How a keeper deals with what the documentation of the API leaves open, and what the user wants of it."""
+"""Settings of a keeper: what its user wants, and what it assumes where the API's documentation is silent."""
+
+from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from signalwire_streams.models._enums import _Choice
+from signalwire_streams.models._enums import TargetKind, _Choice
 from signalwire_streams.models._validation import check_waits, validate_flag, validate_seconds
 
 
@@ -17,6 +19,13 @@ class DuplicateNames(_Choice):
     __field__ = "duplicate_names"
     REFUSED = "refused"
     ALLOWED = "allowed"
+
+
+DUPLICATE_NAMES: Mapping[str, DuplicateNames] = {
+    TargetKind.CONFERENCE: DuplicateNames.REFUSED,
+    TargetKind.CALL: DuplicateNames.ALLOWED,
+}
+"""What is assumed of a Space unless the user says otherwise."""
 
 
 class StreamNames(_Choice):
@@ -95,7 +104,7 @@ class OnChange(_Choice):
     The journal keeps neither tokens nor the values of parameters, so a change of these is not seen.
 
     Attributes:
-        KEEP: they go on; the new fields are for streams that are started from now on.
+        KEEP: they keep running; the new fields apply to streams that are started from now on.
         REPLACE: they are stopped, and started again; so is one whose start was lost, once it is heard.
     """
 
@@ -108,7 +117,7 @@ class OnExit(_Choice):
     """What becomes of the streams when a keeper ends.
 
     Attributes:
-        LEAVE: nothing is sent. Streams to receivers of this process go on until those are closed.
+        LEAVE: nothing is sent. Streams to receivers of this process keep running until those are closed.
         STOP: they are stopped. A stop by name proves nothing of a start whose response was lost, since the Space may
             still carry that out: within five minutes of it this is reported (`StreamingInDoubt`), and stays in the
             journal for the next keeper.

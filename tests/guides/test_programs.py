@@ -170,7 +170,7 @@ async def test_starter_starts_what_a_replica_records(user: Any) -> None:
 
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine: install Debian's package nginx")
 async def test_redeploy_behind_nginx_cuts_no_stream(user: Any, client_for: Any) -> None:
-    """A replica that is told to end keeps its streams, and nginx gives new ones to the other."""
+    """A replica that gets SIGTERM keeps its streams, and nginx sends new ones to the other."""
     someone = await user(calls=6, audio=Tone(seconds=1.5), real_time=True)
     keys = token_urlsafe(32)
     ports = {name: str(free_port()) for name in ("9001", "9002", "443")}

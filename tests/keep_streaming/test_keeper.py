@@ -291,14 +291,25 @@ class TestOutage:
             await until(lambda: len(alive(space)) == 6)
         assert space.streams.duplicates() == []
 
+    @pytest.mark.parametrize(
+        ("kind", "fault", "settings"), [("conference", "502", {}), ("call", "status", {"status": 403})]
+    )
     async def test_starts_that_waited_for_its_end_are_made_then(
-        self, space: SimulatedSpace, client: StreamsClient, journal: Path, idle_clock: Clock
+        self,
+        space: SimulatedSpace,
+        client: StreamsClient,
+        journal: Path,
+        idle_clock: Clock,
+        kind: str,
+        fault: str,
+        settings: dict[str, Any],
     ) -> None:
-        """Each has failed so often by then that it would wait for up to a minute."""
-        rules = [space.faults.add("502", on="start-conference-stream")]
-        async with keeping(client, journal) as events:
+        """Each has failed so often by then that it would wait for up to a minute; on a call, nothing was started."""
+        space.add_call()
+        rules = [space.faults.add(fault, on=f"start-{kind}-stream", **settings)]
+        async with keeping(client, journal, conferences=kind == "conference", calls=kind == "call") as events:
             await until(lambda: events.count(TargetFailing) >= 3)
-            rules.append(space.faults.add("502", on="list-conferences"))
+            rules.append(space.faults.add("502", on=f"list-{kind}s"))
             await asyncio.sleep(70.0)  # of a clock that skips them
             for rule in rules:
                 rule.remove()
@@ -439,6 +450,7 @@ class TestRestart:
             await until(lambda: asked.count(failing) == 3)
             assert [first[stream.sid] for stream in space.streams.active() if stream.sid in first] == [failing]
             assert events.of(failing) == [TargetFailing]  # once
+            assert {event.failures for event in events.seen if isinstance(event, TargetFailing)} == {1}
             await until(lambda: events.of(failing) == [TargetFailing, StreamingRestarted])
             assert events.of(ended) == [TargetFailing, TargetAppeared, TargetEnded]
         assert first.keys().isdisjoint(stream.sid for stream in space.streams.active())
@@ -934,13 +946,13 @@ class TestArguments:
             ({"reassert": -1}, "reassert"),
             ({"journal": ""}, "journal is empty"),
             ({"journal": "redis+cluster://host:6379/0"}, "journal is a URL: .* written as 'redis://host:6379/0'"),
-            ({"receivers": [URL]}, "receivers has a str: write receivers="),
-            ({"receivers": MediaReceiver()}, r"receivers has a MediaReceiver|no handler"),
+            ({"receivers": [URL]}, "receivers contains a str: write receivers="),
+            ({"receivers": MediaReceiver()}, r"receivers contains a MediaReceiver|no handler"),
             ({"receivers": [MediaReceiver()]}, "has no handler for the streams"),
             ({"in_doubt": "guess"}, "in_doubt 'guess' is unknown: write one of 'hold', 'restart'"),
             ({"names": "twice"}, "names 'twice' is unknown"),
-            ({"duplicate_names": "refused"}, "duplicate_names says it for each kind"),
-            ({"duplicate_names": {"room": "refused"}}, "duplicate_names says it for each kind"),
+            ({"duplicate_names": "refused"}, "duplicate_names must be a mapping by kind"),
+            ({"duplicate_names": {"room": "refused"}}, "duplicate_names must be a mapping by kind"),
             ({"duplicate_names": {"call": "maybe"}, "calls": True}, "duplicate_names 'maybe' is unknown"),
             ({"on_change": "drop"}, "on_change 'drop' is unknown"),
             ({"template": lambda _: TEMPLATE, "in_doubt": "guess"}, "in_doubt 'guess' is unknown"),

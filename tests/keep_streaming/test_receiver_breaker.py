@@ -1,4 +1,4 @@
-"""When a receiver counts as one that rejects everybody."""
+"""When a receiver counts as one that rejects all streams."""
 
 from collections.abc import Iterable
 
@@ -210,6 +210,19 @@ def test_probe_that_lives_resumes_all() -> None:
     assert kept.changes == [True, False]
     kept.start(rooms(20), 11.5)
     assert len(kept.starts) == 20
+
+
+def test_waits_begin_anew_after_a_probe_that_lived() -> None:
+    kept = refused(20)
+    kept.start(rooms(20), 1.0)
+    kept.accept(["room-0"], 1.5, heard=True)
+    kept.update(11.5)
+    others = rooms(20)[1:]
+    kept.start(others, 11.5)
+    kept.accept(others, 11.5)
+    kept.refuse(others, 12.0)
+    assert kept.changes == [True, False, True]
+    assert kept.breaker.paused_until == 12.0 + ELSEWHERE.wait_initial
 
 
 def test_probe_that_is_not_decided_is_followed_by_another() -> None:

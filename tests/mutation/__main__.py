@@ -45,7 +45,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "clock": (["tests/test_clock.py"], ["tests/client"]),
     "errors": (["tests/test_errors.py"], ["tests/http", "tests/client"]),
     "fleet": (["tests/fleet"], EVERYWHERE),
-    "keep_streaming": (["tests/keep_streaming"], EVERYWHERE),
+    "keep_streaming": (["tests/keep_streaming"], ["tests/receiver/test_restarts.py"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
     "models": (
         ["tests/models"],

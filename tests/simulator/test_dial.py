@@ -141,6 +141,26 @@ async def test_recording_has_both_sides_of_the_call() -> None:
     assert "\\x" not in repr(report) + repr(report.recording)
 
 
+async def test_audio_cleared_at_once_is_no_part_of_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    time = loop.time
+
+    async def behave(there: Endpoint) -> None:
+        await there.until_start()
+        now = time()
+        monkeypatch.setattr(loop, "time", lambda: now)
+        await there.play(FRAME * 50)
+        await there.send("clear")
+        await there.mark()
+        await there.until("mark")
+        monkeypatch.setattr(loop, "time", time)
+        await there.until("stop")
+
+    report = await dialled(behave)
+    assert {segment.track for segment in report.recording} == {"inbound"}
+    assert (report.received_ms, report.heard_ms) == (1000, 0)
+
+
 async def nothing(there: Endpoint) -> None:
     await there.until("stop")
 
