@@ -275,11 +275,13 @@ class KeepMixer(Mixer):
 
     def _due_at(self, until: int, now: float) -> float:
         """Return when audio before a sample goes out although it is not complete; infinity if there is no more."""
+        horizon, reached = self._horizon(), self._reached
         if self.is_finished:
-            return now if self._horizon() > self._cursor else inf
-        horizon, reached = self._certain_end(), self._reached
-        if horizon < until:
-            return inf
+            return now if horizon > self._cursor else inf
+        if self._first.timeline.is_unsettled or self._last.timeline.is_unsettled:
+            horizon = self._certain_end()
+            if horizon < until:
+                return inf
         while reached and reached[0][0] <= self._cursor:
             reached.popleft()
         if not reached or horizon > reached[-1][0]:
@@ -377,7 +379,7 @@ class DropMixer(Mixer):
             if known is not None:  # the first timestamps were wrong
                 self._start_at(track.cursor)
             has_changed = True
-        elif known.record(transit, at, is_certain=not track.timeline.is_unsettled):
+        elif known.record(transit, at, is_certain=not track.timeline.doubted_gap):
             track.is_beginning = not known.is_known
             has_changed = True
         if has_changed:
