@@ -59,6 +59,14 @@ class TrackBuffer:
         """The first sample that is there; ``end`` if there is none."""
         return self._pieces[0][0] if self._pieces else self.end
 
+    def certain_end(self, most: float) -> int:
+        """Return the end of the audio, without what follows a doubtful gap of more than *most* samples."""
+        if self.timeline.doubted_gap <= most:
+            return self.end
+        settled = max((end for _, end, _, frame in self._pieces if frame not in self._held), default=self.cursor)
+        doubted = min((begin for begin, *_, frame in self._pieces if frame in self._held), default=settled)
+        return self.end if doubted - settled <= most else settled
+
     def add(self, event: MediaEvent, timestamp: int | None, elapsed: float | None) -> int | None:
         """Place a frame. Return the end of its place on the timeline; None if it was dropped as a repeated one."""
         timeline, payload = self.timeline, event.payload

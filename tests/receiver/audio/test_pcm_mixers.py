@@ -357,6 +357,20 @@ def test_absurd_timestamps_cost_no_later_audio(ms: int, chunk: int, count: int, 
             assert len(frames) <= 215
 
 
+@pytest.mark.parametrize("late", ["keep", "drop"])
+@pytest.mark.parametrize("seed", range(5))
+def test_audio_goes_out_though_no_timestamp_agrees_with_another(late: str, seed: int) -> None:
+    """It waits for a few frames only."""
+    chance = random.Random(seed)  # noqa: S311
+    arrivals = steady(Sound(FORMATS[0]), 4, tracks=("inbound",))
+    for at, event in arrivals:
+        event.timestamp, event.elapsed = chance.choice([chance.randrange(10**6), chance.randrange(10**12)]), at
+    frames = list(play(options(FORMATS[0], late=late), arrivals, announced=["inbound"], until=4.1))
+    loud = [at for at, frame in frames if any(frame.data)]
+    assert loud[0] < 0.3
+    assert len(loud) >= 195
+
+
 def test_frame_without_track_or_timestamp_has_its_place() -> None:
     """A frame without a track belongs to the only one; of a track that is not asked for, it is ignored."""
     audio = FORMATS[0]
@@ -463,6 +477,26 @@ def test_drop_shifts_a_track_that_is_always_late(delay: float) -> None:
     assert loud >= 0.9 * 32_000
     assert sum(bool(sample) for _, frame in frames for sample in array("h", frame.data)[::2]) == 48_000
     assert abs(len(frames) - 400) <= 1
+
+
+@pytest.mark.parametrize(("delay_ms", "behind"), [(1, 0.003), (1, 0.019), (5, 0.015), (10, 0.05), (60, 0.03)])
+@pytest.mark.parametrize(("frame_ms", "ms"), [(20, 20), (10, 20), (40, 10), (60, 30), (20, 60)])
+def test_drop_loses_no_track_that_is_a_little_behind(delay_ms: int, behind: float, frame_ms: int, ms: int) -> None:
+    """Though frames wait for less than that, or only just long enough for the last part of a packet."""
+    audio = FORMATS[0]
+    arrivals = [
+        (round((n + 1) * ms / 1000 + (behind if track == "outbound" else 0.0), 4), Sound(audio).event(track, n, ms))
+        for n in range(6000 // ms)
+        for track in BOTH
+    ]
+    arrivals.sort(key=lambda arrival: arrival[0])
+    chosen = options(audio, tracks="stereo", late="drop", frame_ms=frame_ms, delay_ms=delay_ms)
+    frames = list(play(chosen, arrivals, until=6.2))
+    left, right = (
+        sum(bool(sample) for _, one in frames for sample in array("h", one.data)[side::2]) for side in (0, 1)
+    )
+    assert left >= 0.99 * 48_000
+    assert right >= 0.93 * 48_000  # it is shifted after 200 ms
 
 
 @pytest.mark.parametrize("starts", [0.0, 1.7])
