@@ -110,13 +110,14 @@ async def test_worker_with_one_slot_processes_batches_one_by_one(fleet: Fleet, w
     outcomes = await all_results(fleet, run)
 
     assert len(outcomes) == 60
-    await until(lambda: _is_idle(fleet))
+    await until(lambda: _is_idle(fleet, worker))
     await workers.end(worker)
     assert await fleet.workers() == ()
 
 
-async def _is_idle(fleet: Fleet) -> bool:
-    return [worker.active_batches for worker in await fleet.workers()] == [0]
+async def _is_idle(fleet: Fleet, worker: FleetWorker) -> bool:
+    await worker._connection.pipeline(worker._heartbeat)  # the next is due only in some seconds
+    return [each.active_batches for each in await fleet.workers()] == [0]
 
 
 async def test_expired_batch_is_not_retried(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
