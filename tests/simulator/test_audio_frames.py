@@ -193,3 +193,9 @@ def test_smallest_and_largest_samples_have_their_codes() -> None:
     samples = array("h", [0, 1, -1, -8, 32_767, -32_768])
     assert codec_of("PCMU").encode(samples).hex(" ") == "ff ff 7e 7e 80 00"
     assert codec_of("PCMA").encode(samples).hex(" ") == "d5 d5 55 55 aa 2a"
+
+
+@pytest.mark.parametrize("hertz", [0, -440])
+def test_tone_needs_a_frequency(hertz: int) -> None:
+    with pytest.raises(ValueError, match="hertz"):
+        Tone(hertz=hertz)

@@ -13,11 +13,12 @@ from aiohttp import (
     ServerDisconnectedError,
 )
 
-from signalwire_streams.simulator import FaultKind, FaultSettings, _faults
+from signalwire_streams.simulator import Certificates, FaultKind, FaultSettings, Tone, _faults
 from signalwire_streams.simulator._faults import RawBytes
 from signalwire_streams.simulator._responses import Response, http_message
 from tests.waiting import until
 
+from .endpoints import Endpoint, serving
 from .peer import assert_logged, simulated
 
 EXECUTED = pytest.mark.parametrize("executed", [False, True])
@@ -245,3 +246,19 @@ async def test_request_over_the_limit_triggers_no_fault() -> None:
 def test_number_of_kinds_is_that_of_the_tested_ones() -> None:
     """A new kind needs a test here, in `test_response_faults` or in the receiver's `test_faults`."""
     assert len(FaultKind) == 40
+
+
+async def test_socket_first_fault_responds_once_the_audio_was_sent() -> None:
+    async def behave(there: Endpoint) -> None:
+        await there.until("media", 5)
+
+    certificates = Certificates.make()
+    async with (
+        serving(behave, certificates.server) as (url, sockets),
+        simulated(audio=Tone(seconds=0.1), ssl_context=certificates.trust) as peer,
+    ):
+        peer.space.faults.add("socket-first")
+        assert (await peer.start(Url=url)).status == 200
+        [there] = sockets
+        await until(lambda: there.messages)
+        assert_logged(peer, "socket-first", 200, executed=True)

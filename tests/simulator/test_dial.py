@@ -504,6 +504,8 @@ async def test_endpoint_that_does_not_accept_is_named(response: bytes | None, to
 async def test_port_without_listener_is_named() -> None:
     report = await dial_media(f"ws://127.0.0.1:{free_port()}/")
     assert [broken.message for broken in report.broken_rules] == ["the endpoint can't be reached: Connection refused"]
+    assert (report.received_ms, report.heard_ms, report.marks, report.marks_returned, report.clears) == (0, 0, 0, 0, 0)
+    assert (report.dtmf, report.payload_sizes, report.frame_size, report.recording) == ("", {}, 0.0, ())
 
 
 async def test_tls_errors_are_named(certificates: Certificates) -> None:
