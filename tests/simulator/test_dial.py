@@ -371,6 +371,12 @@ async def test_clear_at_barge_in_is_measured() -> None:
     assert report.heard_ms == pytest.approx(600, abs=40)
 
 
+async def test_silent_endpoint_is_awaited_no_longer_for_its_clear() -> None:
+    report = await dialled(nothing, barge_in=True, seconds=2)
+    assert rules(report) == [EndpointRule.NO_AUDIO]
+    assert "within 2 s after the caller had finished speaking" in report.broken_rules[0].message
+
+
 async def test_clear_at_once_counts_if_the_caller_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine sends late frames one after the other, and an endpoint may answer the first spoken one."""
     loop, blocked = asyncio.get_running_loop(), 0.0
