@@ -262,3 +262,17 @@ async def test_socket_first_fault_responds_once_the_audio_was_sent() -> None:
         [there] = sockets
         await until(lambda: there.messages)
         assert_logged(peer, "socket-first", 200, executed=True)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_closing_the_space_ends_a_connection_that_is_being_made() -> None:
+    async def behave(there: Endpoint) -> None:
+        raise AssertionError
+
+    certificates = Certificates.make()
+    async with (
+        serving(behave, certificates.server) as (url, _),
+        simulated(audio=Tone(), ssl_context=certificates.trust) as peer,
+    ):
+        peer.space.faults.add("socket-slow", seconds=4)
+        assert (await peer.start(Url=url)).status == 200
