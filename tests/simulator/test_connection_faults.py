@@ -13,7 +13,7 @@ from aiohttp import (
     ServerDisconnectedError,
 )
 
-from signalwire_streams.simulator import Certificates, FaultKind, FaultSettings, Tone, _faults
+from signalwire_streams.simulator import FaultKind, FaultSettings, Tone, _faults
 from signalwire_streams.simulator._faults import RawBytes
 from signalwire_streams.simulator._responses import Response, http_message
 from tests.waiting import until
@@ -252,11 +252,7 @@ async def test_socket_first_fault_responds_once_the_audio_was_sent() -> None:
     async def behave(there: Endpoint) -> None:
         await there.until("media", 5)
 
-    certificates = Certificates.make()
-    async with (
-        serving(behave, certificates.server) as (url, sockets),
-        simulated(audio=Tone(seconds=0.1), ssl_context=certificates.trust) as peer,
-    ):
+    async with serving(behave) as (url, sockets), simulated(audio=Tone(seconds=0.1), allow_ws=True) as peer:
         peer.space.faults.add("socket-first")
         assert (await peer.start(Url=url)).status == 200
         [there] = sockets
@@ -269,10 +265,6 @@ async def test_closing_the_space_ends_a_connection_that_is_being_made() -> None:
     async def behave(there: Endpoint) -> None:
         raise AssertionError
 
-    certificates = Certificates.make()
-    async with (
-        serving(behave, certificates.server) as (url, _),
-        simulated(audio=Tone(), ssl_context=certificates.trust) as peer,
-    ):
+    async with serving(behave) as (url, _), simulated(audio=Tone(), allow_ws=True) as peer:
         peer.space.faults.add("socket-slow", seconds=4)
         assert (await peer.start(Url=url)).status == 200
