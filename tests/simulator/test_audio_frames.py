@@ -19,7 +19,6 @@ from signalwire_streams.receiver.audio import AudioFormat
 from signalwire_streams.simulator import Silence, SimulatedSpace, Sound, Stream, Tone, WavFile
 from signalwire_streams.simulator._media_session import EncodedAudio, FrameEncoder
 from signalwire_streams.simulator._sources import codec_of
-from tests.waiting import until
 
 from .endpoints import Endpoint, serving
 from .peer import simulated
@@ -205,16 +204,15 @@ def test_tone_needs_a_frequency(hertz: int) -> None:
 
 @pytest.mark.usefixtures("idle_clock")
 async def test_frames_are_sent_in_real_time() -> None:
-    took: list[float] = []
+    loop = asyncio.get_running_loop()
+    took = loop.create_future()
 
     async def behave(there: Endpoint) -> None:
-        now = asyncio.get_running_loop().time
         await there.until("media")
-        began = now()
-        await there.until("media", 500)
-        took.append(now() - began)
+        began = loop.time()
+        await there.until("media", 100)
+        took.set_result(loop.time() - began)
 
     async with serving(behave) as (url, _), simulated(audio=Tone(), allow_ws=True) as peer:
         assert (await peer.start(Url=url, Track="inbound_track")).status == 200
-        await until(lambda: took)
-    assert took == [pytest.approx(10.0, abs=0.005)]
+        assert await took == pytest.approx(2.0, abs=0.0015)
