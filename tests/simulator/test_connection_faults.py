@@ -13,6 +13,7 @@ from aiohttp import (
     ServerDisconnectedError,
 )
 
+from signalwire_streams import Clock
 from signalwire_streams.simulator import FaultKind, FaultSettings, Tone, _faults
 from signalwire_streams.simulator._faults import RawBytes
 from signalwire_streams.simulator._responses import Response, http_message
@@ -169,11 +170,14 @@ async def test_garbage_fault_sends_bytes_that_are_not_http(*, executed: bool) ->
 
 
 @EXECUTED
-async def test_truncated_headers_fault_sends_part_of_the_headers(*, executed: bool) -> None:
+async def test_truncated_headers_fault_sends_part_of_the_headers(idle_clock: Clock, *, executed: bool) -> None:
+    """At once."""
+    began = idle_clock.now()
     async with simulated() as peer:
         peer.space.faults.add("truncated-headers", on="start", executed=executed)
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
+        assert idle_clock.now() - began < 0.5
         assert_logged(peer, "truncated-headers", None, executed=executed)
 
 
