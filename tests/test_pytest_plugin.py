@@ -484,8 +484,13 @@ def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
         """
         import pytest
 
+        from tests.idle_clock import idle_clock
+
         async def test_nobody_asked(stream_receiver):
             await stream_receiver.next_stream(timeout=0)
+
+        async def test_nobody_asked_for_long(idle_clock, stream_receiver):
+            await stream_receiver.next_stream()
 
         async def test_wrong_token(signalwire_space, stream_receiver, client):
             [sid, *_] = signalwire_space.conference_sids
@@ -507,9 +512,11 @@ def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
                 await stream_receiver.next_stream(timeout=0)
         """.replace("import pytest", "import asyncio, pytest")
     )
-    done.assert_outcomes(failed=4)
+    done.assert_outcomes(failed=5)
+    done.stdout.no_fnmatch_line("*stream_receiver.bearer_tokenNone*")
     done.stdout.fnmatch_lines_random(
         [
+            "E *no stream arrived within 15 s: *",
             "E *no stream arrived within 0 s: start it with url=stream_receiver.url and *=stream_receiver.bearer_token",
             "E *stream_receiver.bearer_token. The Space reports: connection_refused (stream * of conference *)",
             "E *stream_receiver.bearer_token. This Space opens no sockets, since it has audio=None",

@@ -105,3 +105,8 @@ async def test_port_that_is_taken_is_said(client: StreamsClient, redis_server: R
 async def test_wrong_port_is_said(client: StreamsClient, port: object) -> None:
     with pytest.raises(InvalidRequestError, match="metrics_port must be a whole number from 1 to 65535"):
         FleetWorker("redis://localhost", client, metrics_port=port)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("port", [1, 65_535])
+async def test_first_and_last_port_are_accepted(client: StreamsClient, port: int) -> None:
+    FleetWorker("redis://localhost", client, health_port=port, metrics_port=port)

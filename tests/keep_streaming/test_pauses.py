@@ -43,7 +43,9 @@ async def check_pause(space: SimulatedSpace, events: Events, idle_clock: Clock, 
     assert starts(space) <= before + 5, "waits between probes double from a second on"
     rule()
     await until(lambda: events.count(StartsResumed) == 1)
+    resumed_at = idle_clock.now()
     await until(lambda: alive(space) == sorted(space.conference_sids))
+    assert idle_clock.now() - resumed_at < 1.0, "the others are started at once"
     assert late in space.conference_sids
     assert (events.count(StartsPaused), events.count(StartsResumed)) == (1, 1)
     [paused] = [event for event in events.seen if isinstance(event, StartsPaused)]

@@ -287,12 +287,18 @@ class TestTemplate:
                 "the keeper adds: rename yours",
             ),
             ({"url": URL, "parameters": {"keep_target": "1"}}, "leave no room for .* and 'keep_target'"),
+            ({"url": URL, "parameters": dict.fromkeys(map(str, range(98)), "1")}, "pass at most 97 others"),
             ({"url": URL, "parameters": {str(n): "" for n in range(99)}}, "pass at most 97 others"),
         ],
     )
     def test_wrong_template_is_one_sentence(self, template: object, message: str) -> None:
         with pytest.raises(InvalidRequestError, match=message):
             request_for(CONFERENCE, "room", template, is_received=False)
+
+    def test_template_may_have_two_parameters_less_than_a_start(self) -> None:
+        parameters = dict.fromkeys(map(str, range(97)), "1")
+        request = request_for(CONFERENCE, "room", {"url": URL, "parameters": parameters}, is_received=False)
+        assert len(attempt_of(request, number=1, name="n", token=None).parameters) == 99
 
     def test_codec_of_a_call_is_rejected(self) -> None:
         with pytest.raises(InvalidRequestError, match="codec is for conference streams only"):

@@ -61,6 +61,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "simulator": (
         ["tests/simulator"],
         [*EVERYWHERE, "tests/test_pytest_plugin.py", "tests/receiver/test_faults.py"],
+        ["tests/receiver/test_bidirectional.py", "tests/receiver/test_pcm_over_sockets.py"],
         ["tests/client"],
     ),
     "telemetry": (["tests/test_telemetry.py"], EVERYWHERE),

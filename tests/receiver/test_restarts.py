@@ -328,11 +328,13 @@ async def test_session_ends_if_the_space_takes_no_name_twice(make: Any) -> None:
         rule.remove()
         there.space.faults.add("duplicate-name", on="start", as_="http-error")
         before = there.space.requests.count("start-conference-stream")
+        began = asyncio.get_running_loop().time()
         there.line.reset()
         with pytest.raises(StreamOutcomeUnknownError, match=r"refuses the name mine, so it .*: open a new session"):
             await reading
         assert session.end_reason is EndReason.IN_DOUBT
         assert there.space.requests.count("start-conference-stream") == before + 3
+        assert asyncio.get_running_loop().time() - began == pytest.approx(10.0, abs=1.0), "the last two waits are 3 s"
     assert there.space.streams.active() == []
 
 

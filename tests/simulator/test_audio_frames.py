@@ -20,6 +20,7 @@ from signalwire_streams.simulator import Silence, SimulatedSpace, Sound, Stream,
 from signalwire_streams.simulator._media_session import EncodedAudio, FrameEncoder
 from signalwire_streams.simulator._sources import codec_of
 
+from .endpoints import Endpoint, serving
 from .peer import simulated
 
 
@@ -193,3 +194,25 @@ def test_smallest_and_largest_samples_have_their_codes() -> None:
     samples = array("h", [0, 1, -1, -8, 32_767, -32_768])
     assert codec_of("PCMU").encode(samples).hex(" ") == "ff ff 7e 7e 80 00"
     assert codec_of("PCMA").encode(samples).hex(" ") == "d5 d5 55 55 aa 2a"
+
+
+@pytest.mark.parametrize("hertz", [0, -440])
+def test_tone_needs_a_frequency(hertz: int) -> None:
+    with pytest.raises(ValueError, match="hertz"):
+        Tone(hertz=hertz)
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_frames_are_sent_in_real_time() -> None:
+    loop = asyncio.get_running_loop()
+    took = loop.create_future()
+
+    async def behave(there: Endpoint) -> None:
+        await there.until("media")
+        began = loop.time()
+        await there.until("media", 100)
+        took.set_result(loop.time() - began)
+
+    async with serving(behave) as (url, _), simulated(audio=Tone(), allow_ws=True) as peer:
+        assert (await peer.start(Url=url, Track="inbound_track")).status == 200
+        assert await took == pytest.approx(2.0, abs=0.0015)

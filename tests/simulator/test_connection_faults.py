@@ -13,11 +13,13 @@ from aiohttp import (
     ServerDisconnectedError,
 )
 
-from signalwire_streams.simulator import FaultKind, FaultSettings, _faults
+from signalwire_streams import Clock
+from signalwire_streams.simulator import FaultKind, FaultSettings, Tone, _faults
 from signalwire_streams.simulator._faults import RawBytes
 from signalwire_streams.simulator._responses import Response, http_message
 from tests.waiting import until
 
+from .endpoints import Endpoint, serving
 from .peer import assert_logged, simulated
 
 EXECUTED = pytest.mark.parametrize("executed", [False, True])
@@ -168,11 +170,14 @@ async def test_garbage_fault_sends_bytes_that_are_not_http(*, executed: bool) ->
 
 
 @EXECUTED
-async def test_truncated_headers_fault_sends_part_of_the_headers(*, executed: bool) -> None:
+async def test_truncated_headers_fault_sends_part_of_the_headers(idle_clock: Clock, *, executed: bool) -> None:
+    """At once."""
+    began = idle_clock.now()
     async with simulated() as peer:
         peer.space.faults.add("truncated-headers", on="start", executed=executed)
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
+        assert idle_clock.now() - began < 0.5
         assert_logged(peer, "truncated-headers", None, executed=executed)
 
 
@@ -245,3 +250,25 @@ async def test_request_over_the_limit_triggers_no_fault() -> None:
 def test_number_of_kinds_is_that_of_the_tested_ones() -> None:
     """A new kind needs a test here, in `test_response_faults` or in the receiver's `test_faults`."""
     assert len(FaultKind) == 40
+
+
+async def test_socket_first_fault_responds_once_the_audio_was_sent() -> None:
+    async def behave(there: Endpoint) -> None:
+        await there.until("media", 5)
+
+    async with serving(behave) as (url, sockets), simulated(audio=Tone(seconds=0.1), allow_ws=True) as peer:
+        peer.space.faults.add("socket-first")
+        assert (await peer.start(Url=url)).status == 200
+        [there] = sockets
+        await until(lambda: there.messages)
+        assert_logged(peer, "socket-first", 200, executed=True)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_closing_the_space_ends_a_connection_that_is_being_made() -> None:
+    async def behave(there: Endpoint) -> None:
+        raise AssertionError
+
+    async with serving(behave) as (url, _), simulated(audio=Tone(), allow_ws=True) as peer:
+        peer.space.faults.add("socket-slow", seconds=4)
+        assert (await peer.start(Url=url)).status == 200

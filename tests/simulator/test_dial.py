@@ -370,6 +370,12 @@ async def test_clear_at_barge_in_is_measured() -> None:
     assert report.heard_ms == pytest.approx(600, abs=40)
 
 
+async def test_silent_endpoint_is_awaited_no_longer_for_its_clear() -> None:
+    report = await dialled(nothing, barge_in=True, seconds=2)
+    assert rules(report) == [EndpointRule.NO_AUDIO]
+    assert "within 2 s after the caller had finished speaking" in report.broken_rules[0].message
+
+
 async def test_clear_at_once_counts_if_the_caller_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine sends late frames one after the other, and an endpoint may answer the first spoken one."""
     loop, blocked = asyncio.get_running_loop(), 0.0
@@ -503,6 +509,8 @@ async def test_endpoint_that_does_not_accept_is_named(response: bytes | None, to
 async def test_port_without_listener_is_named() -> None:
     report = await dial_media(f"ws://127.0.0.1:{free_port()}/")
     assert [broken.message for broken in report.broken_rules] == ["the endpoint can't be reached: Connection refused"]
+    assert (report.received_ms, report.heard_ms, report.marks, report.marks_returned, report.clears) == (0, 0, 0, 0, 0)
+    assert (report.dtmf, report.payload_sizes, report.frame_size, report.recording) == ("", {}, 0.0, ())
 
 
 async def test_tls_errors_are_named(certificates: Certificates) -> None:

@@ -46,6 +46,16 @@ async def test_call_of_any_status_has_the_documented_shape(status: str) -> None:
         assert call["formatted_from"] == call["from"] == "sip:a@example.com"
 
 
+@pytest.mark.parametrize(
+    ("number", "formatted"),
+    [("+13105678901", "(310) 567-8901"), ("+442071838750", "+442071838750"), ("+131056789", "+131056789")],
+)
+async def test_north_american_numbers_are_formatted(number: str, formatted: str) -> None:
+    async with simulated() as peer:
+        call = (await peer.get("Calls", peer.space.add_call(from_number=number, to_number=number))).json
+        assert (call["formatted_from"], call["formatted_to"]) == (formatted, formatted)
+
+
 async def test_unknown_resource_is_404() -> None:
     async with simulated() as peer:
         for segments in (("Conferences", "x"), ("Calls", "x"), ("Conferences", "x", "Participants")):
