@@ -9,16 +9,25 @@ from secrets import token_hex
 
 from signalwire_streams.errors import MalformedFrameError, StreamsError
 from signalwire_streams.receiver._auth import TokenClaims
-from signalwire_streams.receiver._continued_numbering import ContinuedNumbering
 from signalwire_streams.receiver._event_queue import EventQueue, Overflow, QueueLimits
 from signalwire_streams.receiver._playback import Playback
-from signalwire_streams.receiver._protocol import AudioEvent, GapEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
-from signalwire_streams.receiver._statistics import StreamStatistics
+from signalwire_streams.receiver._protocol import (
+    AudioEvent,
+    GapEvent,
+    MarkEvent,
+    MediaEvent,
+    StartEvent,
+    UnknownEvent,
+    decode_event,
+)
+from signalwire_streams.receiver._statistics import FARTHEST, StreamStatistics, TrackStatistics
 from signalwire_streams.receiver._taps import EventFeed, Listeners, PcmStream, Tap, check_max_frames
 from signalwire_streams.receiver.audio._formats import AudioFormat
 from signalwire_streams.receiver.audio._pcm_frames import Late, PcmTracks
 
 _SAFE_NAME = re.compile(r"[0-9A-Za-z_-]{1,100}")
+_MILLISECONDS = 1000
+_MAX_TRACKS = 8  # a peer that makes up names must not fill the memory
 
 
 class EndReason(StrEnum):
@@ -99,7 +108,7 @@ class StreamSession:
         self._on_lost: Callable[[StreamSession, EndReason], None] | None = None  # which starts it again
         self._started_at: float | None = None  # by the loop's clock
         self._lost_at = 0.0  # when the last message had arrived
-        self._numbering: ContinuedNumbering | None = None  # after a restart
+        self._numbering: _ContinuedNumbering | None = None  # after a restart
         self._listeners = Listeners()
         self._has_loop = False
         self._is_handed_over = False  # whether a tap, but no loop, has the media events that wait
@@ -284,7 +293,7 @@ class StreamSession:
         statistics, seconds = self.statistics, now - self._lost_at
         statistics.restarts += 1
         statistics.gap_seconds += seconds
-        self._numbering = ContinuedNumbering(statistics, now - (self._started_at or now), self.playback.packet_time)
+        self._numbering = _ContinuedNumbering(statistics, now - (self._started_at or now), self.playback.packet_time)
         self._socket_ended = asyncio.Event()
         gap = GapEvent(
             seconds=seconds,
@@ -295,3 +304,48 @@ class StreamSession:
         self.start = fresh.start
         if not self._queue.keep(gap, make_room=self._is_only_tapped):
             self._close(EndReason.OVERFLOW)
+
+
+class _ContinuedNumbering:
+    """Continues timestamps and chunk numbers after a gap, as if its frames had been sent and were missing.
+
+    So timelines, mixers, recorders and statistics know of a restart no more than of any other loss.
+    """
+
+    def __init__(self, statistics: StreamStatistics, elapsed: float, packet_time: int) -> None:
+        """Continue those of *statistics*, when the new stream begins *elapsed* seconds after the session did.
+
+        A frame lasts *packet_time* milliseconds.
+        """
+        self._tracks, self._packet_time = statistics.tracks, packet_time
+        stamps = [last[1] for track in self._tracks.values() if (last := track._sequence.last) is not None]
+        # A stream that is faster than real time was further on.
+        self._offset = max([round(elapsed * _MILLISECONDS), *(at + packet_time for at in stamps if at is not None)])
+        self._shifts: dict[str | None, int] = {}
+
+    def decode(self, frame: str | bytes, *, elapsed: float) -> AudioEvent:
+        """Decode a frame of the new stream; the errors are those of `decode_event`."""
+        return self.shift(decode_event(frame), elapsed)
+
+    def shift(self, event: AudioEvent, elapsed: float) -> AudioEvent:
+        if isinstance(event, MediaEvent):
+            event.elapsed = elapsed
+            if event.timestamp is not None:
+                event.timestamp += self._offset
+            if event.chunk is not None:
+                if event.track not in self._shifts and len(self._shifts) < _MAX_TRACKS:
+                    self._shifts[event.track] = self._next_number(event) - event.chunk
+                event.chunk += self._shifts.get(event.track, 0)
+        return event
+
+    def _next_number(self, first: MediaEvent) -> int:
+        """Return the number of a track's first frame after the gap."""
+        track: TrackStatistics | None = self._tracks.get(first.track or "")
+        last = None if track is None else track._sequence.last
+        if last is None:
+            return first.chunk or 1
+        number, timestamp = last
+        if timestamp is None or first.timestamp is None:
+            return number + 1
+        missing = round((first.timestamp - timestamp) / self._packet_time) - 1
+        return number + 1 + min(max(0, missing), FARTHEST)
