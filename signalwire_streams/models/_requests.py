@@ -17,6 +17,7 @@ from signalwire_streams.models._validation import (
     check_parameters,
     if_given,
     masks_secrets_of_init,
+    names_only,
     redact_url,
     secrets_of,
     validate_bearer_token,
@@ -119,7 +120,7 @@ class StartStream:
     parameters: Mapping[str, str] = field(
         factory=dict,
         converter=check_parameters,
-        repr=lambda parameters: "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}",
+        repr=names_only,
         hash=False,
         metadata={WIRE_NAME: "Parameter", SECRET: True},
     )

@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
 from functools import cache, lru_cache, wraps
 from itertools import zip_longest
 from typing import Any, ParamSpec, SupportsIndex, TypeVar, get_args
@@ -32,7 +31,6 @@ _CODEC = re.compile(rf"({'|'.join(CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?
 _CODECS = frozenset(codec.value for codec in Codec)
 _RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
 _YEAR = 366 * 24 * 3600
-_WORD = TypeVar("_WORD", bound=StrEnum)
 
 needs_no_escaping = _PLAIN.fullmatch
 """Matches a string that needs no encoding in a URL or a form, like nearly all sids and names."""
@@ -250,13 +248,9 @@ def check_waits(policy: object, family: str) -> None:
         )
 
 
-def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
-    """Return the member of an enum with this value."""
-    for word in vocabulary:
-        if word == value:
-            return word
-    choices = ", ".join(repr(word.value) for word in vocabulary)
-    raise InvalidRequestError(f"{what} {value!r} is unknown: write one of {choices}")
+def names_only(values: Mapping[str, object]) -> str:
+    """Return the repr of a mapping whose values may be secret."""
+    return "{" + ", ".join(f"{name!r}: ***" for name in values) + "}"
 
 
 def check_codec(value: Codec | str) -> Codec | str:

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import SignedTokens, TargetKind
 from signalwire_streams.models._signed_tokens import LEEWAY, OWN_CLAIMS, RejectedTokenError
-from signalwire_streams.models._validation import Secret, Unusable, mask
+from signalwire_streams.models._validation import Secret, Unusable, mask, names_only
 from signalwire_streams.receiver._protocol import StartEvent
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
@@ -37,10 +37,6 @@ def mask_tokens(tokens: Tokens) -> MaskedTokens:
     return tuple(map(mask, tokens))
 
 
-def _names_only(claims: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{name!r}: ***" for name in claims) + "}"
-
-
 @frozen(kw_only=True)
 class TokenClaims:
     """The content of a stream's token, which `SignedTokens` have minted.
@@ -57,7 +53,7 @@ class TokenClaims:
     target: str
     name: str | None
     expires_at: datetime
-    custom: Mapping[str, Any] = field(repr=_names_only, hash=False)
+    custom: Mapping[str, Any] = field(repr=names_only, hash=False)
 
 
 class SpentNonces:

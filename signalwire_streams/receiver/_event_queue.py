@@ -4,12 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextvars import Context
-from enum import StrEnum
 from typing import TypeAlias
 
 from attrs import frozen
 
 from signalwire_streams.errors import ClientStateError
+from signalwire_streams.models._enums import Choice
 from signalwire_streams.receiver._protocol import AudioEvent, KeptEvent, MediaEvent, UnknownEvent, memory_of
 
 # An overflowing queue drops these: stale audio is worthless, and nothing depends on an unknown event.
@@ -17,9 +17,10 @@ Droppable: TypeAlias = MediaEvent | UnknownEvent
 BYTES_PER_EVENT = 4096  # of the queue's default limit; more than 40 ms of 48 kHz audio
 
 
-class Overflow(StrEnum):
+class Overflow(Choice):
     """The action when the handler is too slow and the queue is full."""
 
+    __field__ = "overflow"
     DROP_OLDEST = "drop_oldest"
     """Drop the oldest audio and count it, so that the handler catches up."""
     CLOSE = "close"

@@ -21,7 +21,6 @@ from signalwire_streams.models._validation import (
     check_flag,
     check_patience,
     check_seconds,
-    check_word,
     kind_of,
 )
 from signalwire_streams.receiver._aiohttp_socket import AudioSocket
@@ -136,7 +135,7 @@ class MediaReceiver(StarterMixin):
         self._handler = handler
         self._authenticator = TokenAuthenticator(tokens)
         self._bidirectional = bidirectional
-        self._queue_limits = QueueLimits(max_queue, max_queue_bytes, check_word(overflow, Overflow, "overflow"))
+        self._queue_limits = QueueLimits(max_queue, max_queue_bytes, Overflow(overflow))
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
         self._heartbeat = heartbeat

@@ -24,10 +24,7 @@ from typing import Any, ClassVar, TypeAlias
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams.errors import MalformedFrameError
-
-
-def _names_only(parameters: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
+from signalwire_streams.models._validation import names_only
 
 
 @frozen(kw_only=True)
@@ -93,7 +90,7 @@ class StartEvent(_JsonEvent):
     call_sid: str | None = None
     conference_sid: str | None = None
     tracks: tuple[str, ...] = ()
-    custom_parameters: Mapping[str, str] = field(factory=dict, repr=_names_only, hash=False)
+    custom_parameters: Mapping[str, str] = field(factory=dict, repr=names_only, hash=False)
     media_format: MediaFormat = field(factory=MediaFormat)
     extra: Mapping[str, object] = field(factory=dict, repr=False, hash=False)
 
