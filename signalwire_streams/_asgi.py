@@ -53,12 +53,18 @@ async def reject_upgrade(scope: Scope, send: Send, status: int, headers: Mapping
 
 
 async def respond(
-    send: Send, status: int, headers: Mapping[str, str] | None = None, *, prefix: str = "http.response"
+    send: Send,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+    *,
+    body: bytes = b"",
+    prefix: str = "http.response",
 ) -> None:
-    """Send a response without a body."""
+    """Send a response; the server leaves the body out for HEAD."""
     lines = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in (headers or {}).items()]
-    await send({"type": f"{prefix}.start", "status": status, "headers": [*lines, (b"content-length", b"0")]})
-    await send({"type": f"{prefix}.body", "body": b""})
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": f"{prefix}.start", "status": status, "headers": [*lines, length]})
+    await send({"type": f"{prefix}.body", "body": body})
 
 
 class Application:

@@ -11,7 +11,7 @@ import aiohttp
 
 import signalwire_streams.bulk as bulk  # noqa: PLR0402  (the package itself is above this layer)
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.exchange import Handler, Middleware, chain
+from signalwire_streams._http.messages import Handler, Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts
 from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.clock import Clock
@@ -298,8 +298,8 @@ class StreamsClient:
             names: ``"once"`` if the Space does not accept the name of a stream that has ended; that is not documented.
             duplicate_names: a `DuplicateNames` for each kind. By default ``{"conference": "refused", "call":
                 "allowed"}``, of which the first is documented.
-            on_change: an `OnChange`: what becomes of streams that this keeper started with other fields before.
-            on_exit: an `OnExit`: what becomes of the streams when the block ends.
+            on_change: an `OnChange`: what happens to streams that this keeper started with other fields before.
+            on_exit: an `OnExit`: what happens to the streams when the block ends.
 
         Returns:
             A keeper that begins when its block is entered.
@@ -311,8 +311,7 @@ class StreamsClient:
         unique, and its streams cannot be listed)
         """
         # Imported here, so that a client without a keeper does not pay for it.
-        from signalwire_streams.keep_streaming._records import KeeperOwner  # noqa: PLC0415
-        from signalwire_streams.keep_streaming._setup import make_keeper  # noqa: PLC0415
+        from signalwire_streams.keep_streaming._keeper import make_keeper  # noqa: PLC0415
 
         streams: Mapping[TargetKind, Streams[Any]] = {
             each.kind: each for each in (self._conference_streams, self._call_streams)
@@ -335,7 +334,8 @@ class StreamsClient:
             duplicate_names=duplicate_names,
             on_change=on_change,
             on_exit=on_exit,
-            owner=partial(KeeperOwner, self.origin, self.project),
+            origin=self.origin,
+            project=self.project,
             clock=self._clock,
         )
 

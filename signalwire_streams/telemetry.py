@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from signalwire_streams._client import StreamsClient
-from signalwire_streams._http.exchange import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.bulk._results import BulkOutcome, BulkReport
 from signalwire_streams.callbacks._events import CallbackEvent
 from signalwire_streams.callbacks._receiver import CallbackReceiver
@@ -47,7 +47,7 @@ except ModuleNotFoundError as _missing:
 __all__ = ["Instrumentation", "Part", "instrument"]
 
 Part: TypeAlias = StreamsClient | MediaReceiver | CallbackReceiver | Keeper | RateLimiter
-"""What can be instrumented."""
+"""A part that can be instrumented."""
 
 _Part = TypeVar("_Part")
 _Arguments = ParamSpec("_Arguments")
@@ -108,12 +108,12 @@ def instrument(
     - ``operation.duration`` {operation, outcome}, ``attempts`` {operation, result, status}, ``rate_limit.wait``,
       ``rate_limit.limit``, ``rate_limit.rate``, ``circuit_breaker.state`` {state}, ``bulk.items`` {status};
     - ``sessions.active``, ``sessions.ended`` {reason}, ``upgrades.refused``, ``frames``, ``frames.lost``,
-      ``frames.dropped`` and ``frames.duplicated`` {track}, ``audio.delay`` (of the stream that is most late), and
+      ``frames.dropped`` and ``frames.duplicated`` {track}, ``audio.delay`` (of the most delayed stream), and
       ``queue.depth`` (of all streams together);
     - ``callbacks`` {event, outcome}, ``keeper.targets`` {state}.
 
-    Neither contains tokens, parameters, URLs, callback queries or audio. Frames are counted when the metrics are
-    collected, so a frame costs no more than without telemetry.
+    Neither spans nor metrics contain tokens, parameters, URLs, callback queries or audio. Frames are counted when the
+    metrics are collected, so a frame costs no more than without telemetry.
 
     Several instrumentations with the same meter provider add to the same metrics.
 
@@ -216,7 +216,7 @@ class Instrumentation:
         self._add_rate_limiter(client.rate_limiter, _address(client))
 
     async def _call(self, request: Request, send: Handler) -> Result:
-        # The operation itself is its word; Python 3.11 looks up the value of an enum's member in Python.
+        # The operation is a str and passed as it is: Python 3.11 looks up the value of an enum's member in Python.
         operation, run = request.operation, _RUN.get() if request.priority is _BULK else None
         span = _start_span(
             self._tracer,
@@ -360,7 +360,7 @@ class _Metrics:
                 *(up_down_counter, "frames.duplicated", "{frame}", "Frames that arrived again."),
                 partial(self._frames, "duplicates"),
             ),
-            (gauge, "audio.delay", "s", "Delay of the stream that is most late.", self._delays),
+            (gauge, "audio.delay", "s", "Delay of the most delayed stream.", self._delays),
             (gauge, "queue.depth", "{event}", "Events that wait for a handler.", self._depths),
             (gauge, "keeper.targets", "{target}", "Conferences and calls of a keeper.", self._targets),
         )

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from signalwire_streams import BulkOutcome, CallStream, ConferenceStream
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 
 
 class FakeOperation:

@@ -42,7 +42,7 @@ class _Omitted:
 
 
 def import_stubs() -> None:
-    """Let the adapters import the types of their frameworks, which are too large to be installed for this."""
+    """Make the types of the adapters' frameworks importable; the frameworks are too large to install for this."""
     stubs = str(Path(__file__).parent / "stubs")
 
     def find_stubs(folder: str) -> FileFinder:

@@ -27,8 +27,8 @@ from signalwire_streams.receiver import MediaReceiver, StreamSession, TokenClaim
 from signalwire_streams.simulator import SimulatedSpace
 
 
-async def pass_on(exchange: Request, send: Handler) -> Result:
-    return await send(exchange)
+async def pass_on(request: Request, send: Handler) -> Result:
+    return await send(request)
 
 
 async def pass_by(_: StreamSession) -> None:

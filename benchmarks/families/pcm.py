@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from array import array
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,23 +11,21 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import soxr
+
 from benchmarks.callgrind import compile_helper, counted_child, counting
 from benchmarks.figures import Plan, Rounds, Section
 from benchmarks.processes import Respond
 from signalwire_streams.receiver import EndReason, MediaEvent, Playback, StartEvent, StreamSession, decode_event
 from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._statistics import StreamStatistics
-from signalwire_streams.receiver.audio import AudioFormat
+from signalwire_streams.receiver.audio import AudioFormat, pcm_to_mulaw
 from signalwire_streams.receiver.audio._resampling import Resampler
 
-HAND = "async for, decoded by hand"
+HAND = "async for, by hand"
 _TRACKS = ("inbound", "outbound")
-_PCM = {
-    f"pcm({rate}, tracks={tracks!r}, late={late!r})": {"rate": rate, "tracks": tracks, "late": late}
-    for rate in (8000, 16_000)
-    for tracks in ("inbound", "mixed")
-    for late in ("keep", "drop")
-}
+_RATE = 8000  # of the stream
 _WARM_UP = 50  # frames of each track
 
 
@@ -37,30 +36,34 @@ def measure(plan: Plan) -> list[Section]:
         CallgrindMissingError: valgrind or gcc is not installed.
     """
     frames = plan.pick(full=400, quick=50)
-    sections = []
     with TemporaryDirectory() as directory:
         helper = compile_helper(Path(directory))
-        for tracks in (1, 2):
-            costs = Rounds()
-            for name, options in {HAND: None, **_PCM}.items():
-                if options is None or (tracks == 1) == (options["tracks"] == "inbound"):
-                    with counted_child("families.pcm:consumer", helper) as (child, instructions):
-                        child.ask(options=options, tracks=tracks, frames=frames)
-                        costs.add(name, instructions() / frames / tracks / 1e3)
-            sections.append(_section(costs, tracks, frames))
-    return sections
+        return [_section(helper, rate, tracks, frames) for rate in (_RATE, 16_000) for tracks in ("inbound", "mixed")]
 
 
-def _section(costs: Rounds, tracks: int, frames: int) -> Section:
-    series = costs.series()
+def _section(helper: Path, rate: int, tracks: str, frames: int) -> Section:
+    costs, number = Rounds(), 1 if tracks == "inbound" else 2
+    contenders = {f"pcm({rate}, tracks={tracks!r}, late={late!r})": late for late in ("keep", "drop")}
+    for name, late in {HAND: None, **contenders}.items():
+        with counted_child("families.pcm:consumer", helper) as (child, instructions):
+            child.ask(rate=rate, tracks=tracks, late=late, frames=frames)
+            costs.add(name, instructions() / frames / number / 1e3)
+    steps = ["decodes"]
+    if tracks == "mixed":
+        steps.append("mixes with numpy")
+    if rate != _RATE:
+        steps.append("resamples with soxr")
     return Section(
-        title=f"Instructions per frame of {tracks} track{'s' * (tracks > 1)}, as PCM",
+        title=f"Instructions per frame and track, as PCM: {tracks}, {rate} Hz",
         unit="thousands",
-        series=series,
+        series=costs.series(),
         baseline=HAND,
-        ours=next(name for name in _PCM if name in {one.name for one in series}),
+        ours=next(iter(contenders)),
         plotted=False,
-        notes=(f"{frames} frames of 20 ms µ-law on each track; the clock is virtual, and there is no socket",),
+        notes=(
+            f"{frames} frames of 20 ms µ-law on each track; the clock is virtual, and there is no socket",
+            f"by hand: {', '.join(steps)}, and takes each frame as it comes",
+        ),
     )
 
 
@@ -69,11 +72,12 @@ async def consumer(_: dict[str, Any]) -> AsyncIterator[Respond]:
     """Consume a stream that is made in this process."""
 
     async def respond(command: dict[str, Any]) -> dict[str, Any]:
-        Resampler(8000, 16_000)  # so that no packages are imported meanwhile
-        tracks = _TRACKS[: command["tracks"]]
+        Resampler(_RATE, 16_000)  # so that no packages are imported meanwhile
+        options = {name: command[name] for name in ("rate", "tracks", "late")}
+        tracks = _TRACKS[: 1 if options["tracks"] == "inbound" else 2]
         session = _session(tracks)
-        consume = _consume_pcm(session, command["options"]) if command["options"] else _consume_by_hand(session)
-        consuming = asyncio.create_task(consume)
+        by_hand = options["late"] is None
+        consuming = asyncio.create_task(_by_hand(session, options["rate"]) if by_hand else _pcm(session, options))
         sent = [_frame(track, number) for number in range(_WARM_UP + command["frames"]) for track in tracks]
         with _skipped_waits():
             await _send(session, sent[: _WARM_UP * len(tracks)], len(tracks))
@@ -102,15 +106,28 @@ async def _send(session: StreamSession, frames: list[str], tracks: int) -> None:
     await sent
 
 
-async def _consume_by_hand(session: StreamSession) -> int:
-    octets, decode = 0, session.audio_format.to_pcm
+async def _by_hand(session: StreamSession, rate: int) -> int:
+    octets, decode, waiting = 0, session.audio_format.to_pcm, dict[int | None, bytes]()
+    resampler = soxr.ResampleStream(_RATE, rate, 1, dtype="float32") if rate != _RATE else None
     async for event in session:
-        if isinstance(event, MediaEvent):
-            octets += len(decode(event.payload))
+        if not isinstance(event, MediaEvent):
+            continue
+        pcm = decode(event.payload)
+        if session.start.tracks == _TRACKS:
+            if (other := waiting.pop(event.timestamp, None)) is None:
+                waiting[event.timestamp] = pcm
+                continue
+            both = np.frombuffer(pcm, "<i2").astype(np.int32)
+            both += np.frombuffer(other, "<i2")
+            pcm = both.clip(-32768, 32767).astype("<i2").tobytes()
+        if resampler is not None:
+            resampled = resampler.resample_chunk(np.frombuffer(pcm, "<i2").astype(np.float32))
+            pcm = np.rint(resampled).clip(-32768, 32767).astype("<i2").tobytes()
+        octets += len(pcm)
     return octets
 
 
-async def _consume_pcm(session: StreamSession, options: dict[str, Any]) -> int:
+async def _pcm(session: StreamSession, options: dict[str, Any]) -> int:
     octets = 0
     async for frame in session.pcm(**options):
         octets += len(frame.data)
@@ -133,7 +150,9 @@ def _session(tracks: tuple[str, ...]) -> StreamSession:
 
 
 def _frame(track: str, number: int) -> str:
-    payload = b64encode(Random(number).randbytes(160)).decode()  # noqa: S311
+    noise = Random(f"{track} {number}")  # noqa: S311  (as loud as speech)
+    pcm = array("h", (int(noise.gauss(0, 3000)) for _ in range(160)))
+    payload = b64encode(pcm_to_mulaw(pcm.tobytes())).decode()
     media = {"track": track, "chunk": str(number + 1), "timestamp": str(20 * number), "payload": payload}
     return json.dumps({"event": "media", "sequenceNumber": str(number + 1), "media": media})
 

@@ -1,1 +1,1 @@
-"""The command line. It uses public names only, needs the extra ``cli``, and is imported by nothing else."""
+"""The command line. It needs the extra ``cli``, and is imported by nothing else."""

@@ -244,26 +244,29 @@ def resume(account: Account, *, journal: str, file: str | None, options: RunOpti
     A journal contains no secrets. If the run had some, pass them again, with the options or with the original
     FILE.
     """
-    book = BulkJournal(journal)
-    status = book.status()
+    run_journal = BulkJournal(journal)
+    status = run_journal.status()
     if status.planned is None:
         raise click.UsageError(
             f"{journal} was created by a program, which knows what is left: resume it there, with resume=True"
         )
     if file is not None:
-        sid_field = next((planned.request.kind.target_key for planned in book.requests()), "conference_sid")
+        sid_field = next((planned.request.kind.target_key for planned in run_journal.requests()), "conference_sid")
         secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), sid_field)))
-    for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
+    for _ in secrets.complete(run_journal.requests):  # all are there and valid before anything is sent
         pass
     execute(
         account.or_else(space=status.origin, project=status.project),
         options,
         lambda client: client.start_streams(
-            secrets.complete(book.requests), journal=book.path, resume=True, concurrency=options.concurrency
+            secrets.complete(run_journal.requests),
+            journal=run_journal.path,
+            resume=True,
+            concurrency=options.concurrency,
         ),
         total=status.planned,
-        journal=book.path,
-        has_secrets=not all(planned.is_complete for planned in book.requests()),
+        journal=run_journal.path,
+        has_secrets=not all(planned.is_complete for planned in run_journal.requests()),
     )
 
 
@@ -283,15 +286,15 @@ def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     Each is stopped by its sid, or by its name if only that is known. Repeat the command until none is left. The
     run can't be resumed afterwards.
     """
-    book = BulkJournal(journal)
-    status = book.status()
+    run_journal = BulkJournal(journal)
+    status = run_journal.status()
     execute(
         account.or_else(space=status.origin, project=status.project),
         options,
-        lambda client: client.stop_started(book.path, concurrency=options.concurrency),
-        total=sum(1 for _ in book.streams()),
+        lambda client: client.stop_started(run_journal.path, concurrency=options.concurrency),
+        total=sum(1 for _ in run_journal.streams()),
         operation="stop",
-        journal=book.path,
+        journal=run_journal.path,
     )
 
 
@@ -326,12 +329,12 @@ The command only reads the file; it needs no Space and no token.
 @json_option("Write JSON; with --list one object per item.")
 def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
     """Show the progress of a run from its journal, even while it is running."""
-    book = BulkJournal(journal)
+    run_journal = BulkJournal(journal)
     if not statuses:
-        found = book.status()
-        write_json(asdict(found)) if as_json else _write_status(book, found)
+        found = run_journal.status()
+        write_json(asdict(found)) if as_json else _write_status(run_journal, found)
         return
-    items = book.items(*statuses)
+    items = run_journal.items(*statuses)
     if as_json:
         for item in items:
             write_json(asdict(item))
@@ -342,7 +345,7 @@ def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
     write_table(columns, rows)
 
 
-def _write_status(book: BulkJournal, found: JournalStatus) -> None:
+def _write_status(journal: BulkJournal, found: JournalStatus) -> None:
     rows = [("attempts", f"{found.attempts:,}")]
     if found.rollback_started_at is not None:
         rows += [("rolled back", f"{found.rolled_back:,}")]
@@ -353,38 +356,38 @@ def _write_status(book: BulkJournal, found: JournalStatus) -> None:
         *rows,
         first=[] if found.planned is None else [("planned", f"{found.planned:,}")],
         errors=found.errors,
-        steps=_next_steps(book, found),
+        steps=_next_steps(journal, found),
     )
 
 
-def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
-    roll_back = f"Roll back:\n  {command_line('bulk stop', str(book.path))}"
+def _next_steps(journal: BulkJournal, found: JournalStatus) -> Iterable[str]:
+    roll_back = f"Roll back:\n  {command_line('bulk stop', str(journal.path))}"
     if found.is_locked:
         yield "It is running now."
     elif found.operation == "stop":
         yield "It is not running now."
     elif found.rollback_started_at is not None:
-        yield roll_back if any(True for _ in book.streams()) else "All streams that it started were stopped."
+        yield roll_back if any(True for _ in journal.streams()) else "All streams that it started were stopped."
     else:
-        yield from _resume_steps(book, found)
+        yield from _resume_steps(journal, found)
         yield roll_back
 
 
-def _resume_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
+def _resume_steps(journal: BulkJournal, found: JournalStatus) -> Iterable[str]:
     if found.planned is None or not found.remaining:
         return
     # A resumed run would only report these as unknown again.
-    in_doubt = list(book.items("unknown", IN_DOUBT))
+    in_doubt = list(journal.items("unknown", IN_DOUBT))
     unnamed = sum(item.name is None for item in in_doubt)
     calls = sum(item.name is not None and item.kind == "call" for item in in_doubt)
     if found.remaining > unnamed + calls:
-        yield f"Resume:\n  {command_line('bulk resume', str(book.path))}"
+        yield f"Resume:\n  {command_line('bulk resume', str(journal.path))}"
         return
     if calls:
         yield (
             f"{calls:,} streams on calls may be running; a resumed run does not start them again, since a call may "
             "accept a second stream of the same name. To start them again anyway:\n"
-            f"  {command_line('bulk resume --resend-call-starts', str(book.path))}"
+            f"  {command_line('bulk resume --resend-call-starts', str(journal.path))}"
         )
     if unnamed:
         yield (

@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from attrs import asdict, fields, filters
 from rich.console import Group
 from rich.text import Text
 
-from signalwire_streams import StartConferenceStream
+from signalwire_streams import SignedTokens, StartCallStream, StartConferenceStream
 from signalwire_streams._cli.options import BEARER, FiniteRange, field_option, json_option
 from signalwire_streams._cli.output import FAILED, Failure, clean, write_aligned, write_json
 from signalwire_streams._cli.progress import live_display, repeating
@@ -110,7 +111,7 @@ Examples:
 )
 @click.option("--barge-in", is_flag=True, help="Interrupt the endpoint after 300 ms, and expect a clear message.")
 @click.option("--max-clear-ms", type=_POSITIVE, metavar="N", help="Limit for that message; 1000 by default.")
-@click.option("--require-mark", is_flag=True, help="Expect a mark with the endpoint's audio.")
+@click.option("--require-mark", is_flag=True, help="Expect a mark after the endpoint's audio.")
 @click.option(
     "--record",
     type=click.Path(path_type=Path),
@@ -125,7 +126,7 @@ def dial(
     audio: Sound,
     codec: str,
     parameters: Mapping[str, str],
-    authorization_bearer_token: str | None,
+    authorization_bearer_token: str | SignedTokens | None,
     record: Path | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401  (arguments of dial_media)
@@ -141,12 +142,13 @@ def dial(
     token = authorization_bearer_token or next(iter(os.environ.get(BEARER, "").split()), None)
     StartConferenceStream(  # validates them as for a start
         conference_sid="dial",
-        url=f"wss{url[2:]}" if is_ws_on_loopback(url) else url,
+        url=_as_wss(url),
         codec=codec,
         parameters=parameters,
         authorization_bearer_token=token,
     )
-    given = {"audio": audio, "codec": codec, "parameters": parameters, "authorization_bearer_token": token, **options}
+    given = {"audio": audio, "codec": codec, "parameters": parameters, **options}
+    given["authorization_bearer_token"] = partial(_mint, token, url) if isinstance(token, SignedTokens) else token
     try:
         report = asyncio.run(_dial(url, given, as_json=as_json))
     except OSError as error:
@@ -166,6 +168,17 @@ def dial(
         click.echo(f"error: {clean(broken.message)}", err=True)
     if report.broken_rules:
         raise click.exceptions.Exit(FAILED)
+
+
+def _mint(tokens: SignedTokens, url: str, call_sid: str) -> str:
+    """Return the token of a start on a call."""
+    request = StartCallStream(call_sid=call_sid, url=_as_wss(url))
+    return tokens._minter(request)()  # noqa: SLF001  (what is private to users is not to this package)
+
+
+def _as_wss(url: str) -> str:
+    """Return a URL that a start accepts."""
+    return f"wss{url[2:]}" if is_ws_on_loopback(url) else url
 
 
 def _write_recording(path: Path, report: DialReport, codec: str) -> None:
@@ -211,7 +224,7 @@ def _write(report: DialReport) -> None:
     }
     write_aligned([row for row in rows.items() if row[1]], indent="  ")
     if not report.broken_rules:
-        click.echo("The endpoint keeps the rules.")
+        click.echo("The endpoint follows the protocol.")
 
 
 def _closed(report: DialReport) -> str:

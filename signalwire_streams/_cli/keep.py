@@ -57,7 +57,7 @@ class Where:
                 if name not in known:
                     raise click.UsageError(
                         f"--where {name}=...: a {kind} has no field of that name: write one of "
-                        f"{', '.join(sorted(known))}{', or keep one of both alone' if len(kinds) > 1 else ''}"
+                        f"{', '.join(sorted(known))}{', or keep only one of the two kinds' if len(kinds) > 1 else ''}"
                     )
 
     def __call__(self, item: Conference | Call) -> bool:
@@ -233,7 +233,8 @@ def keep(
     of --on-exit. --url must be the public address of --port; for a Space on this machine, such as that of 'simulate',
     it may be omitted. Files are named TARGET-STREAM.wav by the sids of both.
 
-    The exit code is 0 if every stream ran at the end, none of them was missed, and all recordings are complete.
+    The exit code is 0 if every target had its stream at the end, none had ended while failing or in doubt, and all
+    recordings are complete.
     """
     kinds = [kind for kind, is_kept in ((TargetKind.CONFERENCE, conferences), (TargetKind.CALL, calls)) if is_kept]
     if not kinds:
@@ -244,7 +245,7 @@ def keep(
     _check_receiving(account, receive, template.get("url"), recording)
     if receive is not None and "authorization_bearer_token" in template:
         raise click.UsageError(
-            "with --receive each stream gets a token of its own: omit --bearer-token-file and --token-key-file"
+            "with --receive each stream gets its own token: omit --bearer-token-file and --token-key-file"
         )
     # All streams come with a token of the keeper's, so no client uses this one.
     if journal is not None and "://" in journal:

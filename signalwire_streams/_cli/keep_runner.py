@@ -80,7 +80,7 @@ _UPPER = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class KeepRunner(Reporter):
-    """Runs a keeper until a signal, and decides whether all was well."""
+    """Runs a keeper until a signal, and decides whether the command succeeded."""
 
     def __init__(
         self,
@@ -330,7 +330,7 @@ class KeepRunner(Reporter):
         if self._missed:
             rows.append(("ended while failing or in doubt", f"{self._missed:,}"))
         if self._recorded:
-            lost = f" ({self._not_recorded:,} not complete)" if self._not_recorded else ""
+            lost = f" ({self._not_recorded:,} incomplete)" if self._not_recorded else ""
             rows.append(("recordings", f"{self._recorded:,}{lost}, {format_duration(self._seconds)} of audio"))
         duration = format_duration(time.monotonic() - self._started_at)
         write_report(

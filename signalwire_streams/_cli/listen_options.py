@@ -69,7 +69,7 @@ def _path(_: click.Context, __: click.Parameter, text: str) -> str:
 
 @frozen(kw_only=True)
 class RecordingSettings:
-    """What the options say of a server that records, besides its directory and who may send streams to it."""
+    """The options of a server that records, except its directory and its tokens."""
 
     host: str
     port: int
@@ -181,7 +181,7 @@ self_signed_recording_options = passing(
 
 
 def notes_on(url: str, options: ServerOptions) -> Iterator[str]:
-    """Return what the clients of a server have to know."""
+    """Yield the notes for those who configure the server's clients."""
     if url.startswith("ws:"):
         yield "No TLS, but SignalWire connects to wss:// only: put a proxy or a tunnel in front of it."
     if options.ca_file is not None:

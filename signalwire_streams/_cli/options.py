@@ -149,7 +149,7 @@ def create_directory(directory: Path, option: str) -> None:
 
 
 def reject_password(url: str | None, variable: str) -> None:
-    """Raise if the URL of an option has a password, which belongs into a variable of the environment."""
+    """Raise if the URL of an option has a password, which belongs in an environment variable."""
     try:
         has_password = url is not None and urlsplit(url).password is not None
     except ValueError:

@@ -220,7 +220,7 @@ page_option = click.option(
     flag_value=0,
     type=click.IntRange(0, 65535),
     metavar="[PORT]",
-    help="Also show it on a page for a browser on this machine, on a free port or PORT.",
+    help="Also show it in a browser on this machine: serve a page on PORT, or on a free port.",
 )
 
 

@@ -182,6 +182,21 @@ class _Target:
             message = "interrupted: the stream may still be running; stop it again"
             raise Interruption(message, as_json=self.account.as_json) from None
 
+    def end(self) -> None:
+        async def work(client: StreamsClient) -> None:
+            item: Conference | Call = await resource_of(client, self.noun).end(self.sid)
+            with noting(f"the {self.noun} was ended"):
+                if self.account.as_json:
+                    write_json(_item_facts(item))
+                else:
+                    click.echo(f"Ended {self.noun} {clean(self.sid)}, and the streams on it.")
+
+        try:
+            self.account.run(work)
+        except KeyboardInterrupt:
+            message = f"interrupted: the {self.noun} may still be in progress; end it again"
+            raise Interruption(message, as_json=self.account.as_json) from None
+
     def _write_started(self, stream: _Stream) -> None:
         # The sid of an ambiguous stream may be that of a second one, which the Space rejected; the name is certain.
         handle = stream.name if stream.ambiguous and stream.name else stream.sid or stream.name
@@ -205,7 +220,8 @@ class _Target:
         was_sent = any(attempt.sent != "no" for attempt in attempts)
         sent = "maybe" if was_sent else "no"
         stop = self._stop_command(name) if was_sent and name else None
-        remedy = f"stop it with: {stop}" if stop else f"end the {self.noun} to stop it"
+        end = self.account.command(f"{self.noun}s end", self.sid)
+        remedy = f"stop it with: {stop}" if stop else f"end the {self.noun} to stop it: {end}"
         return Interruption(
             f"interrupted: the stream may be running; {remedy}" if was_sent else "interrupted: nothing was sent",
             {"sent": sent, "attempts": len(attempts), "target": self.sid, "name": name, "stop_command": stop},
@@ -231,7 +247,7 @@ def _stream_facts(stream: _Stream) -> dict[str, object]:
 def _group(noun: Noun, fields: Sequence[str], start_help: str, start_example: str) -> click.Group:
     """Create the commands of conferences or calls, except the lists; *fields* are those that ``get`` shows."""
     nouns, metavar, is_call = f"{noun}s", f"{noun.upper()}_SID", noun == "call"
-    group = click.Group(nouns, help=f"List and show {nouns}; start and stop streams on them.")
+    group = click.Group(nouns, help=f"List, show and end {nouns}; start and stop streams on them.")
 
     @group.command(help=f"Show one {noun}.", epilog=example(f"{nouns} get {metavar}"))
     @click.argument("sid", metavar=metavar)
@@ -268,6 +284,18 @@ def _group(noun: Noun, fields: Sequence[str], start_help: str, start_example: st
     @account_options
     def stop_stream(account: Account, *, sid: str, stream: str) -> None:
         _Target(account, noun, sid).stop(stream)
+
+    @group.command(
+        help=f"""End a {noun}, and with it the streams on it.
+
+        It is safe to repeat: a {noun} that has ended before counts as ended.
+        """,
+        epilog=example(f"{nouns} end {metavar}"),
+    )
+    @click.argument("sid", metavar=metavar)
+    @account_options
+    def end(account: Account, *, sid: str) -> None:
+        _Target(account, noun, sid).end()
 
     return group
 

@@ -24,9 +24,8 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from multidict import CIMultiDict
 
-from signalwire_streams._http.exchange import Request
+from signalwire_streams._http.messages import Request
 from signalwire_streams._http.session import Deadline
-from signalwire_streams._http.transport_errors import RepeatedRequestError, SilentResendError, UnsolicitedResponseError
 from signalwire_streams.errors import Phase
 
 FORM = "application/x-www-form-urlencoded"
@@ -47,6 +46,18 @@ _poll = getattr(select, "poll", None)  # not on Windows
 _UNPREPARED = ("params", "skip_auto_headers", "cookies", "auth", "compress", "chunked", "expect100", "proxy", "traces")
 """What a prepared request does not have, by aiohttp's names."""
 _WRITTEN: Any = SimpleNamespace(output_size=0)
+
+
+class UnsolicitedResponseError(aiohttp.ClientConnectionError):
+    """Data arrived before the request was sent, so no response on this connection can be trusted."""
+
+
+class SilentResendError(aiohttp.ClientError):
+    """Replaces an error after which aiohttp would repeat a GET itself, without the retry logic counting it."""
+
+
+class RepeatedRequestError(aiohttp.ClientError):
+    """The session resent a request that was already written, so the retry logic did not count it."""
 
 
 class AttemptGuard:

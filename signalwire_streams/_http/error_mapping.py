@@ -1,11 +1,11 @@
-"""The results of calls in words, and their typed errors: one line each, with the evidence, without secrets."""
+"""Maps the result of a call to a typed exception: a message of one line, with the evidence and without secrets."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS_CODE, Problem, redact, request_id
-from signalwire_streams._http.exchange import Request, Response, Result
+from signalwire_streams._http.messages import Request, Response, Result
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,

@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 from attrs import evolve, fields
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.exchange import CallState, Request, create_request
+from signalwire_streams._http.messages import CallState, Request, create_request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import (
     GENERATED_NAME,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from attrs import fields
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS_CODE, Problem, read_problem, retry_after
-from signalwire_streams._http.exchange import Request, Response, create_response
+from signalwire_streams._http.messages import Request, Response, create_response
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,

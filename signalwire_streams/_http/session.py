@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 from attrs import field, frozen
 
-from signalwire_streams._http.exchange import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import AttemptResult, RetryDecision
 from signalwire_streams.models._validation import validate_seconds

@@ -98,7 +98,7 @@ class SignalWireAudioOutput(AudioOutput):  # type: ignore[misc]
         self._speech.pause()
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """Resume after `pause`."""
         self._speech.resume()
 
     def _on_started(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord, Journal
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus

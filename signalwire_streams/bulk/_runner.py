@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextvars import Context
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._operations import Operation, Send
 from signalwire_streams.bulk._results import (
     BulkOutcome,

@@ -395,6 +395,9 @@ class CallbackReceiver:
     def asgi(self) -> Application:
         """The receiver as an ASGI application: ``app.mount("/callbacks", receiver.asgi)``.
 
+        Under a mount of FastAPI or Starlette, the callbacks' URL ends with a slash: ``https://…/callbacks/``. They
+        redirect others, and it is not documented that the platform follows.
+
         Source: https://asgi.readthedocs.io/en/latest/specs/www.html
         """
         return Application(

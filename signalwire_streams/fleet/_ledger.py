@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from attrs import evolve
 
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey, outcome_unknown

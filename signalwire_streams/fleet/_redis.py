@@ -20,6 +20,8 @@ from signalwire_streams.redis_rate_limit._store import create_client, decode
 
 BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
+TASK = "start_batch"
+"""The name of docket's task, which processes one batch."""
 _VERSION = 1
 _LONGEST_ID = 64
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0

@@ -24,9 +24,8 @@ from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsEr
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
+from signalwire_streams.fleet._redis import BATCH, TASK, Connection, Keys, Writer, check_url, connect, docket_url
 from signalwire_streams.fleet._status import WorkerStatus, read_run
-from signalwire_streams.fleet._submission import TASK
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter

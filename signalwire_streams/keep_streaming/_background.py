@@ -1,4 +1,4 @@
-"""Tasks in the background of a keeper or of a session, whose failure reaches its reader, and a timer between them."""
+"""Background tasks of a keeper or a session, whose first failure reaches its reader, and a timer that can be reset."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

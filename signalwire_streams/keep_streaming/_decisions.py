@@ -64,7 +64,7 @@ _NOT_FOUND = "the Space found no stream by its name, but a late start may still 
 
 
 @frozen(kw_only=True)
-class _Case:
+class Case:
     """A state and the moment of an observation, with the changes that rules are made of."""
 
     state: TargetState
@@ -137,7 +137,7 @@ class _Case:
         return bool(self.state.of_fate(*known))
 
 
-Step: TypeAlias = tuple[_Case, tuple[KeepAction, ...]]
+Step: TypeAlias = tuple[Case, tuple[KeepAction, ...]]
 
 
 @frozen
@@ -145,46 +145,46 @@ class Observed:
     """What an observation changes; None if a later rule decides that."""
 
     kind: type[Any]
-    apply: Callable[[_Case, Any], _Case | None]
+    apply: Callable[[Case, Any], Case | None]
 
 
 @frozen
 class Planned:
     """What is done next; None if a later rule decides that."""
 
-    apply: Callable[[_Case], Step | None]
+    apply: Callable[[Case], Step | None]
 
 
 # --- What observations change
 
 
-def _ignore_late(case: _Case, _: ObservationOfAttempt) -> _Case | None:
+def _ignore_late(case: Case, _: ObservationOfAttempt) -> Case | None:
     return case if case.attempt is _NONE else None
 
 
-def _check_missing(case: _Case, _: TargetMissing) -> _Case:
+def _check_missing(case: Case, _: TargetMissing) -> Case:
     return case.set(check_due=True)
 
 
-def _close_ended_target(case: _Case, check: TargetChecked) -> _Case | None:
+def _close_ended_target(case: Case, check: TargetChecked) -> Case | None:
     if check.in_progress is not False:
         return None
     return case.set(attempts=(), pending=None, check_due=False).report(KeepStatus.ENDED)
 
 
-def _finish_check(case: _Case, check: TargetChecked) -> _Case:
+def _finish_check(case: Case, check: TargetChecked) -> Case:
     case = case.set(pending=None)
     # Without an answer it is taken to be in progress. If it is not, a start is rejected, and it is checked again.
     waits = check.in_progress is None and case.state.next_at < case.now + case.settings.wait_initial
     return case.wait(case.settings.wait_initial) if waits else case
 
 
-def _accept(case: _Case, answer: StartAccepted) -> _Case:
+def _accept(case: Case, answer: StartAccepted) -> Case:
     # Its socket, or a callback, may have come before its response.
     return case.accept(Fate.ANSWERED, answer.sid) if case.attempt.fate is Fate.SENDING else case
 
 
-def _refuse_name(case: _Case, _: NameRefused) -> _Case:
+def _refuse_name(case: Case, _: NameRefused) -> Case:
     case = case.close()
     if case.state.of_fate(Fate.IN_DOUBT, Fate.ANSWERED, Fate.HEARD):
         if case.has_stream or not any(attempt.is_unwanted for attempt in case.state.attempts):
@@ -196,15 +196,15 @@ def _refuse_name(case: _Case, _: NameRefused) -> _Case:
     return case.report(KeepStatus.IN_DOUBT, _NOBODYS).wait(case.settings.reassert)
 
 
-def _reject(case: _Case, answer: StartRejected) -> _Case:
+def _reject(case: Case, answer: StartRejected) -> Case:
     was = case.state.status
     case = case.close().set(check_due=case.state.check_due or answer.may_have_ended).fail(answer.reason)
-    # A stream that was started again for its name to be rejected goes on, whatever the Space said of the start.
+    # A stream that was started again for its name to be rejected keeps running, whatever the Space said of the start.
     lives_on = was is KeepStatus.STREAMING and case.state.of_fate(Fate.ANSWERED, Fate.HEARD)
     return case.report(was) if lives_on else case
 
 
-def _doubt(case: _Case, answer: ResponseLost) -> _Case:
+def _doubt(case: Case, answer: ResponseLost) -> Case:
     if case.attempt.fate is not Fate.SENDING:
         return case
     was = case.state
@@ -216,11 +216,11 @@ def _doubt(case: _Case, answer: ResponseLost) -> _Case:
     return case
 
 
-def _hear_socket(case: _Case, opened: SocketOpened) -> _Case:
+def _hear_socket(case: Case, opened: SocketOpened) -> Case:
     return case.accept(Fate.HEARD, opened.sid)
 
 
-def _hear_callback(case: _Case, started: StartedCallback) -> _Case:
+def _hear_callback(case: Case, started: StartedCallback) -> Case:
     if case.attempt.fate is Fate.ENDING:  # that is final, however late its start is reported
         return case.change(Fate.ENDING, sid=started.sid)
     if case.attempt.fate is Fate.HEARD:
@@ -228,15 +228,15 @@ def _hear_callback(case: _Case, started: StartedCallback) -> _Case:
     return case.accept(Fate.ANSWERED if case.settings.receives else Fate.HEARD, started.sid)
 
 
-def _presume_ended(case: _Case, _: SocketClosed) -> _Case:
+def _presume_ended(case: Case, _: SocketClosed) -> Case:
     return case.change(Fate.ENDING).lose(_CLOSED)
 
 
-def _close_ended(case: _Case, ended: EndedCallback) -> _Case:
+def _close_ended(case: Case, ended: EndedCallback) -> Case:
     return case.end(ended.reason)
 
 
-def _finish_stop_by_sid(case: _Case, answer: StopAnswered) -> _Case | None:
+def _finish_stop_by_sid(case: Case, answer: StopAnswered) -> Case | None:
     if answer.result is StopResult.FAILED or not isinstance(answer.stop, StopBySid):
         return None
     stopped = [attempt for attempt in case.state.attempts if attempt.sid == answer.stop.sid]
@@ -244,7 +244,7 @@ def _finish_stop_by_sid(case: _Case, answer: StopAnswered) -> _Case | None:
     return evolve(case, attempt=stopped[0]).end(_STOPPED) if stopped else case
 
 
-def _finish_stop_by_name(case: _Case, answer: StopAnswered) -> _Case | None:
+def _finish_stop_by_name(case: Case, answer: StopAnswered) -> Case | None:
     if answer.result is StopResult.FAILED or not isinstance(answer.stop, StopByName):
         return None
     # The start may still be carried out, so it is remembered.
@@ -255,12 +255,12 @@ def _finish_stop_by_name(case: _Case, answer: StopAnswered) -> _Case | None:
     return case.report(KeepStatus.IN_DOUBT, _NOT_FOUND) if answer.result is StopResult.NOT_FOUND else case
 
 
-def _retry_stop(case: _Case, answer: StopAnswered) -> _Case:
+def _retry_stop(case: Case, answer: StopAnswered) -> Case:
     return case.set(pending=None).fail(answer.reason)
 
 
-def _recover(case: _Case, restarted: KeeperRestarted) -> _Case:
-    # Sockets of the process before are closed, whether or not the Space has noticed. Elsewhere a stream goes on.
+def _recover(case: Case, restarted: KeeperRestarted) -> Case:
+    # The sockets of the previous process are closed, whether or not the Space has noticed. Elsewhere a stream runs on.
     lives_on = case.settings.is_guarded and not case.settings.receives and not restarted.replaces
     case = case.turn(Fate.ANSWERED, Fate.HEARD, to=Fate.ANSWERED if lives_on else Fate.ENDING)
     case = case.turn(Fate.SENDING, to=Fate.IN_DOUBT).report(KeepStatus.WAITING)
@@ -277,25 +277,25 @@ def _recover(case: _Case, restarted: KeeperRestarted) -> _Case:
 # --- What is done next
 
 
-def _await_response(case: _Case) -> Step | None:
+def _await_response(case: Case) -> Step | None:
     return (case, ()) if case.state.pending is not None or case.state.of_fate(Fate.SENDING) else None
 
 
-def _check_target(case: _Case) -> Step | None:
+def _check_target(case: Case) -> Step | None:
     get = GetTarget()
     return (case.set(pending=get, check_due=False), (get,)) if case.state.check_due else None
 
 
-def _rest(case: _Case) -> Step | None:
+def _rest(case: Case) -> Step | None:
     return (case, (WaitUntil(at=case.state.next_at),)) if case.now < case.state.next_at else None
 
 
-def _stop_second(case: _Case) -> Step | None:
+def _stop_second(case: Case) -> Step | None:
     older, *others = case.state.of_fate(Fate.HEARD) or (None,)
     return _stop(case, older) if older is not None and others else None
 
 
-def _give_up_unheard(case: _Case) -> Step | None:
+def _give_up_unheard(case: Case) -> Step | None:
     if not case.settings.receives:
         return None
     unheard = [Fate.ANSWERED]
@@ -305,46 +305,46 @@ def _give_up_unheard(case: _Case) -> Step | None:
     return _rest(given_up.refuse(_UNHEARD)) if given_up != case else None
 
 
-def _let_run(case: _Case) -> Step | None:
+def _let_run(case: Case) -> Step | None:
     # What is received elsewhere is started again from time to time, if that is safe.
     may_have_ended = case.settings.is_guarded and not case.settings.receives
     return (case, ()) if case.has_stream and not may_have_ended else None
 
 
-def _stop_by_sid(case: _Case) -> Step | None:
+def _stop_by_sid(case: Case) -> Step | None:
     ending = [attempt for attempt in case.state.of_fate(Fate.ENDING) if attempt.sid is not None]
     return _stop(case, ending[0]) if ending else None
 
 
-def _stop_by_name(case: _Case) -> Step | None:
+def _stop_by_name(case: Case) -> Step | None:
     ending = [attempt for attempt in case.state.of_fate(Fate.ENDING) if attempt.sid is None]
     return _stop(case, ending[0]) if ending else None
 
 
-def _stop(case: _Case, attempt: StreamAttempt) -> Step:
+def _stop(case: Case, attempt: StreamAttempt) -> Step:
     stop = StopByName(attempt=attempt.number) if attempt.sid is None else StopBySid(sid=attempt.sid)
     return case.set(pending=stop), (stop,)
 
 
-def _hold(case: _Case) -> Step | None:
+def _hold(case: Case) -> Step | None:
     is_held = case.settings.in_doubt is InDoubtPolicy.HOLD and _is_risky(case)
     return (case.report(KeepStatus.IN_DOUBT, _UNKNOWN), ()) if is_held else None
 
 
-def _stop_doubtful(case: _Case) -> Step | None:
+def _stop_doubtful(case: Case) -> Step | None:
     doubtful = case.report(KeepStatus.IN_DOUBT, _UNKNOWN).turn(Fate.IN_DOUBT, to=Fate.ENDING)
     return _stop_by_name(doubtful) if _is_risky(case) else None
 
 
-def _is_risky(case: _Case) -> bool:
+def _is_risky(case: Case) -> bool:
     return not case.settings.is_guarded and bool(case.state.of_fate(Fate.IN_DOUBT))
 
 
-def _await_receiver(case: _Case) -> Step | None:
+def _await_receiver(case: Case) -> Step | None:
     return (case, (WaitUntil(at=case.paused_until),)) if case.now < case.paused_until else None
 
 
-def _start(case: _Case) -> Step:
+def _start(case: Case) -> Step:
     attempt = StreamAttempt(number=case.state.last + 1)
     # The first one is kept: if the Space refuses names in callbacks that are lost, it is the one that runs.
     first, others = case.state.attempts[:1], case.state.attempts[1:]
@@ -381,7 +381,7 @@ RULES: Mapping[str, Observed | Planned] = {
     "without its sid it is stopped by its name": Planned(_stop_by_name),
     "a doubt holds, if a second stream would not be refused": Planned(_hold),
     "or else the stream is stopped by its name": Planned(_stop_doubtful),
-    "while a receiver rejects everybody, nothing is started": Planned(_await_receiver),
+    "while a receiver rejects all streams, nothing is started": Planned(_await_receiver),
     "a target without a stream gets one": Planned(_start),
 }
 """The first rule that applies decides: one for what an observation changes, then one for what is done next."""
@@ -453,28 +453,20 @@ def decide(
     Returns:
         The new state, which the journal may store later unless an action says otherwise; actions and events.
     """
-    return decide_by(RULES, state, observation, now, settings, paused_until=paused_until)
+    case = Case(state=state, now=now, settings=settings, paused_until=paused_until)
+    return decide_by(RULES, case, observation)
 
 
-def decide_by(
-    rules: Mapping[str, Observed | Planned],
-    state: TargetState,
-    observation: KeepObservation,
-    now: float,
-    settings: KeepSettings,
-    *,
-    paused_until: float = -inf,
-) -> KeepDecision:
-    if state.status is KeepStatus.ENDED:
-        return KeepDecision(state=state)
-    case = _Case(state=state, now=now, settings=settings, paused_until=paused_until)
+def decide_by(rules: Mapping[str, Observed | Planned], case: Case, observation: KeepObservation) -> KeepDecision:
+    if case.state.status is KeepStatus.ENDED:
+        return KeepDecision(state=case.state)
     if isinstance(observation, ObservationOfAttempt):
-        case = evolve(case, attempt=state.find(observation.attempt) or _NONE)
+        case = evolve(case, attempt=case.state.find(observation.attempt) or _NONE)
     observed = [rule for rule in rules.values() if isinstance(rule, Observed) and isinstance(observation, rule.kind)]
     case = next((changed for rule in observed if (changed := rule.apply(case, observation)) is not None), case)
     actions: tuple[KeepAction, ...] = ()
     if case.state.status is not KeepStatus.ENDED:
         planned = [rule for rule in rules.values() if isinstance(rule, Planned)]
         case, actions = next((step for rule in planned if (step := rule.apply(case)) is not None), (case, actions))
-    state, events = _report(case.state, settings)
+    state, events = _report(case.state, case.settings)
     return KeepDecision(state=state, actions=actions, events=events)

@@ -1,4 +1,4 @@
-"""What a keeper reports: events of targets and of the keeper itself, and a snapshot of its targets."""
+"""Reports of a keeper: events of its targets and of itself, and a snapshot of its targets."""
 
 from enum import StrEnum
 from typing import TypeAlias
@@ -29,7 +29,7 @@ class KeepStatus(StrEnum):
 
 @frozen(kw_only=True)
 class TargetEvent:
-    """What happened to one conference or call.
+    """An event of one conference or call.
 
     Attributes:
         kind: conference or call; None in a decision, which does not know its target.
@@ -131,7 +131,7 @@ class PollingRecovered:
 
 @frozen(kw_only=True)
 class StartsPaused:
-    """A receiver rejects everybody, so starts that lead to it wait, but for one at a time that probes it.
+    """A receiver rejects all streams, so starts that lead to it wait, except for one probe at a time.
 
     Attributes:
         receiver: its scheme, host and port.

@@ -1,4 +1,4 @@
-"""The conferences and calls of a keeper: what is observed of each is decided on, and what is decided is carried out.
+"""The conferences and calls of a keeper: each observation is decided on, and the decision is executed.
 
 An observation is decided on at once, and a task executes the resulting actions. At most one request about a target is
 under way at a time, apart from the polls.

@@ -30,11 +30,11 @@ from signalwire_streams.keep_streaming._template import Item
 from signalwire_streams.models import TargetKind
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
-_HELD_UP = 10  # a template that hangs may hold up the polls for one part of so many
+_HELD_UP = 10  # a template that hangs may take up one tenth of the polls' time
 
 
 class Polls:
-    """Lists what is in progress, and has its targets compared with that."""
+    """Lists what is in progress, and compares the kept targets with it."""
 
     def __init__(
         self,
@@ -69,14 +69,14 @@ class Polls:
             await self._clock.sleep(self._interval)
 
     async def look_at(self, sid: str) -> None:
-        """Keep a target that a hint was given of, if it is in progress; what passed it over before is asked again."""
+        """Keep a target that `Keeper.notice` named, if it is in progress, even if it was passed over before."""
         await self._targets.journal.permit()
         for requests in self._requests.values():
             try:
                 item = await requests.get(sid)
             except StreamsError as error:
                 _LOG.info(
-                    "%s could not be looked at, and waits for the next list: %s",
+                    "%s could not be fetched; the next list may show it: %s",
                     sid,
                     error,
                     extra={f"{requests.kind}": sid},
@@ -133,14 +133,14 @@ class Polls:
                     return
                 observation = KeeperRestarted(replaces=targets.is_replaced(kept, request))
         except StreamsError as error:
-            if targets.may_replace(kept):  # or it would go on as it is
+            if targets.may_replace(kept):  # otherwise it would keep its old fields
                 if kept.item is not None:
                     reason, now = str(error), self._clock.now()
                     if self._not_taken_over.get(sid, ("",))[0] != reason:
                         self._emit(TargetFailing(kind=kind, target=sid, reason=reason, failures=1))
                     self._not_taken_over[sid] = reason, now + _HELD_UP * (now - begun_at)
                 return
-            _LOG.info("%s is taken over, though it could not be looked at: %s", sid, error, extra={f"{kind}": sid})
+            _LOG.info("%s is taken over, although it could not be fetched: %s", sid, error, extra={f"{kind}": sid})
             observation = KeeperRestarted()
         self._not_taken_over.pop(sid, None)
         targets.take_over(kept, observation)

@@ -17,13 +17,13 @@ _MAX_DOUBLINGS = 32
 
 @define(eq=False)
 class ReceiverBreaker:
-    """What became of the latest streams to one receiver.
+    """The recent outcomes of streams to one receiver.
 
     A stream is rejected if it ends within ``min_lifetime`` of its start, or is not heard within ``socket_timeout``,
-    while its target goes on. The receiver rejects everybody if the last streams of three targets or more were rejected,
-    if at most one in ten as many is heard since, and if no more than those are undecided. Then one start at a time is a
-    probe, the next after a wait that doubles, until a stream that began after the first rejection has lived for
-    ``min_lifetime``.
+    while its target is in progress. The receiver counts as rejecting all streams if the last streams of three targets
+    or more were rejected, if at most a tenth as many have been heard since, and if no more than those are undecided.
+    Then one start at a time is a probe, the next after a wait that doubles, until a stream that began after the first
+    rejection has lived for ``min_lifetime``.
 
     Attributes:
         settings: those of the streams.

@@ -21,13 +21,13 @@ def check_receivers(receivers: object) -> tuple[MediaReceiver, ...]:
     """Return receivers as a tuple.
 
     Raises:
-        InvalidRequestError: one of them is no receiver, or has no handler; the message says what to write instead.
+        InvalidRequestError: one of them is not a receiver, or has no handler; the message says what to write instead.
     """
     listed = tuple(receivers) if isinstance(receivers, Iterable) else (receivers,)
     for receiver in listed:
         if not isinstance(receiver, MediaReceiver):
             raise InvalidRequestError(
-                f"receivers has a {type(receiver).__name__}: write receivers=[receiver], with a MediaReceiver"
+                f"receivers contains a {type(receiver).__name__}: write receivers=[receiver], with a MediaReceiver"
             )
         if receiver._handler is None:  # noqa: SLF001  (what is private to its users is not to this package)
             raise InvalidRequestError("a receiver has no handler for the streams: write MediaReceiver(handler, ...)")

@@ -1,4 +1,4 @@
-"""What a keeper records of its attempts, and what it needs of the store that has the records."""
+"""The record that a keeper has of each target's attempts, and the protocol of the stores that have the records."""
 
 import json
 import secrets
@@ -92,8 +92,8 @@ class KeeperOwner:
                 )
         if known.name != self.name:
             raise InvalidRequestError(
-                f"{path} is of the streams named {known.name!r}: pass name={known.name!r}, or name another file for "
-                f"{self.name!r}"
+                f"{path} belongs to the keeper named {known.name!r}: pass name={known.name!r}, or name another file "
+                f"for {self.name!r}"
             )
         self.check_names(path, known.names, instead="name another file")
 
@@ -101,7 +101,7 @@ class KeeperOwner:
         """Check that the names of the streams that a journal has are formed as this keeper's are."""
         if known != self.names:
             raise InvalidRequestError(
-                f"{place} has streams that were started with names={known!r}, which are called otherwise: pass "
+                f"{place} has streams that were started with names={known!r}, which are formed differently: pass "
                 f"names={known!r}, or stop them first (on_exit='stop') and {instead}"
             )
 

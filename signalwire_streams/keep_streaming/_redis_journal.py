@@ -88,7 +88,7 @@ class RedisJournal:
         self._closing: asyncio.Task[None]
 
     async def open(self) -> Self:
-        """Ask for the lease, and go on asking until `aclose`.
+        """Ask for the lease, again and again until `aclose`.
 
         Raises:
             InvalidRequestError: its streams have names of another kind.

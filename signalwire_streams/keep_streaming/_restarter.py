@@ -1,6 +1,6 @@
 """Restarts of one stream whose session is open: `MediaReceiver.open` with ``when_lost="restart"``.
 
-What follows is decided as for a keeper's target. It is above the receiver, which knows no requests: the client's
+The decisions are those for a keeper's target. This module is above the receiver, which knows no requests: the client's
 resources bring a `Restarter` with them.
 """
 
@@ -23,8 +23,7 @@ from signalwire_streams.keep_streaming._events import (
     StreamingInDoubt,
     TargetFailing,
 )
-from signalwire_streams.keep_streaming._settings import KeepSettings
-from signalwire_streams.keep_streaming._setup import DUPLICATE_NAMES
+from signalwire_streams.keep_streaming._settings import DUPLICATE_NAMES, KeepSettings
 from signalwire_streams.keep_streaming._state import (
     Fate,
     GetTarget,
@@ -51,7 +50,7 @@ from signalwire_streams.resources._streams import Streams
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _MIN_LIFETIME = 2.0  # seconds; a stream that is lost sooner is not started again at once
-_MAX_WAIT = 10.0  # seconds between two starts: a conversation goes on unheard
+_MAX_WAIT = 10.0  # seconds between two starts, since a conversation continues unheard
 _REFUSED_WAIT = 3.0  # seconds until a name is tried again that no stream of the session has any more
 _MAX_REFUSALS = 3  # of such a name
 

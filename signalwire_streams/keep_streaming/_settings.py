@@ -1,12 +1,14 @@
-"""How a keeper deals with what the documentation of the API leaves open, and what the user wants of it."""
+"""Settings of a keeper: what its user wants, and what it assumes where the API's documentation is silent."""
+
+from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from signalwire_streams.models._enums import _Choice
+from signalwire_streams.models._enums import Choice, TargetKind
 from signalwire_streams.models._validation import check_waits, validate_flag, validate_seconds
 
 
-class DuplicateNames(_Choice):
+class DuplicateNames(Choice):
     """Whether a Space refuses a second stream with the name of one that is running.
 
     Attributes:
@@ -19,7 +21,14 @@ class DuplicateNames(_Choice):
     ALLOWED = "allowed"
 
 
-class StreamNames(_Choice):
+DUPLICATE_NAMES: Mapping[str, DuplicateNames] = {
+    TargetKind.CONFERENCE: DuplicateNames.REFUSED,
+    TargetKind.CALL: DuplicateNames.ALLOWED,
+}
+"""What is assumed of a Space unless the user says otherwise."""
+
+
+class StreamNames(Choice):
     """Whether a Space accepts a name again after its stream has ended, which is not documented.
 
     Attributes:
@@ -32,7 +41,7 @@ class StreamNames(_Choice):
     ONCE = "once"
 
 
-class InDoubtPolicy(_Choice):
+class InDoubtPolicy(Choice):
     """What follows a start whose response was lost, if the Space would not refuse a second stream.
 
     Attributes:
@@ -89,13 +98,13 @@ class KeepSettings:
         return f"{name}-{attempt}" if self.names is StreamNames.ONCE else name
 
 
-class OnChange(_Choice):
-    """What becomes of streams that were started with other fields, when a keeper is restarted.
+class OnChange(Choice):
+    """What happens to streams that were started with other fields, when a keeper is restarted.
 
     The journal keeps neither tokens nor the values of parameters, so a change of these is not seen.
 
     Attributes:
-        KEEP: they go on; the new fields are for streams that are started from now on.
+        KEEP: they keep running; the new fields apply to streams that are started from now on.
         REPLACE: they are stopped, and started again; so is one whose start was lost, once it is heard.
     """
 
@@ -104,11 +113,11 @@ class OnChange(_Choice):
     REPLACE = "replace"
 
 
-class OnExit(_Choice):
-    """What becomes of the streams when a keeper ends.
+class OnExit(Choice):
+    """What happens to the streams when a keeper ends.
 
     Attributes:
-        LEAVE: nothing is sent. Streams to receivers of this process go on until those are closed.
+        LEAVE: nothing is sent. Streams to receivers of this process keep running until those are closed.
         STOP: they are stopped. A stop by name proves nothing of a start whose response was lost, since the Space may
             still carry that out: within five minutes of it this is reported (`StreamingInDoubt`), and stays in the
             journal for the next keeper.

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from attrs import frozen
 
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._serialization import stream_of
 from signalwire_streams.callbacks._events import CallbackEvent, StreamStarted
 from signalwire_streams.errors import (
@@ -125,7 +125,7 @@ class TargetRequests:
         state = CallState(priority=self.priority, is_sent_once=True, deadline_at=deadline_at)
         try:
             stream = await self.streams.start(request, state=state)
-        except ClientStateError:  # the keeper can't go on
+        except ClientStateError:  # the keeper can't continue
             raise
         except StreamsError as error:
             if state.result is AttemptResult.DUPLICATE_NAME:

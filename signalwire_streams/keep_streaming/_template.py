@@ -1,27 +1,19 @@
-"""The request of each attempt, from the fields that all streams of a keeper share."""
+"""A keeper's template, and the request of each attempt that is made from it."""
 
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
-from typing import Required, TypeAlias, TypedDict
+from typing import Required, TypeAlias
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from attrs import evolve
 
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_row
 from signalwire_streams.errors import InvalidRequestError, StreamsError
-from signalwire_streams.models import (
-    Call,
-    CallbackMethod,
-    Codec,
-    Conference,
-    SignedTokens,
-    StartCallStream,
-    StartConferenceStream,
-    Track,
-)
+from signalwire_streams.models import Call, Conference, SignedTokens, StartCallStream, StartConferenceStream
 from signalwire_streams.models._enums import TargetKind
+from signalwire_streams.models._requests import OptionalFields
 from signalwire_streams.models._validation import MAX_PARAMETERS, HiddenItems, kind_of, masks_secrets, redact_url
 
 ATTEMPT = "keep_attempt"
@@ -33,15 +25,10 @@ Start: TypeAlias = StartConferenceStream | StartCallStream
 Item: TypeAlias = Conference | Call
 
 
-class StreamTemplate(TypedDict, total=False):
+class StreamTemplate(OptionalFields, total=False):
     """The fields of a start besides its target and its name; see `StartConferenceStream` for each."""
 
     url: Required[str]
-    track: Track | str | None
-    codec: Codec | str | None
-    realtime: bool | None
-    status_callback: str | None
-    status_callback_method: CallbackMethod | str | None
     parameters: Mapping[str, str]
     authorization_bearer_token: str | SignedTokens | None
 
@@ -54,7 +41,7 @@ _REQUESTS: Mapping[TargetKind, Callable[..., Start]] = {
     TargetKind.CALL: StartCallStream,
 }
 _FIELDS = StreamTemplate.__annotations__.keys()
-_PATIENCE = 30.0  # seconds with an async template
+_TEMPLATE_TIMEOUT = 30.0  # seconds for an async one
 
 
 def chooses(where: Callable[[Item], object], item: Item) -> bool:
@@ -73,13 +60,13 @@ async def apply_template(template: Callable[[Item], object], item: Item) -> obje
     try:
         fields = template(item)
         if inspect.isawaitable(fields):
-            async with asyncio.timeout(_PATIENCE) as patience:
+            async with asyncio.timeout(_TEMPLATE_TIMEOUT) as timer:
                 fields = await fields
     except StreamsError:
         raise
     except Exception as error:
-        if isinstance(error, TimeoutError) and patience.expired():
-            text = f"the template returned nothing for {item.sid} within {_PATIENCE:g} s: let it fail sooner"
+        if isinstance(error, TimeoutError) and timer.expired():
+            text = f"the template returned nothing for {item.sid} within {_TEMPLATE_TIMEOUT:g} s: make it return sooner"
             raise InvalidRequestError(text) from None
         raise InvalidRequestError(f"the template raised {type(error).__name__} for {item.sid}") from error
     return fields
@@ -120,13 +107,13 @@ def request_for(kind: TargetKind, sid: str, template: object, *, is_received: bo
     query = urlsplit(request.status_callback or "").query
     if ATTEMPT in parse_qs(query, keep_blank_values=True):
         raise InvalidRequestError(
-            f"the template's status_callback has a parameter {ATTEMPT!r}, which is added: call yours otherwise"
+            f"the template's status_callback has a parameter {ATTEMPT!r}, which the keeper adds: rename yours"
         )
     added = {ATTEMPT, TARGET}
     if len(request.parameters) > MAX_PARAMETERS - len(added) or added & request.parameters.keys():
         raise InvalidRequestError(
-            f"the template's parameters leave no room for {ATTEMPT!r} and {TARGET!r}, which are added: pass at most "
-            f"{MAX_PARAMETERS - len(added)} others"
+            f"the template's parameters leave no room for {ATTEMPT!r} and {TARGET!r}, which the keeper adds: pass at "
+            f"most {MAX_PARAMETERS - len(added)} others"
         )
     return request
 
@@ -137,7 +124,7 @@ def receiver_of(request: Start) -> str:
 
 
 def fingerprint(request: Start) -> str:
-    """Return a text that differs if another request is sent: in a field that is no secret, or in its parameters' names.
+    """Return a text that differs if a field of the request differs that is not secret, or the names of its parameters.
 
     A secret leaves no trace in it, since a short one could be guessed from its hash.
     """

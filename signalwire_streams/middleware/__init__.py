@@ -9,7 +9,7 @@ A middleware is a function that is passed a `Request` and the next `Handler`, an
     client = StreamsClient(..., middlewares=[traced])
 """
 
-from signalwire_streams._http.exchange import Handler, Middleware, Request, Response, Result
+from signalwire_streams._http.messages import Handler, Middleware, Request, Response, Result
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLimit, RetryPolicy
 from signalwire_streams.middleware._rate_limit import RateLimiter
 

@@ -6,7 +6,7 @@ from collections import deque
 from attrs import frozen
 
 from signalwire_streams._http.error_mapping import describe_result
-from signalwire_streams._http.exchange import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy

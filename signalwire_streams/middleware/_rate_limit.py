@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Protocol, runtime_checkable
 
-from signalwire_streams._http.exchange import Handler, Request, Result
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RateLimit

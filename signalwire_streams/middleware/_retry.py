@@ -8,7 +8,7 @@ from functools import cache
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_mapping import describe_result, describe_unknown
-from signalwire_streams._http.exchange import Handler, Request, Result, create_result
+from signalwire_streams._http.messages import Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy

@@ -11,7 +11,7 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._attempts import Operation
 
 
-class _Choice(StrEnum):
+class Choice(StrEnum):
     """The values of a request field; any other value is rejected."""
 
     @classmethod
@@ -41,7 +41,7 @@ class TargetKind(StrEnum):
         self.start = Operation[f"{noun.upper()}_START"]
 
 
-class Track(_Choice):
+class Track(Choice):
     """Which side of the conversation is streamed; the API's default is both.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
@@ -70,7 +70,7 @@ class Codec(StrEnum):
     L16_24K = "L16@24000h"
 
 
-class CallbackMethod(_Choice):
+class CallbackMethod(Choice):
     """The HTTP method of status callbacks; the API's default is POST."""
 
     __field__ = "status_callback_method"

@@ -29,14 +29,19 @@ from signalwire_streams.models._validation import (
 _Item = TypeVar("_Item")
 
 
-class StartOptions(TypedDict, total=False):
-    """The fields of a start besides its target, ``url``, ``name`` and token; see `StartConferenceStream` for each."""
+class OptionalFields(TypedDict, total=False):
+    """The optional fields of a start that are passed on as they are; see `StartConferenceStream` for each."""
 
     track: Track | str | None
     codec: Codec | str | None
     realtime: bool | None
     status_callback: str | None
     status_callback_method: CallbackMethod | str | None
+
+
+class StartOptions(OptionalFields, total=False):
+    """The arguments of a start besides its target, ``url``, ``name`` and token."""
+
     parameters: Mapping[str, str] | None
     deadline: float | None
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import HiddenItems, HidesSecrets, Secret, Unusable, kind_of, mask
+from signalwire_streams.models._validation import (
+    HiddenItems,
+    HidesSecrets,
+    Secret,
+    Unusable,
+    is_encodable,
+    kind_of,
+    mask,
+)
 
 if TYPE_CHECKING:
     from signalwire_streams.models._requests import StartCallStream, StartConferenceStream
@@ -94,7 +102,7 @@ class SignedTokens(HidesSecrets):
             try:
                 jwt.encode({}, key, _ALGORITHM)
             except jwt.InvalidKeyError:
-                raise InvalidRequestError(f"a key is a PEM or SSH key, which is no secret text: {_NEW_KEY}") from None
+                raise InvalidRequestError(f"a key is a PEM or SSH key, not a secret text: {_NEW_KEY}") from None
         if inspect.iscoroutinefunction(claims):
             raise InvalidRequestError("claims is an async function: write it with def, or load what it needs before")
         self._ttl = _checked_ttl(ttl)
@@ -171,7 +179,7 @@ def _library() -> Any:  # noqa: ANN401  (a module of an extra)
         import jwt  # noqa: PLC0415  (it loads what it finds of cryptography, which takes longer than aiohttp)
     except ImportError:
         raise ModuleNotFoundError(
-            "for SignedTokens, one more package is needed: pip install 'signalwire-streams[tokens]'", name="jwt"
+            "SignedTokens needs one more package: pip install 'signalwire-streams[tokens]'", name="jwt"
         ) from None
     return jwt
 
@@ -203,8 +211,8 @@ def _checked_key(key: object) -> Secret:
         )
     if len(key.encode("utf-8", "replace")) < _MIN_KEY:
         raise InvalidRequestError(f"a key is shorter than {_MIN_KEY} bytes, so it could be guessed: {_NEW_KEY}")
-    if any("\ud800" <= character <= "\udfff" for character in key):
-        raise InvalidRequestError(f"a key contains a lone surrogate, which is no text: {_NEW_KEY}")
+    if not is_encodable(key):
+        raise InvalidRequestError(f"a key contains a lone surrogate, which can't be encoded: {_NEW_KEY}")
     return key
 
 
@@ -231,7 +239,7 @@ def _encoded(claims: object) -> Secret:
         is_json = False
     if not is_json:
         raise InvalidRequestError(
-            "claims must be JSON: a mapping to texts, finite numbers, booleans, None, or lists or mappings of them"
+            "claims must be JSON: a mapping to strings, finite numbers, booleans, None, or lists or mappings of these"
         )
     if len(text) > _MAX_CLAIMS:
         raise InvalidRequestError(
@@ -246,7 +254,7 @@ def _encoded(claims: object) -> Secret:
 
 
 def _has_text_keys(value: object) -> bool:
-    """Return False if JSON would make texts of other keys."""
+    """Return False if a mapping has keys that are not strings, which JSON would turn into strings."""
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_has_text_keys, value.values()))
     return not isinstance(value, list | tuple) or all(map(_has_text_keys, value))

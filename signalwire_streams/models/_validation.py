@@ -185,12 +185,13 @@ def check_parameters(value: Mapping[str, str]) -> Mapping[str, str]:
             raise InvalidRequestError("a parameter has an empty name: give each value its own name")
         if not isinstance(text, str):
             raise InvalidRequestError(f"parameter {name!r} is of type {kind_of(text)}: write its value as a str")
-        if not _is_encodable(name + text):
+        if not is_encodable(name + text):
             raise InvalidRequestError("a parameter contains a lone surrogate: pass text that can be encoded as UTF-8")
     return dict(value)
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Return False if a text contains a lone surrogate."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 

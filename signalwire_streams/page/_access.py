@@ -69,7 +69,7 @@ class Access:
         hosts: object = allowed_hosts
         if isinstance(hosts, str) or not isinstance(hosts, Collection) or not all(map(_is_host, hosts)):
             raise InvalidRequestError(
-                "allowed_hosts is not a list of hosts: write ['example.com'], without scheme and '*'"
+                "allowed_hosts is not a list of hosts: write ['example.com'], without a scheme or '*'"
             )
         self._authorize = authorize
         self._hosts = frozenset(_without_brackets(host.lower()) for host in allowed_hosts)
@@ -79,7 +79,7 @@ class Access:
     def create_link(self, address: object) -> str:
         if not isinstance(address, str) or not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", address):
             raise InvalidRequestError(
-                "address is not the page's: write it as in 'https://example.com/live/', without '?' and '#'"
+                "address is not a URL of the page: write 'https://example.com/live/', without '?' or '#'"
             )
         token = token_urlsafe(32)
         _add(self._links, _hash(token), monotonic() + _LINK_SECONDS, _MAX_LINKS)
@@ -103,7 +103,7 @@ class Access:
         if token is None:
             raise RejectedError("This page needs the link that the program printed: open it in this browser.")
         if self._links.pop(_hash(token), 0.0) < monotonic():
-            raise RejectedError("This link is wrong, or it was used before: a link opens the page in one browser only.")
+            raise RejectedError("This link is invalid, or was used before: a link opens the page in one browser only.")
         return self._create_cookie()
 
     async def _ask(self, authorize: Authorize, request: web.BaseRequest) -> None:
@@ -113,7 +113,7 @@ class Access:
                 async with asyncio.timeout(_AUTHORIZE_TIMEOUT):
                     allowed = await allowed
             except TimeoutError:
-                raise RejectedError("The check whether you may see this page takes too long: try again.") from None
+                raise RejectedError("The check of your access takes too long: try again.") from None
         if not isinstance(allowed, bool):
             _LOG.error("authorize returned a %s, which admits nobody: return True or False", kind_of(allowed))
         if allowed is not True:
@@ -134,7 +134,8 @@ class Access:
         is_known = bool({host, _name(host)} & self._hosts) if self._hosts else is_loopback(_name(host))
         if not is_known and (self._hosts or not (request.secure or self._authorize is not None)):
             raise RejectedError(
-                "This host is not the page's: open it as localhost, or name the host in allowed_hosts=[...]."
+                "The page is not served under this host name: open it as localhost, or add the name to "
+                "allowed_hosts=[...]."
             )
         origin = request.headers.get("Origin")
         if origin is None and not is_socket:

@@ -18,8 +18,7 @@ from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.middleware import RateLimit
 from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RejectedError, is_loopback, set_cookie
-from signalwire_streams.page._board import Board
-from signalwire_streams.page._rows import KeeperRows, RunRow
+from signalwire_streams.page._board import Board, KeeperRows, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.receiver._server import Slot, StreamServer
@@ -97,7 +96,9 @@ class LivePage:
         receivers = tuple(receivers)
         for receiver in receivers:
             if not isinstance(receiver, MediaReceiver):
-                raise InvalidRequestError(f"receivers has a {kind_of(receiver)}: pass MediaReceivers, as [receiver]")
+                raise InvalidRequestError(
+                    f"receivers contains a {kind_of(receiver)}: pass MediaReceivers, as [receiver]"
+                )
         self._pages = Sockets(check_count(max_pages, "max_pages"), "Too many pages are open: close one.")
         self._listeners = Sockets(check_count(max_listeners, "max_listeners"), "Too many listen: try again later.")
         self._access = Access(authorize, allowed_hosts)
@@ -121,14 +122,16 @@ class LivePage:
         Args:
             run: the run.
             title: what the page calls it.
-            total: number of its items; by default the length of what it was made of, if that has one.
+            total: number of its items; by default the length of its input, if that has one.
             rate_limit: requests per second that are allowed, for the chart of the rate.
 
         Raises:
             InvalidRequestError: ``run`` is not a bulk run, or another argument is invalid.
         """
         if not isinstance(run, BulkRun):
-            raise InvalidRequestError(f"runs has a {kind_of(run)}: pass what client.start_streams returns, as [run]")
+            raise InvalidRequestError(
+                f"runs contains a {kind_of(run)}: pass what client.start_streams returns, as [run]"
+            )
         if not isinstance(title, str):
             raise InvalidRequestError(f"title must be a str, not {kind_of(title)}")
         if total is not None:
@@ -150,7 +153,7 @@ class LivePage:
         """
         if not isinstance(keeper, Keeper):
             raise InvalidRequestError(
-                f"keepers has a {kind_of(keeper)}: pass what client.keep_streaming returns, as [keeper]"
+                f"keepers contains a {kind_of(keeper)}: pass what client.keep_streaming returns, as [keeper]"
             )
         self._board.keepers.append(KeeperRows(keeper, _MAX_ROWS))
 
@@ -261,7 +264,7 @@ def _is_rate(value: object) -> bool:
 
 
 async def _add_slash(request: web.Request) -> web.StreamResponse:
-    """Lead to the page, whose files are below its address; a proxy may have changed what is before the last part."""
+    """Redirect to the page, whose files are below its address; a proxy may have changed all but the last part."""
     location = URL.build(path=request.path.rpartition("/")[2] + "/", query=request.query)
     return _text(302, "The address of the page ends with a slash.", Location=str(location))
 

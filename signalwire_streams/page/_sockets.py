@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from signalwire_streams.page._board import Board
-from signalwire_streams.page._rows import TICK, StreamRow
+from signalwire_streams.page._board import TICK, Board, StreamRow
 from signalwire_streams.receiver._aiohttp_socket import reset
 
 TRY_AGAIN_LATER = WSCloseCode.TRY_AGAIN_LATER

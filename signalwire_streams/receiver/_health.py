@@ -1,12 +1,23 @@
-"""The health endpoints of a process, on a port of their own."""
+"""The health endpoints of a process: on a port of their own, or in an ASGI application."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-_NO_CACHE = {"Cache-Control": "no-store"}
+from signalwire_streams._asgi import Scope, Send, respond
+
+_HEADERS = {"Cache-Control": "no-store", "Content-Type": "text/plain; charset=utf-8"}
+
+
+def _health_of(path: str, method: str, *, is_ready: bool) -> tuple[int, str, Mapping[str, str]] | None:
+    """Return status, text and headers of the response to a probe, or None if the request is for something else."""
+    if path not in {"/healthz", "/readyz"}:
+        return None
+    if method not in {"GET", "HEAD"}:
+        return 405, "", {"Allow": "GET, HEAD"}
+    return (503, "draining\n", _HEADERS) if path == "/readyz" and not is_ready else (200, "ok\n", _HEADERS)
 
 
 @asynccontextmanager
@@ -22,16 +33,11 @@ async def serve_health(
         OSError: the host is unknown, or the port is taken; its ``filename`` is the address.
     """
 
-    async def respond(request: web.BaseRequest) -> web.Response:
-        if request.path not in {"/healthz", "/readyz"}:
-            return web.Response(status=404)
-        if request.method not in {"GET", "HEAD"}:
-            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
-        if request.path == "/readyz" and not is_ready():
-            return web.Response(status=503, text="draining\n", headers=_NO_CACHE)
-        return web.Response(text="ok\n", headers=_NO_CACHE)
+    async def probe(request: web.BaseRequest) -> web.Response:
+        status, text, headers = _health_of(request.path, request.method, is_ready=is_ready()) or (404, "", {})
+        return web.Response(status=status, body=text.encode(), headers=headers)
 
-    runner = web.ServerRunner(web.Server(respond, access_log=None, keepalive_timeout=10))
+    runner = web.ServerRunner(web.Server(probe, access_log=None, keepalive_timeout=10))
     await runner.setup()
     try:
         try:
@@ -43,3 +49,10 @@ async def serve_health(
         yield f"http://{f'[{host}]' if ':' in host else host}:{bound}"
     finally:
         await runner.cleanup()
+
+
+async def respond_to_probe(scope: Scope, send: Send, *, is_ready: bool) -> None:
+    """Respond to an HTTP request of an ASGI application, wherever that is mounted: to any but a probe with 400."""
+    path = "/" + scope["path"].rstrip("/").rpartition("/")[2]  # Litestar adds a slash
+    status, text, headers = _health_of(path, scope["method"], is_ready=is_ready) or (400, "", {})
+    await respond(send, status, headers, body=text.encode())

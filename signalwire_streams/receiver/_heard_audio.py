@@ -9,6 +9,7 @@ from collections import deque
 from attrs import define, field
 
 _UNKNOWN_LATENCY = 0.5  # seconds: that of a Space from which no mark has returned yet
+_STALL = 5.0  # seconds: a Space that returns its first mark later than that returns none
 _MILLISECONDS = 1000
 _ROUNDING = 1e-6
 
@@ -91,7 +92,8 @@ class HeardAudio:
     def position(self, now: float) -> int:
         """Return the samples that were played since the stream's start."""
         played = self._sent - round(self.waiting(now) * self._rate)
-        if self._marks:  # audio after a mark was played only while the mark travelled back
+        # Audio after a mark was played only while the mark travelled back.
+        if self._marks and (self._latency is not None or now <= self._marks[0].due_at + _STALL):
             latency = _UNKNOWN_LATENCY if self._latency is None else self._latency
             played = min(played, self._marks[0].position + round(latency * self._rate))
         return max(0, played)
@@ -131,17 +133,17 @@ class HeardAudio:
         self._marks.append(mark)
         return mark
 
-    def forget(self, mark: SentMark) -> bool:
-        """Remove a mark; return whether it would show anything, since nothing was cleared after it."""
-        if mark not in self._marks:
-            return False
-        self._marks.remove(mark)
-        return True
+    def forget(self, mark: SentMark) -> None:
+        """Remove a mark, unless it was cleared."""
+        if mark in self._marks:
+            self._marks.remove(mark)
 
     def on_mark(self, mark: SentMark, now: float) -> None:
-        """Correct the times by a mark that has returned."""
-        if not self.forget(mark):
+        """Correct the times by a mark that has returned; those before it are lost."""
+        if mark not in self._marks:
             return
+        while self._marks.popleft() is not mark:
+            pass
         late = max(0.0, now - mark.due_at)
         self._latency = late if self._latency is None else min(self._latency, late)
         remaining = (self._sent - mark.position) / self._rate

@@ -13,7 +13,7 @@ from aiohttp import web
 from attrs import frozen
 from yarl import URL
 
-from signalwire_streams._asgi import Application, Receive, Scope, Send, headers_of, reject_upgrade, respond
+from signalwire_streams._asgi import Application, Receive, Scope, Send, headers_of, reject_upgrade
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import (
     Unusable,
@@ -36,7 +36,7 @@ from signalwire_streams.receiver._auth import (
 )
 from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._event_queue import BYTES_PER_EVENT, Overflow, QueueLimits
-from signalwire_streams.receiver._health import serve_health
+from signalwire_streams.receiver._health import respond_to_probe, serve_health
 from signalwire_streams.receiver._open import StarterMixin
 from signalwire_streams.receiver._pending_stream import ExpectedStream
 from signalwire_streams.receiver._playback import Playback
@@ -170,17 +170,23 @@ class MediaReceiver(StarterMixin):
     def asgi(self) -> Application:
         """The receiver as an ASGI application: ``app.mount("/audio", receiver.asgi)``.
 
-        It needs no package besides your framework (FastAPI, Starlette, Litestar, Quart) and its server. The server
-        replies to pings and may send its own, limits messages before ``frame_limit`` does, resets connections, and
-        times out request heads. So ``heartbeat`` sends no pings: a stream that is silent for one and a half times as
-        long has ended.
+        It needs no package besides your framework (FastAPI, Starlette, Litestar, Quart) and its server. Under a mount
+        of FastAPI or Starlette, the streams' URL ends with a slash: ``wss://…/audio/``.
+
+        The server replies to pings and may send its own, limits messages before ``frame_limit`` does, resets
+        connections, and times out request heads. So ``heartbeat`` sends no pings: a stream that is silent for one and
+        a half times as long has ended. ``coalesce`` has no effect, since the server reads the socket.
 
         ASGI servers close their sockets before the application's shutdown runs; await `aclose` before that, so that
-        streams can finish.
+        streams can finish. ``GET …/healthz`` is 200 as long as the event loop runs; ``GET …/readyz`` is 503 from the
+        beginning of `aclose` on.
 
         Sources: https://asgi.readthedocs.io/en/latest/specs/www.html and .../extensions.html
         """
-        return Application(websocket=self._receive_asgi, http=_reject_http, aclose=self.aclose)
+        return Application(websocket=self._receive_asgi, http=self._probe_asgi, aclose=self.aclose)
+
+    async def _probe_asgi(self, scope: Scope, _: Receive, send: Send) -> None:
+        await respond_to_probe(scope, send, is_ready=not self._closing.is_set())
 
     async def _receive_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         admission = await self._admit(bearer_token(headers_of(scope).get("Authorization")), Slot())
@@ -480,10 +486,6 @@ class MediaReceiver(StarterMixin):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-async def _reject_http(_: Scope, __: Receive, send: Send) -> None:
-    await respond(send, 400)
 
 
 @frozen

@@ -93,7 +93,7 @@ class Playback:
         self._marks: list[_Mark] = []  # in the order in which they were sent
         self._is_closed = False
         self._turn = asyncio.Lock()
-        self._clears = 0
+        self._clears = self._finishes = 0
         self._survives = False  # whether another socket may follow when this one is lost
         self._connected = asyncio.Event()
         self._connected.set()
@@ -284,7 +284,8 @@ class Playback:
             await self._flush()
             if not utterance.is_cleared:
                 self._heard.end_utterance()
-            mark = await self._send_mark(_FINISH, utterance)
+            self._finishes += 1
+            mark = await self._send_mark(f"{_FINISH}-{self._finishes}", utterance)
         await mark.played
         return self._heard.milliseconds(utterance.heard)
 

@@ -10,7 +10,7 @@ from attrs import evolve
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.exchange import CallState, Request, Result
+from signalwire_streams._http.messages import CallState, Request, Result
 from signalwire_streams._http.responses import read_item, read_page, read_stream
 from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.errors import (

@@ -38,10 +38,11 @@ from signalwire_streams.simulator._sources import CODECS, Codec, Sound, Tone, Wa
 from signalwire_streams.simulator._state import Dialect, SpaceSettings, Stream, new_sid
 
 _MAX_UNHEARD = 0.1  # seconds of audio that a close may cut off, since the endpoint's clock is another one
-_MAX_AFTER_CLEAR = 0.2  # seconds of audio that were just being sent
+_MAX_AHEAD = 600.0  # seconds of audio; how much a Space stores is not documented
+_MAX_AFTER_CLEAR = 0.2  # seconds of audio that were just being sent, for which no mark follows
 _MAX_CLEAR_MS = 1_000.0
 _MAX_SIZES = 5  # in a sentence
-_UNAUTHORIZED, _REDIRECTS = {401, 403}, {301, 302, 303, 307, 308}
+_SWITCHED, _UNAUTHORIZED, _REDIRECTS = 101, {401, 403}, {301, 302, 303, 307, 308}
 _SINCE = {"start": "the start event", "speech": "the caller had finished speaking"}
 
 
@@ -126,7 +127,7 @@ async def dial_media(
     codec: str = "PCMU",
     dialect: Dialect = "signalwire",
     parameters: Mapping[str, str] | None = None,
-    authorization_bearer_token: str | None = None,
+    authorization_bearer_token: str | Callable[[str], str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     faults: Mapping[str, Mapping[str, Any]] | None = None,
     one_way: bool = False,
@@ -151,7 +152,8 @@ async def dial_media(
         codec: PCMU, PCMA or L16, with sample rate and packet time if wanted, such as ``L16@16000h``.
         dialect: the vendor whose frame format is sent.
         parameters: the custom parameters of the start event.
-        authorization_bearer_token: the token that is sent with the upgrade.
+        authorization_bearer_token: the token that is sent with the upgrade, or a function that returns it for the sid
+            of the call.
         ssl_context: which certificates are accepted; None for those of well-known authorities.
         faults: settings of faults by their kind, such as ``{"frames-lost": {"every": 10}}``; see `FaultKind`.
         one_way: the stream only sends, like those that are started over REST, and the endpoint must send nothing.
@@ -160,13 +162,17 @@ async def dial_media(
         barge_in: whether the caller speaks again once 300 ms of the endpoint's audio were heard, which must then send
             a clear message, and no more audio until the caller has finished.
         max_clear_ms: limit for `DialReport.clear_ms`; 1,000 by default.
-        require_mark: whether the endpoint must send a mark with its audio, by which it learns what was heard.
+        require_mark: whether the endpoint must send a mark after its audio, by which it learns what was heard.
         on_stage: called when the call reaches another stage: "dialling", "speaking", "listening", …
 
     Raises:
         ValueError: an argument is invalid; nothing was dialled.
         OSError: the WAV file can't be read, or can no longer be read.
     """
+    token = authorization_bearer_token
+    if not (token is None or isinstance(token, str) or callable(token)):
+        wanted = "a str, or a function that returns one for the sid of the call"
+        raise ValueError(f"authorization_bearer_token must be {wanted}, not {type(token).__name__}")
     sound = WavFile(Path(audio)) if isinstance(audio, str | Path) else audio or Tone(seconds=1.0)
     _check_start(url, codec)
     numbers = {"seconds": seconds, "max_first_audio_ms": max_first_audio_ms, "max_clear_ms": max_clear_ms}
@@ -187,13 +193,13 @@ async def dial_media(
     stream = Stream(
         sid=new_sid(SystemRandom()),
         target_kind="call",
-        target_sid=new_sid(SystemRandom()),
+        target_sid=(call_sid := new_sid(SystemRandom())),
         created_at=settings.clock(),
         url=url,
         track="both_tracks" if both_tracks else "inbound_track",
         codec=codec,
         parameters=parameters or {},
-        authorization_bearer_token=authorization_bearer_token,
+        authorization_bearer_token=token(call_sid) if callable(token) else token,
     )
     clear_limit = (max_clear_ms or _MAX_CLEAR_MS) if barge_in else None
     limits = Limits(
@@ -252,13 +258,8 @@ async def _dial(
 
 def _reason(error: Exception, *, has_token: bool) -> str:
     match error:
-        case aiohttp.WSServerHandshakeError(status=101):
-            what = f"accepted the upgrade with a response that is no WebSocket handshake: {error.message}"
-        case aiohttp.WSServerHandshakeError() if error.status in _REDIRECTS:
-            what = f"redirects the upgrade with HTTP {error.status}, which a Space may not follow: dial its target"
         case aiohttp.WSServerHandshakeError():
-            token = f", with{'' if has_token else 'out'} a bearer token" if error.status in _UNAUTHORIZED else ""
-            what = f"rejected the upgrade with HTTP {error.status}{token}"
+            what = _rejection(error, has_token=has_token)
         case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError():
             what = "did not respond to the upgrade with HTTP"
         case TimeoutError():
@@ -268,6 +269,8 @@ def _reason(error: Exception, *, has_token: bool) -> str:
             what = f"has a certificate that is not trusted: {getattr(certificate, 'verify_message', certificate)}"
         case aiohttp.ClientSSLError():
             what = f"can't be reached by TLS: {getattr(error.os_error, 'reason', error.os_error)}"
+        case aiohttp.ClientConnectorError(os_error=ConnectionResetError(errno=None)):
+            what = "closed the connection during the TLS handshake"  # a reset by TCP has a number
         case aiohttp.ClientConnectorDNSError():
             what = "can't be reached: its host name is unknown"
         case OSError(errno=int(number)):
@@ -275,6 +278,17 @@ def _reason(error: Exception, *, has_token: bool) -> str:
         case _:
             what = f"can't be reached: {type(error).__name__}"
     return f"the endpoint {what}"
+
+
+def _rejection(error: aiohttp.WSServerHandshakeError, *, has_token: bool) -> str:
+    if error.status == _SWITCHED:
+        return f"accepted the upgrade with a response that is no WebSocket handshake: {error.message}"
+    if error.status in _REDIRECTS:
+        return f"redirects the upgrade with HTTP {error.status}, which a Space may not follow: dial its target"
+    if error.status < min(_REDIRECTS):
+        return f"responded to the upgrade with HTTP {error.status} instead of {_SWITCHED}, as a web page does"
+    token = f", with{'' if has_token else 'out'} a bearer token" if error.status in _UNAUTHORIZED else ""
+    return f"rejected the upgrade with HTTP {error.status}{token}"
 
 
 def _report(
@@ -361,13 +375,24 @@ def _broken_by_audio(seen: Observations, limits: Limits) -> Iterator[tuple[Endpo
         if most is not None and first_audio > most:
             late = f"{first_audio:,} ms after {_SINCE[seen.first_audio_since or 'start']}; the limit is {most:,g} ms"
             yield EndpointRule.LATE_AUDIO, f"the endpoint's first audio came {late}"
-        if limits.require_mark and not seen.marks:
-            yield EndpointRule.NO_MARK, "the endpoint sent no mark with its audio, so it can't know what was heard"
+        if seen.ahead > _MAX_AHEAD:
+            ahead = f"{seen.ahead:,.0f} s ahead of what was heard; the limit is {_MAX_AHEAD:g} s"
+            yield EndpointRule.TOO_FAR_AHEAD, f"the endpoint sent audio {ahead}"
+        if limits.require_mark:
+            yield from _broken_by_marks(seen)
         if limits.max_clear_ms is not None:
             yield from _broken_by_interruption(seen, limits.max_clear_ms)
-        if seen.unheard > _MAX_UNHEARD:
+        if seen.closed_early and seen.unheard > _MAX_UNHEARD:
             rest = f"{_ms(seen.unheard):,} ms before all of its audio was heard"
             yield EndpointRule.CLOSED_EARLY, f"the endpoint closed the socket {rest}: a mark tells when it was"
+
+
+def _broken_by_marks(seen: Observations) -> Iterator[tuple[EndpointRule, str]]:
+    if not seen.marks:
+        yield EndpointRule.NO_MARK, "the endpoint sent no mark with its audio, so it can't know what was heard"
+    elif seen.unmarked > _MAX_AFTER_CLEAR and seen.unheard <= _MAX_UNHEARD:  # else its mark may have been about to come
+        rest = f"{_ms(seen.unmarked):,} ms of audio after its last mark"
+        yield EndpointRule.NO_MARK, f"the endpoint sent {rest}, so it can't know whether that was heard"
 
 
 def _broken_by_interruption(seen: Observations, most: float) -> Iterator[tuple[EndpointRule, str]]:

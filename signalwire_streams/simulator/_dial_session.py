@@ -83,7 +83,9 @@ class Observations:
     close_code: int | None = None
     not_closed: bool = False  # the endpoint ignored the end of the call
     stalled: bool = False  # the endpoint did not read
-    unheard: float = 0.0  # seconds of audio that the endpoint's close cut off, if above 0
+    unheard: float = 0.0  # seconds of audio that the end of the call cut off, if above 0
+    ahead: float = 0.0  # most seconds of audio that waited to be played
+    unmarked: float = 0.0  # seconds of audio since the last mark or clear
     after_clear: float = 0.0  # seconds of audio that the endpoint sent after that while the caller was speaking
     payload_sizes: Counter[int] = field(factory=Counter)
     marks: int = 0
@@ -157,20 +159,22 @@ class DialSession(MediaSession):
 
     async def _talk(self) -> bool:
         """Carry out the call up to its stop event; return False if the endpoint need not close the socket."""
+        seen = self.seen
         await self._socket.send_str(self._encoder.connected())
         with suppress(TimeoutError):
             async with asyncio.timeout(_START_DELAY):
                 await self._closed.wait()
-        self.seen.started_at = self._time()
+        seen.started_at = self._time()
         await self._socket.send_str(self._encoder.start())
-        self.seen.began_at = self._time()
+        seen.began_at = self._time()
         if not await self._send_audio():
             return False
         if self._closed.is_set():
             return True
-        self.seen.stopped_at = now = self._time()
+        seen.stopped_at = now = self._time()
         self._cut_heard(now)
         if self._player is not None:
+            seen.unheard = self._player.until - now
             await self._return_marks(self._player.advance(now))  # those that are due, even if the loop was busy
             self._player.clear(now)
         if self._call.rule(FaultKind.NO_STOP) is not None:
@@ -262,14 +266,19 @@ class DialSession(MediaSession):
         match event:
             case "media":
                 seen.payload_sizes[len(value)] += 1
+                seconds = len(value) / (self._codec.rate * self._codec.width)
                 if value:
                     self._hear(value, player.until, now)
                 if seen.cleared_at is not None and seen.slots <= self._silent_slot:
-                    seen.after_clear += len(value) / (self._codec.rate * self._codec.width)
+                    seen.after_clear += seconds
+                seen.unmarked += seconds
+                seen.ahead = max(seen.ahead, player.until - now + seconds, seconds)
             case "mark":
                 seen.marks += 1
+                seen.unmarked = 0.0
             case "clear":
                 seen.clears += 1
+                seen.unmarked = 0.0
                 if seen.cleared_at is None and seen.interrupted_at is not None and now >= seen.interrupted_at:
                     seen.cleared_at = now
                 self._cut_heard(now)

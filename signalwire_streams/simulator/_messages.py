@@ -25,6 +25,7 @@ class EndpointRule(StrEnum):
     PARTIAL_FRAMES = "partial_frames"
     NO_AUDIO = "no_audio"
     LATE_AUDIO = "late_audio"
+    TOO_FAR_AHEAD = "too_far_ahead"
     NO_MARK = "no_mark"
     NO_CLEAR = "no_clear"
     LATE_CLEAR = "late_clear"

@@ -30,7 +30,7 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace

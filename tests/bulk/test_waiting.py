@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkRun, BulkStatus, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from tests.fake_operation import FakeOperation
 

@@ -46,7 +46,7 @@ async def test_report_of_a_good_endpoint(hurried: Shell) -> None:
     assert (ran.code, ran.err) == (0, "")
     [title, *rows, verdict] = ran.rows
     assert title == f"Dialled {url}"
-    assert verdict == "The endpoint keeps the rules."
+    assert verdict == "The endpoint follows the protocol."
     labels = [re.split(r"\s{2,}", row.strip()) for row in rows]
     shown = dict(labels)
     assert list(shown) == ["accepted after", "first audio", "payloads", "audio", "marks", "closed"]
@@ -66,7 +66,7 @@ async def test_each_broken_rule_is_an_error(hurried: Shell) -> None:
         "error: 1 of the endpoint's 1 payloads are not whole frames of 20 ms (160 bytes): 50 bytes",
         "error: the endpoint closed the socket with code 1008 instead of 1000",
     ]
-    assert "keeps the rules" not in ran.out
+    assert "follows the protocol" not in ran.out
     assert as_json.err == ran.err
     facts = as_json.json
     assert facts["ok"] is False

@@ -290,3 +290,11 @@ async def test_interrupted_stop_advises_to_repeat_it(space: SimulatedSpace) -> N
     assert ran.code == 130
     assert ran.err == "interrupted: the stream may still be running; stop it again\n"
     assert ran.json["message"] == ran.err.strip()
+
+
+async def test_interrupted_end_advises_to_repeat_it(space: SimulatedSpace) -> None:
+    space.faults.add("hang", on="end")
+    ran = await interrupted(space, "end-call", "calls", "end", space.call_sids[0], "--json")
+    assert ran.code == 130
+    assert ran.err == "interrupted: the call may still be in progress; end it again\n"
+    assert ran.json["message"] == ran.err.strip()

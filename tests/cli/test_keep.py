@@ -98,7 +98,7 @@ def alive(space: SimulatedSpace) -> list[str]:
         ((*AUDIT, "--where", "=support-*"), "write it as FIELD=PATTERN"),
         ((*AUDIT, "--where", "friend=a"), "a conference has no field of that name: write one of account_sid"),
         ((*AUDIT, "--where", "extra=a"), "a conference has no field of that name"),
-        ((*AUDIT, "--where", "friendly_name=a", "--calls"), "uri, or keep one of both alone"),
+        ((*AUDIT, "--where", "friendly_name=a", "--calls"), "uri, or keep only one of the two kinds"),
         ((*AUDIT, "--poll", "0"), "'--poll': 0.0 is not in the range"),
         ((*AUDIT, "--poll", "nan"), "'--poll': nan is not"),
         ((*AUDIT, "--in-doubt", "guess"), "'guess' is not one of 'hold', 'restart'"),
@@ -173,7 +173,7 @@ async def test_space_that_can_not_be_reached_ends_the_first_start(offline_shell:
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"--name": "other"}, "is of the streams named 'audit': pass --name 'audit', or name another file"),
+        ({"--name": "other"}, "belongs to the keeper named 'audit': pass --name 'audit', or name another file"),
         ({"--project": "p-2"}, "belongs to the project"),
         ({"--space": "http://localhost:9"}, "belongs to the Space"),
     ],

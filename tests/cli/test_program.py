@@ -19,10 +19,12 @@ COMMANDS = [
     ("conferences", "participants"),
     ("conferences", "start-stream"),
     ("conferences", "stop-stream"),
+    ("conferences", "end"),
     ("calls", "list"),
     ("calls", "get"),
     ("calls", "start-stream"),
     ("calls", "stop-stream"),
+    ("calls", "end"),
     ("simulate",),
     ("demo",),
 ]

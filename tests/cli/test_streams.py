@@ -1,4 +1,4 @@
-"""``start-stream`` and ``stop-stream``, on conferences and on calls."""
+"""``start-stream``, ``stop-stream`` and ``end``, on conferences and on calls."""
 
 import io
 import shlex
@@ -200,3 +200,21 @@ async def test_stop_of_ended_stream_succeeds_and_reports_it(shell: Shell, space:
 async def test_stop_of_unknown_stream_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:
     ran = await shell("conferences", "stop-stream", space.conference_sids[0], "nothing", "--json")
     assert (ran.code, ran.json["error"], ran.json["status"], ran.json["code"]) == (1, "NotFoundError", 404, 20404)
+
+
+@pytest.mark.parametrize("noun", ["conference", "call"])
+async def test_end_ends_the_target_and_its_streams(shell: Shell, space: SimulatedSpace, noun: str) -> None:
+    [sid, *others] = space.conference_sids if noun == "conference" else space.call_sids
+    for target in (sid, others[0]):
+        assert (await shell(f"{noun}s", "start-stream", target, "--url", URL)).code == 0
+    for _ in range(2):  # it is safe to repeat
+        ran = await shell(f"{noun}s", "end", sid)
+        assert (ran.code, ran.out, ran.err) == (0, f"Ended {noun} {sid}, and the streams on it.\n", "")
+    assert [stream.target_sid for stream in space.streams.active()] == [others[0]]
+    facts = (await shell(f"{noun}s", "end", sid, "--json")).json
+    assert (facts["sid"], facts["status"]) == (sid, "completed")
+
+
+async def test_end_of_an_unknown_conference_is_a_failure(shell: Shell) -> None:
+    ran = await shell("conferences", "end", "nothing", "--json")
+    assert (ran.code, ran.json["error"], ran.json["status"]) == (1, "NotFoundError", 404)

@@ -11,6 +11,7 @@ import pytest
 from signalwire_streams import InvalidRequestError, PlannedRequest, SignedTokens, StartCallStream
 from signalwire_streams._cli.bulk_secrets import Secrets
 from signalwire_streams.models._signed_tokens import RejectedTokenError
+from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file
@@ -43,6 +44,24 @@ async def test_first_key_of_the_file_signs(shell: Shell, space: SimulatedSpace, 
     await shell("conferences", "start-stream", space.conference_sids[0], *URL, "--token-key-file", "-")
     with pytest.raises(RejectedTokenError, match="another key"):
         subjects(space)
+
+
+async def test_dial_has_a_token_for_its_call(shell: Shell, key_file: str) -> None:
+    """Which a receiver admits, and whose claims it has."""
+    claims: list[Any] = []
+
+    async def answer(session: StreamSession) -> None:
+        claims.append((session.claims, session.start.call_sid))
+        await session.wait_closed()
+
+    async with MediaReceiver(answer, bearer_tokens=SignedTokens(KEY)).serve() as url:
+        for _ in range(2):
+            ran = await shell("dial", url, "--one-way", "--audio", "silence", "--token-key-file", key_file, "--json")
+            assert (ran.code, ran.json["close_code"], ran.err) == (0, 1000, "")
+            assert "hush" not in ran.out
+    [(first, sid), (second, other)] = claims
+    assert (first.kind, first.target, second.target) == ("call", sid, other)
+    assert sid != other
 
 
 async def test_resume_asks_for_the_key_in_one_sentence(

@@ -281,7 +281,7 @@ async def test_run_that_waits_past_the_ttl_is_admitted_whole(
     sound = Tone(seconds=0.02)
     async with (
         receiver.serve() as url,
-        SimulatedSpace(conferences=300, audio=sound, real_time=False, allow_ws=True) as space,
+        SimulatedSpace(conferences=1_000, audio=sound, real_time=False, allow_ws=True) as space,
     ):
         client = client_for(space, clock=clock, middlewares=[without_tls])
         requests = [
@@ -296,10 +296,10 @@ async def test_run_that_waits_past_the_ttl_is_admitted_whole(
             assert outcome.status is BulkStatus.STARTED, outcome.error
             outcomes += 1
             await until(lambda: len(admitted) > outcomes - 100)  # noqa: B023  (a slow machine keeps up)
-            if outcomes == 150:
+            if outcomes == 500:
                 space.faults.add("throttle", on="start", times=2, retry_after=45)
         await until(lambda: not space.streams.active())
         assert [stream.error for stream in space.streams if stream.error] == []
     assert admitted == set(space.conference_sids)
     assert receiver.rejected_upgrades == 0
-    assert space.requests.count("start-conference-stream") > 300
+    assert space.requests.count("start-conference-stream") > 1_000

@@ -19,7 +19,7 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsError,
 )
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import to_status
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, completed_mark, key_of

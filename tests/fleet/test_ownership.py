@@ -9,14 +9,14 @@ import pytest
 from attrs import evolve
 
 from signalwire_streams import BulkOutcome, BulkStatus, Clock, InvalidRequestError
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet._fleet import Submission
 from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, key_of
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import Connection, Writer
-from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers

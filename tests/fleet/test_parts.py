@@ -31,10 +31,10 @@ from signalwire_streams import (
     fleet as fleet_room,
 )
 from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet._fleet import start_batch
 from signalwire_streams.fleet._items import Evidence, PlannedItem, read_batch, read_outcome, write_batch, write_outcome
 from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.fleet._redis import Connection, Writer, docket_url
-from signalwire_streams.fleet._submission import start_batch
 from signalwire_streams.simulator import SimulatedSpace
 
 from .helpers import URL, Pipe, on_conferences

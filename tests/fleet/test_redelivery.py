@@ -17,7 +17,7 @@ from signalwire_streams import (
     StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.fleet._items import Batch, ItemMark, key_of

@@ -32,9 +32,9 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, WorkerStatus, stop_on_signals
+from signalwire_streams.fleet._fleet import Submission
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._redis import Connection
-from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
@@ -109,7 +109,7 @@ async def test_results_cache_few_batches(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signalwire_streams.fleet._items._CACHED_BATCHES", 1)
-    monkeypatch.setattr("signalwire_streams.fleet._submission._BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._fleet._BATCHES_AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]
     requests = [StartConferenceStream(conference_sid=sid, url=URL, name=f"s{number}") for number in range(60)]
@@ -662,11 +662,11 @@ async def test_empty_run_is_finished(fleet: Fleet) -> None:
 async def test_failing_rate_limiter_requeues_batch(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     tries = []
 
-    async def middleware(exchange: Any, send: Any) -> Any:
-        tries.append(exchange)
+    async def middleware(request: Any, send: Any) -> Any:
+        tries.append(request)
         if len(tries) == 1:
             raise RuntimeError("broken")
-        return await send(exchange)
+        return await send(request)
 
     async with StreamsClient(
         base_url=space.base_url,

@@ -168,9 +168,80 @@ async def test_starter_starts_what_a_replica_records(user: Any) -> None:
     assert someone.space.requests.count("stop-call-stream") == 1
 
 
+async def status_of(method: str, url: str) -> int:
+    async with aiohttp.ClientSession() as http, http.request(method, url) as response:
+        return response.status
+
+
+@asynccontextmanager
+async def fastapi_program(someone: Any) -> AsyncIterator[tuple[Process, str]]:
+    """Run the guide's program of FastAPI behind TLS; yield it and the URL of its routes."""
+    async with proxy(someone, someone.port) as url:
+        own = {"STREAM_URL": f"{url}/", "STREAM_TOKEN_KEYS": token_urlsafe(32), "PORT": str(someone.port)}
+        async with someone.start("deploying/app.py", **own) as child:
+            await accepted(someone.port)
+            yield child, f"http://127.0.0.1:{someone.port}"
+
+
+async def until_draining(probe: str) -> None:
+    async def is_draining() -> bool:
+        return await status_of("GET", probe) == 503
+
+    await until(is_draining, timeout=20.0, interval=0.01)
+
+
+async def until_recorded(someone: Any, count: int) -> None:
+    await until(lambda: len(list(someone.folder.glob("*.wav"))) == count, timeout=20.0, interval=0.01)
+
+
+async def test_fastapi_program_starts_records_and_drains(user: Any) -> None:
+    """A stream that runs when it is told to end is recorded to its end, and no other one is admitted."""
+    someone = await user(audio=Tone(seconds=1.5), real_time=True)
+    [first, second] = someone.space.call_sids
+    async with fastapi_program(someone) as (child, url):
+        assert await status_of("GET", f"{url}/audio/readyz") == 200
+        assert await status_of("POST", f"{url}/recordings/{first}") == 204
+        await until_recorded(someone, 1)
+        child.send_signal(signal.SIGTERM)
+        await until_draining(f"{url}/audio/readyz")
+        assert await status_of("POST", f"{url}/recordings/{second}") == 204
+        ran = await end_of(child)
+    assert "Traceback" not in ran.err
+    stream = someone.space.streams[0]
+    assert frames_of(someone.folder / f"{stream.sid}.wav") == (2, 8000, 12_000)
+    assert [path.stem for path in someone.folder.glob("*.wav")] == [stream.sid]
+
+
+async def test_fastapi_program_ends_at_the_second_ctrl_c(user: Any) -> None:
+    """The first one waits for the streams, and there is no traceback."""
+    someone = await user(audio=Tone(), real_time=True)
+    [sid, _] = someone.space.call_sids
+    async with fastapi_program(someone) as (child, url):
+        for method, streams in (("POST", 1), ("DELETE", 0), ("POST", 1)):
+            assert await status_of(method, f"{url}/recordings/{sid}") == 204
+            await until(lambda: len(someone.space.streams.active()) == streams, timeout=20.0)  # noqa: B023
+        await until_recorded(someone, 2)
+        child.send_signal(signal.SIGINT)
+        await until_draining(f"{url}/audio/readyz")
+        assert someone.space.streams.active()
+        ran = await end_of(child, signal.SIGINT)
+    assert ran.code == 0
+    assert "Traceback" not in ran.err
+    assert frames_of(someone.folder / f"{someone.space.streams[1].sid}.wav")[:2] == (2, 8000)
+
+
+async def test_replica_without_streams_ends_at_ctrl_c(user: Any) -> None:
+    someone = await user(audio=None)
+    own = {"PORT": str(someone.port), "HEALTH_PORT": str(free_port()), "STREAM_TOKEN_KEYS": token_urlsafe(32)}
+    async with someone.start("deploying/replica.py", **own) as replica:
+        await accepted(someone.port)
+        ran = await end_of(replica, signal.SIGINT)
+    assert (ran.code, ran.err) == (0, "")
+
+
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine: install Debian's package nginx")
 async def test_redeploy_behind_nginx_cuts_no_stream(user: Any, client_for: Any) -> None:
-    """A replica that is told to end keeps its streams, and nginx gives new ones to the other."""
+    """A replica that gets SIGTERM keeps its streams, and nginx sends new ones to the other."""
     someone = await user(calls=6, audio=Tone(seconds=1.5), real_time=True)
     keys = token_urlsafe(32)
     ports = {name: str(free_port()) for name in ("9001", "9002", "443")}
@@ -229,10 +300,12 @@ async def proxy(someone: Any, port: int) -> AsyncIterator[str]:
     context.load_cert_chain("server.pem", "server.key")
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:  # the other end may have reset the connection
+            writer.close()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.error_mapping import to_exception
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams._http.responses import classify, read_response
 from signalwire_streams.errors import (
     ApiError,
@@ -74,25 +74,25 @@ def read() -> Request:
 
 
 def answered(
-    exchange: Request, status: int, body: object = b"", /, headers: dict[str, str] | None = None, **more: Any
+    request: Request, status: int, body: object = b"", /, headers: dict[str, str] | None = None, **more: Any
 ) -> StreamsError:
     """Build the error of a call whose last attempt had this response."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = read_response(status, CIMultiDict(headers or {}), content, complete=True)
     known: dict[str, Any] = {
-        "attempt_result": classify(exchange, reply),
+        "attempt_result": classify(request, reply),
         "phase": Phase.RESPONDED,
         "response": reply,
         "decision": RetryDecision.FAIL,
         "sent": "yes",
     }
-    return to_exception(exchange, Result(**(known | more)))
+    return to_exception(request, Result(**(known | more)))
 
 
-def unanswered(exchange: Request, event: AttemptResult, **more: Any) -> StreamsError:
+def unanswered(request: Request, event: AttemptResult, **more: Any) -> StreamsError:
     """Build the error of a call whose last attempt had no response."""
     known: dict[str, Any] = {"phase": Phase.WAITING, "decision": RetryDecision.FAIL, "sent": "maybe"}
-    return to_exception(exchange, Result(attempt_result=event, **(known | more)))
+    return to_exception(request, Result(attempt_result=event, **(known | more)))
 
 
 @pytest.mark.parametrize(

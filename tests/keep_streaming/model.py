@@ -52,7 +52,7 @@ from signalwire_streams.keep_streaming import (
     TimePassed,
     WaitUntil,
 )
-from signalwire_streams.keep_streaming._decisions import RULES, Observed, Planned, decide_by, stopping, unproven
+from signalwire_streams.keep_streaming._decisions import RULES, Case, Observed, Planned, decide_by, stopping, unproven
 from signalwire_streams.keep_streaming._state import (
     ObservationOfAttempt,
 )
@@ -295,7 +295,8 @@ class Model:
         known = self._decided.get((world.state, observation, world.is_paused))
         if known is None:
             until = 1.0 if world.is_paused else -inf
-            decision = decide_by(self._rules, world.state.value, observation, 0.0, self._settings, paused_until=until)
+            case = Case(state=world.state.value, now=0.0, settings=self._settings, paused_until=until)
+            decision = decide_by(self._rules, case, observation)
             saved = [action for action in decision.actions if isinstance(action, SaveAttempt)]
             sent = [action for action in decision.actions if not isinstance(action, SaveAttempt | WaitUntil)]
             requests = frozenset(Same.of(Request(action, True)) for action in sent)
@@ -477,7 +478,7 @@ class Model:
     # --- What has to be
 
     def _settle(self, world: World) -> Verdict:
-        """Let everything work from here on, and return whether there is one stream within four rounds."""
+        """Make everything work from here on, and return whether there is one stream within four rounds."""
         if not self._at_least_one:
             return Verdict(problem="two streams" if self._at_most_one and len(world.streams) > 1 else None)
         if not world.is_up:

@@ -134,10 +134,10 @@ async def test_two_keepers_can_not_use_one_file(tmp_path: Path) -> None:
     [
         (KeeperOwner("https://b.signalwire.com", "p1", "audit"), "belongs to the Space https://example.signalwire.com"),
         (KeeperOwner(OWNER.origin, "p2", "audit"), "belongs to the project p1: use it there"),
-        (KeeperOwner(OWNER.origin, "p1", "sales"), "streams named 'audit': pass name='audit', or name another file"),
+        (KeeperOwner(OWNER.origin, "p1", "sales"), "the keeper named 'audit': pass name='audit', or name another file"),
         (
             KeeperOwner(OWNER.origin, "p1", "audit", "once"),
-            "with names='reusable', which are called otherwise: pass names",
+            "with names='reusable', which are formed differently: pass names",
         ),
     ],
 )

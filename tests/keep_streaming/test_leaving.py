@@ -165,8 +165,8 @@ class TestUnsent:
             new = space.add_conference()
             await until(lambda: events.count(TargetFailing) >= 4)
         assert {event.target: event.reason for event in events.seen if isinstance(event, TargetFailing)} == {
-            slow: f"the template returned nothing for {slow} within 30 s: let it fail sooner",
-            new: f"the template returned nothing for {new} within 30 s: let it fail sooner",
+            slow: f"the template returned nothing for {slow} within 30 s: make it return sooner",
+            new: f"the template returned nothing for {new} within 30 s: make it return sooner",
             cancelled: f"the template was cancelled for {cancelled}: let it return the fields, or None",
             timed_out: f"the template raised TimeoutError for {timed_out}",
         }

@@ -203,7 +203,7 @@ MUTANTS = {
     "without its sid it is stopped by its name": [Mutant(HERE, faults(1, kills=1))],
     "a doubt holds, if a second stream would not be refused": [Mutant(HELD, faults(1, lost_responses=1))],
     "or else the stream is stopped by its name": [Mutant(AGAIN_HERE, faults(1, kills=1))],
-    "while a receiver rejects everybody, nothing is started": [Mutant(HERE, faults(2, pauses=1, rejections=1))],
+    "while a receiver rejects all streams, nothing is started": [Mutant(HERE, faults(2, pauses=1, rejections=1))],
     "a target without a stream gets one": [Mutant(HERE), Mutant(HELD_HERE, faults(1, kills=1), starts_unsaved)],
 }
 

@@ -1,4 +1,4 @@
-"""A receiver that rejects everybody gets one start at a time, which one event reports, and another one its end."""
+"""A receiver that rejects all streams gets one start at a time, which one event reports, and another one its end."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -54,7 +54,7 @@ async def check_pause(space: SimulatedSpace, events: Events, idle_clock: Clock, 
     return paused.reason
 
 
-async def test_receiver_elsewhere_that_refuses_everybody(
+async def test_receiver_elsewhere_that_refuses_all_streams(
     space: SimulatedSpace, client: StreamsClient, journal: Path, certificates: Certificates, idle_clock: Clock
 ) -> None:
     space.callbacks = True

@@ -1,4 +1,4 @@
-"""When a receiver counts as one that rejects everybody."""
+"""When a receiver counts as one that rejects all streams."""
 
 from collections.abc import Iterable
 

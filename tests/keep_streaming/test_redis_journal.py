@@ -259,7 +259,7 @@ class TestSecond:
             journal = await hosts.open(KeeperOwner(OWNER.origin, project, name))
             assert journal.obstacle is None
 
-    async def test_names_of_another_kind_are_rejected_whoever_has_the_lease(self, hosts: Hosts) -> None:
+    async def test_names_of_another_kind_are_rejected_with_and_without_the_lease(self, hosts: Hosts) -> None:
         first = await hosts.open()
         await first.acquire()
         await first.save(ROOM, kept(1))
@@ -422,6 +422,6 @@ class TestErrors:
         self, client: StreamsClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "redis", None)
-        monkeypatch.setattr("signalwire_streams.keep_streaming._setup.find_spec", lambda _: None)
+        monkeypatch.setattr("signalwire_streams.keep_streaming._keeper.find_spec", lambda _: None)
         with pytest.raises(InvalidRequestError, match=r"pip install 'signalwire-streams\[redis\]'"):
             client.keep_streaming({"url": "wss://a.example"}, name="audit", journal="redis://localhost")

@@ -284,7 +284,7 @@ class TestTemplate:
             ({"url": URL, "parameters": {"keep_attempt": "1"}}, "leave no room for 'keep_attempt'"),
             (
                 {"url": URL, "status_callback": "https://a.example/?keep_attempt"},
-                "is added: call yours otherwise",
+                "the keeper adds: rename yours",
             ),
             ({"url": URL, "parameters": {"keep_target": "1"}}, "leave no room for .* and 'keep_target'"),
             ({"url": URL, "parameters": dict.fromkeys(map(str, range(98)), "1")}, "pass at most 97 others"),

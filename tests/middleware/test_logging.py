@@ -333,7 +333,7 @@ async def test_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
 def test_next_warning_of_a_bulk_run_counts_the_outcomes_in_between(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams.outcome")
     log = OutcomeLog()
-    exchange = Request(
+    request = Request(
         method="POST",
         path="/",
         operation=Operation.CONFERENCE_START,
@@ -344,11 +344,11 @@ def test_next_warning_of_a_bulk_run_counts_the_outcomes_in_between(caplog: pytes
     )
     outcome = Result(attempt_result=AttemptResult.NO_RESPONSE, phase=Phase.WAITING, decision=RetryDecision.UNKNOWN)
     for now in (0.0, 1.0, 59.0, 60.0):
-        log.record(exchange, outcome, now)
+        log.record(request, outcome, now)
     caplog.set_level(logging.WARNING, "signalwire_streams.outcome")
-    log.record(exchange, outcome, 61.0)
-    log.record(exchange, evolve(outcome, decision=RetryDecision.SUCCEED, ambiguous=True), 62.0)
-    log.record(exchange, evolve(outcome, decision=RetryDecision.SUCCEED, ambiguous=True), 120.0)
+    log.record(request, outcome, 61.0)
+    log.record(request, evolve(outcome, decision=RetryDecision.SUCCEED, ambiguous=True), 62.0)
+    log.record(request, evolve(outcome, decision=RetryDecision.SUCCEED, ambiguous=True), 120.0)
     found = lines(caplog, "outcome")
     assert [level for level, _ in found] == ["WARNING", "DEBUG", "DEBUG", "WARNING", "WARNING"]
     assert found[3][1].endswith("(2 more since the last warning)")

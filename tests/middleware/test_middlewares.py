@@ -76,11 +76,11 @@ async def test_on_attempt_that_raises_does_not_lose_the_stream(
 async def test_on_attempt_is_called_with_a_cancelled_attempt(space: SimulatedSpace, client_for: Any) -> None:
     """A call that is cancelled after it was written reports its phase and re-raises."""
     attempts: list[Attempt] = []
-    exchanges: list[Request] = []
+    requests: list[Request] = []
 
-    async def keep(exchange: Request, send: Handler) -> Result:
-        exchanges.append(exchange)
-        return await send(exchange)
+    async def keep(request: Request, send: Handler) -> Result:
+        requests.append(request)
+        return await send(request)
 
     client = client_for(space, on_attempt=attempts.append, middlewares=[keep])
     space.faults.add("hang", executed=True)
@@ -93,22 +93,22 @@ async def test_on_attempt_is_called_with_a_cancelled_attempt(space: SimulatedSpa
     assert [(attempt.result, attempt.phase, attempt.sent) for attempt in attempts] == [
         (AttemptResult.CANCELLED, Phase.WAITING, "maybe")
     ]
-    assert exchanges[0].state.sent == "maybe"
+    assert requests[0].state.sent == "maybe"
 
 
 async def test_middlewares_of_the_caller_wrap_the_retries(space: SimulatedSpace, client_for: Any) -> None:
     """They see each call once, the first one outermost, and may change request and result."""
     seen: list[str] = []
 
-    async def outer(exchange: Request, send: Handler) -> Result:
+    async def outer(request: Request, send: Handler) -> Result:
         seen.append("outer")
-        outcome = await send(evolve(exchange, headers={"Traceparent": "00-1-2-01"}))
+        outcome = await send(evolve(request, headers={"Traceparent": "00-1-2-01"}))
         seen.append(f"outer got {outcome.decision} after {outcome.attempts}")
         return outcome
 
-    async def inner(exchange: Request, send: Handler) -> Result:
-        seen.append(f"inner {exchange.headers['Traceparent']}")
-        return await send(exchange)
+    async def inner(request: Request, send: Handler) -> Result:
+        seen.append(f"inner {request.headers['Traceparent']}")
+        return await send(request)
 
     client = client_for(space, middlewares=[outer, inner])
     space.faults.add("503-api", times=1)
@@ -120,7 +120,7 @@ async def test_middlewares_of_the_caller_wrap_the_retries(space: SimulatedSpace,
 async def test_middleware_may_return_a_result_of_its_own(space: SimulatedSpace, client_for: Any) -> None:
     """An outcome that a middleware makes up is treated as what it says."""
 
-    async def refuse(exchange: Request, send: Handler) -> Result:
+    async def refuse(request: Request, send: Handler) -> Result:
         return Result(attempt_result=AttemptResult.UNRETRYABLE, phase=Phase.QUEUED, detail="closed on Sundays")
 
     client = client_for(space, middlewares=[refuse])

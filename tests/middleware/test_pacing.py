@@ -20,7 +20,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._http.exchange import CallState, chain
+from signalwire_streams._http.messages import CallState, chain
 from signalwire_streams.middleware import Request, Result
 from signalwire_streams.middleware._rate_limit import (
     LocalRateLimiter,
@@ -161,7 +161,7 @@ async def test_acquire_without_time_takes_no_token() -> None:
 async def test_request_without_a_connection_slot_takes_no_token() -> None:
     """Nothing is sent either."""
     limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
-    exchange = Request(
+    request = Request(
         method="POST",
         path="/x",
         operation=Operation.STOP,
@@ -173,7 +173,7 @@ async def test_request_without_a_connection_slot_takes_no_token() -> None:
     async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    outcome = await RateLimitMiddleware(PrioritySemaphore(0), limiter, watch.clock())(exchange, send)
+    outcome = await RateLimitMiddleware(PrioritySemaphore(0), limiter, watch.clock())(request, send)
 
     assert (outcome.attempt_result, outcome.phase) == (AttemptResult.DEADLINE_EXCEEDED, Phase.QUEUED)
     assert outcome.detail == "no connection became free in time"

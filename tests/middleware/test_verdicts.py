@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from signalwire_streams import RetryPolicy
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams._http.responses import classify, confirms, contradiction, read_response
 from signalwire_streams.middleware import Request
 from signalwire_streams.middleware._retry import RetryBudget, RetryState

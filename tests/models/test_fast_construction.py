@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from attrs.exceptions import FrozenInstanceError
 
 from signalwire_streams import CallStream, ConferenceStream, Phase, Track
-from signalwire_streams._http.exchange import Result
+from signalwire_streams._http.messages import Result
 from signalwire_streams.models import AttemptResult, StartConferenceStream
 from signalwire_streams.models._fast import fast_constructor
 from signalwire_streams.models._validation import from_masked

@@ -62,7 +62,7 @@ async def test_wrong_token_is_rejected(link: str, browse: Browse, query: str, ca
         response = await browser.get(query)
     assert (response.status, response.cookies) == (403, {})
     assert "rejected a request from 127.0.0.1" in caplog.text
-    assert "wrong\n" not in caplog.text.replace("This link is wrong", "")
+    assert "wrong\n" not in caplog.text.replace("This link is invalid", "")
 
 
 @pytest.mark.parametrize("path", ["socket", "audio?stream=1", "socket?token={token}"])
@@ -262,7 +262,7 @@ async def test_your_function_has_a_time_limit(browse: Browse) -> None:
         response = await (await browse(link)).get()
     assert (response.status, await response.text()) == (
         403,
-        "The check whether you may see this page takes too long: try again.\n",
+        "The check of your access takes too long: try again.\n",
     )
 
 
@@ -285,7 +285,7 @@ async def test_link_is_the_address_with_a_token(page: LivePage, address: str) ->
     "address", ["", "example.com", "ftp://a/", "https:///live", "https://a/?x=1", "http://a b/", 5]
 )
 async def test_link_needs_an_address(page: LivePage, address: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="address is not the page"):
+    with pytest.raises(InvalidRequestError, match="address is not a URL of the page"):
         page.create_link(address)
 
 
@@ -302,12 +302,12 @@ async def test_invalid_address_is_rejected(page: LivePage, settings: dict[str, A
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"receivers": ["x"]}, "receivers has a str: pass MediaReceivers"),
+        ({"receivers": ["x"]}, "receivers contains a str: pass MediaReceivers"),
         ({"receivers": None}, "receivers, runs and keepers are lists: write"),
         ({"runs": 5}, "receivers, runs and keepers are lists: write"),
-        ({"keepers": "audit"}, "keepers has a str"),
+        ({"keepers": "audit"}, "keepers contains a str"),
         ({"allowed_hosts": ["*.example.com"]}, "allowed_hosts is not a list of hosts"),
-        ({"runs": ["x"]}, "runs has a str: pass what client.start_streams returns"),
+        ({"runs": ["x"]}, "runs contains a str: pass what client.start_streams returns"),
         ({"receivers": "receiver"}, r"write receivers=\[receiver\]"),
         ({"allowed_hosts": 5}, "allowed_hosts is not a list of hosts"),
         ({"authorize": "x"}, "authorize is a str: write async def authorize"),

@@ -8,7 +8,7 @@ import pytest
 
 from signalwire_streams import Clock, InvalidRequestError, JournalError, StreamsClient
 from signalwire_streams.keep_streaming import KeepStatus, StandbyEnded, StandbyStarted, StartsPaused, StartsResumed
-from signalwire_streams.page import LivePage, _rows
+from signalwire_streams.page import LivePage, _board
 from signalwire_streams.page._board import Board
 from signalwire_streams.simulator import SimulatedSpace
 from tests.waiting import until
@@ -138,7 +138,7 @@ async def test_targets_are_bounded_and_read_in_turns(
 ) -> None:
     """The oldest are shown, and how many are not."""
     monkeypatch.setattr(page._board.keepers[0], "_max_rows", 7)
-    monkeypatch.setattr(_rows, "_BATCH", 3)
+    monkeypatch.setattr(_board, "_TARGETS_AT_ONCE", 3)
     for _ in range(10):
         space.add_conference()
     async with keeper_of(page):
@@ -185,5 +185,5 @@ def test_keepers_are_a_list_of_keepers(client: StreamsClient, tmp_path: Path) ->
     one: Any = keeper
     with pytest.raises(InvalidRequestError, match=r"are lists: write .*keepers=\[keeper\]"):
         LivePage(keepers=one)
-    with pytest.raises(InvalidRequestError, match=r"keepers has a StreamsClient: pass what client.keep_streaming"):
+    with pytest.raises(InvalidRequestError, match=r"keepers contains a StreamsClient: pass what client.keep_streaming"):
         LivePage(keepers=[client])  # type: ignore[list-item]

@@ -3,13 +3,14 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from secrets import token_urlsafe
 from typing import Any
 
 import aiohttp
 import pytest
 
-from signalwire_streams import TransportError
+from signalwire_streams import StartCallStream, TransportError
 from signalwire_streams.receiver import DtmfEvent, EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._asgi_socket import AsgiSocket
 from signalwire_streams.receiver._socket import CloseCode
@@ -24,7 +25,6 @@ pytestmark = [
     pytest.mark.usefixtures("idle_clock"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets.legacy"),
 ]
-TOKEN = "guide-token"
 
 
 class Peer:
@@ -90,8 +90,18 @@ async def test_stream_is_opened_over_uvicorn(
     assert session.end_reason is EndReason.STOPPED
 
 
+@pytest.fixture
+def guide(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of the guide's program."""
+    environment = ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN")
+    values = dict.fromkeys(environment, "unused") | {"STREAM_URL": "wss://x/", "STREAM_TOKEN_KEYS": token_urlsafe(32)}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return run_code("deploying/app.py")
+
+
 @pytest.mark.parametrize("websockets", UVICORN)
-async def test_50_streams_end_before_the_server_of_the_guide(websockets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_200_streams_end_before_the_server_of_the_guide(websockets: str, guide: dict[str, Any]) -> None:
     """Its recipe loses nothing: the server stops while all of them are being received."""
     received: list[int] = []
 
@@ -102,33 +112,38 @@ async def test_50_streams_end_before_the_server_of_the_guide(websockets: str, mo
             frames += isinstance(event, MediaEvent)
         received.append(frames)
 
-    monkeypatch.setenv("STREAM_TOKEN", TOKEN)
-    scope = run_code("deploying/app.py")
-    receiver = scope["receiver"]
+    receiver = guide["receiver"]
     receiver._handler = record
+    async with (
+        guide_served(guide, websockets) as (server, url),
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
+        closing = asyncio.Event()
 
-    server_class = type("Server", (scope["Server"], WithoutSignals), {})
-    async with running(scope["app"], websockets, server_class=server_class) as server:
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/audio/"
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-            closing = asyncio.Event()
+        async def speak(sid: str) -> None:
+            token = guide["TOKENS"]._minter(StartCallStream(call_sid=sid, url="wss://x/"))()
+            async with http.ws_connect(url, headers={"Authorization": f"Bearer {token!s}"}) as peer:
+                await begin(peer, callSid=sid)
+                await closing.wait()
+                for chunk in range(1, 6):
+                    await peer.send_json(media(chunk))
+                await peer.send_json({"event": "stop", "sequenceNumber": "7"})
+                await peer.receive()
 
-            async def speak() -> None:
-                async with http.ws_connect(url, headers={"Authorization": f"Bearer {TOKEN}"}) as peer:
-                    await begin(peer)
-                    await closing.wait()
-                    for chunk in range(1, 6):
-                        await peer.send_json(media(chunk))
-                    await peer.send_json({"event": "stop", "sequenceNumber": "7"})
-                    await peer.receive()
+        peers = [asyncio.create_task(speak(f"call-{number}")) for number in range(200)]
+        await until(lambda: len(receiver.sessions) == 200)
+        server.should_exit = True
+        await until(receiver._closing.is_set)
+        closing.set()
+        await asyncio.gather(*peers)
+    assert received == [5] * 200
 
-            peers = [asyncio.create_task(speak()) for _ in range(50)]
-            await until(lambda: len(receiver.sessions) == 50)
-            server.should_exit = True
-            await until(receiver._closing.is_set)
-            closing.set()
-            await asyncio.gather(*peers)
-    assert received == [5] * 50
+
+@asynccontextmanager
+async def guide_served(guide: dict[str, Any], websockets: str) -> AsyncIterator[tuple[Any, str]]:
+    server_class = type("Server", (guide["Server"], WithoutSignals), {})
+    async with running(guide["app"], websockets, server_class=server_class) as server:
+        yield server, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/audio/"
 
 
 async def test_wrong_token_is_rejected_before_the_upgrade(stack: Any, heard: Heard) -> None:

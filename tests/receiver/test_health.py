@@ -4,9 +4,11 @@ import asyncio
 
 import aiohttp
 import pytest
+from fastapi import FastAPI
 
 from signalwire_streams import InvalidRequestError
 from signalwire_streams.receiver import MediaReceiver, StreamSession
+from tests.uvicorn_server import running
 from tests.waiting import until
 
 
@@ -52,6 +54,25 @@ async def test_receiver_that_drains_is_alive_and_not_ready() -> None:
     may_end.set()
     leave.set()
     await asyncio.gather(draining, serving)
+
+
+async def test_asgi_application_has_the_same_health_endpoints() -> None:
+    """Below its mount, so that a probe needs no code of the user's."""
+    receiver = MediaReceiver()
+    application = FastAPI()
+    application.mount("/audio", receiver.asgi)
+    async with running(application, "wsproto") as server:
+        address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/audio"
+        for path, status in (("/healthz", 200), ("/readyz", 200), ("/readyz/", 200), ("/", 400), ("/metrics", 400)):
+            assert await status_of(address, path) == status
+        assert await status_of(address, "/readyz", "HEAD") == 200
+        assert await status_of(address, "/readyz", "POST") == 405
+        await receiver.aclose()
+        async with aiohttp.ClientSession() as http, http.get(f"{address}/readyz") as response:
+            assert (response.status, await response.text()) == (503, "draining\n")
+            assert response.headers["Cache-Control"] == "no-store"
+            assert response.content_type == "text/plain"
+        assert await status_of(address, "/healthz") == 200
 
 
 async def test_without_a_port_nothing_is_served() -> None:

@@ -94,6 +94,25 @@ def test_overdue_mark_holds_the_position() -> None:
     assert heard.position(60.0) == later.position + 800
 
 
+def test_lost_mark_holds_the_position_until_a_later_one_returns() -> None:
+    heard = heard_after(0.5)
+    heard.mark(10.0)
+    heard.send(RATE, 10.0)
+    later = heard.mark(10.0)
+    heard.send(RATE, 10.0)
+    assert heard.position(11.8) == 8000
+    heard.on_mark(later, 11.55)
+    assert heard.position(11.8) == 14_400
+
+
+def test_space_that_returns_no_mark_holds_nothing_for_longer_than_a_stall() -> None:
+    heard = heard_after(0.5)
+    heard.mark(10.0)
+    heard.send(20 * RATE, 10.0)
+    assert heard.position(15.4) == 8000
+    assert heard.position(15.6) == 44_800
+
+
 def test_cleared_marks_show_nothing() -> None:
     heard = heard_after(10.0)
     mark = heard.mark(10.0)

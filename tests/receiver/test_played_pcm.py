@@ -258,6 +258,23 @@ async def test_marks_that_never_return_are_forgotten() -> None:
     assert len(playback._marks) <= 1001
 
 
+async def test_lost_echo_of_one_finish_holds_up_no_other() -> None:
+    line = Line()
+    playback = playback_over(line, MULAW)
+    await playback.play(bytes(800))
+    given_up = asyncio.ensure_future(playback.finish())
+    await until(lambda: playback._marks)
+    given_up.cancel()
+    await asyncio.wait({given_up})
+    await playback.play(bytes(1600))
+    finishing = asyncio.ensure_future(playback.finish())
+    await until(lambda: len(playback._marks) == 2)
+    line.time += 0.2
+    assert not playback._on_mark(line.sent[-1]["mark"]["name"])
+    async with asyncio.timeout(1):
+        assert await finishing == 200
+
+
 async def test_clear_while_finish_sends_the_last_frame() -> None:
     line = Line()
     playback = playback_over(line, MULAW)

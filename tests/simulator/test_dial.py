@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -448,20 +447,20 @@ async def test_clear_is_awaited_as_long_as_its_limit_lasts() -> None:
 
 
 @asynccontextmanager
-async def answering(response: bytes | None, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def answering(response: bytes | None, *, until: bytes | int = b"\r\n\r\n") -> AsyncIterator[str]:
     """Serve TCP connections that are answered with some bytes, closed without any, or never answered."""
     connections = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
         if response is not None:
-            await reader.readuntil(b"\r\n\r\n")
+            await (reader.readexactly(until) if isinstance(until, int) else reader.readuntil(until))
             writer.write(response)
             writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=ssl_context)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
-        yield f"{'ws' if ssl_context is None else 'wss'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     finally:
         server.close()
         for writer in connections:
@@ -484,7 +483,7 @@ UPGRADED = (
         (http("401 Unauthorized"), "t0ken", "rejected the upgrade with HTTP 401, with a bearer token"),
         (http("403 Forbidden"), None, "rejected the upgrade with HTTP 403, without a bearer token"),
         (http("404 Not Found"), "t0ken", "rejected the upgrade with HTTP 404"),
-        (http("200 OK"), None, "rejected the upgrade with HTTP 200"),
+        (http("200 OK"), None, "responded to the upgrade with HTTP 200 instead of 101, as a web page does"),
         *(
             (http("301 Moved", f"Location: {where}"), "t0ken", "redirects the upgrade with HTTP 301, which a Space may")
             for where in ("/", "https://127.0.0.1:1/", "wss://127.0.0.1:1/", "http://[")
@@ -522,10 +521,13 @@ async def test_tls_errors_are_named(certificates: Certificates) -> None:
         plain = await dial_media(url.replace("ws:", "wss:"), ssl_context=certificates.trust)
     async with serving(answer) as (url, _):
         not_tls = await dial_media(url.replace("ws:", "wss:"), ssl_context=certificates.trust)
+    async with answering(b"", until=1) as url:
+        closing = await dial_media(url.replace("ws:", "wss:"), ssl_context=certificates.trust)
     assert "the endpoint has a certificate that is not trusted: " in untrusted.broken_rules[0].message
     assert trusted.broken_rules == ()
     assert plain.broken_rules[0].message == "the endpoint did not accept the upgrade within 5 s"
     assert "by TLS" in not_tls.broken_rules[0].message
+    assert closing.broken_rules[0].message == "the endpoint closed the connection during the TLS handshake"
 
 
 async def test_endpoint_that_does_not_read_is_named() -> None:

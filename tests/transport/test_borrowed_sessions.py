@@ -396,8 +396,8 @@ async def test_session_settings_are_overridden(options: dict[str, Any], space: S
 async def test_middlewares_of_this_package_may_add_headers(space: SimulatedSpace, client_for: Any) -> None:
     """Headers that a middleware adds are sent beside the client's own, read from netrc or not."""
 
-    async def add(exchange: Any, send: Any) -> Any:
-        return await send(evolve(exchange, headers={"X-Trace": "7"}))
+    async def add(request: Any, send: Any) -> Any:
+        return await send(evolve(request, headers={"X-Trace": "7"}))
 
     seen: list[Any] = []
 

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from signalwire_streams import Attempt, Operation, Phase, StreamsClient, StreamsError, Timeouts, TransportError
 from signalwire_streams._http.attempt_guard import AttemptGuard, PreparedBody
-from signalwire_streams._http.exchange import Request
+from signalwire_streams._http.messages import Request
 from signalwire_streams.simulator import SimulatedSpace
 
 pytestmark = pytest.mark.usefixtures("idle_clock")

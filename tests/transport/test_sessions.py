@@ -291,7 +291,7 @@ async def test_close_cancels_waiting_call(
 async def test_timeout_error_of_callers_middleware_propagates(space: SimulatedSpace, client_for: Any) -> None:
     """A TimeoutError that a caller's middleware raises is not taken for the client's closing."""
 
-    async def impatient(exchange: Request, send: Handler) -> Result:
+    async def impatient(request: Request, send: Handler) -> Result:
         raise TimeoutError("mine")
 
     client = client_for(space, middlewares=[impatient])

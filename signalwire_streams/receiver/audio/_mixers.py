@@ -268,11 +268,20 @@ class KeepMixer(Mixer):
             return now + self._patience
         return max(self._silent_at + self._seconds, now - self._patience)
 
+    def _certain_end(self) -> int:
+        """Return the end of all audio, without what follows a doubtful gap for which no silence has gone out yet."""
+        most = self._debt + self._patience * self._rate
+        return max(track.certain_end(most) for track in self._buffers)
+
     def _due_at(self, until: int, now: float) -> float:
         """Return when audio before a sample goes out although it is not complete; infinity if there is no more."""
         horizon, reached = self._horizon(), self._reached
         if self.is_finished:
             return now if horizon > self._cursor else inf
+        if self._first.timeline.is_unsettled or self._last.timeline.is_unsettled:
+            horizon = self._certain_end()
+            if horizon < until:
+                return inf
         while reached and reached[0][0] <= self._cursor:
             reached.popleft()
         if not reached or horizon > reached[-1][0]:
@@ -309,9 +318,11 @@ class _Transit:
         self._before = at
         self.is_known = False  # the first frames may all come from one stall
 
-    def record(self, transit: float, at: float) -> bool:
-        """Record the delay of a frame. Return whether the least one has changed."""
+    def record(self, transit: float, at: float, *, is_certain: bool) -> bool:
+        """Record the delay of a frame, by a place that is certain or not. Return whether the least one has changed."""
         before = self.least
+        if self.is_known and not is_certain and transit < before:
+            transit = before  # else one wrong timestamp would make all that follows late
         if at >= self._before + _RECENT:  # a stall, which is no reason to forget anything
             self._ends += at - self._before
         self._before = at
@@ -344,6 +355,9 @@ class DropMixer(Mixer):
         self._least = 0.0  # transit of all tracks
         self._hold = self._delay
         self._packet = 0  # samples of the last frame
+        self._wait = 0.0  # of its first part for the last one
+        for track in self._buffers:
+            track.is_beginning = True
 
     def add(self, event: MediaEvent, at: float) -> None:
         samples = len(event.payload) // self._sample_size
@@ -351,17 +365,22 @@ class DropMixer(Mixer):
         if has_changed:
             # The first part of a long frame has to wait for the last one.
             self._packet = samples
-            if wait := samples - gcd(samples, self._chunk):
-                self._hold = max(self._hold, wait / self._rate + _JITTER)
+            self._wait = (samples - gcd(samples, self._chunk)) / self._rate
+            if self._wait:
+                self._hold = max(self._hold, self._wait + _JITTER)
         placed = self._place(event, at)
         if placed is None:
             return
         track, end = placed
         transit = at - end / self._rate
-        if (known := self._transits.get(track)) is None:
+        known = self._transits.get(track)
+        if known is None or track.cursor < self._cursor:
             self._transits[track] = _Transit(transit, at)
+            if known is not None:  # the first timestamps were wrong
+                self._start_at(track.cursor)
             has_changed = True
-        elif known.record(transit, at):
+        elif known.record(transit, at, is_certain=not track.timeline.doubted_gap):
+            track.is_beginning = not known.is_known
             has_changed = True
         if has_changed:
             self._align()
@@ -369,10 +388,14 @@ class DropMixer(Mixer):
     def _align(self) -> None:
         """Shift the tracks that are late compared with the other one."""
         self.has_changed = True
-        self._least = min(its.least for its in self._transits.values())
+        known = [its.least for its in self._transits.values() if its.is_known]
+        self._least = min(known or (its.least for its in self._transits.values()))
         for track, its in self._transits.items():
             late = its.least - self._least
-            track.shift = round(late * self._rate) if late > self._hold and its.is_known else 0
+            if late <= self._hold - self._wait or not its.is_known:
+                track.shift = 0
+            else:  # so far that the beginning of a frame is not due before the frame arrives at its end
+                track.shift = round(late * self._rate) + max(0, self._packet - int(self._hold * self._rate))
 
     def frames(self, now: float) -> list[PcmFrame]:
         frames: list[PcmFrame] = []

@@ -100,11 +100,20 @@ def _packages() -> tuple[Any, Any]:
     return np, soxr
 
 
-def _packed(np: Any, samples: Any) -> bytes:  # noqa: ANN401  (numpy's module, and an array, which `samples` may change)
-    np.rint(samples, out=samples)
-    np.minimum(samples, 32767, out=samples)
-    np.maximum(samples, -32768, out=samples)
-    return bytes(samples.astype("<i2").tobytes())
+class _Sample:
+    """The type of 16-bit samples. To convert an object of Python in each call would take as long as the sums do."""
+
+    def __init__(self, np: Any) -> None:  # noqa: ANN401  (numpy's module)
+        self.dtype = np.dtype("<i2")
+        self._round, self._minimum, self._maximum = np.rint, np.minimum, np.maximum
+        self._least, self._most = np.array(-32768, np.float32), np.array(32767, np.float32)
+
+    def pack(self, samples: Any) -> bytes:  # noqa: ANN401  (an array, which changes)
+        """Round and saturate samples."""
+        self._round(samples, out=samples)
+        self._minimum(samples, self._most, out=samples)
+        self._maximum(samples, self._least, out=samples)
+        return bytes(samples.astype(self.dtype).tobytes())
 
 
 class _Blocks:
@@ -112,34 +121,35 @@ class _Blocks:
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
         self._np, _ = _packages()
+        self._sample, self._channels = _Sample(self._np), channels
         self._from_rate, self._to_rate = from_rate, to_rate
         self._block, self.context = from_rate // _LEAST, 2 * from_rate // _LEAST
         self._matrix = _matrix(from_rate, to_rate)
-        self._silence = self._np.zeros((self.context, channels), self._np.float32)
+        self._silence = bytes(PCM_SIZE * channels * self.context)
         self._kept = self._silence
         self._added = self._returned = 0  # samples
 
     def process(self, pcm: bytes, *, last: bool) -> bytes:
-        np, kept, channels = self._np, self._kept, self._kept.shape[1]
-        if pcm:
-            new = np.frombuffer(pcm, "<i2").reshape(-1, channels)
-            self._added += len(new)
-            kept = np.concatenate((kept, new), dtype=np.float32)
+        np, channels, matrix = self._np, self._channels, self._matrix
+        size = PCM_SIZE * channels
+        self._added += len(pcm) // size
+        kept = self._kept + pcm
         if last:
-            kept = np.concatenate((kept, self._silence, self._silence[: self._block]))
-        blocks = (len(kept) - 2 * self.context) // self._block
-        window, size = len(self._matrix), self._kept.itemsize
-        self._kept = kept[blocks * self._block :] if blocks > 0 else kept
+            kept += self._silence + self._silence[: self._block * size]
+        blocks = (len(kept) // size - 2 * self.context) // self._block
         resampled = b""
         if blocks > 0:
-            strides = size, self._block * channels * size, channels * size
-            windows = np.ndarray((channels, blocks, window), np.float32, kept, strides=strides)
-            resampled = _packed(np, (np.ascontiguousarray(windows) @ self._matrix).reshape(channels, -1).T)
+            strides = PCM_SIZE, self._block * size, size
+            windows = np.ndarray((channels, blocks, len(matrix)), self._sample.dtype, kept, strides=strides)
+            sums = windows.astype(np.float32) @ matrix
+            resampled = self._sample.pack(sums.reshape(channels, -1).T)
+            kept = kept[blocks * self._block * size :]
         if not last:
-            self._returned += blocks * self._matrix.shape[1] if blocks > 0 else 0
+            self._kept = kept
+            self._returned += len(resampled) // size
             return resampled
         whole = (2 * self._added * self._to_rate + self._from_rate) // (2 * self._from_rate)
-        resampled = resampled[: (whole - self._returned) * channels * PCM_SIZE]
+        resampled = resampled[: (whole - self._returned) * size]
         self._kept, self._added, self._returned = self._silence, 0, 0
         return resampled
 
@@ -166,6 +176,7 @@ class _Pieces:
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
         np, soxr = self._np, _ = _packages()
+        self._sample = _Sample(np)
         common = gcd(from_rate, to_rate)
         self._step_in, self._step_out = from_rate // common, to_rate // common
         self.context = -(-from_rate // _CONTEXT)
@@ -177,7 +188,9 @@ class _Pieces:
     def process(self, pcm: bytes, *, last: bool) -> bytes:
         np, kept, begin = self._np, self._kept, self._returned
         if pcm:
-            kept = np.concatenate((kept, np.frombuffer(pcm, "<i2").reshape(-1, kept.shape[1]).astype(np.float32)))
+            kept = np.concatenate(
+                (kept, np.frombuffer(pcm, self._sample.dtype).reshape(-1, kept.shape[1]).astype(np.float32))
+            )
         if last:
             end = (2 * len(kept) * self._step_out + self._step_in) // (2 * self._step_in)
             self._kept, self._returned = self._none, 0
@@ -194,4 +207,4 @@ class _Pieces:
         whole = self._stream.resample_chunk(kept, last=True)
         self._stream.clear()
         # Not soxr's own 16 bits, whose dither makes noise of silence.
-        return _packed(np, whole[begin:end].copy())
+        return self._sample.pack(whole[begin:end].copy())

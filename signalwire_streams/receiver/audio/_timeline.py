@@ -9,7 +9,7 @@ absurd. The rules:
   timestamp after it. Until the second frame arrives, the first one is placed without the gap; then both are moved
   (`TrackTimeline.corrections`). A single absurd timestamp therefore changes nothing.
 - The first frame is placed by its timestamp. It is moved if two more frames agree that this timestamp is wrong.
-- A gap is removed if the next frames follow as if nothing had been missing.
+- A gap is removed if two of the next frames follow as if nothing had been missing, and none between them confirms it.
 - A gap longer than ``max_gap`` seconds is shortened to it, unless another track of the stream shows that more time
   has passed. If arrival times are known, all silence together is at most the time that has passed plus 5 seconds.
 - A repeated frame is dropped. A late frame fills the gap that it left, and is dropped if there is none.
@@ -102,6 +102,7 @@ class _Former:
     gap: int
     truncated_gaps: int
     frames: list[_Doubt]  # those placed after the gap
+    is_denied: bool = False  # whether the last frame returned to it: one alone proves nothing, as it may be wrong
 
 
 class TrackTimeline:
@@ -165,6 +166,13 @@ class TrackTimeline:
     def end(self) -> int:
         """End of the last frame, in samples from the stream's start."""
         return self._next
+
+    @property
+    def doubted_gap(self) -> int:
+        """Samples of the last gap, or of the silence before the first frame, while it may turn out to be none."""
+        if self._lead is not None:
+            return self._lead.position
+        return 0 if self._former is None else self._former.gap
 
     def unsettled(self) -> list[int]:
         """Return the frames that may still be corrected, as `Correction.frame` counts them."""
@@ -303,7 +311,7 @@ class TrackTimeline:
             return self._follow(samples)
         if 0 < ahead <= absent * max(self._packet, samples):
             self._pause(self._next, self._in_frames(self._gap(stamp, self._next), samples))
-        elif not self._return_to_former(stamp):
+        elif not self._return_to_former(stamp, samples):
             return self._doubt(stamp, ahead, verdict, samples)
         return self._place_next(samples)
 
@@ -316,6 +324,7 @@ class TrackTimeline:
             self._lead = None
         self._absent = 0
         if self._former is not None:
+            self._former.is_denied = False
             self._note_following(samples)
         return self._follow(samples)
 
@@ -326,16 +335,20 @@ class TrackTimeline:
             if len(self._former.frames) > _MAX_FOLLOWING:
                 self._former = None
 
-    def _return_to_former(self, stamp: int) -> bool:
-        """Undo the last move of the anchor if a frame follows as if it had not been made; return whether it was."""
-        former = self._former
-        if former is None or self._absent:
-            return False
-        gap = former.begin, former.begin + former.gap
+    def _follows(self, former: _Former, stamp: int) -> bool:
+        """Return whether a frame follows as if the last move of the anchor had not been made."""
         off = stamp - former.shift - (self._next - former.gap)
-        if abs(off) > self._slack or (former.gap and gap not in self._holes):
+        if not -self._slack <= off <= self._slack + self._absent * self._packet:
+            return False
+        return not former.gap or (former.begin, former.begin + former.gap) in self._holes
+
+    def _return_to_former(self, stamp: int, samples: int) -> bool:
+        """Undo the last move of the anchor if this is the second frame that denies it; return whether it was."""
+        former = self._former
+        if former is None or not former.is_denied or not self._follows(former, stamp):
             return False
         if former.gap:
+            gap = former.begin, former.begin + former.gap
             self._holes.remove(gap)
             self.statistics.gaps -= 1
             self._miss(-former.gap)
@@ -344,10 +357,15 @@ class TrackTimeline:
             self._move(former.frames, -former.gap)
         self.statistics.truncated_gaps = former.truncated_gaps
         self._shift, self._former = former.shift, None
+        if stamp - self._shift - self._next > self._slack:  # frames between the two are missing
+            self._pause(self._next, self._in_frames(self._gap(stamp, self._next), samples))
         return True
 
     def _doubt(self, stamp: int, ahead: int, verdict: Verdict, samples: int) -> int:
         """Place a frame whose timestamp does not fit: by that of an earlier doubtful frame, or after the last one."""
+        former = self._former
+        if former is not None and not self._absent and self._follows(former, stamp):
+            return self._deny(former, stamp, samples)
         agreeing = self._agreeing(stamp)
         if agreeing is not None:
             self._move_anchor(agreeing)
@@ -375,6 +393,14 @@ class TrackTimeline:
             self._move_anchor(self._doubts[0])
             self._doubts = self._doubts[1:]
         return doubt.position
+
+    def _deny(self, former: _Former, stamp: int, samples: int) -> int:
+        """Place the first frame that returns to the former anchor; until another one does, the move stands."""
+        former.is_denied = True
+        doubt = _Doubt(self.calls, self._next, samples, stamp, 0)
+        self._doubts = [*self._doubts[1 - _MAX_DOUBTS :], doubt]
+        former.frames.append(doubt)
+        return self._follow(samples)
 
     def _agreeing(self, stamp: int) -> _Doubt | None:
         """Return the doubtful frame that a timestamp follows."""

@@ -35,12 +35,14 @@ class TrackBuffer:
         ready: from the cursor to this sample, all audio is there and will not be moved.
         lost: samples that were dropped; the owner resets it.
         shift: samples by which frames are placed later than on the timeline.
+        is_beginning: whether the cursor goes back if a correction shows that the first frames belong before it.
     """
 
     def __init__(self, audio_format: AudioFormat, *, keeps_late: bool) -> None:
         self.timeline = TrackTimeline(audio_format)
         self.others: tuple[TrackTimeline, ...] = ()
         self.cursor = self.end = self.ready = self.lost = self.shift = 0
+        self.is_beginning = False
         self._decode = audio_format._decoder()  # noqa: SLF001
         self._keeps_late = keeps_late
         self._taken = 0  # the last sample that was taken; with late audio, the cursor goes back behind it
@@ -56,6 +58,14 @@ class TrackBuffer:
     def begin(self) -> int:
         """The first sample that is there; ``end`` if there is none."""
         return self._pieces[0][0] if self._pieces else self.end
+
+    def certain_end(self, most: float) -> int:
+        """Return the end of the audio, without what follows a doubtful gap of more than *most* samples."""
+        if self.timeline.doubted_gap <= most:
+            return self.end
+        settled = max((end for _, end, _, frame in self._pieces if frame not in self._held), default=self.cursor)
+        doubted = min((begin for begin, *_, frame in self._pieces if frame in self._held), default=settled)
+        return self.end if doubted - settled <= most else settled
 
     def add(self, event: MediaEvent, timestamp: int | None, elapsed: float | None) -> int | None:
         """Place a frame. Return the end of its place on the timeline; None if it was dropped as a repeated one."""
@@ -85,6 +95,11 @@ class TrackBuffer:
         moved = {correction.frame: correction.position for correction in self.timeline.corrections}
         there = {frame for *_, frame in self._pieces}
         self._pieces = deque(piece for piece in self._pieces if piece[-1] not in moved)
+        if self.is_beginning and (begin := min(moved.values()) + self.shift) < self.cursor:
+            self.cursor = self._taken = begin
+            rests = [piece for piece in self._pieces if not piece[-1]]  # of frames that are taken in part
+            self.lost += sum(end - begin for begin, end, *_ in rests)
+            self._pieces = deque(piece for piece in self._pieces if piece[-1])
         self.end = max(self.cursor, self._pieces[-1][1] if self._pieces else 0)
         for frame, position in moved.items():
             pcm, was_placed = self._held[frame]
@@ -119,19 +134,47 @@ class TrackBuffer:
             self._insert(position, pcm, frame)
             return
         if not is_quiet(pcm):  # else the track catches up
-            self._insert(self.end, pcm, frame)
+            begin = self._gap_at(position, samples)
+            self._make_room(begin, begin + samples)
+            self._insert(begin, pcm, frame)
 
     def _put_or_drop(self, position: int, pcm: bytes, frame: int) -> None:
         samples = len(pcm) // PCM_SIZE
         late = min(max(0, self.cursor - position), samples)
-        begin, end = position + late, position + samples
-        if begin < end and self._is_free(begin, end):
-            self.lost += late
-            self._insert(begin, pcm[PCM_SIZE * late :], 0 if late else frame)
+        begin, end = self._free_part(position + late, position + samples)
+        if begin < end:
+            self.lost += samples - (end - begin)
+            part = pcm[PCM_SIZE * (begin - position) : PCM_SIZE * (end - position)]
+            self._insert(begin, part, frame if part == pcm else 0)
         else:
             self.lost += samples
             if frame in self._held:  # it may be moved to where it is in time
                 self._held[frame] = pcm, False
+
+    def _free_part(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the part of a place that is free, if it is the greater one; else an empty one."""
+        most = (end - begin) // 2
+        for begins, ends, *_ in self._pieces:
+            if begins <= begin < ends:
+                begin = ends
+            elif begin < begins < end:
+                end = begins
+        return (begin, end) if end - begin > most else (begin, begin)
+
+    def _gap_at(self, position: int, samples: int) -> int:
+        """Return where late audio fits in, at least in part: at a position, or up to half of it later; else the end."""
+        for begin, end, *_ in self._pieces:
+            if begin <= position < end:
+                position = end if end - position <= samples // 2 else self.end
+        return position if position >= self.cursor and self._is_free(position, position + 1) else self.end
+
+    def _make_room(self, begin: int, end: int) -> None:
+        """Move what follows to the end of audio that is inserted: its gap may be a little too short for it."""
+        for number, (begins, ends, pcm, frame) in enumerate(self._pieces):
+            if begin <= begins < end:
+                self._pieces[number] = end, end + ends - begins, pcm, frame
+                begin, end = begins, end + ends - begins
+        self.end = max(self.end, end)
 
     def _is_free(self, begin: int, end: int) -> bool:
         return all(ends <= begin or begins >= end for begins, ends, *_ in self._pieces)

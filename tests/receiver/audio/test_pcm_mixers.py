@@ -332,6 +332,45 @@ def test_absurd_timestamp_changes_nothing(late: str) -> None:
     assert len(check_in_place(frames, reference(FORMATS[0], "inbound", arrivals))) == 100
 
 
+@pytest.mark.parametrize("ms", [10, 20, 30, 40, 60])
+@pytest.mark.parametrize("chunk", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+def test_absurd_timestamps_cost_no_later_audio(ms: int, chunk: int, count: int, late: str) -> None:
+    """At the stream's start, or amid it; also two that agree, which is noticed after the next two frames."""
+    wrong = range(chunk, chunk + count)
+    for absurd in (-5, -(10**12), 3000, 10**15):
+        for is_live in (True, False):
+            arrivals = steady(Sound(FORMATS[0]), 4, ms=ms, tracks=("inbound",))
+            timeline = reference(FORMATS[0], "inbound", arrivals)
+            for at, event in arrivals:
+                assert event.chunk is not None
+                if event.chunk in wrong:
+                    event.timestamp = absurd + ms * (event.chunk - chunk)
+                event.elapsed = at if is_live else None
+            frames = list(play(options(FORMATS[0], late=late), arrivals, announced=["inbound"], until=4.1))
+            settled = 0.0 if late == "keep" else (chunk + 4) * ms / 1000 + 0.1
+            places = check_in_place([one for one in frames if one[0] > settled], timeline)
+            assert len(places) >= (4 - settled) * 50 - 1
+            assert sum(any(frame.data) for _, frame in frames) >= 195
+            assert longest_wait(frames) < PATIENCE
+            assert len(frames) <= 215
+
+
+@pytest.mark.parametrize("late", ["keep", "drop"])
+@pytest.mark.parametrize("seed", range(5))
+def test_audio_goes_out_though_no_timestamp_agrees_with_another(late: str, seed: int) -> None:
+    """It waits for a few frames only."""
+    chance = random.Random(seed)  # noqa: S311
+    arrivals = steady(Sound(FORMATS[0]), 4, tracks=("inbound",))
+    for at, event in arrivals:
+        event.timestamp, event.elapsed = chance.choice([chance.randrange(10**6), chance.randrange(10**12)]), at
+    frames = list(play(options(FORMATS[0], late=late), arrivals, announced=["inbound"], until=4.1))
+    loud = [at for at, frame in frames if any(frame.data)]
+    assert loud[0] < 0.3
+    assert len(loud) >= 195
+
+
 def test_frame_without_track_or_timestamp_has_its_place() -> None:
     """A frame without a track belongs to the only one; of a track that is not asked for, it is ignored."""
     audio = FORMATS[0]
@@ -440,6 +479,26 @@ def test_drop_shifts_a_track_that_is_always_late(delay: float) -> None:
     assert abs(len(frames) - 400) <= 1
 
 
+@pytest.mark.parametrize(("delay_ms", "behind"), [(1, 0.003), (1, 0.019), (5, 0.015), (10, 0.05), (60, 0.03)])
+@pytest.mark.parametrize(("frame_ms", "ms"), [(20, 20), (10, 20), (40, 10), (60, 30), (20, 60)])
+def test_drop_loses_no_track_that_is_a_little_behind(delay_ms: int, behind: float, frame_ms: int, ms: int) -> None:
+    """Though frames wait for less than that, or only just long enough for the last part of a packet."""
+    audio = FORMATS[0]
+    arrivals = [
+        (round((n + 1) * ms / 1000 + (behind if track == "outbound" else 0.0), 4), Sound(audio).event(track, n, ms))
+        for n in range(6000 // ms)
+        for track in BOTH
+    ]
+    arrivals.sort(key=lambda arrival: arrival[0])
+    chosen = options(audio, tracks="stereo", late="drop", frame_ms=frame_ms, delay_ms=delay_ms)
+    frames = list(play(chosen, arrivals, until=6.2))
+    left, right = (
+        sum(bool(sample) for _, one in frames for sample in array("h", one.data)[side::2]) for side in (0, 1)
+    )
+    assert left >= 0.99 * 48_000
+    assert right >= 0.93 * 48_000  # it is shifted after 200 ms
+
+
 @pytest.mark.parametrize("starts", [0.0, 1.7])
 @pytest.mark.parametrize("stalls", [[(1.5, 4.5, 4.5)], [(0.5, 1.5, 2.2), (1.5, 4.5, 4.5)]])
 def test_drop_plays_nothing_stale_after_a_stall(starts: float, stalls: list[tuple[float, float, float]]) -> None:
@@ -455,6 +514,32 @@ def test_drop_plays_nothing_stale_after_a_stall(starts: float, stalls: list[tupl
             heard = array("h", frame.data)[side::2]
             there = array("h", timeline.slice(frame.timestamp_ms * 8, (frame.timestamp_ms + 20) * 8))
             assert all(sample in {0, right} for sample, right in zip(heard, there, strict=True)), frame.timestamp_ms
+
+
+@pytest.mark.parametrize(("rate", "ms"), [(11_025, 20), (22_050, 30), (44_100, 37), (8000, 12.5), (16_000, 20)])
+@pytest.mark.parametrize("jitter", [0, 3])
+@pytest.mark.parametrize("late", ["keep", "drop"])
+def test_late_frame_may_be_longer_than_its_gap(rate: int, ms: float, jitter: int, late: str) -> None:
+    """By a sample if its length is not whole milliseconds, or by the jitter of the timestamps around it."""
+    audio = AudioFormat(Encoding.L16, rate)
+    arrivals = steady(Sound(audio), 4, ms=ms, tracks=("inbound",))
+    sent = array("h", b"".join(audio.to_pcm(event.payload) for _, event in arrivals))
+    delayed = []
+    for at, event in arrivals:
+        assert event.chunk is not None
+        assert event.timestamp is not None
+        if event.chunk % 7 == 0:
+            event.timestamp += jitter
+        delayed.append((at + (0.045 if event.chunk % 7 == 6 else 0.0), event))
+    delayed.sort(key=lambda arrival: arrival[0])
+    chosen = options(audio, late=late, frame_ms=40, delay_ms=100)
+    frames = list(play(chosen, delayed, announced=["inbound"], until=4.2))
+    heard = array("h", b"".join(frame.data for _, frame in frames))
+    if late == "keep":
+        assert array("h", filter(None, heard)) == sent
+    else:
+        most = (jitter + 1) * rate / 1000 * len(arrivals) / 7
+        assert sum(map(bool, heard)) >= len(sent) - most
 
 
 def out_of_place() -> list[Arrival]:

@@ -171,6 +171,31 @@ def test_absurd_timestamps_that_agree_are_taken_back(count: int, absurd: int) ->
         assert (timeline.statistics.gaps, timeline.statistics.truncated_gaps) == (0, 0)
 
 
+@pytest.mark.parametrize("pause", [30, 500, 1000, 1500, 30_000])
+@pytest.mark.parametrize("after", range(2, 7))
+def test_timestamp_that_denies_a_pause_does_not_undo_it(pause: int, after: int) -> None:
+    """One that is wrong by just the length of the pause, some frames after it."""
+    timeline = TrackTimeline(MULAW)
+    right = [0, 20, 40, *range(60 + pause, 260 + pause, 20)]
+    timestamps = [*right]
+    timestamps[3 + after] -= pause
+
+    assert places(timeline, *twenties(*timestamps)) == right
+    assert (timeline.statistics.gaps, timeline.statistics.gap_ms) == (1, pause)
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_loss_among_frames_that_deny_a_gap_does_not_keep_it(lost: int) -> None:
+    """The gap of absurd timestamps is undone, and the one of the lost frames is kept."""
+    timeline = TrackTimeline(MULAW)
+    absurd: list[Frame] = [(0, 1, 20), (32_000, 2, 20), (32_020, 3, 20)]
+    begin = 80 + 20 * lost
+    frames = [*absurd, (60, 4, 20), *twenties(*range(begin, begin + 100, 20), first=5 + lost)]
+
+    assert places(timeline, *frames) == [0, 20, 40, 60, *range(begin, begin + 100, 20)]
+    assert (timeline.statistics.gaps, timeline.statistics.gap_ms) == (1, 20 * lost)
+
+
 def test_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
     """Then it was none that only timestamps made."""
     timeline = TrackTimeline(MULAW)
@@ -541,8 +566,7 @@ def test_new_audio_is_never_dropped_nor_written_over(frames: list[tuple[int | No
 def test_pauses_and_losses_are_kept_and_errors_are_not(turns: list[tuple[int, int, int | None]]) -> None:
     """Each pause is followed by three frames with right timestamps, and each wrong one stands between right ones.
 
-    A timestamp that is wrong by no more than three packets could as well correct a short pause, and one that is wrong
-    by the length of the pause says that there was none.
+    A timestamp that is wrong by no more than three packets could as well correct a short pause.
     """
     frames: list[Frame] = [(20 * slot, slot + 1, 20) for slot in range(3)]
     expected: list[float | None] = [0, 20, 40]
@@ -552,7 +576,7 @@ def test_pauses_and_losses_are_kept_and_errors_are_not(turns: list[tuple[int, in
         chunk += lost
         for slot in range(6):
             chunk += 1
-            is_wrong = wrong is not None and slot == 3 and abs(wrong - at) > 60 and abs(at - wrong - pause) > 8
+            is_wrong = wrong is not None and slot == 3 and abs(wrong - at) > 60
             frames.append((wrong if is_wrong else at, chunk, 20))
             expected.append(at)
             at += 20

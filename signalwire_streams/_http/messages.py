@@ -14,7 +14,7 @@ from signalwire_streams.models._fast import fast_constructor
 
 @define(eq=False)
 class CallState:
-    """How far a call is, readable from outside while it runs and after it was cancelled.
+    """The progress of a call, readable from outside while it runs and after it was cancelled.
 
     There is one for the whole call, even if it takes several requests.
 

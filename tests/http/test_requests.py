@@ -1,4 +1,4 @@
-"""Exchanges: method, path, kind and words of all that the client can ask for."""
+"""Requests: method, path, operation and description of all that the client can ask for."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.exchange import CallState
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.errors import InvalidRequestError, Phase, Sent
 from signalwire_streams.middleware import Request
 from signalwire_streams.models import Operation, Priority, StartCallStream, StartConferenceStream, TargetKind
@@ -16,11 +16,11 @@ ROOT = "/api/laml/2010-04-01/Accounts/project"
 URL = "wss://audio.example.com/stream"
 
 
-def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
+def build_start(request: requests.Start, *, deadline: Any = None) -> Request:
     return requests.start(ACCOUNT, request, deadline=deadline, state=CallState())
 
 
-def spell_stop(kind: TargetKind, *, deadline: Any = None) -> Request:
+def build_stop(kind: TargetKind, *, deadline: Any = None) -> Request:
     return requests.stop(ACCOUNT, kind, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, state=CallState())
 
 
@@ -58,13 +58,13 @@ def test_start_request_is_post_of_form_to_streams_of_target(
     request_: StartConferenceStream | StartCallStream, kind: Operation, path: str, verb: str
 ) -> None:
     """A start is a POST of its form to the streams of its target."""
-    exchange = spell_start(request_)
-    assert (exchange.method, exchange.path, exchange.operation) == ("POST", path, kind)
-    assert (exchange.description, exchange.target, exchange.name) == (verb, request_.target, request_.name)
-    assert exchange.body is not None
-    assert exchange.body.startswith(b"Url=wss%3A%2F%2Faudio.example.com%2Fstream")
-    assert (b"Name=room" in exchange.body) is (request_.name is not None)
-    assert (exchange.required_key, exchange.deadline) == ("sid", None)
+    built = build_start(request_)
+    assert (built.method, built.path, built.operation) == ("POST", path, kind)
+    assert (built.description, built.target, built.name) == (verb, request_.target, request_.name)
+    assert built.body is not None
+    assert built.body.startswith(b"Url=wss%3A%2F%2Faudio.example.com%2Fstream")
+    assert (b"Name=room" in built.body) is (request_.name is not None)
+    assert (built.required_key, built.deadline) == ("sid", None)
 
 
 def test_start_request_lists_its_secrets() -> None:
@@ -76,13 +76,13 @@ def test_start_request_lists_its_secrets() -> None:
         authorization_bearer_token="hush3",
         status_callback="https://ada:hush4@example.com/heard?key=hush5",
     )
-    exchange = spell_start(request)
-    assert set(exchange.redact) == {
+    built = build_start(request)
+    assert set(built.redact) == {
         *ACCOUNT.secrets,
         *("hush1", "hush2", "hush3", "ada:hush4", "hush4", "key=hush5", "hush5"),
     }
-    assert "hush" not in repr(exchange)
-    assert spell_start(StartCallStream(call_sid="call", url=URL)).redact == ACCOUNT.secrets
+    assert "hush" not in repr(built)
+    assert build_start(StartCallStream(call_sid="call", url=URL)).redact == ACCOUNT.secrets
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_stop_handle_is_recognized_as_sid_or_name(handle: str, kind: Operation) 
 )
 def test_stop_request_is_post_of_one_field_to_stream(kind: TargetKind, collection: str, noun: str) -> None:
     """A stop is a POST of one field to the stream, by its sid or its name."""
-    exchange = spell_stop(kind, deadline=3)
-    assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
-    assert (exchange.operation, exchange.body, exchange.deadline) == (Operation.STOP_BY_NAME, b"Status=stopped", 3)
-    assert exchange.description == f"stop stream room on {noun}"
-    assert exchange.redact == ACCOUNT.secrets
+    built = build_stop(kind, deadline=3)
+    assert (built.method, built.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
+    assert (built.operation, built.body, built.deadline) == (Operation.STOP_BY_NAME, b"Status=stopped", 3)
+    assert built.description == f"stop stream room on {noun}"
+    assert built.redact == ACCOUNT.secrets
 
 
 def test_start_and_stop_have_priority_and_state_of_their_call() -> None:
@@ -118,25 +118,25 @@ def test_start_and_stop_have_priority_and_state_of_their_call() -> None:
     state = CallState(priority=Priority.BULK)
     start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, state=state)
     stop = requests.stop(ACCOUNT, TargetKind.CALL, "call", "room", Operation.STOP_BY_NAME, deadline=None, state=state)
-    for exchange in (start, stop):
-        assert exchange.priority is Priority.BULK
-        assert exchange.state is state
-    assert spell_stop(TargetKind.CALL).priority is Priority.INTERACTIVE
-    assert spell_stop(TargetKind.CALL).state is not state
+    for built in (start, stop):
+        assert built.priority is Priority.BULK
+        assert built.state is state
+    assert build_stop(TargetKind.CALL).priority is Priority.INTERACTIVE
+    assert build_stop(TargetKind.CALL).state is not state
 
 
 def test_read_request_is_get_without_body() -> None:
     """Reading one item is a GET without a body."""
-    exchange = requests.read(ACCOUNT, TargetKind.CONFERENCE, "conf")
-    assert (exchange.method, exchange.path, exchange.body) == ("GET", f"{ROOT}/Conferences/conf", None)
-    assert (exchange.operation, exchange.target, exchange.required_key) == (Operation.READ, "Conferences/conf", "sid")
+    built = requests.read(ACCOUNT, TargetKind.CONFERENCE, "conf")
+    assert (built.method, built.path, built.body) == ("GET", f"{ROOT}/Conferences/conf", None)
+    assert (built.operation, built.target, built.required_key) == (Operation.READ, "Conferences/conf", "sid")
 
 
 def test_list_request_is_get_with_filters_and_items_key() -> None:
     """Reading a list is a GET with its filters; what it expects is the key of its items."""
-    exchange = requests.read_list(ACCOUNT, TargetKind.CALL, filters={"Status": "queued", "From": None}, page_size=1000)
-    assert exchange.path == f"{ROOT}/Calls?Status=queued&PageSize=1000"
-    assert (exchange.operation, exchange.target, exchange.required_key) == (Operation.READ, "Calls", "calls")
+    built = requests.read_list(ACCOUNT, TargetKind.CALL, filters={"Status": "queued", "From": None}, page_size=1000)
+    assert built.path == f"{ROOT}/Calls?Status=queued&PageSize=1000"
+    assert (built.operation, built.target, built.required_key) == (Operation.READ, "Calls", "calls")
 
 
 @pytest.mark.parametrize("size", [1, 50, 1000, None])
@@ -169,13 +169,13 @@ def test_next_page_request_keeps_required_key() -> None:
 
 def test_copied_request_has_its_own_state() -> None:
     """The copy is the same request with a state of its own."""
-    exchange = requests.read(ACCOUNT, TargetKind.CALL, "c")
-    exchange.state.phase, exchange.state.sent = Phase.RESPONDED, "yes"
-    twin = requests.page_at(exchange, exchange.path)
-    assert twin is not exchange
-    assert (twin.path, twin.operation, twin.redact) == (exchange.path, exchange.operation, exchange.redact)
+    built = requests.read(ACCOUNT, TargetKind.CALL, "c")
+    built.state.phase, built.state.sent = Phase.RESPONDED, "yes"
+    twin = requests.page_at(built, built.path)
+    assert twin is not built
+    assert (twin.path, twin.operation, twin.redact) == (built.path, built.operation, built.redact)
     assert (twin.state.phase, twin.state.sent) == (Phase.QUEUED, "no")
-    assert exchange.state.sent == "yes"
+    assert built.state.sent == "yes"
 
 
 @pytest.mark.parametrize(
