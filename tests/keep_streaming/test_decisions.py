@@ -232,6 +232,16 @@ class TestLoss:
         assert target.events() == (TargetFailing(reason="403", failures=1),)
         assert target.see(TimePassed(), after=1.0).actions() == started(2)
 
+    def test_waits_begin_anew_when_the_keeper_restarts(self) -> None:
+        target = Target(CONFERENCES)
+        for number in (1, 2):
+            target.see(StartRejected(attempt=number, reason="403"), TargetChecked(in_progress=True))
+            target.see(TimePassed(), after=target.wait)
+        assert target.last.state.failures == 2
+        target.see(StartRejected(attempt=3, reason="403"), KeeperRestarted())
+        target.see(StartRejected(attempt=4, reason="403"), TargetChecked(in_progress=True))
+        assert target.wait == CONFERENCES.wait_initial
+
     def test_rejected_start_changes_nothing_about_a_stream_that_runs(self) -> None:
         target = Target(CONFERENCES).run().see(TimePassed(), after=60.0).see(StartRejected(attempt=2, reason="403"))
         target.see(TargetChecked(in_progress=True))
