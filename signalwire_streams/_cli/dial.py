@@ -20,7 +20,7 @@ from signalwire_streams._cli.output import FAILED, Failure, clean, write_aligned
 from signalwire_streams._cli.progress import live_display, repeating
 from signalwire_streams._cli.simulate import ca_file_option, describe_kinds, parse_fault, parse_sound, space_option
 from signalwire_streams.receiver import MediaEvent
-from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
+from signalwire_streams.receiver.audio import AudioFormat, RecordingError, WavRecorder
 from signalwire_streams.simulator import DialReport, FaultKind, Silence, Sound, Tone, dial_media
 from signalwire_streams.simulator._requests import is_ws_on_loopback
 from signalwire_streams.simulator._sources import CODECS, codec_of
@@ -157,16 +157,20 @@ def dial(
         raise Failure(f"--audio can't be read any more: {error.strerror}") from None
     except ValueError as error:
         raise click.UsageError(_ARGUMENT.sub(lambda name: "--" + name[1].replace("_", "-"), str(error))) from None
+    problems = [broken.message for broken in report.broken_rules]
     if record is not None and report.recording:
-        _write_recording(record, report, codec)
+        try:
+            _write_recording(record, report, codec)
+        except RecordingError as error:  # the report is still worth having
+            problems.append(str(error))
     if as_json:
         shown = asdict(report, filter=filters.exclude(fields(DialReport).recording))
         write_json({"ok": not report.broken_rules, **shown})
     else:
         _write(report)
-    for broken in report.broken_rules:
-        click.echo(f"error: {clean(broken.message)}", err=True)
-    if report.broken_rules:
+    for problem in problems:
+        click.echo(f"error: {clean(problem)}", err=True)
+    if problems:
         raise click.exceptions.Exit(FAILED)
 
 

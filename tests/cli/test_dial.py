@@ -141,6 +141,21 @@ async def test_file_that_disappears_fails(hurried: Shell, tmp_path: Path) -> Non
     assert sockets[0].socket.close_code == 1000
 
 
+async def test_report_is_written_although_the_recording_cannot_be(hurried: Shell, tmp_path: Path) -> None:
+    (directory := tmp_path / "gone").mkdir()
+
+    async def answer(there: Endpoint) -> None:
+        await there.until_start()
+        directory.rmdir()
+        await there.play(FRAME)
+        await there.until("stop")
+
+    async with serving(answer) as (url, _):
+        ran = await hurried("dial", url, "--record", str(directory / "call.wav"), "--json")
+    assert (ran.code, ran.json["ok"]) == (1, True)
+    assert f"error: the recording {directory / 'call.wav'} can't be" in ran.err
+
+
 def names_in(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]
 

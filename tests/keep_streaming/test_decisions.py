@@ -236,6 +236,7 @@ class TestLoss:
         target = Target(CONFERENCES)
         for number in (1, 2):
             target.see(StartRejected(attempt=number, reason="403"), TargetChecked(in_progress=True))
+            assert target.wait is not None
             target.see(TimePassed(), after=target.wait)
         assert target.last.state.failures == 2
         target.see(StartRejected(attempt=3, reason="403"), KeeperRestarted())
