@@ -14,8 +14,8 @@ async with SimulatedSpace(conferences=200, calls=20) as space:
 from signalwire_streams.simulator._churn import Churn, Lifetime
 from signalwire_streams.simulator._connections import Certificates
 from signalwire_streams.simulator._dial import BrokenRule, DialReport, Segment, dial_media
+from signalwire_streams.simulator._endpoint_messages import EndpointRule
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, FaultSettings
-from signalwire_streams.simulator._messages import EndpointRule
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
 from signalwire_streams.simulator._sources import NoFrames, Silence, Sound, Tone, WavFile
 from signalwire_streams.simulator._space import SimulatedSpace

@@ -29,9 +29,9 @@ from signalwire_streams.simulator._dial_session import (
     Limits,
     Observations,
 )
+from signalwire_streams.simulator._endpoint_messages import EndpointRule
 from signalwire_streams.simulator._faults import FaultKind, matching_rules
 from signalwire_streams.simulator._media_session import OutboundCall
-from signalwire_streams.simulator._messages import EndpointRule
 from signalwire_streams.simulator._outbound import HANDSHAKE_SECONDS, Dialer
 from signalwire_streams.simulator._requests import check_fields, is_ws_on_loopback, redact_url
 from signalwire_streams.simulator._sources import CODECS, Codec, Sound, Tone, WavFile, codec_of, is_encodable

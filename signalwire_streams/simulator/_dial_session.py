@@ -12,9 +12,9 @@ from typing import Any, Literal
 import aiohttp
 from attrs import define, field, frozen
 
+from signalwire_streams.simulator._endpoint_messages import EndpointRule, InvalidMessageError
 from signalwire_streams.simulator._faults import FaultKind
 from signalwire_streams.simulator._media_session import EncodedAudio, MediaSession, OutboundCall, Player
-from signalwire_streams.simulator._messages import EndpointRule, InvalidMessageError
 from signalwire_streams.simulator._sources import Clip, Samples, Sound, codec_of
 from signalwire_streams.simulator._state import SpaceSettings
 

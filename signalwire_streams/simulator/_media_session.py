@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeAlias
 import aiohttp
 from attrs import field, frozen
 
+from signalwire_streams.simulator._endpoint_messages import EndpointRule, InvalidMessageError, parse_message
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
-from signalwire_streams.simulator._messages import EndpointRule, InvalidMessageError, parse_message
 from signalwire_streams.simulator._sources import Codec, NoFrames, Sound, codec_of
 from signalwire_streams.simulator._state import SpaceSettings, Stream
 

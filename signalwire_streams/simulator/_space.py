@@ -11,9 +11,9 @@ from attrs import define, field
 
 from signalwire_streams.simulator._churn import Churn, ChurnRun, Lifetime
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, ResetOnConnect, bind
+from signalwire_streams.simulator._endpoint_messages import DTMF_KEYS
 from signalwire_streams.simulator._faults import matching_rules
 from signalwire_streams.simulator._media_session import NoticedBy
-from signalwire_streams.simulator._messages import DTMF_KEYS
 from signalwire_streams.simulator._outbound import Dialer, StatusCallbackSender
 from signalwire_streams.simulator._server import Server
 from signalwire_streams.simulator._state import IN_PROGRESS, SpaceSettings, SpaceState, Stream, StreamRegistry
