@@ -152,7 +152,7 @@ class Dispatcher:
         return True
 
     def count(self, outcome: str, event: CallbackEvent | None = None) -> None:
-        """Count what became of a request, by the name of its count."""
+        """Count the outcome of a request, by the name of its count."""
         setattr(self.statistics, outcome, getattr(self.statistics, outcome) + 1)
         if self.on_count is not None:
             self.on_count(outcome, event)

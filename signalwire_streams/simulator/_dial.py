@@ -1,4 +1,4 @@
-"""Dialling a WebSocket endpoint as a Space does, to find out whether it keeps the rules of the protocol.
+"""Dialling a WebSocket endpoint as a Space does, to find out whether it follows the protocol.
 
 >>> from signalwire_streams.simulator import dial_media
 >>> async def check() -> None:  # doctest: +SKIP
@@ -189,7 +189,7 @@ async def dial_media(
     for kind, options in (faults or {}).items():
         if not settings.faults.add(kind, **options).kind.affects_dialling:
             kinds = ", ".join(kind for kind in FaultKind if kind.affects_dialling)
-            raise ValueError(f"{kind!r} does not happen to a stream that is dialled: write one of {kinds}")
+            raise ValueError(f"{kind!r} does not apply to a dialled stream: write one of {kinds}")
     stream = Stream(
         sid=new_sid(SystemRandom()),
         target_kind="call",

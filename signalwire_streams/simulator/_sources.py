@@ -181,7 +181,7 @@ class Tone:
 
 @frozen
 class Silence:
-    """Silence.
+    """No sound.
 
     Attributes:
         seconds: how long it lasts; None for no end.

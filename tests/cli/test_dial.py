@@ -189,7 +189,7 @@ URL = "wss://rx.example.com/audio"
         ((URL, "--codec", "G722", "--record", "call.wav"), "StreamCodec must be one of PCMU, PCMA, L16"),
         ((URL, "--parameter", "hush"), "write it as NAME=VALUE"),
         ((URL, "--bearer-token-file", "none"), "--bearer-token-file can't be read: No such file"),
-        ((URL, "--fault", "503"), "'503' does not happen to a stream that is dialled: write one of socket-refused"),
+        ((URL, "--fault", "503"), "'503' does not apply to a dialled stream: write one of socket-refused"),
         ((URL, "--fault", "frames-lost:often"), "frames-lost:often: 'often' is not an option: write it as key=value"),
         ((URL, "--fault", "no-stop", "--fault", "no-stop"), "no-stop is given twice"),
         ((URL, "--seconds", "0"), "0.0 is not in the range x>0"),

@@ -616,7 +616,7 @@ URL = "ws://127.0.0.1:9/"
         (
             URL,
             {"faults": {"503": {}}},
-            "'503' does not happen to a stream that is dialled: write one of",
+            "'503' does not apply to a dialled stream: write one of",
         ),
         (URL, {"faults": {"boom": {}}}, "'boom' is not a kind of fault"),
         (URL, {"faults": {"frames-lost": {"every": 0}}}, "every must be a whole number from 1"),

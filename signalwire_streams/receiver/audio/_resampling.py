@@ -71,7 +71,7 @@ def check_packages(from_rate: int, to_rate: int) -> None:
     """
     if from_rate != to_rate and None in map(find_spec, ("numpy", "soxr")):
         raise ModuleNotFoundError(
-            f"to convert audio from {from_rate} to {to_rate} Hz, more packages are needed: "
+            f"converting audio from {from_rate} to {to_rate} Hz needs more packages: "
             "pip install 'signalwire-streams[audio]'",
             name="soxr",
         )
