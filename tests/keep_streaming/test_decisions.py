@@ -236,7 +236,7 @@ class TestLoss:
         target = Target(CONFERENCES)
         for number in (1, 2):
             target.see(StartRejected(attempt=number, reason="403"), TargetChecked(in_progress=True))
-            target.see(TimePassed(), after=target.wait)
+            target.see(TimePassed(), after=target.wait or 0.0)
         assert target.last.state.failures == 2
         target.see(StartRejected(attempt=3, reason="403"), KeeperRestarted())
         target.see(StartRejected(attempt=4, reason="403"), TargetChecked(in_progress=True))

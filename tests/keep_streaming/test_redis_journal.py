@@ -219,7 +219,7 @@ class TestSecond:
         await second.aclose()
         assert await first.acquire()
         assert first.targets == {ROOM: kept(2)}
-        await first.save(("call", "call-1"), kept(5))
+        await first.save((TargetKind.CALL, "call-1"), kept(5))
         assert kept(2).encode().encode() in record(redis, "conference:room-1"), "what it wrote meanwhile is dropped"
 
     async def test_request_that_waits_while_another_keeper_takes_over_is_not_sent(
