@@ -177,7 +177,7 @@ def dial(
 def _mint(tokens: SignedTokens, url: str, call_sid: str) -> str:
     """Return the token of a start on a call."""
     request = StartCallStream(call_sid=call_sid, url=_as_wss(url))
-    return tokens._minter(request)()  # noqa: SLF001  (what is private to users is not to this package)
+    return tokens.mint(request)
 
 
 def _as_wss(url: str) -> str:

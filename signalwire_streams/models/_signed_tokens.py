@@ -112,6 +112,17 @@ class SignedTokens(HidesSecrets):
     def __repr__(self) -> str:
         return f"SignedTokens({len(self._keys)} key{'s' * (len(self._keys) > 1)}, ttl={self._ttl:g})"
 
+    def mint(self, request: "_Start") -> str:
+        """Return a token for a stream that another program starts, or that a test dials with `simulator.dial_media`.
+
+        Starts of this package mint their own. The request is the one that would start the stream, as in
+        ``tokens.mint(StartCallStream(call_sid=sid, url=url))``.
+
+        Raises:
+            InvalidRequestError: the claims of this request are invalid, or too long with its name.
+        """
+        return self._minter(request)()
+
     def _minter(self, request: "_Start") -> Callable[[], Secret]:
         """Return a function that mints the tokens of one start, which differ in their expiry only.
 

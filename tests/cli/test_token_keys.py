@@ -137,21 +137,21 @@ async def test_key_and_targets_cannot_both_be_standard_input(offline_shell: Shel
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_listen_accepts_signed_tokens(tmp_path: Path, key_file: str, processes: str) -> None:
     tokens = SignedTokens(KEY)
-    token = tokens._minter(StartCallStream(call_sid="c", url=URL[1]))
+    token = tokens.mint(StartCallStream(call_sid="c", url=URL[1]))
     options = ("--token-key-file", key_file, "--processes", processes)
     async with listening(tmp_path, *options, everybody=False) as listener:
         for wrong in (
             None,
             "fixed",
-            SignedTokens(token_urlsafe(32))._minter(StartCallStream(call_sid="c", url=URL[1]))(),
+            SignedTokens(token_urlsafe(32)).mint(StartCallStream(call_sid="c", url=URL[1])),
         ):
             with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
                 async with dialled(listener.url, wrong):
                     pass
-        async with dialled(listener.url, str(token())) as peer:
+        async with dialled(listener.url, token) as peer:
             await begin(peer)
             assert (await peer.receive()).data == 1008  # that start event names no call
-        async with dialled(listener.url, str(token())) as peer:
+        async with dialled(listener.url, token) as peer:
             start = {"streamSid": "s-1", "callSid": "c", "mediaFormat": {"encoding": "audio/x-mulaw"}}
             await peer.send_json({"event": "start", "start": start})
             await stop(peer)

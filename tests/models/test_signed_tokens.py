@@ -47,7 +47,7 @@ def payload_of(token: str) -> dict[str, Any]:
 
 
 def minted(tokens: SignedTokens, request: Any = REQUEST) -> str:
-    return str(tokens._minter(request)())
+    return str(tokens.mint(request))
 
 
 def shown(error: BaseException) -> str:
@@ -148,7 +148,7 @@ FAILED: dict[str, tuple[Callable[[Any], Any], str]] = {
 @pytest.mark.parametrize(("claims", "message"), FAILED.values(), ids=FAILED)
 def test_wrong_claims_of_a_function_are_one_sentence(claims: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
-        SignedTokens(KEY, claims=claims)._minter(REQUEST)
+        SignedTokens(KEY, claims=claims).mint(REQUEST)
     assert "hush" not in shown(caught.value)
 
 
@@ -157,7 +157,7 @@ def test_token_that_fits_in_no_header_is_rejected() -> None:
     assert 3900 < len(minted(tokens, evolve(REQUEST, name="n" * 780))) < 4096
     long = evolve(REQUEST, name="n" * 2000)
     with pytest.raises(InvalidRequestError, match="the token for room would be longer than 4,096 characters"):
-        tokens._minter(long)
+        tokens.mint(long)
     with pytest.raises(RejectedTokenError, match="too long"):
         tokens._decode("x" * 4097)
     with pytest.raises(RejectedTokenError, match="not one of SignedTokens"):
@@ -166,9 +166,9 @@ def test_token_that_fits_in_no_header_is_rejected() -> None:
         2900 - len('{"a":""}' + "x" * 2000) - len(json.dumps(dict.fromkeys(("aud", "kind", "sub", "jti", "name"), "")))
     )
     longest = "n" * (room - len("signalwire-streams" + "conference" + "room" + "n" * 16))
-    tokens._minter(evolve(REQUEST, name=longest))
+    tokens.mint(evolve(REQUEST, name=longest))
     with pytest.raises(InvalidRequestError, match="would be longer"):
-        tokens._minter(evolve(REQUEST, name=longest + "n"))
+        tokens.mint(evolve(REQUEST, name=longest + "n"))
 
 
 def test_limits_of_arguments_are_exact(wall: Wall) -> None:

@@ -121,7 +121,7 @@ async def test_200_streams_end_before_the_server_of_the_guide(websockets: str, g
         closing = asyncio.Event()
 
         async def speak(sid: str) -> None:
-            token = guide["TOKENS"]._minter(StartCallStream(call_sid=sid, url="wss://x/"))()
+            token = guide["TOKENS"].mint(StartCallStream(call_sid=sid, url="wss://x/"))
             async with http.ws_connect(url, headers={"Authorization": f"Bearer {token!s}"}) as peer:
                 await begin(peer, callSid=sid)
                 await closing.wait()

@@ -50,11 +50,11 @@ class Wall:
 
 
 def for_call(tokens: SignedTokens, sid: str = CALL) -> str:
-    return str(tokens._minter(StartCallStream(call_sid=sid, url=URL, name="audit"))())
+    return tokens.mint(StartCallStream(call_sid=sid, url=URL, name="audit"))
 
 
 def for_conference(tokens: SignedTokens, sid: str = "room") -> str:
-    return str(tokens._minter(StartConferenceStream(conference_sid=sid, url=URL, name="audit"))())
+    return tokens.mint(StartConferenceStream(conference_sid=sid, url=URL, name="audit"))
 
 
 async def refused(dial: Any, url: str, token: str) -> None:
