@@ -298,6 +298,7 @@ async def proxy(someone: Any, port: int) -> AsyncIterator[str]:
     """Speak TLS in front of a port, as the proxy of the guide does."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain("server.pem", "server.key")
+    writers: list[asyncio.StreamWriter] = []
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -308,15 +309,20 @@ async def proxy(someone: Any, port: int) -> AsyncIterator[str]:
             writer.close()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         try:
             there = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
             writer.close()
             return
+        writers.append(there[1])
         await asyncio.gather(pipe(reader, there[1]), pipe(there[0], writer), return_exceptions=True)
 
     async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as server:
         yield f"wss://localhost:{server.sockets[0].getsockname()[1]}/audio"
+    for writer in writers:
+        writer.transport.abort()  # else one that still says goodbye by TLS outlives the loop
+    await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 async def test_signed_token_admits_a_stream(
