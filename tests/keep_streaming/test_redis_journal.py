@@ -126,13 +126,39 @@ class TestHolder:
     ) -> None:
         journal = await hosts.open()
         await journal.acquire()
-        assert int(redis.ask("PTTL", LEASE)[1:]) <= SECONDS * 900
+        assert SECONDS * 800 < int(redis.ask("PTTL", LEASE)[1:]) <= SECONDS * 900
         assert await journal.permit() == time.now + SECONDS * 0.65
         time.now += SECONDS * 0.5
         await journal.save(ROOM, kept(7))
         assert await journal.permit() == time.now + SECONDS * 0.65, "it was renewed, so that no request outlasts it"
         time.now += SECONDS
         assert journal.obstacle == "the lease was not renewed in time"
+
+    async def test_request_is_sent_only_if_a_fifth_of_the_lease_is_left(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        """A request that had less time might be ended with its outcome unknown."""
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.kill()
+        time.now += SECONDS * 0.44
+        assert await journal.permit() == pytest.approx(time.now + SECONDS * 0.21)
+        time.now += SECONDS * 0.02
+        permitting = asyncio.create_task(journal.permit())
+        await asyncio.sleep(0.05)
+        assert journal.obstacle is None
+        assert not permitting.done()
+        redis.start()
+        assert await permitting == pytest.approx(time.now + SECONDS * 0.65)
+
+    async def test_records_of_a_keeper_that_does_not_come_back_are_forgotten_after_thirty_days(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.ask("EXPIRE", RECORDS, "60")
+        await journal.save(ROOM, kept(7))
+        assert 30 * 24 * 3600 - 60 < int(redis.ask("TTL", RECORDS)[1:]) <= 30 * 24 * 3600
 
     async def test_lease_is_not_trusted_after_a_suspension(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
         """The monotonic clock of a machine that is suspended stands still, and its renewals with it."""
@@ -221,6 +247,22 @@ class TestSecond:
         assert first.targets == {ROOM: kept(2)}
         await first.save((TargetKind.CALL, "call-1"), kept(5))
         assert kept(2).encode().encode() in record(redis, "conference:room-1"), "what it wrote meanwhile is dropped"
+
+    @pytest.mark.parametrize(("left", "wait"), [(50.0, SECONDS * 0.2), (5.0, 5.0)], ids=["long", "nearly over"])
+    async def test_lease_of_another_is_asked_for_again_soon_and_as_soon_as_it_is_over(
+        self, redis: RedisServer, hosts: Hosts, time: Time, left: float, wait: float
+    ) -> None:
+        waits = list[float]()
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            await asyncio.Event().wait()
+
+        time.clock = Clock(now=time.clock.now, sleep=sleep, wall_time=time.clock.wall_time)
+        redis.ask("SET", LEASE, "another", "PX", str(round(left * 1000)))
+        await hosts.open()
+        await until(lambda: waits)
+        assert waits == [pytest.approx(wait, abs=2.0)]
 
     async def test_request_that_waits_while_another_keeper_takes_over_is_not_sent(
         self, redis: RedisServer, hosts: Hosts, time: Time
