@@ -291,6 +291,18 @@ class TestOutage:
         assert events.count(TargetAppeared) == events.count(TargetEnded) == 3
         assert space.requests.count("start-conference-stream") == 3
 
+    async def test_target_that_was_wrongly_said_to_have_ended_appears_with_the_next_list(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            space.faults.add("status", on="get-conference", status=404, body="api", code=20404, times=1)
+            events.keeper.notice(sid)
+            await until(lambda: TargetEnded in events.of(sid))
+            await until(lambda: events.of(sid).count(TargetAppeared) == 2)
+        assert space.streams.duplicates() == []
+
     async def test_check_that_fails_leaves_what_is_known_of_its_target(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:

@@ -195,6 +195,21 @@ class TestHolder:
         assert kept(1).encode().encode() in record(redis, "conference:room-1")
         assert kept(2).encode().encode() in record(redis, "call:call-1")
 
+    async def test_save_of_a_target_that_ends_while_redis_loses_its_memory_returns(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(1))
+        redis.ask("FLUSHALL")
+        saving = asyncio.create_task(journal.save(CALL, kept(2)))
+        await asyncio.sleep(0)
+        journal.forget(CALL)
+        async with asyncio.timeout(10):
+            await saving
+        assert kept(1).encode().encode() in record(redis, "conference:room-1")
+        assert record(redis, "call:call-1") == b"$-1\r\n"
+
     async def test_outage_is_waited_for(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
         journal = await hosts.open()
         await journal.acquire()
@@ -278,6 +293,22 @@ class TestSecond:
         for task in (permitting, saving):
             with pytest.raises(LeaseLostError):
                 await task
+
+    async def test_request_that_waits_is_not_sent_in_a_later_tenure(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        """Even if another keeper came and went, so that this one has the lease again when it hears of it."""
+        first = await hosts.open()
+        await first.acquire()
+        redis.kill()
+        time.now += SECONDS
+        acquiring, permitting = asyncio.create_task(first.acquire()), asyncio.create_task(first.permit())
+        await asyncio.sleep(0.05)
+        redis.start()
+        redis.ask("HSET", RECORDS, "tenure", "another", "names", OWNER.names)
+        assert await acquiring
+        with pytest.raises(LeaseLostError):
+            await permitting
 
     async def test_lease_is_released_at_the_end(self, redis: RedisServer, hosts: Hosts) -> None:
         first = await hosts.open()
@@ -365,6 +396,17 @@ class TestEnd:
         time.now += SECONDS
         with pytest.raises(LeaseLostError):
             await saving
+
+    async def test_save_that_waits_for_redis_ends_with_the_journal(self, redis: RedisServer, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.kill()
+        saving = asyncio.create_task(journal.save(ROOM, kept(1)))
+        await asyncio.sleep(0)
+        await journal.aclose()
+        async with asyncio.timeout(10):
+            with pytest.raises(LeaseLostError):
+                await saving
 
     async def test_cancellation_that_is_lost_does_not_hang_the_end(
         self, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
