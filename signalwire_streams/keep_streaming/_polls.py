@@ -167,5 +167,5 @@ class Polls:
                     targets.observe(kept, TargetListed())
         for kind, items in listed.items():
             for sid, item in items.items():
-                if targets.get(sid) is None and sid not in targets.ended:
+                if targets.get(sid) is None:
                     _ = self._tasks.spawn(targets.appear, kind, item)

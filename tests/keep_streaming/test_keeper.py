@@ -173,6 +173,7 @@ class TestStart:
             await until(lambda: alive(space) == sorted(others))
             [failing, *_] = [event for event in events.seen if isinstance(event, TargetFailing)]
             assert failing.reason == (reason.format(broken) if isinstance(error, KeyError) else reason)
+            assert space.requests.count("get-conference") == 0, "it was listed, so it has not ended"
 
     async def test_notice_starts_before_the_next_list(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
@@ -272,6 +273,49 @@ class TestOutage:
             rule.remove()
             await until(lambda: events.count(PollingRecovered) == 1)
             assert events.count(StreamingLost) == events.count(TargetEnded) == 0
+
+    async def test_target_that_ended_while_it_was_listed_does_not_appear_again(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("signalwire_streams.keep_streaming._target_requests._PAGE_SIZE", 1)
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            slow = space.faults.add("latency", on="list-conferences", seconds=5.0)
+            await until(lambda: slow.hits == 2)  # the first page has been returned
+            for sid in space.conference_sids:
+                space.end_conference(sid)
+                events.keeper.notice(sid)
+            await until(lambda: events.count(TargetEnded) == 3)
+            assert slow.hits == 2
+            await asyncio.sleep(30.0)
+        assert events.count(TargetAppeared) == events.count(TargetEnded) == 3
+        assert space.requests.count("start-conference-stream") == 3
+
+    async def test_target_that_was_wrongly_said_to_have_ended_appears_with_the_next_list(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            space.faults.add("status", on="get-conference", status=404, body="api", code=20404, times=1)
+            events.keeper.notice(sid)
+            await until(lambda: TargetEnded in events.of(sid))
+            await until(lambda: events.of(sid).count(TargetAppeared) == 2)
+        assert space.streams.duplicates() == []
+
+    async def test_check_that_fails_leaves_what_is_known_of_its_target(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        async with keeping(client, journal, poll=1000.0) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            failed = space.faults.add("status", on="get-conference", status=403)
+            events.keeper.notice(sid)
+            await until(lambda: failed.hits)
+            await asyncio.sleep(1.0)
+            items = {each.target: each.item for each in events.keeper.snapshot}
+            assert items.keys() == set(space.conference_sids)
+            assert all(item is not None and item.sid == target for target, item in items.items())
 
     async def test_list_of_one_kind_that_fails_holds_up_no_other(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
@@ -911,6 +955,31 @@ class TestReceivers:
             async with keeping(client, journal, {"url": url}, receivers=[receiver]):
                 await until(lambda: space.requests.count("start-conference-stream") == 3)
             await until(lambda: receiver.rejected_upgrades == 3)
+
+    async def test_late_socket_of_a_target_that_was_released_is_rejected(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, certificates: Certificates
+    ) -> None:
+        [sid, *_] = space.conference_sids
+        served, asked = list[StreamSession](), list[str]()
+
+        async def handle(session: StreamSession) -> None:
+            served.append(session)
+
+        receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
+        late = space.faults.add("executed-late", on="start", seconds=20.0, times=1)
+        async with receiver.serve(ssl_context=certificates.server) as url:
+
+            def template(item: Any) -> Any:
+                asked.append(item.sid)
+                return {"url": url} if len(asked) == 1 else None
+
+            async with keeping(
+                client, journal, template, receivers=[receiver], where=lambda item: item.sid == sid
+            ) as events:
+                await until(lambda: events.of(sid)[-1:] == [TargetReleased])
+                assert (late.hits, len(asked)) == (1, 2)
+                await until(lambda: receiver.rejected_upgrades == 1)
+        assert served == []
 
     async def test_socket_without_a_sid_is_not_served(self, caplog: pytest.LogCaptureFixture) -> None:
         """It could not be stopped."""

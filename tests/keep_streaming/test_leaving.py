@@ -78,6 +78,23 @@ class TestStop:
         assert not [event async for event in keeper if isinstance(event, StreamingInDoubt)]
         assert (alive(space), records(journal)) == ([], 0)
 
+    async def test_start_is_late_from_when_its_response_was_lost_however_old_its_keeper_is(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        space.duplicate_names = "http-error"
+        [sid, *_] = space.conference_sids
+        options: Any = {"where": lambda item: item.sid == sid, "on_exit": "stop", "reassert": 400.0}
+        keeper = client.keep_streaming(TEMPLATE, name="audit", journal=journal, **options)
+        async with keeper:
+            await until(lambda: alive(space) == [sid])
+            await asyncio.sleep(350.0)
+            lost = space.faults.add("disconnect", on="start", executed=True, times=1)
+            await until(lambda: lost.hits == 1)
+            await asyncio.sleep(2.0)
+        told = [event async for event in keeper if isinstance(event, StreamingInDoubt)]
+        assert [(event.target, event.reason) for event in told] == [(sid, LATE)]
+        assert (alive(space), records(journal)) == ([], 1)
+
     async def test_call_stays_in_doubt_for_the_next_keeper(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -91,6 +108,23 @@ class TestStop:
             await asyncio.sleep(10.0)
         assert space.requests.count("start-call-stream") == 2
         assert space.streams.duplicates() == []
+
+    async def test_doubt_that_an_earlier_keeper_left_is_as_young_as_can_be(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Its record does not say when the response was lost."""
+        lost = space.faults.add("disconnect", on="start", executed=True, times=2)
+        async with keeping(client, journal, **CALLS):
+            await until(lambda: lost.hits == 2)
+            await asyncio.sleep(1.0)
+        keeper = client.keep_streaming(TEMPLATE, name="audit", journal=journal, on_exit="stop", **CALLS)
+        async with keeper:
+            lists = space.requests.count("list-calls")
+            await until(lambda: space.requests.count("list-calls") > lists)
+            await asyncio.sleep(1.0)
+        told = {event.target: event.reason async for event in keeper if isinstance(event, StreamingInDoubt)}
+        assert told == dict.fromkeys(space.call_sids, LATE)
+        assert (alive(space), records(journal)) == ([], 2)
 
 
 class TestUnsent:

@@ -126,13 +126,39 @@ class TestHolder:
     ) -> None:
         journal = await hosts.open()
         await journal.acquire()
-        assert int(redis.ask("PTTL", LEASE)[1:]) <= SECONDS * 900
+        assert SECONDS * 800 < int(redis.ask("PTTL", LEASE)[1:]) <= SECONDS * 900
         assert await journal.permit() == time.now + SECONDS * 0.65
         time.now += SECONDS * 0.5
         await journal.save(ROOM, kept(7))
         assert await journal.permit() == time.now + SECONDS * 0.65, "it was renewed, so that no request outlasts it"
         time.now += SECONDS
         assert journal.obstacle == "the lease was not renewed in time"
+
+    async def test_request_is_sent_only_if_a_fifth_of_the_lease_is_left(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        """A request that had less time might be ended with its outcome unknown."""
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.kill()
+        time.now += SECONDS * 0.44
+        assert await journal.permit() == pytest.approx(time.now + SECONDS * 0.21)
+        time.now += SECONDS * 0.02
+        permitting = asyncio.create_task(journal.permit())
+        await asyncio.sleep(0.05)
+        assert journal.obstacle is None
+        assert not permitting.done()
+        redis.start()
+        assert await permitting == pytest.approx(time.now + SECONDS * 0.65)
+
+    async def test_records_of_a_keeper_that_does_not_come_back_are_forgotten_after_thirty_days(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.ask("EXPIRE", RECORDS, "60")
+        await journal.save(ROOM, kept(7))
+        assert 30 * 24 * 3600 - 60 < int(redis.ask("TTL", RECORDS)[1:]) <= 30 * 24 * 3600
 
     async def test_lease_is_not_trusted_after_a_suspension(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
         """The monotonic clock of a machine that is suspended stands still, and its renewals with it."""
@@ -168,6 +194,21 @@ class TestHolder:
         assert not await journal.acquire()
         assert kept(1).encode().encode() in record(redis, "conference:room-1")
         assert kept(2).encode().encode() in record(redis, "call:call-1")
+
+    async def test_save_of_a_target_that_ends_while_redis_loses_its_memory_returns(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(1))
+        redis.ask("FLUSHALL")
+        saving = asyncio.create_task(journal.save(CALL, kept(2)))
+        await asyncio.sleep(0)
+        journal.forget(CALL)
+        async with asyncio.timeout(10):
+            await saving
+        assert kept(1).encode().encode() in record(redis, "conference:room-1")
+        assert record(redis, "call:call-1") == b"$-1\r\n"
 
     async def test_outage_is_waited_for(self, redis: RedisServer, hosts: Hosts, time: Time) -> None:
         journal = await hosts.open()
@@ -222,6 +263,22 @@ class TestSecond:
         await first.save((TargetKind.CALL, "call-1"), kept(5))
         assert kept(2).encode().encode() in record(redis, "conference:room-1"), "what it wrote meanwhile is dropped"
 
+    @pytest.mark.parametrize(("left", "wait"), [(50.0, SECONDS * 0.2), (5.0, 5.0)], ids=["long", "nearly over"])
+    async def test_lease_of_another_is_asked_for_again_soon_and_as_soon_as_it_is_over(
+        self, redis: RedisServer, hosts: Hosts, time: Time, left: float, wait: float
+    ) -> None:
+        waits = list[float]()
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            await asyncio.Event().wait()
+
+        time.clock = Clock(now=time.clock.now, sleep=sleep, wall_time=time.clock.wall_time)
+        redis.ask("SET", LEASE, "another", "PX", str(round(left * 1000)))
+        await hosts.open()
+        await until(lambda: waits)
+        assert waits == [pytest.approx(wait, abs=2.0)]
+
     async def test_request_that_waits_while_another_keeper_takes_over_is_not_sent(
         self, redis: RedisServer, hosts: Hosts, time: Time
     ) -> None:
@@ -236,6 +293,22 @@ class TestSecond:
         for task in (permitting, saving):
             with pytest.raises(LeaseLostError):
                 await task
+
+    async def test_request_that_waits_is_not_sent_in_a_later_tenure(
+        self, redis: RedisServer, hosts: Hosts, time: Time
+    ) -> None:
+        """Even if another keeper came and went, so that this one has the lease again when it hears of it."""
+        first = await hosts.open()
+        await first.acquire()
+        redis.kill()
+        time.now += SECONDS
+        acquiring, permitting = asyncio.create_task(first.acquire()), asyncio.create_task(first.permit())
+        await asyncio.sleep(0.05)
+        redis.start()
+        redis.ask("HSET", RECORDS, "tenure", "another", "names", OWNER.names)
+        assert await acquiring
+        with pytest.raises(LeaseLostError):
+            await permitting
 
     async def test_lease_is_released_at_the_end(self, redis: RedisServer, hosts: Hosts) -> None:
         first = await hosts.open()
@@ -323,6 +396,17 @@ class TestEnd:
         time.now += SECONDS
         with pytest.raises(LeaseLostError):
             await saving
+
+    async def test_save_that_waits_for_redis_ends_with_the_journal(self, redis: RedisServer, hosts: Hosts) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        redis.kill()
+        saving = asyncio.create_task(journal.save(ROOM, kept(1)))
+        await asyncio.sleep(0)
+        await journal.aclose()
+        async with asyncio.timeout(10):
+            with pytest.raises(LeaseLostError):
+                await saving
 
     async def test_cancellation_that_is_lost_does_not_hang_the_end(
         self, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
