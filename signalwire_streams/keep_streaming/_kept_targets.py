@@ -232,7 +232,7 @@ class KeptTargets:
             kept.leave()
         self._kept.clear()
         self.ignored.clear()
-        self.breakers.clear()
+        self.breakers.forget_unused((), self._clock.now())
         self.unrecovered = {sid for kind, sid in self.journal.targets if kind in self._requests}
 
     def start_now(self) -> None:

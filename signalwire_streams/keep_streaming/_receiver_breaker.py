@@ -135,9 +135,6 @@ class ReceiverBreakers:
     def __len__(self) -> int:
         return len(self._breakers)
 
-    def clear(self) -> None:
-        self._breakers.clear()
-
     def move(self, target: str, before: str, receiver: str, settings: KeepSettings, now: float) -> None:
         """Record where a target leads, and where it led before."""
         if before != receiver and before in self._breakers:

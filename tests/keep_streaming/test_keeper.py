@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from signalwire_streams.keep_streaming import (
     PollingFailed,
     PollingRecovered,
     StartsPaused,
+    StartsResumed,
     StreamingInDoubt,
     StreamingLost,
     StreamingRestarted,
@@ -1133,3 +1135,20 @@ async def test_end_before_the_first_poll_takes_the_lease_to_stop_what_runs() -> 
     targets.journal = journal
     await targets.stop_all()
     assert not journal.is_lost
+
+
+async def test_pause_is_over_when_another_keeper_may_have_acted() -> None:
+    emitted: list[Any] = []
+    options = KeeperOptions(name="audit", template=TEMPLATE, where=None, on_change=OnChange.KEEP)
+    tasks = BackgroundTasks(emitted.append)
+    targets = KeptTargets(options, {}, receivers=(), clock=Clock.fake(), tasks=tasks, emit=emitted.append)
+    targets.journal = SimpleNamespace(targets={})
+    settings, receiver = KeepSettings(duplicate_names="refused"), "wss://rx.example.com"
+    for target in ("room-1", "room-2", "room-3"):
+        targets.breakers.move(target, "", receiver, settings, 0.0)
+        targets.breakers.on_decision(receiver, target, TargetState(), 0.0, is_start=True)
+        targets.breakers.on_decision(receiver, target, TargetState(early_ends=1), 0.0, is_start=False)
+    assert [type(event) for event in emitted] == [StartsPaused]
+    targets.begin_again()
+    assert emitted[1:] == [StartsResumed(receiver=receiver)]
+    assert targets.breakers.paused_until(receiver) == -inf
