@@ -195,7 +195,7 @@ async def until_recorded(someone: Any, count: int) -> None:
 
 
 async def test_fastapi_program_starts_records_and_drains(user: Any) -> None:
-    """A stream that runs when it is told to end is recorded to its end, and no other one is admitted."""
+    """A stream that runs at SIGTERM is recorded to its end, and no other one is admitted."""
     someone = await user(audio=Tone(seconds=1.5), real_time=True)
     [first, second] = someone.space.call_sids
     async with fastapi_program(someone) as (child, url):
