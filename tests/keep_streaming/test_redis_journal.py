@@ -37,11 +37,21 @@ class Time:
 
     def __init__(self) -> None:
         self.now, self.suspended = 1000.0, 0.0
+        self.waits = 0  # that are over
         self.clock = Clock(
             now=lambda: self.now,
-            sleep=lambda _: asyncio.sleep(0.01),
+            sleep=self._sleep,
             wall_time=lambda: self.now + self.suspended,
         )
+
+    async def _sleep(self, _: float) -> None:
+        await asyncio.sleep(0.01)
+        self.waits += 1
+
+    async def several_waits(self) -> None:
+        """Let those who wait look again several times."""
+        enough = self.waits + 5
+        await until(lambda: self.waits >= enough)
 
 
 @pytest.fixture
@@ -145,7 +155,7 @@ class TestHolder:
         assert await journal.permit() == pytest.approx(time.now + SECONDS * 0.21)
         time.now += SECONDS * 0.02
         permitting = asyncio.create_task(journal.permit())
-        await asyncio.sleep(0.05)
+        await time.several_waits()
         assert journal.obstacle is None
         assert not permitting.done()
         redis.start()
@@ -223,7 +233,7 @@ class TestHolder:
         assert obstacle is not None
         assert obstacle.startswith("Redis is unavailable: ")
         permitting = asyncio.create_task(journal.permit())
-        await asyncio.sleep(0.05)
+        await time.several_waits()
         assert not saving.done()
         assert not permitting.done()
         redis.start()
@@ -241,7 +251,7 @@ class TestSecond:
         await first.save(ROOM, kept(1))
         assert second.obstacle == "another keeper has the lease"
         waiting = asyncio.create_task(second.acquire())
-        await asyncio.sleep(0.05)
+        await hosts.time.several_waits()
         assert not waiting.done()
         redis.ask("DEL", LEASE)
         assert await waiting
@@ -287,7 +297,7 @@ class TestSecond:
         redis.kill()
         time.now += SECONDS
         permitting, saving = asyncio.create_task(first.permit()), asyncio.create_task(first.save(ROOM, kept(1)))
-        await asyncio.sleep(0.05)
+        await time.several_waits()
         redis.start()
         redis.ask("SET", LEASE, "another")
         for task in (permitting, saving):
@@ -303,7 +313,7 @@ class TestSecond:
         redis.kill()
         time.now += SECONDS
         acquiring, permitting = asyncio.create_task(first.acquire()), asyncio.create_task(first.permit())
-        await asyncio.sleep(0.05)
+        await time.several_waits()
         redis.start()
         redis.ask("HSET", RECORDS, "tenure", "another", "names", OWNER.names)
         assert await acquiring
