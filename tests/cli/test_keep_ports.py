@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
+from tests.ports import free_port
 
 from .shell import PATIENCE, Shell
 from .test_keep import AUDIT, keeping, posix_only, until
@@ -20,12 +21,6 @@ from .test_pages import link_of, opened, shown
 async def space() -> AsyncIterator[SimulatedSpace]:
     async with SimulatedSpace(conferences=2, calls=0) as running:
         yield running
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @posix_only

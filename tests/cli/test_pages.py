@@ -17,6 +17,7 @@ from yarl import URL
 
 from signalwire_streams._cli import demo, progress
 from signalwire_streams.simulator import SimulatedSpace
+from tests.ports import free_port
 from tests.waiting import until
 
 from .shell import PATIENCE, Shell, credentials, end_of, process
@@ -90,8 +91,7 @@ async def test_demo_begins_when_its_page_is_open(
 ) -> None:
     for name, value in {"_PAGE_SECONDS": 0.1, "RECORDED": 2}.items():
         monkeypatch.setattr(demo, name, value)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     links: list[str] = []
     create = progress.live_page
 
