@@ -95,6 +95,7 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    monkeypatch.setenv("COVERAGE_FILE", str(project / "coverage of these tests"))
     results = project.parent / "mutants.json"
     monkeypatch.setattr(sys, "argv", arguments("--at-most", "10", "--json", str(results)))
 

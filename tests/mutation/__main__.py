@@ -311,7 +311,8 @@ def _limit_resources() -> None:
 
 def _environment(copy: Path) -> dict[str, str]:
     local = {name: value for name, value in os.environ.items() if name != "CI"}  # where it is set, tests take longer
-    return local | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "COVERAGE_FILE": str(copy / ".coverage")}
+    return local | own
 
 
 def _table(results: Sequence[PackageResult]) -> list[str]:
