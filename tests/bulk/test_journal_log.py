@@ -698,7 +698,7 @@ async def test_checkpoint_that_waits_for_readers_does_not_end_the_run(
         assert sum(BulkJournal(here).status().counts.values()) == 2 * (number + 1)
         with pytest.raises(JournalError, match="is missing"):
             BulkJournal(copy(here, tmp_path / f"{number}-alone")).status()
-    await waiting.until(lambda: BulkJournal(path).status().counts == {"started": 6}, interval=0.01)
+    await waiting.until(lambda: BulkJournal(path).status().counts == {"started": 6})
     checkpoint = await waiting_checkpoint(path)
     await journal.aclose()
     assert await checkpoint == [(0, 0, 0)]

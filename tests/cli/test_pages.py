@@ -104,7 +104,7 @@ async def test_demo_begins_when_its_page_is_open(
 
     monkeypatch.setattr(demo, "live_page", remembered)
     running = asyncio.create_task(bare_shell("demo", "--conferences", "13", "--page", str(port), "--json"))
-    await until(lambda: links, interval=0.01)
+    await until(lambda: links)
     async with opened(URL(links[0])) as page:
         run = await shown(page, "runs")
         ran = await running

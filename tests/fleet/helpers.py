@@ -32,7 +32,7 @@ async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenc
 
 async def until(holds: Callable[[], Awaitable[object]]) -> None:
     """Wait for a condition that other processes or tasks bring about."""
-    await waiting.until(holds, timeout=PATIENCE, interval=0.01)
+    await waiting.until(holds, timeout=PATIENCE)
 
 
 def connection_of(fleet: Fleet) -> Connection:

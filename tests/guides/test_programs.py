@@ -159,7 +159,7 @@ async def test_starter_starts_what_a_replica_records(user: Any) -> None:
         async with proxy(someone, someone.port) as url:
             ran = await someone.run("deploying/starter.py", sid, STREAM_URL=url, **keys)
             assert (ran.code, ran.out, ran.err) == (0, "", "")
-            await until(lambda: list(someone.folder.glob("*.wav")), timeout=20.0, interval=0.01)
+            await until(lambda: list(someone.folder.glob("*.wav")), timeout=20.0)
             ran = await end_of(replica, signal.SIGTERM)
             assert (ran.code, ran.err) == (0, "")
             assert frames_of(someone.folder / f"{someone.space.streams[0].sid}.wav") == (2, 8000, 4000)
@@ -187,11 +187,11 @@ async def until_draining(probe: str) -> None:
     async def is_draining() -> bool:
         return await status_of("GET", probe) == 503
 
-    await until(is_draining, timeout=20.0, interval=0.01)
+    await until(is_draining, timeout=20.0)
 
 
 async def until_recorded(someone: Any, count: int) -> None:
-    await until(lambda: len(list(someone.folder.glob("*.wav"))) == count, timeout=20.0, interval=0.01)
+    await until(lambda: len(list(someone.folder.glob("*.wav"))) == count, timeout=20.0)
 
 
 async def test_fastapi_program_starts_records_and_drains(user: Any) -> None:
@@ -278,7 +278,7 @@ async def test_redeploy_behind_nginx_cuts_no_stream(user: Any, client_for: Any) 
         first, second, *others = someone.space.call_sids
         await start(first)
         await start(second)
-        await until(lambda: recordings() == 2, timeout=20.0, interval=0.01)
+        await until(lambda: recordings() == 2, timeout=20.0)
         replicas[0].send_signal(signal.SIGTERM)
         for sid in others:
             await start(sid)

@@ -86,7 +86,7 @@ class Hosts:
         arguments = sys.executable, "-c", _KEEP, *where, str(LEASE), self.kind, name
         host = Host(await asyncio.create_subprocess_exec(*arguments, stdout=PIPE))
         self.stack.push_async_callback(host.end)
-        await until(host.has("ready"), timeout=60.0, interval=0.01)
+        await until(host.has("ready"), timeout=60.0)
         return host
 
 
@@ -105,7 +105,7 @@ def starts_of(host: str, space: SimulatedSpace) -> int:
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    await until(condition, timeout=55.0, interval=0.01)
+    await until(condition, timeout=55.0)
 
 
 async def test_second_takes_over_from_a_suspended_keeper_that_then_sends_nothing(redis: RedisServer) -> None:

@@ -220,7 +220,7 @@ async def test_end_is_read_though_it_is_short(start: Start, heard: Heard, idle_c
     elif end == "close":
         await speaker.peer.close()
     elif end == "reset":
-        await until(lambda: DtmfEvent(digit="5") in heard.events, interval=0.01)
+        await until(lambda: DtmfEvent(digit="5") in heard.events)
         reset(speaker.peer)
     else:
         speaker.peer._conn.transport.close()  # type: ignore[union-attr]
@@ -239,7 +239,7 @@ async def test_key_in_a_pause_is_read_in_time(start: Start, heard: Heard, idle_c
         await speaker.speak(30)
         await speaker.peer.send_json({"event": "dtmf", "dtmf": {"digit": "5"}})
         began = idle_clock.now()
-        await until(lambda count=number: heard.events.count(DtmfEvent(digit="5")) == count, interval=0.01)  # type: ignore[misc]
+        await until(lambda count=number: heard.events.count(DtmfEvent(digit="5")) == count)  # type: ignore[misc]
         assert idle_clock.now() - began <= 2 * SECONDS
         await asyncio.sleep(0.5)
     assert chunks_of(heard) == list(range(1, 91))
@@ -311,7 +311,7 @@ async def test_streams_have_one_timer_that_ends_with_the_last_of_them(
     assert coalescer._timer is not None
     await speaker.peer.close()
     await heard.end()
-    await until(lambda: coalescer._timer is None, interval=0.01)
+    await until(lambda: coalescer._timer is None)
 
 
 async def test_messages_that_are_not_pushed_are_read_at_once(

@@ -287,7 +287,7 @@ async def test_long_burst_leaves_turns_to_other_tasks(connect: Connect, heard: H
         return session.statistics.malformed == 9_000
 
     sending = asyncio.create_task(peer.send(frame(TEXT, b"not JSON") * 9_000 + frame(PING, b"")))
-    await until(count)
+    await until(count, interval=0.0)
     await sending
     assert len(counts) >= 5
     assert await peer.receive() == (PONG, b"")
