@@ -1,5 +1,6 @@
 """A port for what can't choose one itself."""
 
+import atexit
 import socket
 import sys
 from contextlib import suppress
@@ -7,7 +8,6 @@ from random import SystemRandom
 
 # Below those that systems give to connections and to servers that ask for any port, such as those of other tests.
 _PORTS = range(10_000, 30_000)
-_RESERVED: list[socket.socket] = []
 
 
 def free_port() -> int:
@@ -22,7 +22,7 @@ def free_port() -> int:
             reserving.bind(("", port))
             if sys.platform == "linux":
                 reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                _RESERVED.append(reserving)
+                atexit.register(reserving.close)
             else:
                 reserving.close()
             return port
