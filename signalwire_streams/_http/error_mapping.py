@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS_CODE, Problem, redact, request_id
-from signalwire_streams._http.messages import Request, Response, Result
+from signalwire_streams._http.messages import NOT_MADE, Request, Response, Result
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -110,7 +110,8 @@ def describe_unknown(result: Result, evidence: str) -> str:
     """Return what is known of a start whose outcome is unknown, and the evidence of its last attempt."""
     accepted = result.attempt_result is AttemptResult.ACCEPTED
     state = "the stream is running, but its sid was lost" if accepted else "the stream may or may not be running"
-    last = "" if result.attempts == 1 else "last attempt: "
+    is_only = result.attempts + (result.attempt_result in NOT_MADE) == 1
+    last = "" if is_only else "last attempt: "
     return f"{state} ({last}{evidence})"
 
 

@@ -25,6 +25,7 @@ from signalwire_streams.errors import (
     ClientStateError,
     JournalError,
     PermissionDeniedError,
+    Phase,
     RateLimitedError,
     RunCancelledError,
     StreamOutcomeUnknownError,
@@ -271,8 +272,9 @@ class WorkerPool(Generic[_Item]):
             try:
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                # Without an attempt, the ledger raised this, so that the item is not sent.
-                if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
+                # With another phase, the ledger raised this, so that the item is not sent.
+                is_unsent = state.sent == "no" and getattr(error, "phase", None) is Phase.QUEUED
+                if isinstance(error, StreamOutcomeUnknownError) and not is_unsent:
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
                 pause = max(error.retry_after or 0.0, _MIN_PAUSE)

@@ -138,9 +138,7 @@ async def test_call_start_is_sent_again_after_a_foreign_2xx_if_the_policy_allows
 
 
 @pytest.mark.parametrize(("begin", "is_stream"), [(b"upstream timed out", False), (b'{"sid": "b38', True)])
-async def test_2xx_that_stalls_counts_as_what_arrived_of_it(
-    begin: bytes, is_stream: bool, idle_clock: Clock
-) -> None:
+async def test_2xx_that_stalls_counts_as_what_arrived_of_it(begin: bytes, is_stream: bool, idle_clock: Clock) -> None:
     """As if the connection had been closed there: what begins like a proxy's page is no stream that runs."""
 
     async def stall(_: RawSpace, connection: RawConnection, __: Request) -> bytes:
