@@ -12,10 +12,6 @@ from signalwire_streams.models import AttemptResult, Operation, Priority, RetryD
 from signalwire_streams.models._fast import fast_constructor
 
 
-NOT_MADE = frozenset({AttemptResult.DEADLINE_EXCEEDED, AttemptResult.BREAKER_OPEN})
-"""Results of attempts that never got their slot and token, so that they do not count."""
-
-
 @define(eq=False)
 class CallState:
     """The progress of a call, readable from outside while it runs and after it was cancelled.

@@ -288,7 +288,7 @@ def _cut(request: Request) -> Result:
     state = request.state
     unknown = request.operation.is_start and (state.record_attempt() != "no" or state.may_have_succeeded)
     return Result(
-        attempt_result=AttemptResult.UNRETRYABLE,
+        attempt_result=AttemptResult.CANCELLED,
         phase=state.phase,
         detail="the client was closed in the meantime",
         decision=RetryDecision.UNKNOWN if unknown else RetryDecision.FAIL,

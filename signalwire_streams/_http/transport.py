@@ -137,6 +137,7 @@ class HttpTransport:
         state = request.state
         session = self._sessions.session()
         if session is None:
+            state.attempts -= 1  # it is not made
             return Result(
                 attempt_result=AttemptResult.UNRETRYABLE,
                 phase=Phase.QUEUED,

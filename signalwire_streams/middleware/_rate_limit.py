@@ -336,7 +336,12 @@ class RateLimitMiddleware:
         if not (slots.try_acquire() or await slots.acquire(request.priority, state.deadline_at - now())):
             return _deadline_exceeded("no connection became free in time", None)
         try:
-            wait = await self._acquire(request)
+            try:
+                wait = await self._acquire(request)
+            except Exception as error:  # its own, and of any kind
+                if state.sent == "no":
+                    raise
+                return _failed(error)  # which must not hide that an earlier attempt may have been carried out
             if state.before_sending is not None and not wait:
                 granted_at = now()
                 await state.before_sending()
@@ -352,17 +357,28 @@ class RateLimitMiddleware:
             result = await send(request)
         finally:
             slots.release()
-        if result.attempt_result is _THROTTLED:
-            self._rate_limiter.on_throttled(sent_at, result.retry_after)
-        elif result.attempt_result in SERVED:
-            self._rate_limiter.on_success()
+        self._record(result, sent_at)
         return result
+
+    def _record(self, result: Result, sent_at: float) -> None:
+        try:
+            if result.attempt_result is _THROTTLED:
+                self._rate_limiter.on_throttled(sent_at, result.retry_after)
+            elif result.attempt_result in SERVED:
+                self._rate_limiter.on_success()
+        except Exception:  # noqa: BLE001  (a broken rate limiter must not lose a stream that was just started)
+            _LOG.exception("the rate limiter raised an exception after a request, which is ignored")
 
     def _acquire(self, request: Request) -> Awaitable[float]:
         timeout = request.state.deadline_at - self._clock.now()
         if request.operation is _READ:
             return self._rate_limiter.wait_until_allowed(timeout)
         return self._rate_limiter.acquire(request.priority, timeout)
+
+
+def _failed(error: Exception) -> Result:
+    why = f"the rate limiter raised {type(error).__name__}"
+    return Result(attempt_result=AttemptResult.UNRETRYABLE, phase=_QUEUED, detail=why, cause=error)
 
 
 def _deadline_exceeded(why: str, retry_after: float | None) -> Result:

@@ -8,7 +8,7 @@ from functools import cache
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_mapping import describe_result, describe_unknown
-from signalwire_streams._http.messages import NOT_MADE, CallState, Handler, Request, Result, create_result
+from signalwire_streams._http.messages import CallState, Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -372,7 +372,7 @@ class RetryMiddleware:
             detail=result.detail,
             retry_after=result.retry_after,
             decision=decision.action,
-            attempts=number - (result.attempt_result in NOT_MADE),
+            attempts=number - (attempted.phase is _QUEUED),  # one that was not made does not count
             ambiguous=ambiguous,
             sent=state.sent,
             cause=result.cause,
