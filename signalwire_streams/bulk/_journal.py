@@ -361,7 +361,8 @@ class Journal(JournalWriter):
             int(stream.ambiguous) if stream is not None else 0,
             outcome.attempts,
             error_label(error) if error is not None else None,
-            str(error) if error is not None else None,
+            # A middleware of the caller's may have raised it, with text that can't be stored.
+            str(error).encode(errors="replace").decode() if error is not None else None,
             row,
         )
 

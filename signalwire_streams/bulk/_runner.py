@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -33,6 +34,7 @@ from signalwire_streams.errors import (
 )
 from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream, Priority
 from signalwire_streams.models._requests import each
+from signalwire_streams.models._validation import check_patience
 
 _Item = TypeVar("_Item")
 _Result: TypeAlias = ConferenceStream | CallStream | StreamsError
@@ -154,7 +156,12 @@ class WorkerPool(Generic[_Item]):
         return self._outcomes.popleft()
 
     def shutdown(self, timeout: float) -> asyncio.Task[None]:
-        """Accept no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes."""
+        """Accept no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes.
+
+        Raises:
+            ClientStateError: this is not the event loop of the run.
+        """
+        self._check_loop()
         if self._intake is None:
             self._intake = asyncio.get_running_loop().create_future()
         if self._shutdown is not None:
@@ -162,6 +169,16 @@ class WorkerPool(Generic[_Item]):
         self._intake.cancel()
         self._shutdown = asyncio.create_task(self._finish(self._intake, timeout))
         return self._shutdown
+
+    def _check_loop(self) -> None:
+        loop: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):  # there is none in this thread
+            loop = asyncio.get_running_loop()
+        if loop is None or (self._intake is not None and self._intake.get_loop() is not loop):
+            raise ClientStateError(
+                "a bulk run can only be ended in its own event loop: in another thread, write "
+                "loop.call_soon_threadsafe(run.shutdown)"
+            )
 
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
         """Shut down, unless that is already in progress, and yield the remaining outcomes."""
@@ -201,7 +218,8 @@ class WorkerPool(Generic[_Item]):
             except asyncio.CancelledError:
                 self._skip(index, item, "the run ended before it was sent")
                 raise
-            if self._foreign_error is not None:
+            # The input may have ignored its cancellation: in Python 3.11, `wait_for` does if its result is there.
+            if self._foreign_error is not None or self._shutdown is not None:
                 self._skip(index, item, "the run ended before it was sent")
                 return
             if self._fatal is None:
@@ -371,7 +389,12 @@ class BulkRun(Generic[_Item]):
 
         The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.
+
+        Raises:
+            InvalidRequestError: the timeout is not a number of seconds.
+            ClientStateError: this is not the event loop of the run.
         """
+        check_patience(timeout, "timeout")
         self._is_used = True
         _ = self._pool.shutdown(timeout)
 

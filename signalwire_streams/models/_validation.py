@@ -102,6 +102,14 @@ def check_path_segment(value: object, what: str) -> str:
     return value
 
 
+def check_text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if not is_encodable(value):
+        raise InvalidRequestError(f"{what} contains a lone surrogate: pass text that can be encoded as UTF-8")
+    return value
+
+
 def validate_stream_url(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check ``Url``: wss only and without a query string.
 
