@@ -247,6 +247,11 @@ def check_count(value: object, what: str, *, least: int = 1) -> int:
     return value
 
 
+def check_kind(value: object, kind: type, what: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequestError(f"{what} must be a {kind.__name__}, not {kind_of(value)}")
+
+
 def check_waits(policy: object, family: str) -> None:
     """Check that the first wait of a backoff is at most the longest one."""
     first, longest = getattr(policy, f"{family}_initial"), getattr(policy, f"{family}_max")
