@@ -363,7 +363,11 @@ class StreamsClient:
         )
 
     async def aclose(self) -> None:
-        """Accept no new calls, wait up to five seconds for those in flight, then close the connections."""
+        """Accept no new calls, wait up to five seconds for those in flight, then close the connections.
+
+        Raises:
+            ClientStateError: the client was used in another event loop, which is not closed.
+        """
         await self._dispatcher.aclose()
 
     async def __aenter__(self) -> Self:

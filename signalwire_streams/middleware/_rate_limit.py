@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import Phase
+from signalwire_streams.errors import ClientStateError, Phase
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._retry import SERVED
 from signalwire_streams.models import AttemptResult, Operation, Priority
@@ -251,8 +251,11 @@ class LocalRateLimiter:
     def __init__(self, bucket: TokenBucket, clock: Clock) -> None:
         self.bucket = bucket
         self._clock = clock
-        self._queue = PriorityQueue(lambda _: self.bucket.refund())
+        self._queue = self._new_queue()
         self._serving: asyncio.Task[None] | None = None
+
+    def _new_queue(self) -> PriorityQueue:
+        return PriorityQueue(lambda _: self.bucket.refund())
 
     @property
     def rate(self) -> float:
@@ -269,6 +272,8 @@ class LocalRateLimiter:
         wait = self.bucket.time_until_open(now) if ahead else self.bucket.try_acquire(now)
         if not (ahead or wait):
             return 0.0
+        if self._drop_closed_loop():
+            return await self.acquire(priority, timeout)
         least = max(wait, ahead / self.bucket.rate)
         if least >= timeout:
             return least
@@ -277,6 +282,25 @@ class LocalRateLimiter:
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return timeout if await self._queue.wait(turn, timeout) is None else 0.0
+
+    def _drop_closed_loop(self) -> bool:
+        """Drop the requests that waited in an event loop that was closed; return False if there is none.
+
+        Raises:
+            ClientStateError: requests are waiting in another event loop, which would not wake those of this one.
+        """
+        if self._serving is None or self._serving.done():
+            return False
+        loop = self._serving.get_loop()
+        if loop is asyncio.get_running_loop():
+            return False
+        if not loop.is_closed():
+            raise ClientStateError(
+                "requests of another event loop are waiting for this rate limiter: let only clients of one loop share "
+                "it, and pass the others a part of the limit, as in rate_limit=RateLimit(utilization=0.4)"
+            )
+        self._queue, self._serving = self._new_queue(), None
+        return True
 
     async def _serve(self) -> None:
         while self._queue:
