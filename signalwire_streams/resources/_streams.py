@@ -46,6 +46,7 @@ _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
 _SUCCEED, _ALREADY_STARTED = RetryDecision.SUCCEED, RetryDecision.ALREADY_STARTED
+_STARTED = {AttemptResult.DONE, AttemptResult.ACCEPTED}
 # Empty pages, or pages of items that were listed before: filters, and items that move during the listing, cause some.
 _PAGES_WITHOUT_NEWS = 10
 
@@ -195,7 +196,14 @@ class Streams(Generic[_Stream]):
                 )
             state.may_have_succeeded = True
         start = requests.start(self._account, request, deadline=deadline, state=state)
-        result = await self._dispatcher.send(start)
+        try:
+            result = await self._dispatcher.send(start)
+        except Exception as error:  # of a middleware of the caller's, which may have sent it before
+            if state.may_have_succeeded or state.result in _STARTED:
+                error.add_note(
+                    f"a stream may be running on {self.kind} {start.target}, under the name {request.name!r}"
+                )
+            raise
         if result.decision not in SUCCESSES:
             raise self._start_error(request, start, result)
         known: dict[str, object] = {

@@ -195,3 +195,38 @@ async def test_start_whose_retry_can_not_connect_is_unknown(space: SimulatedSpac
 def test_logging_is_silent_by_default() -> None:
     """The package logs under its own name and adds no handlers."""
     assert logging.getLogger("signalwire_streams").handlers == []
+
+
+@pytest.mark.parametrize("fault", [None, "reset"])
+async def test_exception_of_a_middleware_names_the_stream_that_may_be_running(
+    fault: str | None, space: SimulatedSpace, client_for: Any
+) -> None:
+    """The name was generated, and nothing else would tell it."""
+
+    async def fail(request: Request, send: Handler) -> Result:
+        await send(request)
+        raise OSError("no metrics today")
+
+    if fault is not None:
+        space.faults.add(fault, executed=True)
+    client = client_for(space, middlewares=[fail])
+    with pytest.raises(OSError, match="no metrics today") as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    [stream] = space.streams.active()
+    assert caught.value.__notes__ == [
+        f"a stream may be running on conference {space.conference_sids[0]}, under the name {stream.name!r}"
+    ]
+
+
+async def test_exception_of_a_middleware_after_a_rejected_start_is_unchanged(
+    space: SimulatedSpace, client_for: Any
+) -> None:
+    async def fail(request: Request, send: Handler) -> Result:
+        await send(request)
+        raise OSError("no metrics today")
+
+    space.faults.add("status", status=422, body="api")
+    with pytest.raises(OSError, match="no metrics today") as caught:
+        await client_for(space, middlewares=[fail]).conferences.start_stream(space.conference_sids[0], url=URL)
+    assert not hasattr(caught.value, "__notes__")
