@@ -26,7 +26,7 @@ from signalwire_streams.simulator import SimulatedSpace
 from tests.bulk.requests import URL, on_conferences
 from tests.conftest import ClientFactory
 
-UUID_OF_ROW = UUID("22222222-2222-4222-8222-222222222222")
+UUID_OF_ROW: Any = UUID("22222222-2222-4222-8222-222222222222")
 ROOM = str(UUID_OF_ROW)
 WRONG_INPUTS: dict[str, Any] = {
     "one request": StartConferenceStream(conference_sid=ROOM, url=URL),
@@ -72,7 +72,7 @@ class OldSequence:
     def __init__(self, space: SimulatedSpace) -> None:
         self._items = on_conferences(space)
 
-    def __getitem__(self, index: int) -> StartConferenceStream:
+    def __getitem__(self, index: int) -> Any:
         return self._items[index]
 
 

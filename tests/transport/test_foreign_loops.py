@@ -150,4 +150,4 @@ def test_rate_limiter_forgets_the_requests_of_a_closed_loop() -> None:
     finally:
         for task in left:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
-            task.get_coro().close()  # type: ignore[union-attr]
+            task.get_coro().close()
