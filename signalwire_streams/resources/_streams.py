@@ -97,7 +97,12 @@ class Paginator(Generic[_Item]):
     async def _fetch(self, path: str) -> Page[_Item]:
         # A method of its own, so that the response is freed while the caller works on the page.
         result = await self._send(requests.page_at(self._first, path))
-        return read_page(result.response and result.response.document, self._model, self._first.required_key)
+        response = result.response
+        try:
+            return read_page(response and response.document, self._model, self._first.required_key)
+        except MalformedResponseError as error:
+            error.attempts, error.status = result.attempts, response and response.status
+            raise
 
 
 def _id_of(item: object) -> str:

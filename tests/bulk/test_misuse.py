@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from signalwire_streams import (
+    BulkJournal,
     BulkStatus,
     CallStream,
     ClientStateError,
@@ -64,6 +65,16 @@ async def test_async_input_of_a_planned_run_is_rejected(client: StreamsClient, t
     with pytest.raises(InvalidRequestError, match="a generator that is not async"):
         client.create_journal(wrong, journal=tmp_path / "run.db")
     assert not os.listdir(tmp_path)  # noqa: PTH208
+
+
+async def test_state_that_no_item_has_is_rejected(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A misspelled one would select nothing, as if there were no such items."""
+    await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+    journal = BulkJournal(tmp_path / "run.db")
+    for wrong in ("in-doubt", "pending"):
+        with pytest.raises(InvalidRequestError, match=f"no item has the state '{wrong}': pass already_started, in_d"):
+            list(journal.items("started", wrong))
+    assert len(list(journal.items("started", BulkStatus.UNKNOWN))) == 3
 
 
 class OldSequence:
