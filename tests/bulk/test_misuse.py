@@ -67,6 +67,25 @@ async def test_async_input_of_a_planned_run_is_rejected(client: StreamsClient, t
     assert not os.listdir(tmp_path)  # noqa: PTH208
 
 
+async def test_item_of_a_subclass_is_rejected_alone(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    """What it adds would get lost."""
+
+    class Tagged(StartConferenceStream):
+        tag = "audit"
+
+    first, *others = on_conferences(space)
+    wrong = Tagged(conference_sid=first.target, url=URL)
+    for journal in (None, tmp_path / "run.db"):
+        run = client.start_streams([wrong, *others], journal=journal)
+        errors = [str(outcome.error) async for outcome in run if not outcome.ok]
+        assert errors == ["an item is a Tagged: pass StartConferenceStream or StartCallStream"]
+        assert (await run.report()).counts == {BulkStatus.REJECTED: 1, BulkStatus.STARTED: 2}
+    with pytest.raises(InvalidRequestError, match="an item is a Tagged"):
+        client.create_journal([wrong], journal=tmp_path / "plan.db")
+
+
 async def test_state_that_no_item_has_is_rejected(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
     """A misspelled one would select nothing, as if there were no such items."""
     await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
