@@ -230,3 +230,25 @@ async def test_exception_of_a_middleware_after_a_rejected_start_is_unchanged(
     with pytest.raises(OSError, match="no metrics today") as caught:
         await client_for(space, middlewares=[fail]).conferences.start_stream(space.conference_sids[0], url=URL)
     assert not hasattr(caught.value, "__notes__")
+
+
+async def forgets_to_return(request: Request, send: Handler) -> None:
+    await send(request)
+
+
+def forgets_async(request: Request, send: Handler) -> None:
+    """Send nothing."""
+
+
+@pytest.mark.parametrize(("middleware", "sent"), [(forgets_to_return, 1), (forgets_async, 0)])
+async def test_middleware_that_returns_no_result_is_named(
+    middleware: Any, sent: int, space: SimulatedSpace, client_for: Any
+) -> None:
+    """The stream that it started is named as well."""
+    client = client_for(space, middlewares=[middleware])
+    words = f"the middleware {middleware.__name__} returned a NoneType, not a Result: write 'return await send"
+    with pytest.raises(TypeError, match=words) as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+    names = [f"under the name {stream.name!r}" for stream in space.streams.active()]
+    assert len(names) == len(getattr(caught.value, "__notes__", [])) == sent
+    assert all(name in note for name, note in zip(names, getattr(caught.value, "__notes__", []), strict=True))
