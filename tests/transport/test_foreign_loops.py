@@ -110,14 +110,14 @@ async def test_borrowed_session_of_another_loop_is_named_as_the_reason(space: Si
     assert len(space.requests) == 0
 
 
-def limiter() -> LocalRateLimiter:
-    limit = RateLimit(requests=1, window=0.01, utilization=1.0, burst=1)
-    return LocalRateLimiter(TokenBucket(limit), Clock())
+def limiter(clock: Clock) -> LocalRateLimiter:
+    limit = RateLimit(requests=1, window=1.0, utilization=1.0, burst=1)
+    return LocalRateLimiter(TokenBucket(limit), clock)
 
 
 async def test_rate_limiter_on_which_another_loop_waits_says_so() -> None:
-    shared, never = limiter(), asyncio.Event()
-    shared._clock = Clock(sleep=lambda _: never.wait())
+    never = asyncio.Event()
+    shared = limiter(Clock(now=lambda: 0.0, sleep=lambda _: never.wait()))
     assert await shared.acquire(Priority.BULK, 100.0) == 0.0
     waiting = asyncio.create_task(shared.acquire(Priority.BULK, 100.0))
     await asyncio.sleep(0)
@@ -126,14 +126,16 @@ async def test_rate_limiter_on_which_another_loop_waits_says_so() -> None:
 
     assert "requests of another event loop are waiting for this rate limiter" in str(error)
     assert not waiting.done()
+    assert shared._serving is not None
+    shared._serving.cancel()
     waiting.cancel()
-    never.set()
-    await asyncio.wait([waiting])
+    await asyncio.wait([waiting, shared._serving])
 
 
 def test_rate_limiter_forgets_the_requests_of_a_closed_loop() -> None:
     """That loop ended without ending them, and nobody would ever serve the queue."""
-    shared = limiter()
+    time = 0.0
+    shared = limiter(Clock(now=lambda: time))
     first = asyncio.new_event_loop()
 
     async def leave() -> list[asyncio.Task[Any]]:
@@ -145,6 +147,7 @@ def test_rate_limiter_forgets_the_requests_of_a_closed_loop() -> None:
 
     left = first.run_until_complete(leave())
     first.close()
+    time = 10.0
     try:
         assert asyncio.run(shared.acquire(Priority.BULK, 100.0)) == 0.0
     finally:
