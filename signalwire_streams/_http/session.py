@@ -202,10 +202,12 @@ class SessionManager:
             ClientStateError: the client is closed, its session is, or one of them belongs to another event loop.
         """
         self._guard.enter()
-        if self.borrowed is not None and self.borrowed.closed:
+        if self.borrowed is None:
+            return
+        if self.borrowed.closed:
             raise ClientStateError("the session passed to this client is closed: keep it open, or pass none")
-        # aiohttp has no public way to it.
-        if self.borrowed is not None and self.borrowed._loop is not asyncio.get_running_loop():  # noqa: SLF001
+        loop = asyncio.get_running_loop()
+        if getattr(self.borrowed, "_loop", loop) is not loop:  # aiohttp has no public way to it
             raise ClientStateError(
                 "the session passed to this client belongs to another event loop: create it inside the same "
                 "asyncio.run(), or pass none"

@@ -291,8 +291,8 @@ class WorkerPool(Generic[_Item]):
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
                 # With another phase, the ledger raised this, so that the item is not sent.
-                is_unsent = state.sent == "no" and getattr(error, "phase", None) is Phase.QUEUED
-                if isinstance(error, StreamOutcomeUnknownError) and not is_unsent:
+                is_sent = state.sent != "no"
+                if isinstance(error, StreamOutcomeUnknownError) and (is_sent or error.phase is not Phase.QUEUED):
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
                 pause = max(error.retry_after or 0.0, _MIN_PAUSE)

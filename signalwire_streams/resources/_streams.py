@@ -101,7 +101,7 @@ class Paginator(Generic[_Item]):
         try:
             return read_page(response and response.document, self._model, self._first.required_key)
         except MalformedResponseError as error:
-            error.attempts, error.status = result.attempts, response and response.status
+            error.attempts, error.status = result.attempts, None if response is None else response.status
             raise
 
 
