@@ -143,10 +143,11 @@ class StreamsClient:
         transport = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
         rate_limits = RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock)
         send: Handler = partial(rate_limits, send=transport)
+        wrappers = [retries.watch, *middlewares] if middlewares else ()
         # A keeper's polls are what ends an outage, so no breaker holds them back.
-        self._polls = Dispatcher(sessions, chain(middlewares, partial(retries, send=send)))
+        self._polls = Dispatcher(sessions, chain(wrappers, partial(retries, send=send)))
         send = partial(retries, send=partial(CircuitBreakerMiddleware(self._breaker, clock), send=send))
-        self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
+        self._dispatcher = dispatcher = Dispatcher(sessions, chain(wrappers, send))
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         conferences, calls = self._conference_streams, self._call_streams

@@ -277,6 +277,7 @@ class RetryState:
 _QUEUED, _DEADLINE_EXCEEDED = Phase.QUEUED, AttemptResult.DEADLINE_EXCEEDED
 _ALREADY_STARTED, _FAIL, _UNKNOWN = RetryDecision.ALREADY_STARTED, RetryDecision.FAIL, RetryDecision.UNKNOWN
 
+_STARTED = frozenset({AttemptResult.DONE, AttemptResult.ACCEPTED})
 _create_attempt = fast_constructor(Attempt)
 _ONE_ATTEMPT = RetryPolicy(max_attempts=1, max_connect_retries=0, max_throttle_retries=0, max_resends=0)
 
@@ -301,6 +302,16 @@ class RetryMiddleware:
         except CancelledError:
             if request.operation.is_start and (state.may_have_succeeded or state.record_attempt() != "no"):
                 self._outcome_log.record(request, _cancelled(state), self._clock.now())
+            raise
+
+    async def watch(self, request: Request, send: Handler) -> Result:
+        """Log a start that succeeded and whose result a middleware of the caller's lost, since it raised afterwards."""
+        try:
+            return await send(request)
+        except BaseException as error:
+            if request.operation.is_start and request.state.result in _STARTED:
+                lost = evolve(_cancelled(request.state), detail=f"a middleware raised {type(error).__name__}")
+                self._outcome_log.record(request, lost, self._clock.now())
             raise
 
     async def _send(self, request: Request, send: Handler) -> Result:

@@ -252,3 +252,32 @@ async def test_middleware_that_returns_no_result_is_named(
     names = [f"under the name {stream.name!r}" for stream in space.streams.active()]
     assert len(names) == len(getattr(caught.value, "__notes__", [])) == sent
     assert all(name in note for name, note in zip(names, getattr(caught.value, "__notes__", []), strict=True))
+
+
+async def test_start_cancelled_in_a_middleware_after_it_succeeded_is_logged(
+    space: SimulatedSpace, client_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its name, as one that is cancelled while it is sent; a failed start is not."""
+    was_sent = asyncio.Event()
+
+    async def linger(request: Request, send: Handler) -> Result:
+        await send(request)
+        was_sent.set()
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    client = client_for(space, middlewares=[linger])
+    for fault, count in ((None, 1), ("status", 1)):
+        if fault is not None:
+            space.faults.add(fault, status=422, body="api")
+        start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+        await was_sent.wait()
+        was_sent.clear()
+        start.cancel()
+        await asyncio.wait([start])
+        found = [each for each in caplog.records if each.name == "signalwire_streams.outcome"]
+        assert len(found) == count
+
+    [stream] = space.streams.active()
+    assert found[0].levelno == logging.WARNING
+    assert f"(name {stream.name!r})" in found[0].getMessage()
+    assert "may or may not be running (cancelled: a middleware raised CancelledError)" in found[0].getMessage()
