@@ -170,6 +170,11 @@ class WorkerPool(Generic[_Item]):
         self._shutdown = asyncio.create_task(self._finish(self._intake, timeout))
         return self._shutdown
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether no more items are accepted."""
+        return self._shutdown is not None
+
     def _check_loop(self) -> None:
         loop: asyncio.AbstractEventLoop | None = None
         with suppress(RuntimeError):  # there is none in this thread
@@ -367,7 +372,7 @@ class BulkRun(Generic[_Item]):
         self._builder = ReportBuilder()
         self._started_at: float | None = None
         self._seconds: float | None = None
-        self._is_used = False
+        self._is_used = self._is_reporting = False
 
     async def __aiter__(self) -> AsyncGenerator[BulkOutcome[_Item], None]:
         self._is_used = True
@@ -399,10 +404,22 @@ class BulkRun(Generic[_Item]):
         _ = self._pool.shutdown(timeout)
 
     async def report(self) -> BulkReport:
-        """Return the report of the run. Runs it first if it was not iterated; ends it if its loop was left early."""
+        """Return the report of the run. Runs it first if it was not iterated; ends it if its loop was left early.
+
+        Raises:
+            ClientStateError: another task awaits the report, and so runs it.
+        """
+        if self._is_reporting and not self._pool.is_ending:
+            raise ClientStateError(
+                "another task awaits the report of this run: await it once, or read run.snapshot meanwhile"
+            )
         if self._started_at is None:
-            async for _ in self:
-                pass
+            self._is_reporting = True
+            try:
+                async for _ in self:
+                    pass
+            finally:
+                self._is_reporting = False
         await self._end()
         return self.snapshot
 

@@ -216,3 +216,26 @@ async def test_run_ends_although_its_input_ignores_the_cancellation(
     assert report.total == taken
     assert report.counts[BulkStatus.NOT_ATTEMPTED] == 1
     assert len(space.requests) == taken - 1
+
+
+async def test_report_that_is_awaited_twice_at_once_does_not_end_the_run(
+    client: StreamsClient, space: SimulatedSpace
+) -> None:
+    """The second one would end it before anything was sent, and report no item."""
+    run = client.start_streams(on_conferences(space))
+    first = asyncio.create_task(run.report())
+    await asyncio.sleep(0)
+    with pytest.raises(ClientStateError, match="another task awaits the report of this run: await it once"):
+        await run.report()
+    assert (await first).counts == {BulkStatus.STARTED: 3}
+    assert (await run.report()).counts == {BulkStatus.STARTED: 3}
+
+
+async def test_report_can_be_awaited_again_while_the_run_ends(client: StreamsClient, space: SimulatedSpace) -> None:
+    space.faults.add("hang")
+    run = client.start_streams(on_conferences(space))
+    first = asyncio.create_task(run.report())
+    await space.requests.wait_for(3)
+    run.shutdown(0)
+    second = await run.report()
+    assert second.counts == (await first).counts == {BulkStatus.UNKNOWN: 3}
