@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias, TypedDict, Unpack
@@ -27,7 +28,7 @@ from signalwire_streams.middleware._rate_limit import (
 )
 from signalwire_streams.middleware._retry import OnAttempt, RetryBudget, RetryMiddleware
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, TargetKind
-from signalwire_streams.models._validation import Secret, check_count, masks_secrets
+from signalwire_streams.models._validation import Secret, check_count, check_kind, kind_of, masks_secrets
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
 
@@ -125,6 +126,12 @@ class StreamsClient:
         if rate_limiter is not None and rate_limit is not None:
             raise InvalidRequestError("pass rate_limit= or rate_limiter=, not both: a rate limiter has its own limit")
         check_count(connections, "connections")
+        check_kind(retry, RetryPolicy, "retry")
+        check_kind(timeouts, Timeouts, "timeouts")
+        check_kind(rate_limit, RateLimit, "rate_limit")
+        check_kind(circuit_breaker, CircuitBreakerPolicy, "circuit_breaker")
+        check_kind(clock, Clock, "clock")
+        _check_code(rate_limiter, on_attempt, middlewares)
         account = find_account(space=space, base_url=base_url, project=project, token=token)
         self._clock = clock = clock or Clock()
         self._retry = retry = retry or RetryPolicy()
@@ -136,10 +143,11 @@ class StreamsClient:
         transport = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
         rate_limits = RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock)
         send: Handler = partial(rate_limits, send=transport)
+        wrappers = [retries.watch, *middlewares] if middlewares else ()
         # A keeper's polls are what ends an outage, so no breaker holds them back.
-        self._polls = Dispatcher(sessions, chain(middlewares, partial(retries, send=send)))
+        self._polls = Dispatcher(sessions, chain(wrappers, partial(retries, send=send)))
         send = partial(retries, send=partial(CircuitBreakerMiddleware(self._breaker, clock), send=send))
-        self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
+        self._dispatcher = dispatcher = Dispatcher(sessions, chain(wrappers, send))
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         conferences, calls = self._conference_streams, self._call_streams
@@ -356,7 +364,11 @@ class StreamsClient:
         )
 
     async def aclose(self) -> None:
-        """Accept no new calls, wait up to five seconds for those in flight, then close the connections."""
+        """Accept no new calls, wait up to five seconds for those in flight, then close the connections.
+
+        Raises:
+            ClientStateError: the client was used in another event loop, which is not closed.
+        """
         await self._dispatcher.aclose()
 
     async def __aenter__(self) -> Self:
@@ -374,6 +386,19 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
+
+
+def _check_code(rate_limiter: object, on_attempt: object, middlewares: object) -> None:
+    if rate_limiter is not None and not callable(getattr(rate_limiter, "wait_until_allowed", None)):
+        raise InvalidRequestError(
+            f"rate_limiter must be a RateLimiter, such as RedisRateLimiter(...), not {kind_of(rate_limiter)}"
+        )
+    if on_attempt is not None and (not callable(on_attempt) or iscoroutinefunction(on_attempt)):
+        raise InvalidRequestError(
+            "on_attempt must be a function that takes an Attempt: write it with def, and not async def"
+        )
+    if not isinstance(middlewares, Sequence) or not all(map(callable, middlewares)):
+        raise InvalidRequestError(f"middlewares must be a list of async functions, not {kind_of(middlewares)}")
 
 
 def _restarter(streams: Streams[Any], polls: Dispatcher, *about: Any, **fields: Any) -> "Restarter":  # noqa: ANN401  (its arguments)

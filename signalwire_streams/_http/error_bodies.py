@@ -17,6 +17,7 @@ from signalwire_streams.models._responses import parse_date
 
 _REQUEST_ID = ("X-Request-Id", "X-Amzn-RequestId", "X-Correlation-Id", "CF-Ray")
 _MAX_ID = 128
+_YEAR = 366 * 24 * 3600
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -24,13 +25,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
     ``retry-after-ms`` in milliseconds; ``Retry-After`` in seconds, whole or with a fraction, or as an HTTP date
     measured against the response's own ``Date``, so that a wrong clock here does no harm. The longest one counts if
-    there are several.
+    there are several. More than a year is not believed: it is a Unix time, for example, and would stop all requests
+    for good.
     """
     now = parse_date(headers.get("Date")) or datetime.now(UTC)
     milliseconds = _seconds(headers.get("retry-after-ms"))
     waits = [_wait(text, now) for name, text in headers.items() if name.lower() == "retry-after"]
     waits.append(None if milliseconds is None else milliseconds / 1000)
-    return max((wait for wait in waits if wait is not None), default=None)
+    return max((wait for wait in waits if wait is not None and wait <= _YEAR), default=None)
 
 
 def _wait(text: str, now: datetime) -> float | None:

@@ -40,6 +40,7 @@ _HINTS: Mapping[int, str] = {
 }
 _REDIRECT, _FAULT = 300, 500
 _SENT_NOTES: Mapping[Sent, str] = {"no": "nothing was sent", "maybe": "the Space may have received it", "yes": ""}
+_UNSENT = {AttemptResult.DEADLINE_EXCEEDED, AttemptResult.BREAKER_OPEN, AttemptResult.UNRETRYABLE}
 _UNREADABLE = {AttemptResult.MALFORMED, AttemptResult.ACCEPTED}
 
 
@@ -110,7 +111,8 @@ def describe_unknown(result: Result, evidence: str) -> str:
     """Return what is known of a start whose outcome is unknown, and the evidence of its last attempt."""
     accepted = result.attempt_result is AttemptResult.ACCEPTED
     state = "the stream is running, but its sid was lost" if accepted else "the stream may or may not be running"
-    last = "" if result.attempts == 1 else "last attempt: "
+    is_only = result.attempts == (result.attempt_result not in _UNSENT)
+    last = "" if is_only else "last attempt: "
     return f"{state} ({last}{evidence})"
 
 

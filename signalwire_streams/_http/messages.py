@@ -174,8 +174,15 @@ Middleware: TypeAlias = Callable[[Request, Handler], Awaitable[Result]]
 """Takes a request and the next handler; may change the request, await the handler, and change the result."""
 
 
-def _call(middleware: Middleware, following: Handler, request: Request) -> Awaitable[Result]:
-    return middleware(request, following)
+async def _call(middleware: Middleware, following: Handler, request: Request) -> Result:
+    returned: object = middleware(request, following)
+    if isinstance(returned, Awaitable):
+        returned = await returned
+        if isinstance(returned, Result):
+            return returned
+    name = getattr(middleware, "__qualname__", type(middleware).__name__)
+    kind = type(returned).__name__
+    raise TypeError(f"the middleware {name} returned a {kind}, not a Result: write 'return await send(request)'")
 
 
 def chain(middlewares: Iterable[Middleware], send: Handler) -> Handler:

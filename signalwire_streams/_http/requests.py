@@ -26,7 +26,7 @@ from signalwire_streams.models import (
     TargetKind,
 )
 from signalwire_streams.models._requests import WIRE_NAME
-from signalwire_streams.models._validation import check_count, needs_no_escaping, secrets_of
+from signalwire_streams.models._validation import check_count, check_path_segment, needs_no_escaping, secrets_of
 
 # The beginning of an encoded lone surrogate; no valid text is encoded like this.
 _SURROGATE = re.compile("%ED%[AB]")
@@ -145,6 +145,8 @@ def day(value: date | str | None, what: str) -> str | None:
         return value
     if isinstance(value, datetime):
         return _aware(value, what).astimezone(UTC).date().isoformat()
+    if not isinstance(value, date):
+        raise InvalidRequestError(f"{what} is a {type(value).__name__}: write it as date(2026, 12, 31)")
     return value.isoformat()
 
 
@@ -208,6 +210,7 @@ def stop(
     deadline: float | None,
     state: CallState,
 ) -> Request:
+    check_path_segment(handle, "stream")
     echo = {kind.target_key: target}
     if operation is not Operation.STOP_BY_NAME:
         echo["sid"] = handle

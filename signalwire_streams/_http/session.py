@@ -60,7 +60,22 @@ class LoopGuard:
     def leave(self) -> bool:
         """Close the object. Return False if there is nothing (more) to close in this loop and process."""
         was_open, self._closed = not self._closed, True
-        return was_open and self._loop is asyncio.get_running_loop() and self._process == os.getpid()
+        return was_open and self.is_here()
+
+    def is_here(self) -> bool:
+        return self._loop is asyncio.get_running_loop() and self._process == os.getpid()
+
+    def may_close(self) -> bool:
+        """Return False in a process that was forked: its connections are those of the other process.
+
+        Raises:
+            ClientStateError: the object belongs to another event loop, which is not closed.
+        """
+        if self._loop is None or self._process != os.getpid():
+            return False
+        if not (self.is_here() or self._loop.is_closed()):
+            raise ClientStateError(f"this {self._what} belongs to another event loop: close it there")
+        return True
 
 
 @frozen(kw_only=True)
@@ -184,11 +199,19 @@ class SessionManager:
         """Check that requests can be sent in this event loop now.
 
         Raises:
-            ClientStateError: the client is closed, belongs to another event loop, or its session is closed.
+            ClientStateError: the client is closed, its session is, or one of them belongs to another event loop.
         """
         self._guard.enter()
-        if self.borrowed is not None and self.borrowed.closed:
+        if self.borrowed is None:
+            return
+        if self.borrowed.closed:
             raise ClientStateError("the session passed to this client is closed: keep it open, or pass none")
+        loop = asyncio.get_running_loop()
+        if getattr(self.borrowed, "_loop", loop) is not loop:  # aiohttp has no public way to it
+            raise ClientStateError(
+                "the session passed to this client belongs to another event loop: create it inside the same "
+                "asyncio.run(), or pass none"
+            )
 
     def session(self) -> aiohttp.ClientSession | None:
         """Return the session, creating it on first use, or None if it or the client was closed since `check`."""
@@ -206,8 +229,15 @@ class SessionManager:
         limits = (self.connections, connector.limit, connector.limit_per_host)
         return min(limit for limit in limits if limit)  # 0 is aiohttp's word for no limit
 
-    def reject_new(self) -> None:
+    def reject_new(self) -> bool:
+        """Accept no more calls, and return whether those in flight are in this event loop.
+
+        Raises:
+            ClientStateError: they are in another one, which is not closed.
+        """
+        self._guard.may_close()
         self._guard.leave()
+        return self._guard.is_here()
 
     async def close(self) -> None:
         """Prevent further attempts, and close the session unless it is borrowed."""
@@ -215,7 +245,7 @@ class SessionManager:
             _LENT[self.borrowed] -= 1
         self._shut = True
         try:
-            if self._owned is not None:
+            if self._owned is not None and self._guard.may_close():
                 await self._owned.close()
         finally:
             self.timer.close()
@@ -269,10 +299,14 @@ class Dispatcher:
                 task.uncancel()
 
     async def aclose(self) -> None:
-        """Reject new calls, wait up to five seconds for those in flight, cancel the rest, close the session."""
-        self.sessions.reject_new()
+        """Reject new calls, wait up to five seconds for those in flight, cancel the rest, close the session.
+
+        Raises:
+            ClientStateError: the client belongs to another event loop, which is not closed.
+        """
+        is_here = self.sessions.reject_new()
         try:
-            if self._in_flight:
+            if self._in_flight and is_here:
                 self._idle.clear()
                 async with asyncio.timeout(_SHUTDOWN_TIMEOUT):
                     await self._idle.wait()
@@ -288,7 +322,7 @@ def _cut(request: Request) -> Result:
     state = request.state
     unknown = request.operation.is_start and (state.record_attempt() != "no" or state.may_have_succeeded)
     return Result(
-        attempt_result=AttemptResult.UNRETRYABLE,
+        attempt_result=AttemptResult.CANCELLED,
         phase=state.phase,
         detail="the client was closed in the meantime",
         decision=RetryDecision.UNKNOWN if unknown else RetryDecision.FAIL,

@@ -137,6 +137,7 @@ class HttpTransport:
         state = request.state
         session = self._sessions.session()
         if session is None:
+            state.attempts -= 1  # it is not made
             return Result(
                 attempt_result=AttemptResult.UNRETRYABLE,
                 phase=Phase.QUEUED,
@@ -147,12 +148,12 @@ class HttpTransport:
             # Now, since the start may have waited for long, and for each attempt, since a retry may wait as well.
             request = evolve(request, body=request.body + state.mint())
         received: list[aiohttp.ClientResponse] = []
-        content, complete = b"", False
+        content, complete = bytearray(), False  # what arrived of the body counts even if the rest is not in time
         limit = min(self._timeouts.attempt, state.deadline_at - self._clock.now())
         try:
             with self._sessions.timer.within(limit, step=self._timeouts.connect) as deadline:
                 guard = AttemptGuard(request, deadline, self._timeouts.read)
-                content, complete = await self._exchange(session, request, guard, received)
+                complete = await self._exchange(session, request, guard, received, content)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if received or task is None or task.cancelling():
@@ -164,7 +165,7 @@ class HttpTransport:
             if not received:
                 return without_response(request, error)
         head = received[0]
-        response = read_response(head.status, head.headers, content, complete=complete)
+        response = read_response(head.status, head.headers, bytes(content), complete=complete)
         # A response without a connection is that of a test which mocks aiohttp, and may say anything.
         different = "" if guard.transport is None else contradiction(request, response)
         if guard.transport is not None and different:
@@ -196,7 +197,8 @@ class HttpTransport:
         request: Request,
         guard: AttemptGuard,
         received: list[aiohttp.ClientResponse],
-    ) -> tuple[bytes, bool]:
+        content: bytearray,
+    ) -> bool:
         url = self._url(request.path)
         body: GuardedPayload | PreparedBody | None = None
         headers: Mapping[str, str]
@@ -230,18 +232,18 @@ class HttpTransport:
         request.state.phase = _RESPONDED
         received.append(response)
         try:
-            return await self._read_body(request, response, guard)
+            return await self._read_body(request, response, guard, content)
         finally:
             response.release()
 
     async def _read_body(
-        self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
-    ) -> tuple[bytes, bool]:
-        """Return the body as far as it was read and kept, and True if that is all of it."""
+        self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard, body: bytearray
+    ) -> bool:
+        """Read the body, as far as it is kept, and return True if that is all of it."""
         stream, limit = response.content, _SMALL_RESPONSE
         if stream.is_eof() and stream.total_bytes <= limit and stream.exception() is None:
-            return stream.read_nowait(), True  # all of it arrived with the headers, as nearly always
-        body = bytearray()
+            body += stream.read_nowait()  # all of it arrived with the headers, as nearly always
+            return True
         try:
             complete = await _read_up_to(limit, body, stream, guard)
             if not complete and request.operation is Operation.READ and response.status < _REDIRECT:
@@ -249,11 +251,11 @@ class HttpTransport:
                 async with self._large_responses:
                     complete = await _read_up_to(limit, body, stream, guard)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return bytes(body), False
+            return False
         if not complete:
             response.close()
             del body[limit:]
-        return bytes(body), complete
+        return complete
 
 
 async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader, guard: AttemptGuard) -> bool:

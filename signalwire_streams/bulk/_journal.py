@@ -216,7 +216,15 @@ class BulkJournal:
             yield planned
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Return the items that were attempted, in order; if states are passed, only the items in one of them."""
+        """Return the items that were attempted, in order; if states are passed, only the items in one of them.
+
+        Raises:
+            InvalidRequestError: on iteration, if there is no such state.
+        """
+        if unknown := sorted(set(states) - STATES):
+            raise InvalidRequestError(
+                f"no item has the state {unknown[0]!r}: pass {', '.join(sorted(STATES))}, or none of them for all items"
+            )
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
             yield decode_item(self._file, row)
@@ -361,7 +369,8 @@ class Journal(JournalWriter):
             int(stream.ambiguous) if stream is not None else 0,
             outcome.attempts,
             error_label(error) if error is not None else None,
-            str(error) if error is not None else None,
+            # A middleware of the caller's may have raised it, with text that can't be stored.
+            str(error).encode(errors="replace").decode() if error is not None else None,
             row,
         )
 

@@ -6,6 +6,7 @@ a name, or on a call unless the policy allows it, it is reported as unknown inst
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from secrets import token_hex
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -28,7 +29,7 @@ from signalwire_streams.models import (
     StartConferenceStream,
     StreamStatus,
 )
-from signalwire_streams.resources._streams import Streams
+from signalwire_streams.resources._streams import Streams, check_stream
 
 Send: TypeAlias = Callable[[], Awaitable[Stream]]
 _Item = TypeVar("_Item")
@@ -198,13 +199,11 @@ class StopStreams(_StreamOperation[Stream]):
 
     def prepare(self, stream: Stream, state: CallState) -> Send:
         send: Send
+        target = _check_item(stream)
         if isinstance(stream, ConferenceStream):
-            target = stream.conference_sid
             send = partial(self._conferences.stop, target, stream, deadline=self._deadline, state=state)
-        elif isinstance(stream, CallStream):
-            send = partial(self._calls.stop, stream.call_sid, stream, deadline=self._deadline, state=state)
         else:
-            raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
+            send = partial(self._calls.stop, target, stream, deadline=self._deadline, state=state)
         if self._ledger is not None:
             key = _stop_key(stream)
             record = self._ledger.known(key, state)
@@ -216,9 +215,18 @@ class StopStreams(_StreamOperation[Stream]):
         return send
 
     def recorded(self, stream: Stream) -> Stream | None:
-        if self._ledger is None or not isinstance(stream, ConferenceStream | CallStream):
+        if self._ledger is None:
             return None
-        return _stopped(stream, self._ledger.find(_stop_key(stream)))
+        with suppress(InvalidRequestError):  # an invalid item has no record
+            _check_item(stream)
+            return _stopped(stream, self._ledger.find(_stop_key(stream)))
+        return None
+
+
+def _check_item(stream: object) -> str:
+    if not isinstance(stream, ConferenceStream | CallStream):
+        raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
+    return check_stream(stream)
 
 
 def _stop_key(stream: Stream) -> ItemKey:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -25,6 +26,7 @@ from signalwire_streams.errors import (
     ClientStateError,
     JournalError,
     PermissionDeniedError,
+    Phase,
     RateLimitedError,
     RunCancelledError,
     StreamOutcomeUnknownError,
@@ -32,6 +34,7 @@ from signalwire_streams.errors import (
 )
 from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream, Priority
 from signalwire_streams.models._requests import each
+from signalwire_streams.models._validation import check_patience
 
 _Item = TypeVar("_Item")
 _Result: TypeAlias = ConferenceStream | CallStream | StreamsError
@@ -153,7 +156,12 @@ class WorkerPool(Generic[_Item]):
         return self._outcomes.popleft()
 
     def shutdown(self, timeout: float) -> asyncio.Task[None]:
-        """Accept no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes."""
+        """Accept no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes.
+
+        Raises:
+            ClientStateError: this is not the event loop of the run.
+        """
+        self._check_loop()
         if self._intake is None:
             self._intake = asyncio.get_running_loop().create_future()
         if self._shutdown is not None:
@@ -161,6 +169,21 @@ class WorkerPool(Generic[_Item]):
         self._intake.cancel()
         self._shutdown = asyncio.create_task(self._finish(self._intake, timeout))
         return self._shutdown
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no more items are accepted."""
+        return self._shutdown is not None
+
+    def _check_loop(self) -> None:
+        loop: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):  # there is none in this thread
+            loop = asyncio.get_running_loop()
+        if loop is None or (self._intake is not None and self._intake.get_loop() is not loop):
+            raise ClientStateError(
+                "a bulk run can only be ended in its own event loop: in another thread, write "
+                "loop.call_soon_threadsafe(run.shutdown)"
+            )
 
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
         """Shut down, unless that is already in progress, and yield the remaining outcomes."""
@@ -200,7 +223,8 @@ class WorkerPool(Generic[_Item]):
             except asyncio.CancelledError:
                 self._skip(index, item, "the run ended before it was sent")
                 raise
-            if self._foreign_error is not None:
+            # The input may have ignored its cancellation: in Python 3.11, `wait_for` does if its result is there.
+            if self._foreign_error is not None or self._shutdown is not None:
                 self._skip(index, item, "the run ended before it was sent")
                 return
             if self._fatal is None:
@@ -271,8 +295,9 @@ class WorkerPool(Generic[_Item]):
             try:
                 return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                # Without an attempt, the ledger raised this, so that the item is not sent.
-                if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
+                # With another phase, the ledger raised this, so that the item is not sent.
+                is_sent = state.sent != "no"
+                if isinstance(error, StreamOutcomeUnknownError) and (is_sent or error.phase is not Phase.QUEUED):
                     raise
                 limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
                 pause = max(error.retry_after or 0.0, _MIN_PAUSE)
@@ -347,7 +372,7 @@ class BulkRun(Generic[_Item]):
         self._builder = ReportBuilder()
         self._started_at: float | None = None
         self._seconds: float | None = None
-        self._is_used = False
+        self._is_used = self._is_reporting = False
 
     async def __aiter__(self) -> AsyncGenerator[BulkOutcome[_Item], None]:
         self._is_used = True
@@ -369,15 +394,32 @@ class BulkRun(Generic[_Item]):
 
         The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.
+
+        Raises:
+            InvalidRequestError: the timeout is not a number of seconds.
+            ClientStateError: this is not the event loop of the run.
         """
+        check_patience(timeout, "timeout")
         self._is_used = True
         _ = self._pool.shutdown(timeout)
 
     async def report(self) -> BulkReport:
-        """Return the report of the run. Runs it first if it was not iterated; ends it if its loop was left early."""
+        """Return the report of the run. Runs it first if it was not iterated; ends it if its loop was left early.
+
+        Raises:
+            ClientStateError: another task awaits the report, and so runs it.
+        """
+        if self._is_reporting and not self._pool.is_ending:
+            raise ClientStateError(
+                "another task awaits the report of this run: await it once, or read run.snapshot meanwhile"
+            )
         if self._started_at is None:
-            async for _ in self:
-                pass
+            self._is_reporting = True
+            try:
+                async for _ in self:
+                    pass
+            finally:
+                self._is_reporting = False
         await self._end()
         return self.snapshot
 

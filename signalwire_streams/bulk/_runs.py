@@ -28,7 +28,7 @@ from signalwire_streams.bulk._serialization import Start, Stream
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
-from signalwire_streams.models._validation import check_count
+from signalwire_streams.models._validation import check_count, kind_of
 from signalwire_streams.resources._streams import Streams
 
 _Item = TypeVar("_Item")
@@ -74,6 +74,10 @@ class BulkRuns:
         return self._run(requests, operation, concurrency)
 
     def create_journal(self, requests: Iterable[Start], journal: Path | str) -> BulkJournal:
+        if not _is_iterable(requests):
+            raise InvalidRequestError(
+                f"the requests are of type {kind_of(requests)}: pass a list, or a generator that is not async"
+            )
         Journal.plan(journal_path(journal), self._owner("start"), run=token_hex(4), requests=requests)
         return BulkJournal(journal)
 
@@ -113,8 +117,16 @@ class BulkRuns:
     def _run(
         self, items: Iterable[_Item] | AsyncIterable[_Item], operation: Operation[_Item], concurrency: int | None
     ) -> BulkRun[_Item]:
+        if not (_is_iterable(items) or isinstance(items, AsyncIterable)):
+            raise InvalidRequestError(
+                f"the items are of type {kind_of(items)}: pass a list of them, or an iterable, which may be async"
+            )
         limit: FixedConcurrency = AdaptiveConcurrency()
         if concurrency is not None:
             limit = FixedConcurrency(check_count(concurrency, "concurrency"))
         observer = None if self._observe is None else self._observe("start" if operation.is_start else "stop")
         return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock), observer)
+
+
+def _is_iterable(items: object) -> bool:
+    return isinstance(items, Iterable) or hasattr(items, "__getitem__")

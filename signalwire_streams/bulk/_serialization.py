@@ -102,7 +102,8 @@ class PlannedRequest:
 
 
 def check_request(request: object) -> Start:
-    if not isinstance(request, StartConferenceStream | StartCallStream):
+    # Fields that a subclass adds would neither be sent nor stored.
+    if not isinstance(request, StartConferenceStream | StartCallStream) or type(request) not in _WRITTEN:
         raise InvalidRequestError(
             f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
         )

@@ -144,7 +144,7 @@ class CircuitBreakerMiddleware:
                 describe_call(request),
                 describe_result(request, result),
                 breaker.policy.open_duration,
-                extra=log_fields(request, result.attempts),
+                extra=log_fields(request, request.state.attempts),
             )
         else:
             _LOG.info("circuit breaker closed: the probe succeeded")

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import Phase
+from signalwire_streams.errors import ClientStateError, Phase
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._retry import SERVED
 from signalwire_streams.models import AttemptResult, Operation, Priority
@@ -251,8 +251,11 @@ class LocalRateLimiter:
     def __init__(self, bucket: TokenBucket, clock: Clock) -> None:
         self.bucket = bucket
         self._clock = clock
-        self._queue = PriorityQueue(lambda _: self.bucket.refund())
+        self._queue = self._new_queue()
         self._serving: asyncio.Task[None] | None = None
+
+    def _new_queue(self) -> PriorityQueue:
+        return PriorityQueue(lambda _: self.bucket.refund())
 
     @property
     def rate(self) -> float:
@@ -269,6 +272,8 @@ class LocalRateLimiter:
         wait = self.bucket.time_until_open(now) if ahead else self.bucket.try_acquire(now)
         if not (ahead or wait):
             return 0.0
+        if self._drop_closed_loop():
+            return await self.acquire(priority, timeout)
         least = max(wait, ahead / self.bucket.rate)
         if least >= timeout:
             return least
@@ -277,6 +282,25 @@ class LocalRateLimiter:
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return timeout if await self._queue.wait(turn, timeout) is None else 0.0
+
+    def _drop_closed_loop(self) -> bool:
+        """Drop the requests that waited in an event loop that was closed; return False if there is none.
+
+        Raises:
+            ClientStateError: requests are waiting in another event loop, which would not wake those of this one.
+        """
+        if self._serving is None or self._serving.done():
+            return False
+        loop = self._serving.get_loop()
+        if loop is asyncio.get_running_loop():
+            return False
+        if not loop.is_closed():
+            raise ClientStateError(
+                "requests of another event loop are waiting for this rate limiter: let only clients of one loop share "
+                "it, and pass the others a part of the limit, as in rate_limit=RateLimit(utilization=0.4)"
+            )
+        self._queue, self._serving = self._new_queue(), None
+        return True
 
     async def _serve(self) -> None:
         while self._queue:
@@ -336,7 +360,12 @@ class RateLimitMiddleware:
         if not (slots.try_acquire() or await slots.acquire(request.priority, state.deadline_at - now())):
             return _deadline_exceeded("no connection became free in time", None)
         try:
-            wait = await self._acquire(request)
+            try:
+                wait = await self._acquire(request)
+            except Exception as error:  # its own, and of any kind
+                if state.sent == "no":
+                    raise
+                return _failed(error)  # which must not hide that an earlier attempt may have been carried out
             if state.before_sending is not None and not wait:
                 granted_at = now()
                 await state.before_sending()
@@ -352,17 +381,28 @@ class RateLimitMiddleware:
             result = await send(request)
         finally:
             slots.release()
-        if result.attempt_result is _THROTTLED:
-            self._rate_limiter.on_throttled(sent_at, result.retry_after)
-        elif result.attempt_result in SERVED:
-            self._rate_limiter.on_success()
+        self._record(result, sent_at)
         return result
+
+    def _record(self, result: Result, sent_at: float) -> None:
+        try:
+            if result.attempt_result is _THROTTLED:
+                self._rate_limiter.on_throttled(sent_at, result.retry_after)
+            elif result.attempt_result in SERVED:
+                self._rate_limiter.on_success()
+        except Exception:  # noqa: BLE001  (a broken rate limiter must not lose a stream that was just started)
+            _LOG.exception("the rate limiter raised an exception after a request, which is ignored")
 
     def _acquire(self, request: Request) -> Awaitable[float]:
         timeout = request.state.deadline_at - self._clock.now()
         if request.operation is _READ:
             return self._rate_limiter.wait_until_allowed(timeout)
         return self._rate_limiter.acquire(request.priority, timeout)
+
+
+def _failed(error: Exception) -> Result:
+    why = f"the rate limiter raised {type(error).__name__}"
+    return Result(attempt_result=AttemptResult.UNRETRYABLE, phase=_QUEUED, detail=why, cause=error)
 
 
 def _deadline_exceeded(why: str, retry_after: float | None) -> Result:

@@ -8,7 +8,7 @@ from functools import cache
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_mapping import describe_result, describe_unknown
-from signalwire_streams._http.messages import Handler, Request, Result, create_result
+from signalwire_streams._http.messages import CallState, Handler, Request, Result, create_result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -277,6 +277,7 @@ class RetryState:
 _QUEUED, _DEADLINE_EXCEEDED = Phase.QUEUED, AttemptResult.DEADLINE_EXCEEDED
 _ALREADY_STARTED, _FAIL, _UNKNOWN = RetryDecision.ALREADY_STARTED, RetryDecision.FAIL, RetryDecision.UNKNOWN
 
+_STARTED = frozenset({AttemptResult.DONE, AttemptResult.ACCEPTED})
 _create_attempt = fast_constructor(Attempt)
 _ONE_ATTEMPT = RetryPolicy(max_attempts=1, max_connect_retries=0, max_throttle_retries=0, max_resends=0)
 
@@ -300,7 +301,17 @@ class RetryMiddleware:
             return await self._send(request, send)
         except CancelledError:
             if request.operation.is_start and (state.may_have_succeeded or state.record_attempt() != "no"):
-                self._outcome_log.record(request, _cancelled(state.phase), self._clock.now())
+                self._outcome_log.record(request, _cancelled(state), self._clock.now())
+            raise
+
+    async def watch(self, request: Request, send: Handler) -> Result:
+        """Log a start that succeeded and whose result a middleware of the caller's lost, since it raised afterwards."""
+        try:
+            return await send(request)
+        except BaseException as error:
+            if request.operation.is_start and request.state.result in _STARTED:
+                lost = evolve(_cancelled(request.state), detail=f"a middleware raised {type(error).__name__}")
+                self._outcome_log.record(request, lost, self._clock.now())
             raise
 
     async def _send(self, request: Request, send: Handler) -> Result:
@@ -331,8 +342,9 @@ class RetryMiddleware:
                 result = await send(request)
             except CancelledError:
                 sent = state.record_attempt()
-                self._report(request, _cancelled(state.phase), number, started_at, _ENDS[_FAIL], sent=sent)
+                self._report(request, _cancelled(state), number, started_at, _ENDS[_FAIL], sent=sent)
                 raise
+            attempted = result
             if result.attempt_result is _DEADLINE_EXCEEDED and last is not None:
                 # The Space's last response says more than that there was no time for another attempt.
                 result = evolve(
@@ -348,7 +360,7 @@ class RetryMiddleware:
             ambiguous_before |= decision.action is _ALREADY_STARTED
             sent = state.record_attempt()
             if self.on_attempt is not None or not decision.is_final:
-                self._report(request, result, number, started_at, decision, sent=sent)
+                self._report(request, attempted, number, started_at, decision, sent=sent)
             if result.attempt_result in REJECTED_FOR_NOW:
                 state.rejections |= {result.attempt_result}
                 state.was_rejected_for_now = True
@@ -371,7 +383,7 @@ class RetryMiddleware:
             detail=result.detail,
             retry_after=result.retry_after,
             decision=decision.action,
-            attempts=number,
+            attempts=number - (attempted.phase is _QUEUED),  # one that was not made does not count
             ambiguous=ambiguous,
             sent=state.sent,
             cause=result.cause,
@@ -418,8 +430,8 @@ class RetryMiddleware:
             _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
 
 
-def _cancelled(phase: Phase) -> Result:
-    return Result(attempt_result=AttemptResult.CANCELLED, phase=phase, decision=_UNKNOWN)
+def _cancelled(state: CallState) -> Result:
+    return Result(attempt_result=AttemptResult.CANCELLED, phase=state.phase, decision=_UNKNOWN, attempts=state.attempts)
 
 
 class OutcomeLog:

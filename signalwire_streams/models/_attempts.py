@@ -56,7 +56,7 @@ class AttemptResult(_Word):
     DONE = "done", "a response arrived"
     NOT_SENT = "not_sent", "could not connect"
     STALE_CONNECTION = "stale_connection", "the kept-alive connection was dead"
-    UNRETRYABLE = "unretryable", "the connection can't be used"
+    UNRETRYABLE = "unretryable", "not sent"
     DEADLINE_EXCEEDED = "deadline_exceeded", "not sent in time"
     BREAKER_OPEN = "breaker_open", "not sent, the circuit breaker is open"
     NO_RESPONSE = "no_response", "no response"

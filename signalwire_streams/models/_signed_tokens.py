@@ -119,8 +119,12 @@ class SignedTokens(HidesSecrets):
         ``tokens.mint(StartCallStream(call_sid=sid, url=url))``.
 
         Raises:
-            InvalidRequestError: the claims of this request are invalid, or too long with its name.
+            InvalidRequestError: it is not a request, or its claims are invalid, or too long with its name.
         """
+        if not isinstance(getattr(request, "target", None), str):
+            raise InvalidRequestError(
+                f"the request is a {kind_of(request)}: pass StartConferenceStream or StartCallStream"
+            )
         return self._minter(request)()
 
     def _minter(self, request: "_Start") -> Callable[[], Secret]:

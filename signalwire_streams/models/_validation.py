@@ -102,6 +102,14 @@ def check_path_segment(value: object, what: str) -> str:
     return value
 
 
+def check_text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if not is_encodable(value):
+        raise InvalidRequestError(f"{what} contains a lone surrogate: pass text that can be encoded as UTF-8")
+    return value
+
+
 def validate_stream_url(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check ``Url``: wss only and without a query string.
 
@@ -237,6 +245,11 @@ def check_count(value: object, what: str, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidRequestError(f"{what} must be a whole number of {least} or more, not {value!r}")
     return value
+
+
+def check_kind(value: object, kind: type, what: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequestError(f"{what} must be a {kind.__name__}, not {kind_of(value)}")
 
 
 def check_waits(policy: object, family: str) -> None:

@@ -33,13 +33,20 @@ from signalwire_streams.models import (
     StreamStatus,
     TargetKind,
 )
-from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment, from_masked
+from signalwire_streams.models._validation import (
+    check_deadline,
+    check_flag,
+    check_path_segment,
+    check_text,
+    from_masked,
+)
 
 _Item = TypeVar("_Item")
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
 # Looked up once: Python 3.11 looks up each member of an enum in Python.
 _SUCCEED, _ALREADY_STARTED = RetryDecision.SUCCEED, RetryDecision.ALREADY_STARTED
+_STARTED = {AttemptResult.DONE, AttemptResult.ACCEPTED}
 # Empty pages, or pages of items that were listed before: filters, and items that move during the listing, cause some.
 _PAGES_WITHOUT_NEWS = 10
 
@@ -90,11 +97,27 @@ class Paginator(Generic[_Item]):
     async def _fetch(self, path: str) -> Page[_Item]:
         # A method of its own, so that the response is freed while the caller works on the page.
         result = await self._send(requests.page_at(self._first, path))
-        return read_page(result.response and result.response.document, self._model, self._first.required_key)
+        response = result.response
+        try:
+            return read_page(response and response.document, self._model, self._first.required_key)
+        except MalformedResponseError as error:
+            error.attempts, error.status = result.attempts, None if response is None else response.status
+            raise
 
 
 def _id_of(item: object) -> str:
     return item.call_sid if isinstance(item, Participant) else str(getattr(item, "sid", ""))
+
+
+def check_stream(stream: ConferenceStream | CallStream) -> str:
+    """Check a stream that a caller may have recreated from stored values, and return its conference or call."""
+    key = stream.kind.target_key
+    target = check_path_segment(getattr(stream, key), key)
+    if stream.sid:
+        check_path_segment(stream.sid, "the stream's sid")
+    if stream.name is not None:
+        check_text(stream.name, "the stream's name")  # a name by which it is not stopped may have other characters
+    return target
 
 
 class Streams(Generic[_Stream]):
@@ -178,7 +201,14 @@ class Streams(Generic[_Stream]):
                 )
             state.may_have_succeeded = True
         start = requests.start(self._account, request, deadline=deadline, state=state)
-        result = await self._dispatcher.send(start)
+        try:
+            result = await self._dispatcher.send(start)
+        except Exception as error:  # of a middleware of the caller's, which may have sent it before
+            if state.may_have_succeeded or state.result in _STARTED:
+                error.add_note(
+                    f"a stream may be running on {self.kind} {start.target}, under the name {request.name!r}"
+                )
+            raise
         if result.decision not in SUCCESSES:
             raise self._start_error(request, start, result)
         known: dict[str, object] = {
@@ -227,17 +257,16 @@ class Streams(Generic[_Stream]):
             )
         if not isinstance(stream, str | model):
             raise InvalidRequestError(f"stream is a {type(stream).__name__}: pass a {model.__name__}, a sid or a name")
-        own_target = None if isinstance(stream, str) else getattr(stream, field)
+        own_target = None if isinstance(stream, str) else check_stream(stream)
         sid = check_path_segment(own_target if target is None else target, field)
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {field}: pass that one, or none")
         build = partial(requests.stop, self._account, self.kind, sid, deadline=deadline, state=state or CallState())
         if not isinstance(stream, str):
             return await self._stop_known(build, stream)
-        handle = check_path_segment(stream, "stream")
-        operation = requests.stop_kind(handle)
-        known = {field: sid, "sid" if operation is Operation.STOP else "name": handle}
-        return await self._send_stop(build(handle, operation), read_stream({}, model, known))
+        operation = requests.stop_kind(stream)
+        known = {field: sid, "sid" if operation is Operation.STOP else "name": stream}
+        return await self._send_stop(build(stream, operation), read_stream({}, model, known))
 
     async def _stop_known(self, build: Callable[[str, Operation], Request], stream: _Stream) -> _Stream:
         # For another project's client the stream may be a 404 although it is running.

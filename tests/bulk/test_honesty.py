@@ -1,7 +1,6 @@
 """No run claims what it can't know, and no journal loses what somebody knew."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from signalwire_streams import (
     BulkJournal,
     BulkStatus,
+    Clock,
     ConferenceStream,
     InvalidRequestError,
     JournalError,
@@ -113,7 +113,7 @@ async def test_throttled_start_is_not_attempted_if_the_run_is_cut(
         waiting.set()
         await asyncio.Event().wait()
 
-    patient: StreamsClient = client_for(space, clock=NoTime(wait))
+    patient: StreamsClient = client_for(space, clock=Clock(now=lambda: 0.0, sleep=wait, random=lambda: 0.5))
     run = patient.start_streams(requests, journal=tmp_path / "run.db", concurrency=1)
     ended = asyncio.create_task(run.report())
     await waiting.wait()
@@ -124,22 +124,6 @@ async def test_throttled_start_is_not_attempted_if_the_run_is_cut(
     space.faults.clear()
     last = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
     assert last.counts == {BulkStatus.STARTED: 3}
-
-
-class NoTime:
-    """A clock whose waiting is up to the test."""
-
-    def __init__(self, sleep: Callable[[float], Any]) -> None:
-        self.sleep = sleep
-
-    def now(self) -> float:
-        return 0.0
-
-    def wall(self) -> float:
-        return 0.0
-
-    def random(self) -> float:
-        return 0.5
 
 
 async def test_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, clien
         await client.conferences.start_stream(space.conference_sids[0], url=URL, deadline=0.5)
 
     assert caught.value.status == 429
-    assert (caught.value.attempts, caught.value.sent) == (2, "yes")
+    assert (caught.value.attempts, caught.value.sent) == (len(space.requests), "yes")
 
 
 async def test_unparsable_dates_lose_no_stream(client_for: Any) -> None:

@@ -59,6 +59,12 @@ def test_moment_of_wrong_type_is_rejected(value: Any) -> None:
         moment(value, "start_time")
 
 
+@pytest.mark.parametrize("value", [5, 17.0, b"2026-12-31", ("2026", "12")])
+def test_day_of_wrong_type_is_rejected(value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"date_created is a {type(value).__name__}: write it as date"):
+        day(value, "date_created")
+
+
 def test_half_a_surrogate_pair_is_rejected() -> None:
     """Text that no encoding can carry is rejected as the caller's mistake, and not repeated."""
     with pytest.raises(InvalidRequestError, match="a lone surrogate") as caught:

@@ -195,3 +195,89 @@ async def test_start_whose_retry_can_not_connect_is_unknown(space: SimulatedSpac
 def test_logging_is_silent_by_default() -> None:
     """The package logs under its own name and adds no handlers."""
     assert logging.getLogger("signalwire_streams").handlers == []
+
+
+@pytest.mark.parametrize("fault", [None, "reset"])
+async def test_exception_of_a_middleware_names_the_stream_that_may_be_running(
+    fault: str | None, space: SimulatedSpace, client_for: Any
+) -> None:
+    """The name was generated, and nothing else would tell it."""
+
+    async def fail(request: Request, send: Handler) -> Result:
+        await send(request)
+        raise OSError("no metrics today")
+
+    if fault is not None:
+        space.faults.add(fault, executed=True)
+    client = client_for(space, middlewares=[fail])
+    with pytest.raises(OSError, match="no metrics today") as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    [stream] = space.streams.active()
+    assert caught.value.__notes__ == [
+        f"a stream may be running on conference {space.conference_sids[0]}, under the name {stream.name!r}"
+    ]
+
+
+async def test_exception_of_a_middleware_after_a_rejected_start_is_unchanged(
+    space: SimulatedSpace, client_for: Any
+) -> None:
+    async def fail(request: Request, send: Handler) -> Result:
+        await send(request)
+        raise OSError("no metrics today")
+
+    space.faults.add("status", status=422, body="api")
+    with pytest.raises(OSError, match="no metrics today") as caught:
+        await client_for(space, middlewares=[fail]).conferences.start_stream(space.conference_sids[0], url=URL)
+    assert not hasattr(caught.value, "__notes__")
+
+
+async def forgets_to_return(request: Request, send: Handler) -> None:
+    await send(request)
+
+
+def forgets_async(request: Request, send: Handler) -> None:
+    """Send nothing."""
+
+
+@pytest.mark.parametrize(("middleware", "sent"), [(forgets_to_return, 1), (forgets_async, 0)])
+async def test_middleware_that_returns_no_result_is_named(
+    middleware: Any, sent: int, space: SimulatedSpace, client_for: Any
+) -> None:
+    """The stream that it started is named as well."""
+    client = client_for(space, middlewares=[middleware])
+    words = f"the middleware {middleware.__name__} returned a NoneType, not a Result: write 'return await send"
+    with pytest.raises(TypeError, match=words) as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+    names = [f"under the name {stream.name!r}" for stream in space.streams.active()]
+    assert len(names) == len(getattr(caught.value, "__notes__", [])) == sent
+    assert all(name in note for name, note in zip(names, getattr(caught.value, "__notes__", []), strict=True))
+
+
+async def test_start_cancelled_in_a_middleware_after_it_succeeded_is_logged(
+    space: SimulatedSpace, client_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its name, as one that is cancelled while it is sent; a failed start is not."""
+    was_sent = asyncio.Event()
+
+    async def linger(request: Request, send: Handler) -> Result:
+        await send(request)
+        was_sent.set()
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    client = client_for(space, middlewares=[linger])
+    for fault, count in ((None, 1), ("status", 1)):
+        if fault is not None:
+            space.faults.add(fault, status=422, body="api")
+        start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+        await was_sent.wait()
+        was_sent.clear()
+        start.cancel()
+        await asyncio.wait([start])
+        found = [each for each in caplog.records if each.name == "signalwire_streams.outcome"]
+        assert len(found) == count
+
+    [stream] = space.streams.active()
+    assert found[0].levelno == logging.WARNING
+    assert f"(name {stream.name!r})" in found[0].getMessage()
+    assert "may or may not be running (cancelled: a middleware raised CancelledError)" in found[0].getMessage()

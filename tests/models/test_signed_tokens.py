@@ -17,7 +17,14 @@ import pytest
 from attrs import evolve
 
 import signalwire_streams
-from signalwire_streams import Clock, InvalidRequestError, SignedTokens, StartCallStream, StartConferenceStream
+from signalwire_streams import (
+    Clock,
+    ConferenceStream,
+    InvalidRequestError,
+    SignedTokens,
+    StartCallStream,
+    StartConferenceStream,
+)
 from signalwire_streams.models._signed_tokens import RejectedTokenError
 from signalwire_streams.receiver import TokenClaims
 
@@ -169,6 +176,12 @@ def test_token_that_fits_in_no_header_is_rejected() -> None:
     tokens.mint(evolve(REQUEST, name=longest))
     with pytest.raises(InvalidRequestError, match="would be longer"):
         tokens.mint(evolve(REQUEST, name=longest + "n"))
+
+
+@pytest.mark.parametrize("wrong", ["a-sid", None, ConferenceStream(conference_sid="room")])
+def test_mint_for_what_is_no_request_is_rejected(wrong: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"is a {type(wrong).__name__}: pass StartConferenceStream or"):
+        SignedTokens(KEY).mint(wrong)
 
 
 def test_limits_of_arguments_are_exact(wall: Wall) -> None:

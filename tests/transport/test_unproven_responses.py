@@ -96,7 +96,7 @@ class Script:
 
 
 def client_of(space: RawSpace, **options: Any) -> StreamsClient:
-    return StreamsClient(base_url=space.url, project="p", token="t", clock=Clock.fake(), **options)
+    return StreamsClient(base_url=space.url, project="p", token="t", **{"clock": Clock.fake()} | options)
 
 
 @each_foreign
@@ -135,6 +135,25 @@ async def test_call_start_is_sent_again_after_a_foreign_2xx_if_the_policy_allows
     async with raw_space(Script(answer, executed=1)) as space, client_of(space, retry=retry) as client:
         stream = await client.calls.start_stream(CALL, url=URL)
         assert (stream.already_started, len(space.requests), len(space.sids_of(CALL))) == (True, 2, 1)
+
+
+@pytest.mark.parametrize(("begin", "is_stream"), [(b"upstream timed out", False), (b'{"sid": "b38', True)])
+async def test_2xx_that_stalls_counts_as_what_arrived_of_it(begin: bytes, is_stream: bool, idle_clock: Clock) -> None:
+    """As if the connection had been closed there: what begins like a proxy's page is no stream that runs."""
+
+    async def stall(_: RawSpace, connection: RawConnection, __: Request) -> bytes:
+        connection.writer.write(cut(200, begin))
+        await connection.reader.read()  # until the client closes it
+        raise ConnectionError
+
+    async with raw_space(stall) as space, client_of(space, clock=idle_clock) as client:
+        start = client.conferences.start_stream(ROOM, url=URL)
+        if is_stream:
+            assert (await start).sid is None
+        else:
+            with pytest.raises(StreamOutcomeUnknownError, match=f"{len(begin)} bytes long") as caught:
+                await start
+            assert (caught.value.accepted, caught.value.attempts) == (False, len(space.requests))
 
 
 @pytest.mark.parametrize("answer", ACCEPTED.values(), ids=ACCEPTED)
