@@ -291,7 +291,13 @@ async def test_link_needs_an_address(page: LivePage, address: Any) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"host": 5}, "host must be a str"), ({"port": 70_000}, "port must"), ({"port": "1"}, "port")],
+    [
+        ({"host": 5}, "host must be a str"),
+        ({"port": 70_000}, "port must"),
+        ({"port": "1"}, "port"),
+        ({"ssl_context": "cert.pem"}, "ssl_context must be an SSLContext, not str"),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}, "ssl_context is a client's"),
+    ],
 )
 async def test_invalid_address_is_rejected(page: LivePage, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match):
