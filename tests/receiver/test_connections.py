@@ -664,7 +664,10 @@ async def test_serve_on_taken_port_raises_and_releases_addresses_already_bound(
         ({"host": 5}, "host must be a str, such as '127.0.0.1', not int"),
         ({"host": None}, "host must be a str, such as '127.0.0.1', not NoneType"),
         ({"ssl_context": "cert.pem"}, "ssl_context must be an SSLContext, not str: write ssl.create_default_context"),
-        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}, "ssl_context is a client's, .*write .*Purpose.CLIENT_AUTH"),
+        (
+            {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)},
+            "ssl_context is a client's, .*write .*Purpose.CLIENT_AUTH",
+        ),
         ({"reuse_port": "yes"}, "reuse_port must be True or False, not 'yes'"),
         ({"path": 5}, "path must be a str, such as '/audio', not int"),
         ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
