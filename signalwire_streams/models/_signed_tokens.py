@@ -119,8 +119,13 @@ class SignedTokens(HidesSecrets):
         ``tokens.mint(StartCallStream(call_sid=sid, url=url))``.
 
         Raises:
-            InvalidRequestError: the claims of this request are invalid, or too long with its name.
+            InvalidRequestError: the claims of this request are invalid, or too long with its name; or it is no request.
         """
+        if not hasattr(request, "kind"):
+            raise InvalidRequestError(
+                f"a token is minted for a StartConferenceStream or StartCallStream, not for a {kind_of(request)}: "
+                "pass the one that would start the stream"
+            )
         return self._minter(request)()
 
     def _minter(self, request: "_Start") -> Callable[[], Secret]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.models._signed_tokens import RejectedTokenError
+from signalwire_streams.models._validation import check_awaitable
 from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
@@ -308,7 +309,7 @@ class Watchdog:
 async def _handle(handler: Handler, session: StreamSession) -> None:
     task = asyncio.current_task()
     try:
-        await handler(session)
+        await check_awaitable(handler(session), "async def handler(session)")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a handler's error ends its own session and no other
