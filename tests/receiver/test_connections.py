@@ -402,6 +402,16 @@ REQUESTS = {
     "a header that is too long": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 3000 + b"\r\n\r\n", b"400 Bad Request"),
     "too many headers": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 2000 + b"\r\n", b"400 Bad Request"),
     "a header without an end": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 20_000, b"431"),
+    "a subprotocol": (UPGRADE.replace(b"Host: x", b"Host: x\r\nSec-WebSocket-Protocol: hush, hush"), b"401"),
+    "a key that is not ASCII": (UPGRADE.replace(b"dGhl", b"hush\xff"), b"400 Bad Request"),
+    "a key of another length": (UPGRADE.replace(b"dGhl", b"dGhldGhl"), b"400 Bad Request"),
+    "two tokens": (UPGRADE.replace(b"Host: x", b"Host: x\r\n" + 2 * b"Authorization: Bearer hush\r\n"), b"4"),
+    "a token in a cookie": (UPGRADE.replace(b"Host: x", b"Host: x\r\nCookie: a(b=hush; hush"), b"401"),
+    "a token that is not UTF-8": (
+        UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush\xff\xfe"),
+        b"401",
+    ),
+    "an upgrade of HTTP/1.0": (UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"), b"401"),
     "headers without an end": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 8000, b"431"),
 }
 
@@ -411,7 +421,7 @@ async def test_connection_ends_with_its_response(
     heard: Heard, serve: Any, connect: Any, request_bytes: bytes, status: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No connection is kept alive, no body is read, and nothing that a client sent is logged."""
-    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    caplog.set_level(logging.DEBUG)
     url = await serve(MediaReceiver(heard, bearer_tokens="right"), handshake_timeout=600.0)
     began = asyncio.get_running_loop().time()
     response = await rest_of(await connect(url, request_bytes))
