@@ -447,6 +447,24 @@ async def test_error_of_a_token_check_is_logged(
     assert "hush" not in caplog.text
 
 
+async def test_data_behind_an_upgrade_waits_while_its_token_is_checked(heard: Heard, serve: Any, connect: Any) -> None:
+    """A client without a token fills neither the memory nor the time of the event loop."""
+    checking = asyncio.Event()
+
+    async def check(token: str) -> bool:
+        await checking.wait()
+        return False
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=check))
+    _, writer = connection = await connect(url, UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
+    writer.write(bytes(32 << 20))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await writer.drain()
+    checking.set()
+    _ = await rest_of(connection)  # it ends
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 async def test_token_check_that_does_not_end(
     serve: Any, connect: Any, heard: Heard, refuses: bool, caplog: pytest.LogCaptureFixture
