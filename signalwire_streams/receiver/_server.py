@@ -12,8 +12,9 @@ import ipaddress
 import logging
 import select
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
+from ssl import SSLContext, SSLError
 from typing import Any, TypeAlias
 
 from aiohttp import http_exceptions, web
@@ -355,13 +356,30 @@ def _check_context(context: object) -> None:
     """Check that a TLS context is a server's; with any other every handshake would fail."""
     if context is not None and not isinstance(context, SSLContext):
         wrong = f"ssl_context must be an SSLContext, not {kind_of(context)}"
-    elif context is not None and context.protocol == PROTOCOL_TLS_CLIENT:
+    elif context is not None and context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         wrong = "ssl_context is a client's, so no connection would open"
+    elif context is not None and _lacks_certificate(context):
+        wrong = "ssl_context has no certificate, so no connection would open"
     else:
         return
     raise InvalidRequestError(
         f"{wrong}: write ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), and load the certificate into it"
     )
+
+
+def _lacks_certificate(context: SSLContext) -> bool:
+    """Return whether a handshake fails for lack of a certificate, unless that is chosen for each name."""
+    client, hello = SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_ciphers("ALL")
+    reason = ""
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+    try:
+        context.wrap_bio(hello, ssl.MemoryBIO(), server_side=True).do_handshake()
+    except SSLError as error:  # as a rule, that the client's next message is missing
+        reason = error.reason
+    return reason == "NO_SHARED_CIPHER" and context.sni_callback is None
 
 
 def _has_waiting(listener: socket.socket) -> bool:

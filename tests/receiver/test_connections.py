@@ -696,6 +696,7 @@ async def test_serve_on_taken_port_raises_and_releases_addresses_already_bound(
             {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)},
             "ssl_context is a client's, .*write .*Purpose.CLIENT_AUTH",
         ),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "ssl_context has no certificate, .*load the certif"),
         ({"reuse_port": "yes"}, "reuse_port must be True or False, not 'yes'"),
         ({"path": 5}, "path must be a str, such as '/audio', not int"),
         ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
@@ -713,6 +714,12 @@ async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: 
     with pytest.raises(InvalidRequestError, match=match):
         await serve(receiver, **settings)
     await serve(receiver)  # it was not closed
+
+
+async def test_certificate_may_be_chosen_for_each_name(heard: Heard, serve: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda *_: None
+    assert (await serve(MediaReceiver(heard, bearer_tokens=None), ssl_context=context)).startswith("wss://")
 
 
 @pytest.mark.parametrize(
