@@ -258,6 +258,12 @@ class Connection:
 
     def check(self, now: float) -> None:
         """Ping a silent peer, and end the session of one that does not reply. Called by the watchdog."""
+        try:
+            self._check(now)
+        except Exception:  # noqa: BLE001  (the same)
+            self._on_bug()
+
+    def _check(self, now: float) -> None:
         heartbeat, session = self._heartbeat, self.session
         if heartbeat is None or session is None or now - self._received_at < heartbeat:
             return
