@@ -1,8 +1,10 @@
-"""The audio of one stream as an agent hears it and answers: decoded and resampled, and what was heard of it. Pure."""
+"""The audio of one stream as an agent hears and answers it: decoded, resampled, what was heard of it, and its end."""
 
+import asyncio
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import isawaitable
 from typing import Any, Literal, TypeAlias
 
 from signalwire_streams.errors import InvalidRequestError
@@ -36,6 +38,22 @@ def check_format(audio_format: AudioFormat) -> None:
         raise InvalidRequestError(
             f"the stream has {audio_format.channels} channels in each track, and an agent takes one"
         )
+
+
+async def end_call(hang_up: Callable[[], object]) -> None:
+    """Call a function, async or not, that ends the call.
+
+    Raises:
+        RuntimeError: it was cancelled, and the task that calls this was not: that would end unnoticed.
+    """
+    task = asyncio.current_task()
+    try:
+        if isawaitable(ending := hang_up()):
+            await ending
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("hang_up was cancelled, so the call may go on") from error
 
 
 class AgentAudio:

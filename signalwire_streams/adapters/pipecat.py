@@ -4,10 +4,9 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from inspect import isawaitable
 from typing import Any
 
-from signalwire_streams.adapters._agent_audio import AgentAudio, AgentTrack, check_track
+from signalwire_streams.adapters._agent_audio import AgentAudio, AgentTrack, check_track, end_call
 from signalwire_streams.errors import InvalidRequestError, MalformedFrameError
 from signalwire_streams.receiver import StartEvent, _protocol as protocol
 
@@ -107,8 +106,8 @@ class SignalWireFrameSerializer(FrameSerializer):  # type: ignore[misc]
                 if isinstance(frame, frames.EndFrame):
                     await asyncio.sleep(audio.waiting(now))
                 hang_up, self._hang_up = self._hang_up, None
-                if hang_up is not None and isawaitable(ending := hang_up()):
-                    await ending
+                if hang_up is not None:
+                    await end_call(hang_up)
             case frames.AudioRawFrame():
                 return audio.send(frame.audio, frame.sample_rate, now, channels=frame.num_channels)
             case frames.InterruptionFrame():

@@ -51,6 +51,7 @@ from signalwire_streams.callbacks._urls import (
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import (
     Secret,
+    check_awaitable,
     check_count,
     check_flag,
     check_seconds,
@@ -228,7 +229,7 @@ class Dispatcher:
 
     async def _call(self, event: CallbackEvent) -> BaseException | None:
         try:
-            await self._handler(event)
+            await check_awaitable(self._handler(event), "async def handler(event)")
         except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
             raise
         except BaseException as error:  # noqa: BLE001  (whatever it is, the stream's next event is delivered)

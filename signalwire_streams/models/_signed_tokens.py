@@ -70,6 +70,9 @@ class SignedTokens(HidesSecrets):
     workers of a fleet add it in ``secrets=``.
     """
 
+    _keys: tuple[Secret, ...] = ()  # so that a traceback can show what could not be created
+    _ttl: float = 0.0
+
     def __init__(
         self,
         keys: str | Sequence[str],

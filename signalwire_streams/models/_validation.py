@@ -7,7 +7,7 @@ user and password in a URL, a parameter's value or a token.
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache, lru_cache, wraps
 from itertools import zip_longest
 from typing import Any, ParamSpec, SupportsIndex, TypeVar, get_args
@@ -239,6 +239,13 @@ def check_patience(value: object, what: str) -> float:
         return check_seconds(value, what)
     except InvalidRequestError:
         raise InvalidRequestError(f"{what} must be a number of seconds, 0 or more, and at most a year") from None
+
+
+def check_awaitable(value: object, expected: str) -> Awaitable[object]:
+    """Check that a user's handler returned something to await, and return it; *expected* is how to write it."""
+    if not inspect.isawaitable(value):
+        raise InvalidRequestError(f"the handler returned a {kind_of(value)}, which can't be awaited: write {expected}")
+    return value
 
 
 def check_count(value: object, what: str, *, least: int = 1) -> int:

@@ -141,8 +141,12 @@ class Access:
         if origin is None and not is_socket:
             return
         source = (origin or "").lower().partition("://")[2]
-        if not source or (source != host and not {source, _name(source)} & self._hosts):
-            raise RejectedError("This request came from another site.")
+        # A name that is allowed without a port is a site's at its default port: another one may be another program's.
+        if not source or (source != host and not {source, _without_brackets(source)} & self._hosts):
+            raise RejectedError(
+                "This request came from another site. If it is the page's own, add its host and port to "
+                "allowed_hosts=[...]."
+            )
 
 
 def set_cookie(response: web.Response, request: web.BaseRequest, value: str) -> None:

@@ -7,8 +7,10 @@ reads too slowly skips messages and gets the whole board instead.
 
 import asyncio
 import json
+import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from itertools import count
 from math import inf
 from typing import Any
@@ -28,11 +30,18 @@ from signalwire_streams.keep_streaming import (
 from signalwire_streams.keep_streaming._template import TARGET
 from signalwire_streams.receiver import DtmfEvent, MarkEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver._taps import Monitor
+from signalwire_streams.receiver.audio import AudioFormat
 from signalwire_streams.receiver.audio._levels import FLOOR, LevelMeter
+from signalwire_streams.receiver.audio._pcm_frames import PcmOptions
 
 TICK = 0.2
 """Seconds between two messages: a browser that draws ten a second takes twice the CPU of one that draws five."""
 
+FRAME_MS = 20
+"""Milliseconds of a frame that a browser plays."""
+
+_LOG = logging.getLogger("signalwire_streams.page")
+_LOG_EVERY = 60.0  # seconds between two reports of bugs in drawing
 _TURN = round(1 / TICK)  # ticks in which each row's numbers are read once
 _STREAMS_AT_ONCE = 2  # streams that are measured before other tasks get a turn
 _KEPT_MESSAGES = 20
@@ -74,6 +83,7 @@ class StreamRow:
         self._meters = [LevelMeter(session.audio_format) for _ in self.levels]
         self._audio_at = self._lost = 0.0
         self._state = ""
+        self._can_play = _can_play(session.audio_format)
         session._listeners.add(self._monitor)
 
     def close(self) -> None:
@@ -142,8 +152,7 @@ class StreamRow:
 
     @property
     def is_playable(self) -> bool:
-        audio = self.session.audio_format
-        return audio.is_supported and audio.channels == 1 and self.session.end_reason is None
+        return self._can_play and self.session.end_reason is None
 
     def row(self) -> Mapping[str, Any]:
         return self.facts | {"age": self.age, "levels": self.levels}
@@ -163,6 +172,17 @@ class StreamRow:
             "tracks": tracks,
             "events": list(self.events),
         }
+
+
+def _can_play(audio: AudioFormat) -> bool:
+    """Return whether audio can be sent to browsers, which get it at its own rate."""
+    try:
+        PcmOptions(
+            audio_format=audio, rate=audio.sample_rate, tracks="stereo", frame_ms=FRAME_MS, late="drop", delay_ms=0
+        )
+    except StreamsError:
+        return False
+    return True
 
 
 def _to_bar(level: float | None) -> int:
@@ -309,6 +329,7 @@ class Board:
         self._changed = asyncio.Event()
         self._pages = 0
         self._drawing: asyncio.Task[None] | None = None
+        self._failed_at = -inf  # when a bug was reported
 
     def open(self) -> None:
         """Begin to draw, if this is the first page."""
@@ -357,8 +378,20 @@ class Board:
     async def _draw(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._update(loop.time())
+            now = loop.time()
+            with self._reporting_bugs(now):
+                await self._update(now)
             await asyncio.sleep(TICK)
+
+    @contextmanager
+    def _reporting_bugs(self, now: float) -> Iterator[None]:
+        """Log a bug in the block, at most once a minute: it may freeze what it concerns, and nothing else."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001  (logged once a minute)
+            if now - self._failed_at >= _LOG_EVERY:
+                self._failed_at = now
+                _LOG.exception("a part of the live page can't be drawn")
 
     async def _update(self, now: float) -> None:
         gone = self._find_rows(now)
@@ -367,16 +400,23 @@ class Board:
         for number, row in enumerate(list(self.streams.values())):
             if number % _STREAMS_AT_ONCE == _STREAMS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-            has_changed = row.measure(now)
-            if self._is_due(row) and row.refresh(now):
-                changed.append(row)
-            elif has_changed:
-                levels += (row.id, *row.levels)
-        runs = [run.facts for run in self.runs if self._is_due(run) and run.refresh(now)]
+            with self._reporting_bugs(now):
+                has_changed = row.measure(now)
+                if self._is_due(row) and row.refresh(now):
+                    changed.append(row)
+                elif has_changed:
+                    levels += (row.id, *row.levels)
+        runs: list[Mapping[str, Any]] = []
+        for run in self.runs:
+            with self._reporting_bugs(now):
+                if self._is_due(run) and run.refresh(now):
+                    runs.append(run.facts)
         keepers: list[Mapping[str, Any]] = []
         targets: list[Mapping[str, Any]] = []
         for keeper in list(self.keepers):
-            if self._is_due(keeper):
+            with self._reporting_bugs(now):
+                if not self._is_due(keeper):
+                    continue
                 has_changed, rows, ended = await keeper.refresh()
                 keepers += [keeper.facts] * has_changed
                 targets += rows

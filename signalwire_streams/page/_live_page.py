@@ -80,8 +80,9 @@ class LivePage:
             authorize: function (``def`` or ``async def``) of the ``aiohttp.web.BaseRequest`` of each file and each
                 WebSocket, which returns True if it may see the page. Without it, only `create_link` and `serve` admit
                 a browser.
-            allowed_hosts: host names, with or without a port, under which browsers reach the page. By default the
-                names of this machine's loopback; over TLS, or with ``authorize``, any.
+            allowed_hosts: host names, with or without a port, under which browsers reach the page; with the port, if a
+                proxy changes that. By default the names of this machine's loopback; over TLS, or with ``authorize``,
+                any.
             max_pages: pages that may be open.
             max_listeners: pages that may listen to a stream.
 

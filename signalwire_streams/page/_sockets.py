@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from signalwire_streams.page._board import TICK, Board, StreamRow
+from signalwire_streams.page._board import FRAME_MS, TICK, Board, StreamRow
 from signalwire_streams.receiver._aiohttp_socket import reset
 
 TRY_AGAIN_LATER = WSCloseCode.TRY_AGAIN_LATER
@@ -148,7 +148,9 @@ async def play(row: StreamRow, request: web.BaseRequest, socket: web.WebSocketRe
     session = row.session
     _LOG.info("a browser at %s listens to stream %s", request.remote, session.label, extra={"stream": session.label})
     with session._overhear(max_frames=_MAX_AUDIO) as tap:
-        frames = tap.pcm(session.audio_format.sample_rate, tracks="stereo", late="drop", delay_ms=_DELAY_MS)
+        frames = tap.pcm(
+            session.audio_format.sample_rate, tracks="stereo", frame_ms=FRAME_MS, late="drop", delay_ms=_DELAY_MS
+        )
         reading = asyncio.create_task(_wait_closed(socket, frames.close))
         try:
             await _send_in_time(request, socket.send_json({"rate": session.audio_format.sample_rate}))

@@ -14,7 +14,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
-from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, hdrs, web
+from multidict import CIMultiDict
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver._read_coalescing import CoalescedReads, Coalescer
@@ -73,6 +74,12 @@ class AudioSocket(web.WebSocketResponse):
         self._coalesced: CoalescedReads | None = None
         self._send_tasks: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[bool] | None = None
+
+    def _handshake(self, request: web.BaseRequest) -> Any:  # noqa: ANN401  (aiohttp's own)
+        try:
+            return super()._handshake(_Upgrade(request))  # type: ignore[arg-type]
+        except ValueError:  # a key that is not ASCII
+            raise web.HTTPBadRequest from None
 
     def _post_start(self, request: web.BaseRequest, *rest: Any) -> None:  # noqa: ANN401  (aiohttp's own)
         is_fresh = not getattr(request.protocol, "_message_tail", True)
@@ -182,6 +189,18 @@ class AudioSocket(web.WebSocketResponse):
         self._send_tasks.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not log it when its sender was cancelled
+
+
+class _Upgrade:
+    """A request without the subprotocols that it offers: aiohttp would log them, and clients may put a token there."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self.headers = CIMultiDict(request.headers)
+        self.headers.popall(hdrs.SEC_WEBSOCKET_PROTOCOL, None)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (whatever aiohttp reads)
+        return getattr(self._request, name)
 
 
 class _PushingQueue(WebSocketDataQueue):

@@ -14,8 +14,9 @@ from attrs import field, frozen
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import SignedTokens, TargetKind
 from signalwire_streams.models._signed_tokens import LEEWAY, OWN_CLAIMS, RejectedTokenError
-from signalwire_streams.models._validation import Secret, Unusable, mask, names_only
+from signalwire_streams.models._validation import Secret, Unusable, kind_of, mask, names_only
 from signalwire_streams.receiver._protocol import StartEvent
+from signalwire_streams.receiver._server import RateLimitedLog
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
@@ -131,6 +132,7 @@ class TokenAuthenticator:
         self._signed = tokens if isinstance(tokens, SignedTokens) else None
         self._check = tokens if callable(tokens) else None
         self.admits_everybody = tokens is None
+        self._log = RateLimitedLog(1)
         self._hashes: set[bytes] = set()
         for token in tokens if isinstance(tokens, tuple) else ():
             if isinstance(token, SignedTokens):
@@ -159,7 +161,12 @@ class TokenAuthenticator:
         if self._check is None:
             return token_hash(token) in self._hashes
         allowed = self._check(str(token))  # a plain str, which no local variable here holds
-        return (await allowed if inspect.isawaitable(allowed) else allowed) is True
+        if inspect.isawaitable(allowed):
+            allowed = await allowed
+        if not isinstance(allowed, bool):
+            kind = kind_of(allowed)
+            self._log.warning("the token check returned a %s, which admits nobody: return True or False", kind)
+        return allowed is True
 
 
 def bearer_token(authorization: str | None) -> str | None:

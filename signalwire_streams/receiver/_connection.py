@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.models._signed_tokens import RejectedTokenError
+from signalwire_streams.models._validation import check_awaitable
 from signalwire_streams.receiver._event_queue import QueueLimits
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
@@ -257,6 +258,12 @@ class Connection:
 
     def check(self, now: float) -> None:
         """Ping a silent peer, and end the session of one that does not reply. Called by the watchdog."""
+        try:
+            self._check(now)
+        except Exception:  # noqa: BLE001  (the same)
+            self._on_bug()
+
+    def _check(self, now: float) -> None:
         heartbeat, session = self._heartbeat, self.session
         if heartbeat is None or session is None or now - self._received_at < heartbeat:
             return
@@ -308,7 +315,7 @@ class Watchdog:
 async def _handle(handler: Handler, session: StreamSession) -> None:
     task = asyncio.current_task()
     try:
-        await handler(session)
+        await check_awaitable(handler(session), "async def handler(session)")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a handler's error ends its own session and no other

@@ -37,7 +37,9 @@ async def serve_health(
         status, text, headers = _health_of(request.path, request.method, is_ready=is_ready()) or (404, "", {})
         return web.Response(status=status, body=text.encode(), headers=headers)
 
-    runner = web.ServerRunner(web.Server(probe, access_log=None, keepalive_timeout=10))
+    # A body that does not arrive must not delay the end of the process.
+    server = web.Server(probe, access_log=None, keepalive_timeout=10, lingering_time=0)
+    runner = web.ServerRunner(server)
     await runner.setup()
     try:
         try:

@@ -125,6 +125,7 @@ class MediaReceiver(StarterMixin):
         check_seconds(start_timeout, "start_timeout")
         if heartbeat is not None:
             check_seconds(heartbeat, "heartbeat")
+        check_flag(bidirectional, "bidirectional")
         AudioFormat("", byte_order=byte_order)  # which checks it
         _check_coalesce(coalesce)
         super().__init__()
@@ -225,6 +226,9 @@ class MediaReceiver(StarterMixin):
 
     async def _admit(self, token: str | None, slot: Slot) -> "_Admission | int":
         """Return the receiver of a stream with this token, or the HTTP status that rejects it."""
+        if self._closing.is_set():
+            return 503
+        self._pending_streams.check_open()
         pending = self._pending_streams.claim(token)
         handler = self._handler if pending is None else pending.on_session
         admitted = pending is not None or (handler is not None and await self._allows(token, slot))

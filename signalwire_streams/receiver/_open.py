@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, StartOptions
 from signalwire_streams.models._requests import WhenLost, each
-from signalwire_streams.models._validation import masks_secrets
+from signalwire_streams.models._validation import check_seconds, kind_of, masks_secrets
 from signalwire_streams.receiver._connection import abandon
 from signalwire_streams.receiver._pending_stream import Callback, PendingStream, PendingStreams, Restarts, Starts
 from signalwire_streams.receiver._session import StreamSession
@@ -270,6 +270,11 @@ class StarterMixin:
             ClientStateError: the receiver was closed.
         """
         self._pending_streams.check_open()
+        check_seconds(socket_timeout, "socket_timeout")
+        if not hasattr(streams, "start_stream"):
+            raise InvalidRequestError(
+                f"a {kind_of(streams)} can't start a stream: pass client.conferences or client.calls"
+            )
         if when_lost not in get_args(WhenLost):
             raise InvalidRequestError(f"when_lost must be 'end' or 'restart', not {when_lost!r}")
         if "authorization_bearer_token" in fields:
@@ -315,9 +320,13 @@ class StarterMixin:
 
         Raises:
             ExceptionGroup: at the end of the block, if some could not be stopped, so that they may still be running.
+            InvalidRequestError: an argument is invalid.
             ClientStateError: the receiver was closed.
         """
         self._pending_streams.check_open()
+        check_seconds(socket_timeout, "socket_timeout")
+        if not hasattr(client, "start_streams"):
+            raise InvalidRequestError(f"a {kind_of(client)} can't start many streams: pass the client itself")
         run = BulkStartAndReceive(client, self._pending_streams, socket_timeout)
         run.start(requests, concurrency)
         async with _closing_with(run.close()):

@@ -277,6 +277,7 @@ class PendingStreams:
         self._by_token: dict[bytes, ExpectedStream] = {}
         self._by_name: dict[tuple[str, str], PendingStream] = {}
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which streams are received
 
     def add(self, target: str, name: str | None) -> PendingStream:
         """Prepare a stream; without a name it gets a generated one."""
@@ -318,8 +319,19 @@ class PendingStreams:
         self._by_name.pop((stream.target, stream.name), None)
 
     def check_open(self) -> None:
+        """Check that streams can be received in this event loop.
+
+        Raises:
+            ClientStateError: the receiver is closed, or belongs to another event loop.
+        """
         if self._is_closed:
             raise ClientStateError("this receiver is closed: create a new MediaReceiver")
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise ClientStateError(
+                "this receiver belongs to another event loop: create one MediaReceiver inside each asyncio.run()"
+            )
 
     def close(self) -> None:
         """Add no more streams, and fail those whose socket has not started, since it can't any more."""

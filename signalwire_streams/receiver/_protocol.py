@@ -23,8 +23,8 @@ from typing import Any, ClassVar, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.errors import MalformedFrameError
-from signalwire_streams.models._validation import names_only
+from signalwire_streams.errors import InvalidRequestError, MalformedFrameError
+from signalwire_streams.models._validation import kind_of, names_only
 
 
 @frozen(kw_only=True)
@@ -223,6 +223,7 @@ def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEv
         elapsed: seconds since the start event arrived, for `MediaEvent.elapsed`.
 
     Raises:
+        InvalidRequestError: the frame is neither a str nor bytes.
         MalformedFrameError: the frame is not a JSON object, or a required key of a known event is missing or invalid.
             Neither the message nor the traceback's local variables repeat the frame.
     """
@@ -242,10 +243,10 @@ def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEv
             return _decode_json(frame, elapsed)
         sequence_number, track, chunk, timestamp = head.groups()
         return MediaEvent(track, payload, int(chunk), int(timestamp), int(sequence_number), elapsed)
-    except MalformedFrameError as error:
-        reason = str(error)
+    except (InvalidRequestError, MalformedFrameError) as error:
+        kind, reason = type(error), str(error)
     frame = ""
-    raise MalformedFrameError(reason)
+    raise kind(reason)
 
 
 def memory_of(event: AudioEvent) -> int:
@@ -256,6 +257,10 @@ def memory_of(event: AudioEvent) -> int:
 
 
 def _decode_json(frame: str | bytes, elapsed: float | None) -> AudioEvent:
+    if not isinstance(frame, str | bytes | bytearray):
+        raise InvalidRequestError(
+            f"a frame must be the text of a WebSocket message, not {kind_of(frame)}: pass what was received, undecoded"
+        )
     try:
         text = frame if isinstance(frame, str) else frame.decode(json.detect_encoding(frame), "surrogatepass")
         document = json.loads(text)

@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import select
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from ssl import SSLContext, SSLError
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from typing import Any, TypeAlias
 from aiohttp import http_exceptions, web
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models._validation import kind_of
 from signalwire_streams.receiver._aiohttp_socket import CLOSE_TIMEOUT, reset
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
@@ -183,6 +185,7 @@ class StreamServer(web.Server):
     def __init__(
         self, handler: Respond, *, ssl_context: SSLContext | None, handshake_timeout: float, max_pending: int
     ) -> None:
+        _check_context(ssl_context)
         # Each connection ends with its response, so there are no idle connections, and no leftover bodies to read.
         super().__init__(self._respond, access_log=None, keepalive_timeout=0, lingering_time=0, logger=_HTTP_LOG)
         self._handler = handler
@@ -347,6 +350,36 @@ class StreamServer(web.Server):
         await oldest.released.wait()
         await asyncio.sleep(0)  # the loop closes the socket after that
         return True
+
+
+def _check_context(context: object) -> None:
+    """Check that a TLS context is a server's; with any other every handshake would fail."""
+    if context is not None and not isinstance(context, SSLContext):
+        wrong = f"ssl_context must be an SSLContext, not {kind_of(context)}"
+    elif context is not None and context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        wrong = "ssl_context is a client's, so no connection would open"
+    elif context is not None and _lacks_certificate(context):
+        wrong = "ssl_context has no certificate, so no connection would open"
+    else:
+        return
+    raise InvalidRequestError(
+        f"{wrong}: write ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), and load the certificate into it"
+    )
+
+
+def _lacks_certificate(context: SSLContext) -> bool:
+    """Return whether a handshake fails for lack of a certificate, unless that is chosen for each name."""
+    client, hello = SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_ciphers("ALL")
+    reason = ""
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+    try:
+        context.wrap_bio(hello, ssl.MemoryBIO(), server_side=True).do_handshake()
+    except SSLError as error:  # as a rule, that the client's next message is missing
+        reason = error.reason
+    return reason == "NO_SHARED_CIPHER" and context.sni_callback is None
 
 
 def _has_waiting(listener: socket.socket) -> bool:

@@ -1,12 +1,13 @@
 """The audio of one stream as an agent hears and answers it."""
 
+import asyncio
 import json
 from base64 import b64decode
 
 import pytest
 
 from signalwire_streams import InvalidRequestError
-from signalwire_streams.adapters._agent_audio import AgentAudio, check_track
+from signalwire_streams.adapters._agent_audio import AgentAudio, check_track, end_call
 from signalwire_streams.receiver import MediaFormat, StartEvent
 from signalwire_streams.receiver.audio import UnknownEncodingError, mulaw_to_pcm, pcm_to_mulaw
 
@@ -114,3 +115,37 @@ def test_format_that_an_agent_cannot_use_is_rejected() -> None:
         AgentAudio("start", "inbound")  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="audio with 2 channels was sent, and the stream takes one"):
         AgentAudio(start(), "inbound").send(SECOND, 8000, 0.0, channels=2)
+
+
+async def test_hang_up_that_is_cancelled_is_an_error_of_its_own() -> None:
+    """As that of a client that is closed meanwhile: the task that waits for it was not cancelled."""
+
+    async def hang_up() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="hang_up was cancelled, so the call may go on"):
+        await end_call(hang_up)
+
+
+async def test_cancelled_task_cancels_its_hang_up() -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hang_up() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    task = asyncio.create_task(end_call(hang_up))
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert cancelled.is_set()
+
+
+async def test_hang_up_need_not_be_async() -> None:
+    calls: list[str] = []
+    await end_call(lambda: calls.append("ended"))
+    assert calls == ["ended"]

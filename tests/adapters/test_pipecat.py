@@ -286,6 +286,18 @@ async def test_cancellation_hangs_up_at_once_and_only_once(serve: Serve) -> None
     assert calls == ["ended"]
 
 
+async def test_hang_up_that_is_cancelled_does_not_stall_the_pipeline(serve: Serve, logged: list[str]) -> None:
+    async def hang_up() -> None:
+        raise asyncio.CancelledError  # as a client that is closed meanwhile does
+
+    service = await serve(Service(hang_up=hang_up))
+    await service.start_stream(on_call=True)
+    await service.worker.queue_frame(frames.EndFrame())
+    async with asyncio.timeout(10):
+        await service.end()
+    assert [line for line in logged if "hang_up was cancelled" in line]
+
+
 async def test_function_that_hangs_up_need_not_be_async() -> None:
     calls: list[str] = []
     serializer = SignalWireFrameSerializer(hang_up=lambda: calls.append("ended"))

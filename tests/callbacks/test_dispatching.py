@@ -467,7 +467,7 @@ async def test_handler_that_is_not_async_counts_as_failed(caplog: pytest.LogCapt
     await serving.aclose()
 
     assert serving.statistics.failed == 1
-    assert "TypeError" in caplog.text
+    assert "a NoneType, which can't be awaited: write async def handler(event)" in caplog.text
 
 
 async def test_cancellation_inside_the_handler_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:

@@ -140,6 +140,8 @@ def test_wrong_argument_is_one_sentence_without_secrets(arguments: dict[str, Any
         SignedTokens(arguments.pop("keys"), **arguments)
     assert "hush" not in shown(caught.value)
     assert "\n" not in str(caught.value)
+    [tokens] = [entry.frame.f_locals["self"] for entry in caught.traceback if entry.name == "__init__"]
+    assert "SignedTokens(" in repr(tokens)
 
 
 FAILED: dict[str, tuple[Callable[[Any], Any], str]] = {

@@ -110,6 +110,28 @@ async def test_foreign_origin_is_rejected(browser: Browser, origin: str) -> None
     assert await browser.upgrade(**headers) == 403
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://live.example", 101),
+        ("https://live.example:8443", 403),
+        ("https://other.example:9443", 101),
+        ("https://other.example", 403),
+    ],
+)
+async def test_allowed_host_allows_no_other_port_to_send_requests(
+    receiver: MediaReceiver, browse: Browse, stack: AsyncExitStack, origin: str, status: int
+) -> None:
+    """Browsers send a host's cookies from all of its ports, so another program there could listen to calls."""
+    page = LivePage(receivers=[receiver], allowed_hosts=["live.example", "other.example:9443", "127.0.0.1"])
+    browser = await browse(await stack.enter_async_context(page.serve()))
+    assert (await browser.enter()).status == 200
+    if status == 101:
+        await (await browser.socket(Origin=origin)).close()
+    else:
+        assert await browser.upgrade(Origin=origin) == status
+
+
 async def test_socket_needs_an_origin(browser: Browser) -> None:
     """Every browser sends one with a WebSocket."""
     socket = await browser.socket()
@@ -291,7 +313,13 @@ async def test_link_needs_an_address(page: LivePage, address: Any) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"host": 5}, "host must be a str"), ({"port": 70_000}, "port must"), ({"port": "1"}, "port")],
+    [
+        ({"host": 5}, "host must be a str"),
+        ({"port": 70_000}, "port must"),
+        ({"port": "1"}, "port"),
+        ({"ssl_context": "cert.pem"}, "ssl_context must be an SSLContext, not str"),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}, "ssl_context is a client's"),
+    ],
 )
 async def test_invalid_address_is_rejected(page: LivePage, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match):

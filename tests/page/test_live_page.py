@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from signalwire_streams.page import LivePage, _board
+from signalwire_streams.page._board import Board, StreamRow
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from tests.waiting import until
 
@@ -146,6 +147,51 @@ async def test_unknown_encoding_has_no_level_and_no_sound(browser: Browser, call
     await view.until(lambda: view.details and view.rows[row["id"]]["state"] == "live")
     assert (view.details["playable"], view.rows[row["id"]]["levels"]) == (False, [0, 0])
     assert await browser.upgrade(f"audio?stream={row['id']}") == 404
+
+
+@pytest.mark.parametrize("rate", [1, 11_025, 768_000])
+async def test_rate_without_whole_frames_has_no_sound(browser: Browser, call: Call, rate: int) -> None:
+    """Else the listener would see its stream end."""
+    caller = await call("s-1", mediaFormat={"encoding": "audio/x-mulaw", "sampleRate": rate, "channels": 1})
+    view = await browser.view()
+    row = await view.row("s-1")
+    await caller.speak(2)
+    await view.open(row["id"])
+    await view.until(lambda: view.details)
+    assert view.details["playable"] is False
+    assert await browser.upgrade(f"audio?stream={row['id']}") == 404
+
+
+@pytest.mark.parametrize("broken", ["measure", "refresh", "_find_rows"])
+async def test_bug_freezes_only_what_it_concerns(
+    browser: Browser,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    """It is logged, but not in each tick."""
+    owner: Any = Board if broken == "_find_rows" else StreamRow
+    works, failures = getattr(owner, broken), 0
+
+    def fails(one: Any, now: float) -> Any:
+        nonlocal failures
+        if failures < 20 if owner is Board else one.session.stream_sid == "bad":
+            failures += 1
+            raise KeyError("a bug")
+        return works(one, now)
+
+    await call("bad")
+    view = await browser.view()
+    await view.row("bad")
+    monkeypatch.setattr(owner, broken, fails)
+    caller = await call("good")
+    row = await view.row("good")
+    await caller.speak(100)
+    await view.until(lambda: view.rows[row["id"]]["state"] == "live")
+    assert failures > 1
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage() == "a part of the live page can't be drawn"
 
 
 async def test_too_many_rows_are_counted(

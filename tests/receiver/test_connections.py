@@ -402,6 +402,16 @@ REQUESTS = {
     "a header that is too long": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 3000 + b"\r\n\r\n", b"400 Bad Request"),
     "too many headers": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 2000 + b"\r\n", b"400 Bad Request"),
     "a header without an end": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 20_000, b"431"),
+    "a subprotocol": (UPGRADE.replace(b"Host: x", b"Host: x\r\nSec-WebSocket-Protocol: hush, hush"), b"401"),
+    "a key that is not ASCII": (UPGRADE.replace(b"dGhl", b"hush\xff"), b"400 Bad Request"),
+    "a key of another length": (UPGRADE.replace(b"dGhl", b"dGhldGhl"), b"400 Bad Request"),
+    "two tokens": (UPGRADE.replace(b"Host: x", b"Host: x\r\n" + 2 * b"Authorization: Bearer hush\r\n"), b"4"),
+    "a token in a cookie": (UPGRADE.replace(b"Host: x", b"Host: x\r\nCookie: a(b=hush; hush"), b"401"),
+    "a token that is not UTF-8": (
+        UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush\xff\xfe"),
+        b"401",
+    ),
+    "an upgrade of HTTP/1.0": (UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"), b"401"),
     "headers without an end": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 8000, b"431"),
 }
 
@@ -411,7 +421,7 @@ async def test_connection_ends_with_its_response(
     heard: Heard, serve: Any, connect: Any, request_bytes: bytes, status: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No connection is kept alive, no body is read, and nothing that a client sent is logged."""
-    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    caplog.set_level(logging.DEBUG)
     url = await serve(MediaReceiver(heard, bearer_tokens="right"), handshake_timeout=600.0)
     began = asyncio.get_running_loop().time()
     response = await rest_of(await connect(url, request_bytes))
@@ -435,6 +445,24 @@ async def test_error_of_a_token_check_is_logged(
     assert (await rest_of(await connect(url, head))).startswith(b"HTTP/1.1 500")
     assert "no such table" in caplog.text
     assert "hush" not in caplog.text
+
+
+async def test_data_behind_an_upgrade_waits_while_its_token_is_checked(heard: Heard, serve: Any, connect: Any) -> None:
+    """A client without a token fills neither the memory nor the time of the event loop."""
+    checking = asyncio.Event()
+
+    async def check(token: str) -> bool:
+        await checking.wait()
+        return False
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=check))
+    _, writer = connection = await connect(url, UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
+    writer.write(bytes(32 << 20))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await writer.drain()
+    checking.set()
+    _ = await rest_of(connection)  # it ends
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -663,6 +691,12 @@ async def test_serve_on_taken_port_raises_and_releases_addresses_already_bound(
         ({"port": None}, "port must be a whole number from 0 to 65535, not None"),
         ({"host": 5}, "host must be a str, such as '127.0.0.1', not int"),
         ({"host": None}, "host must be a str, such as '127.0.0.1', not NoneType"),
+        ({"ssl_context": "cert.pem"}, "ssl_context must be an SSLContext, not str: write ssl.create_default_context"),
+        (
+            {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)},
+            "ssl_context is a client's, .*write .*Purpose.CLIENT_AUTH",
+        ),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "ssl_context has no certificate, .*load the certif"),
         ({"reuse_port": "yes"}, "reuse_port must be True or False, not 'yes'"),
         ({"path": 5}, "path must be a str, such as '/audio', not int"),
         ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
@@ -680,6 +714,12 @@ async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: 
     with pytest.raises(InvalidRequestError, match=match):
         await serve(receiver, **settings)
     await serve(receiver)  # it was not closed
+
+
+async def test_certificate_may_be_chosen_for_each_name(heard: Heard, serve: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda *_: None
+    assert (await serve(MediaReceiver(heard, bearer_tokens=None), ssl_context=context)).startswith("wss://")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import asyncio
 import aiohttp
 import pytest
 from fastapi import FastAPI
+from yarl import URL
 
-from signalwire_streams import InvalidRequestError
+from signalwire_streams import Clock, InvalidRequestError
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from tests.uvicorn_server import running
 from tests.waiting import until
@@ -104,3 +105,19 @@ async def test_health_port_that_is_taken_serves_nothing() -> None:
             async with second.serve(health_port=port):
                 pass
     assert caught.value.filename == f"127.0.0.1 port {port}"
+
+
+@pytest.mark.parametrize(
+    "unfinished", [b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost"]
+)
+async def test_unfinished_probe_does_not_delay_the_end(idle_clock: Clock, unfinished: bytes) -> None:
+    """Neither one whose body is missing, nor one whose head is."""
+    receiver = MediaReceiver()
+    async with receiver.serve(health_port=0):
+        address = URL(receiver.health_url or "")
+        _, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(unfinished)
+        await asyncio.sleep(1)
+        began = idle_clock.now()
+    assert idle_clock.now() - began < 1
+    writer.close()

@@ -436,6 +436,7 @@ async def test_invalid_first_websocket_frame_is_logged_once(
         ({"frame_limit": 0}, "frame_limit must be a whole number"),
         ({"start_timeout": -1}, "start_timeout must be a number of seconds above 0"),
         ({"heartbeat": -1}, "heartbeat must be a number of seconds above 0"),
+        ({"bidirectional": "no"}, "bidirectional must be True or False, not 'no'"),
         ({"overflow": "shut"}, "overflow 'shut' is unknown: write one of"),
         ({"byte_order": "middle"}, "byte_order 'middle' is unknown: write 'little' or 'big'"),
         ({"bearer_tokens": 5}, "bearer_tokens is a int: pass a token, several, or a function"),

@@ -521,12 +521,12 @@ async def test_open_says_what_to_write_for_when_lost(make: Any) -> None:
     there: Setting = await make()
 
     class Streams:
-        pass
+        start_stream = None  # which is not called
 
     for streams, when_lost, message in (
         (there.client.conferences, "start", "must be 'end' or 'restart', not 'start'"),
         (there.client.conferences, None, "must be 'end' or 'restart', not None"),
-        (Streams(), "restart", "pass client.conferences or client.calls"),
+        (Streams(), "restart", "needs more than a Streams can do: pass client.conferences or client.calls"),
     ):
         opening: Any = there.receiver.open
         with pytest.raises(InvalidRequestError, match=message):

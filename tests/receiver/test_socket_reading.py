@@ -121,6 +121,26 @@ async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: H
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
+async def test_bug_in_a_heartbeat_ends_its_own_stream(
+    serve: Any, deaf: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The peers of other streams are still pinged."""
+    check = connections.Connection._check
+
+    def broken(self: connections.Connection, now: float) -> None:
+        if self.session is not None and self.session.label == "broken":
+            raise LookupError("a bug")
+        check(self, now)
+
+    monkeypatch.setattr(connections.Connection, "_check", broken)
+    url = await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=10.0))
+    for sid in ("broken", "stream-1"):
+        peer = await deaf(url)
+        await peer.send_json({**START, "start": {"streamSid": sid}})
+    assert [(await heard.end()).end_reason for _ in range(2)] == [EndReason.FAILED, EndReason.LOST]
+    assert "the receiver failed for stream broken" in caplog.text
+
+
 async def test_silent_peer_has_half_a_heartbeat_to_send_its_pong(
     serve: Any, deaf: Any, heard: Heard, idle_clock: Clock
 ) -> None:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from attrs import define, field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
+from signalwire_streams.models._validation import kind_of
 from signalwire_streams.receiver._protocol import StartEvent
 
 
@@ -194,6 +196,10 @@ def _as_int(value: Any) -> int | None:  # noqa: ANN401
         return None
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def whole_number(name: str, value: Any, least: int, most: int) -> int:  # noqa: ANN401
     """Return a whole number as an int.
 
@@ -345,5 +351,17 @@ class AudioFormat:
 
 
 def _whole(payload: bytes, size: int) -> bytes:
+    _check_audio(payload)
     partial = len(payload) % size
     return payload[:-partial] if partial else payload
+
+
+def _check_audio(audio: object) -> None:
+    if not isinstance(audio, bytes | bytearray | memoryview):
+        raise InvalidRequestError(f"audio must be bytes, not {kind_of(audio)}: decode base64 first")
+
+
+def check_audio_format(value: object) -> None:
+    """Raise `InvalidRequestError` unless it is an `AudioFormat`."""
+    if not isinstance(value, AudioFormat):
+        raise InvalidRequestError(f"format must be an AudioFormat, not {kind_of(value)}: pass session.audio_format")

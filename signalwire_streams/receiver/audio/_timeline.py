@@ -27,7 +27,7 @@ from attrs import define, frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver._statistics import WINDOW, SequenceTracker, Verdict
-from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver.audio._formats import AudioFormat, check_audio_format, is_number
 
 _MILLISECONDS = 1000
 _DAY = 24 * 3600  # seconds
@@ -121,16 +121,17 @@ class TrackTimeline:
         is_unsettled: True if frames may still be corrected.
 
     Raises:
-        InvalidRequestError: ``max_gap`` or ``tolerance`` is invalid.
+        InvalidRequestError: an argument is invalid.
         UnknownEncodingError: the encoding is unknown, so the duration of a frame is too.
     """
 
     def __init__(self, format: AudioFormat, *, max_gap: float = 60.0, tolerance: int = 8) -> None:  # noqa: A002
-        if not 0 < max_gap <= _DAY:
+        check_audio_format(format)
+        if not is_number(max_gap) or not 0 < max_gap <= _DAY:
             raise InvalidRequestError(
                 f"max_gap must be a number of seconds, above 0 and at most a day, not {max_gap!r}"
             )
-        if not 0 <= tolerance <= _MILLISECONDS:
+        if not is_number(tolerance) or not 0 <= tolerance <= _MILLISECONDS:
             raise InvalidRequestError(
                 f"tolerance must be a number of milliseconds from 0 to {_MILLISECONDS}, not {tolerance!r}"
             )

@@ -12,6 +12,7 @@ Frames are placed by their timestamps (see `TrackTimeline`), so that tracks stay
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, TypeVar
 
@@ -19,7 +20,7 @@ from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver._protocol import MediaEvent
-from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding, RecordingError
+from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding, RecordingError, is_number
 from signalwire_streams.receiver.audio._timeline import TimelineStatistics, TrackTimeline
 from signalwire_streams.receiver.audio._wav_file import WavFile, WavShape
 
@@ -92,15 +93,13 @@ class WavRecorder:
         tolerance: int = 8,
         max_bytes: int | None = None,
     ) -> None:
-        self.path: Path = Path(path)
-        if not self.path.name:
-            raise InvalidRequestError(f"invalid path {str(path)!r}: name a file, such as 'call.wav'")
+        self.path: Path = _check_path(path)
         self.format = format
-        self.tracks: tuple[str, ...] = tuple(tracks)
-        _check_tracks(self.tracks)
+        self.tracks: tuple[str, ...] = _check_tracks(tracks)
+        self._timelines = {track: TrackTimeline(format, max_gap=max_gap, tolerance=tolerance) for track in self.tracks}
         self.layout = _check_choice("layout", layout, ("mono", "stereo"))
         self.encoding = _check_choice("encoding", encoding, ("pcm", "passthrough"))
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and (not is_number(max_bytes) or max_bytes < 1):
             raise InvalidRequestError(f"max_bytes must be a number of bytes above 0, not {max_bytes!r}")
         is_stereo = layout == "stereo"
         if is_stereo and (len(self.tracks) != _STEREO or format.channels != 1):
@@ -109,7 +108,6 @@ class WavRecorder:
         self.tolerance = tolerance
         self.max_bytes = max_bytes
         self.ignored_frames: int = 0
-        self._timelines = {track: TrackTimeline(format, max_gap=max_gap, tolerance=tolerance) for track in self.tracks}
         is_decoded = encoding == "pcm" or format.encoding == Encoding.L16
         channels = _STEREO if is_stereo else format.channels
         self._shape = WavShape.from_format(format, channels=channels, decoded=is_decoded)
@@ -236,12 +234,21 @@ def _check_values(payload: object, timestamp: object, chunk: object) -> None:
     )
 
 
-def _check_tracks(tracks: tuple[object, ...]) -> None:
-    if not tracks or len(set(tracks)) < len(tracks):
+def _check_path(path: object) -> Path:
+    checked = Path(path) if isinstance(path, str | PathLike) else Path()
+    if not checked.name:
+        raise InvalidRequestError(f"invalid path {str(path)!r}: name a file, such as 'call.wav'")
+    return checked
+
+
+def _check_tracks(tracks: object) -> tuple[str, ...]:
+    names = tuple(tracks) if isinstance(tracks, Iterable) and not isinstance(tracks, str) else ()
+    if not names or len(set(names)) < len(names):
         raise InvalidRequestError(f"invalid tracks {tracks!r}: name each track once, such as ('inbound', 'outbound')")
-    for track in tracks:
+    for track in names:
         if not isinstance(track, str) or not _TRACK.fullmatch(track):
             raise InvalidRequestError(f"invalid track name {track!r}: use letters, digits, - and _")
+    return names
 
 
 def _check_choice(name: str, value: _Choice, choices: tuple[str, ...]) -> _Choice:

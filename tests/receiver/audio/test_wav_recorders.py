@@ -236,7 +236,10 @@ def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
     [
         ({"path": ""}, "invalid path"),
         ({"path": "/"}, "invalid path"),
+        ({"path": None}, "invalid path 'None': name a file"),
         ({"tracks": ()}, "invalid tracks"),
+        ({"tracks": None}, "invalid tracks None: name each track once"),
+        ({"tracks": "ab"}, "invalid tracks 'ab': name each track once"),
         ({"tracks": ("inbound", "inbound")}, "invalid tracks"),
         ({"tracks": ("inbound", "../../etc/passwd")}, "invalid track name"),
         ({"tracks": ("inbound", "")}, "invalid track name"),
@@ -244,11 +247,15 @@ def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
         ({"tracks": ("a", "b", "c")}, "layout='stereo' takes two tracks"),
         ({"tracks": ("inbound",)}, "layout='stereo' takes two tracks"),
         ({"format": AudioFormat("audio/x-L16", channels=2)}, "layout='stereo' takes two tracks of one channel each"),
+        ({"format": "audio/x-mulaw"}, "format must be an AudioFormat, not str: pass session.audio_format"),
         ({"layout": "quadro"}, "layout must be one of 'mono', 'stereo', not 'quadro'"),
         ({"encoding": "mp3"}, "encoding must be one of 'pcm', 'passthrough', not 'mp3'"),
         ({"max_gap": 0}, "max_gap must be"),
+        ({"max_gap": "60"}, "max_gap must be a number of seconds"),
         ({"tolerance": -1}, "tolerance must be"),
+        ({"tolerance": "8"}, "tolerance must be a number of milliseconds"),
         ({"max_bytes": 0}, "max_bytes must be"),
+        ({"max_bytes": "1 GB"}, "max_bytes must be a number of bytes above 0, not '1 GB'"),
     ],
 )
 def test_invalid_argument_is_rejected(wrong: dict[str, Any], told: str) -> None:
