@@ -38,10 +38,11 @@ local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= known and holder ~= new then return {'taken', redis.call('PTTL', KEYS[1])} end
 local last = redis.call('HGET', KEYS[2], 'tenure')
 local tenure = last == known and known or new
+if last == new then last = redis.call('HGET', KEYS[2], 'before') end
 if lease > 0 then redis.call('SET', KEYS[1], tenure, 'PX', lease) else redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[2], 'tenure', tenure, 'names', names)
+redis.call('HSET', KEYS[2], 'tenure', tenure, 'names', names, 'before', last or '')
 redis.call('EXPIRE', KEYS[2], retention)
-if not last then return {'empty'} end
+if not last or last == '' then return {'empty'} end
 if last ~= known then return {'new', redis.call('HGETALL', KEYS[2])} end
 for i = 6, #ARGV, 2 do
   if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[2], ARGV[i])
@@ -50,6 +51,8 @@ end
 return {'ok'}
 """
 """Take, renew or (with a lease of 0) release the lease, and write if this tenure is the last one that there was.
+
+The tenure before that one is stored too, so that the reply to a call whose reply was lost is the same.
 
 Keys: lease, records. Arguments: tenure, the one to begin if another keeper had one since, milliseconds of the lease,
 seconds of the records, how names are formed, then targets and records, of which an empty one is removed.
@@ -178,7 +181,7 @@ class RedisJournal:
             while self.obstacle is None:
                 is_last = len(self._queue) <= _MOST_AT_ONCE
                 await self._exchange(lease=0 if is_last else None)
-                if is_last:
+                if is_last and not self._queue:  # else Redis has just lost its memory
                     self._trusted_until = -inf
         self._drop_saves(LeaseLostError())
         await self._link.aclose()

@@ -205,6 +205,21 @@ class TestHolder:
         assert kept(1).encode().encode() in record(redis, "conference:room-1")
         assert kept(2).encode().encode() in record(redis, "call:call-1")
 
+    async def test_redis_that_lost_its_memory_and_then_a_response_gets_the_records_again(
+        self, redis: RedisServer, time: Time
+    ) -> None:
+        """A Redis that restarts may well be too slow for its first response."""
+        async with redis_proxy(redis.socket, redis.folder / "proxy.sock") as proxy, opened(proxy.url, time) as hosts:
+            journal = await hosts.open()
+            await journal.acquire()
+            await journal.save(ROOM, kept(1))
+            redis.ask("FLUSHALL")
+            proxy.spoil(SCRIPT, "", times=2)
+            await journal.save(CALL, kept(2))
+            assert not await journal.acquire()
+            assert kept(1).encode().encode() in record(redis, "conference:room-1")
+            assert kept(2).encode().encode() in record(redis, "call:call-1")
+
     async def test_save_of_a_target_that_ends_while_redis_loses_its_memory_returns(
         self, redis: RedisServer, hosts: Hosts
     ) -> None:
@@ -452,6 +467,19 @@ class TestEnd:
         again = await hosts.open()
         assert await again.acquire()
         assert again.targets == records
+
+    async def test_redis_that_lost_its_memory_before_the_end_gets_the_records_again(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(1))
+        redis.ask("FLUSHALL")
+        await journal.aclose()
+        assert redis.ask("EXISTS", LEASE) == b":0\r\n"
+        again = await hosts.open()
+        assert await again.acquire()
+        assert again.targets == {ROOM: kept(1)}
 
     async def test_end_that_is_cancelled_releases_the_lease(self, hosts: Hosts) -> None:
         journal = await hosts.open()
