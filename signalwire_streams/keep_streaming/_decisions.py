@@ -185,6 +185,8 @@ def _accept(case: Case, answer: StartAccepted) -> Case:
 
 
 def _refuse_name(case: Case, _: NameRefused) -> Case:
+    if case.attempt.fate is Fate.HEARD:  # a gateway sent its start twice, and the second one was refused
+        return case
     case = case.close()
     if case.state.of_fate(Fate.IN_DOUBT, Fate.ANSWERED, Fate.HEARD):
         if case.has_stream or not any(attempt.is_unwanted for attempt in case.state.attempts):

@@ -311,6 +311,11 @@ class TestDoubt:
 
 
 class TestNames:
+    @pytest.mark.parametrize("settings", [CONFERENCES, RECEIVED, CALLS, RECEIVED_CALLS])
+    def test_refusal_of_a_stream_that_is_heard_is_of_another_one(self, settings: KeepSettings) -> None:
+        target = Target(settings).run().see(NameRefused(attempt=1))
+        assert (target.fates(), target.last.state.status) == ({1: Fate.HEARD}, KeepStatus.STREAMING)
+
     def test_name_that_nobody_of_us_has_is_told(self) -> None:
         target = Target(CONFERENCES).see(NameRefused(attempt=1))
         [doubt] = target.events()

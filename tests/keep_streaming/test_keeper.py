@@ -983,21 +983,29 @@ class TestReceivers:
                 await until(lambda: receiver.rejected_upgrades == 1)
         assert served == []
 
-    async def test_socket_without_a_sid_is_not_served(self, caplog: pytest.LogCaptureFixture) -> None:
-        """It could not be stopped."""
+    @pytest.mark.parametrize(
+        ("sid", "is_expected", "reason"),
+        [
+            (None, True, "its start event has no sid"),  # so that it could not be stopped
+            ("s7", False, "its start was rejected, or is forgotten"),  # since the upgrade
+        ],
+    )
+    async def test_socket_that_can_not_be_kept_is_not_served(
+        self, caplog: pytest.LogCaptureFixture, sid: str | None, is_expected: bool, reason: str
+    ) -> None:
         seen: list[object] = []
 
         async def handle(session: StreamSession) -> None:
             raise AssertionError
 
         receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
-        socket = AttemptSocket(attempt=7, receiver=receiver, observe=seen.append)
-        session: Any = SimpleNamespace(stream_sid=None)
+        socket = AttemptSocket(attempt=7, receiver=receiver, observe=seen.append, is_expected=lambda: is_expected)
+        session: Any = SimpleNamespace(stream_sid=sid)
         await socket.on_session(session)
         with caplog.at_level("INFO", "signalwire_streams.keep_streaming"):
             socket.on_socket_failed("the connection broke")
         assert seen == []
-        assert "attempt 7 is closed, since its start event has no sid" in caplog.text
+        assert f"attempt 7 is closed, since {reason}" in caplog.text
         assert "the socket of attempt 7 failed: the connection broke" in caplog.text
 
 

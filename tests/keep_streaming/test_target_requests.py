@@ -218,7 +218,12 @@ class TestGet:
 
 
 class TestCallback:
-    STATE = TargetState(attempts=(StreamAttempt(number=7, fate=Fate.ANSWERED, sid="s7"),))
+    STATE = TargetState(
+        attempts=(
+            StreamAttempt(number=6, fate=Fate.HEARD, sid="s6"),
+            StreamAttempt(number=7, fate=Fate.ANSWERED, sid="s7"),
+        )
+    )
 
     @pytest.mark.parametrize(
         ("event", "observed"),
@@ -227,6 +232,12 @@ class TestCallback:
             (StreamStarted(stream_sid="s7"), StartedCallback(attempt=7, sid="s7")),
             (StreamStopped(stream_sid="s7"), EndedCallback(attempt=7, reason="it was stopped")),
             (StreamFailed(extra={"keep_attempt": "7"}, error="lost"), EndedCallback(attempt=7, reason="lost")),
+            (
+                StreamStopped(stream_sid="s6", extra={"keep_attempt": "6"}),
+                EndedCallback(attempt=6, reason="it was stopped"),
+            ),
+            (StreamFailed(extra={"keep_attempt": "6"}, error="lost"), EndedCallback(attempt=6, reason="lost")),
+            (StreamFailed(stream_sid="of a repeated start", extra={"keep_attempt": "6"}, error="lost"), None),
             (StreamFailed(extra={"keep_attempt": "8"}, error="Duplicated stream name"), NameRefused(attempt=8)),
             (StreamFailed(stream_sid="s7", error="Duplicated stream name"), None),
             (StreamStopped(stream_sid="s8", stream_name="audit-room"), None),
