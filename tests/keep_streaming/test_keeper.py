@@ -1063,6 +1063,32 @@ class TestArguments:
         with pytest.raises(InvalidRequestError, match="sid 'a/b' can't be part of a path"):
             keeper.notice("a/b")
 
+    async def test_another_thread_or_event_loop_is_one_sentence_and_changes_nothing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Such as that of a web application, which is told of a new conference."""
+        [sid, *_] = space.conference_sids
+
+        async def handle(keeper: Keeper) -> None:
+            await keeper.handle_status_callback(StreamStopped(conference_sid=sid))
+
+        async def read(keeper: Keeper) -> None:
+            await anext(aiter(keeper))
+
+        async with keeping(client, journal, reassert=10.0) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            keeper = events.keeper
+            for work in (
+                lambda: keeper.notice(sid),
+                lambda: keeper.notice("another"),
+                lambda: asyncio.run(handle(keeper)),
+                lambda: asyncio.run(read(keeper)),
+            ):
+                with pytest.raises(ClientStateError, match=r"write loop\.call_soon_threadsafe\(keeper\.notice, sid\)"):
+                    await asyncio.to_thread(work)
+            starts = space.requests.count("start-conference-stream", target=sid)
+            await until(lambda: space.requests.count("start-conference-stream", target=sid) == starts + 2)
+
     async def test_one_loop_reads_an_open_keeper(self, client: StreamsClient, journal: Path) -> None:
         keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal, where=lambda _: False)
         with pytest.raises(ClientStateError, match="write 'async with"):
