@@ -155,7 +155,7 @@ class KeptTargets:
 
     @property
     def snapshot(self) -> tuple[TargetSnapshot, ...]:
-        return tuple(map(self._snapshot_of, self._kept.values()))
+        return tuple(map(self._snapshot_of, self))  # also in another thread, such as that of a metrics exporter
 
     def _snapshot_of(self, kept: Kept) -> TargetSnapshot:
         kind, target = kept.target
