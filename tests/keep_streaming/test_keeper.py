@@ -475,6 +475,25 @@ class TestRestart:
         assert {stream.sid for stream in space.streams.active()} == second
         assert space.requests.count("stop-conference-stream") == stopped
 
+    async def test_stream_that_was_started_late_is_replaced_too(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """After the stop by its name, and before the start of the other one, which it makes the Space refuse."""
+        space.duplicate_names = "http-error"
+        [sid, *_] = space.conference_sids
+        options: Any = {"where": lambda item: item.sid == sid, "on_change": "replace", "reassert": 10.0}
+        late = space.faults.add("executed-late", on="start", seconds=20.0, times=1)
+        async with keeping(client, journal, **options):
+            await until(lambda: late.hits == 1)
+        space.faults.add("status", on="start", status=403, times=5)
+        other = {**TEMPLATE, "url": "wss://other.example.com/audio"}
+        async with keeping(client, journal, other, **options) as events:
+            await until(lambda: events.count(StreamingStarted))
+            reasons = [event.reason for event in events.seen if isinstance(event, StreamingInDoubt)]
+            assert reasons[-1] == "the Space refuses the name, which a stream with other fields may have"
+        assert [stream.url for stream in space.streams] == [TEMPLATE["url"], other["url"]]
+        assert [stream.url for stream in space.streams.active()] == [other["url"]]
+
     async def test_streams_are_replaced_once_their_template_is_known(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
