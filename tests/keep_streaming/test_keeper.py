@@ -24,6 +24,7 @@ from signalwire_streams.keep_streaming import (
     OnChange,
     PollingFailed,
     PollingRecovered,
+    StandbyEnded,
     StartsPaused,
     StartsResumed,
     StreamingInDoubt,
@@ -1205,3 +1206,31 @@ async def test_pause_is_over_when_another_keeper_may_have_acted() -> None:
     targets.begin_again()
     assert emitted[1:] == [StartsResumed(receiver=receiver)]
     assert targets.breakers.paused_until(receiver) == -inf
+
+
+async def test_obstacles_are_those_whose_end_was_not_reported(client: StreamsClient) -> None:
+    keeper = client.keep_streaming(TEMPLATE, name="audit")
+    here, there = (StartsPaused(receiver=receiver, reason="refused") for receiver in ("wss://a", "wss://b"))
+    before, outage = (PollingFailed(reason=reason) for reason in ("503", "504"))
+
+    def left_after(*events: KeeperEvent) -> list[object]:
+        for event in events:
+            keeper._emit(event)
+        return list(keeper.obstacles)
+
+    assert left_after(here, there, before, outage) == [here, there, outage]
+    assert left_after(StartsResumed(receiver="wss://a")) == [there, outage]
+    assert left_after(PollingRecovered(), StandbyEnded()) == [there]
+
+
+async def test_oldest_events_are_dropped_if_nobody_reads_them(client: StreamsClient, journal: Path) -> None:
+    async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=lambda _: False) as keeper:
+        reading = asyncio.ensure_future(anext(aiter(keeper)))
+        await asyncio.sleep(0)
+        first = PollingFailed(reason="0")
+        keeper._emit(first)
+        assert await reading == first, "an event wakes the reader"
+        for number in range(1, 10_002):
+            keeper._emit(PollingFailed(reason=str(number)))
+        assert await anext(aiter(keeper)) == PollingFailed(reason="2")
+        assert len(keeper._events) == 9_999

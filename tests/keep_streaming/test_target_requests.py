@@ -1,6 +1,7 @@
 """What is sent for an attempt, and what responses and callbacks say about it."""
 
 from collections.abc import AsyncIterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -192,6 +193,27 @@ class TestStop:
         space.faults.add("status", on="stop-conference-stream", status=404, body="html")
         answer = await requests_of(client).stop(space.conference_sids[0], stop, "audit")
         assert answer.result is StopResult.FAILED
+
+
+class TestStopAll:
+    @pytest.mark.parametrize("kind", [CONFERENCE, CALL])
+    @pytest.mark.parametrize("count", [7, 8])
+    async def test_name_is_stopped_too_if_an_attempt_may_have_been_forgotten(
+        self, space: SimulatedSpace, client: StreamsClient, kind: TargetKind, count: int
+    ) -> None:
+        """Eight are remembered. On a call each stream was stopped before the next one was started."""
+        space.duplicate_names = "allow"
+        requests, sid = requests_of(client, kind), (space.conference_sids if kind is CONFERENCE else space.call_sids)[0]
+        attempts = []
+        for number in range(count):
+            answer = await requests.start(request_on(sid, kind), number)
+            assert isinstance(answer, StartAccepted)
+            attempts.append(StreamAttempt(number=number, fate=Fate.ENDING, sid=answer.sid))
+        assert await requests.stop_all(sid, attempts, "audit", deadline_at=inf) == ()
+        by_name = [request.path for request in space.requests if request.path.endswith(f"/audit-{sid}")]
+        assert len(by_name) == (kind is CONFERENCE and count == 8)
+        assert space.requests.count(f"stop-{kind}-stream") == count + len(by_name)
+        assert space.streams.active() == []
 
 
 class TestGet:
