@@ -222,6 +222,8 @@ class Fleet:
         return f"Fleet(space={self.space!r}, project={self.project!r}, retention={self.retention!r})"
 
     async def __aenter__(self) -> Self:
+        if self._connection is not None:
+            raise ClientStateError("the fleet is open already: use it, or create another Fleet")
         await check_available(self.url, _TIMEOUT_ON_ENTRY)
         docket = Docket(name=self._keys.prefix, url=docket_url(self.url))
         async with AsyncExitStack() as stack:

@@ -21,7 +21,7 @@ from docket.instrumentation import healthcheck_server, metrics_server
 from signalwire_streams._client import StreamsClient
 from signalwire_streams._signals import on_signals
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
-from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
+from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
@@ -166,7 +166,7 @@ class FleetWorker:
         self._completed = 0
         self._recent: deque[tuple[float, int]] = deque()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._is_connected = False
+        self._has_begun = self._is_connected = False
         self._connection: Connection
         self._writer: Writer
         self._leases: Leases
@@ -190,13 +190,17 @@ class FleetWorker:
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
+            ClientStateError: the worker was run before.
             InvalidRequestError: a port of the monitoring is taken, or its host is unknown.
             FleetError: Redis rejects the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; its starts in flight go to other workers.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
+        if self._has_begun:
+            raise ClientStateError("this worker was run before: create a new FleetWorker")
         with self._monitoring():
+            self._has_begun = True
             await self._run()
 
     @contextmanager

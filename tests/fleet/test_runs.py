@@ -604,9 +604,23 @@ async def test_invalid_arguments_are_rejected(space: SimulatedSpace, url: str) -
         with pytest.raises(InvalidRequestError, match="client must be a StreamsClient, not str"):
             FleetWorker(url, "example")  # type: ignore[arg-type]
     async with fleet:
+        with pytest.raises(ClientStateError, match="the fleet is open already: use it, or create another Fleet"):
+            await fleet.__aenter__()
         for wrong_name in ("", "a b", "a:b", 7):
             with pytest.raises(InvalidRequestError, match="a run's id"):
                 await fleet.submit([], run_id=wrong_name)  # type: ignore[arg-type]
+
+
+async def test_worker_runs_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A second run would take the connection of the first one, and after its end it would do nothing, silently."""
+    worker = workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    assert len(await all_results(fleet, run)) == 3
+    for end in (False, True):
+        if end:
+            await workers.end(worker)
+        with pytest.raises(ClientStateError, match="this worker was run before: create a new FleetWorker"):
+            await worker.run()
 
 
 @pytest.mark.parametrize(("given", "kept"), [(0.01, 1.0), (1.0, 1.0), (1.5, 1.5)])
