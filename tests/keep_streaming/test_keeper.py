@@ -607,8 +607,60 @@ class TestRestart:
         assert alive(space) == sorted(others if on_change == "replace" else space.conference_sids)
         assert space.requests.count("stop-conference-stream") == (on_change == "replace")
         with closing(sqlite3.connect(journal)) as database:
-            assert database.execute("SELECT count(*) FROM targets WHERE sid = ?", (dropped,)).fetchone() == (0,)
+            [records] = database.execute("SELECT count(*) FROM targets WHERE sid = ?", (dropped,)).fetchone()
+        assert records == (on_change == "keep"), "its stream is known as long as it may run"
         assert space.requests.count("start-conference-stream", target=dropped) == 1
+
+    @pytest.mark.parametrize("kind", ["conference", "call"])
+    @pytest.mark.parametrize("by", ["the same keeper", "the next keeper"])
+    async def test_target_that_was_released_and_is_chosen_again_has_one_stream(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, kind: str, by: str
+    ) -> None:
+        """Such as one that the next version does not choose, until that is rolled back."""
+        space.duplicate_names = "allow" if kind == "call" else "http-error"
+        [sid, *_] = space.call_sids if kind == "call" else space.conference_sids
+        chosen = {sid}
+        options: Any = {
+            "where": lambda item: item.sid in chosen,
+            "conferences": kind != "call",
+            "calls": kind == "call",
+        }
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.count(StreamingStarted) == 1)
+        chosen.clear()
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.of(sid) == [TargetReleased])
+            chosen.add(sid)
+            if by == "the same keeper":
+                events.keeper.notice(sid)
+                await until(lambda: StreamingRestarted in events.of(sid))
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: StreamingRestarted in events.of(sid))
+            assert StreamingInDoubt not in events.of(sid)
+        assert alive(space) == [sid]
+        assert space.streams.duplicates() == []
+
+    async def test_doubt_about_a_call_that_was_released_is_held_if_it_is_chosen_again(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stop by its name proved nothing. So many are remembered, and no more."""
+        monkeypatch.setattr("signalwire_streams.keep_streaming._kept_targets._MAX_RELEASED", 1)
+        space.duplicate_names, chosen = "allow", set(space.call_sids)
+        options: Any = {"where": lambda item: item.sid in chosen, "conferences": False, "calls": True}
+        late = space.faults.add("executed-late", on="start", seconds=60.0, times=2)
+        async with keeping(client, journal, **options):
+            await until(lambda: late.hits == 2)
+        chosen.clear()
+        async with keeping(client, journal, on_change="replace", **options) as events:
+            await until(lambda: events.count(TargetReleased) == 2)
+            chosen.update(space.call_sids)
+            for sid in space.call_sids:
+                events.keeper.notice(sid)
+            await until(lambda: len(space.streams) >= 2)
+            await asyncio.sleep(60.0)
+            assert len(space.streams) == 3, "the one that was forgotten has a second stream"
+            [held] = [each for each in events.keeper.snapshot if each.status is KeepStatus.IN_DOUBT]
+            assert len(space.streams.alive_on(held.target)) == 1
 
     @pytest.mark.parametrize("on_change", ["keep", "replace"])
     async def test_template_that_skips_a_running_target_releases_it(
