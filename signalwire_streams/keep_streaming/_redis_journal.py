@@ -7,11 +7,12 @@ tenure has an id of its own, which fences the records: what an earlier tenure wr
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from math import inf
 from secrets import token_hex
-from typing import Self
+from typing import Any, Self
 
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import JournalError, StreamsError
@@ -81,7 +82,7 @@ class RedisJournal:
         self.is_lost = True
         self._has_records = False  # which are those of the last tenure
         self._is_ending = False
-        self._failure: StreamsError | None = None
+        self._failure: Exception | None = None
         self._why = ""
         self._records: dict[str, str] = {}
         self._queue: dict[str, str] = {}
@@ -143,6 +144,8 @@ class RedisJournal:
     async def save(self, target: Target, kept: KeptTarget) -> None:
         if self.is_lost or (self._is_ending and self.obstacle is not None):
             raise LeaseLostError
+        if self._failure is not None:
+            raise self._failure
         name = ":".join(target)
         self._write(name, kept.encode())
         saved = self._saving.setdefault(name, asyncio.get_running_loop().create_future())
@@ -210,7 +213,7 @@ class RedisJournal:
                     self._why = f"Redis is unavailable: {error}"
                     if self._is_ending:
                         self._end_waits()
-        except StreamsError as error:
+        except Exception as error:  # noqa: BLE001  (those who wait get it, whatever it is)
             self._failure, self._trusted_until = error, -inf
             self._drop_saves(error)
             self._wake_waiters()
@@ -237,8 +240,7 @@ class RedisJournal:
             case "empty" | "new":
                 self._lose()
                 self._begin_tenure()
-                texts = [decode(text) for text in (rest[0] if rest else ())]
-                self._read(dict(zip(texts[::2], texts[1::2], strict=True)))
+                self._read(rest[0] if rest else ())
             case _:
                 self._confirm(batch)
         self._why = "the lease was not renewed in time"
@@ -249,8 +251,12 @@ class RedisJournal:
     def _begin_tenure(self) -> None:
         self._tenure, self._next_tenure, self._has_records = self._next_tenure, token_hex(16), True
 
-    def _read(self, records: dict[str, str]) -> None:
-        records = {name: text for name, text in records.items() if ":" in name}
+    def _read(self, reply: Sequence[Any]) -> None:
+        try:
+            texts = [decode(text) for text in reply]
+        except UnicodeDecodeError as error:
+            raise JournalError("a record in Redis is not in this version's format") from error
+        records = {name: text for name, text in zip(texts[::2], texts[1::2], strict=True) if ":" in name}
         self.targets, self._records = {}, records
         for name, text in records.items():
             kind, _, sid = name.partition(":")

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -510,6 +511,39 @@ class TestErrors:
         redis.ask("HSET", RECORDS, "tenure", "t", "conference:room-1", "[]")
         with pytest.raises(JournalError, match="the record 'conference:room-1' in Redis is not in this version's"):
             await hosts.open()
+
+    async def test_record_that_is_no_text_is_reported_at_once_and_after_a_standby(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        first, second = await hosts.open(), await hosts.open()
+        await first.acquire()
+        acquiring = asyncio.create_task(second.acquire())
+        redis.ask(
+            "EVAL", "redis.call('HSET', KEYS[1], 'call:1', '\\255'); redis.call('DEL', KEYS[2])", "2", RECORDS, LEASE
+        )
+        message = "a record in Redis is not in this version's format"
+        async with asyncio.timeout(10):
+            with pytest.raises(JournalError, match=message):
+                await acquiring
+        redis.ask("DEL", LEASE)
+        with pytest.raises(JournalError, match=message):
+            await hosts.open()
+
+    async def test_bug_ends_all_waits(self, hosts: Hosts, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+
+        async def fail(**_: object) -> float:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(journal, "_exchange", fail)
+        time.now += SECONDS
+        async with asyncio.timeout(10):
+            save = partial(journal.save, ROOM, kept(1))
+            for wait in (save, journal.permit, journal.acquire, save):
+                with pytest.raises(ZeroDivisionError):
+                    await wait()
+        monkeypatch.undo()
 
     async def test_redis_that_can_not_be_used_any_more_ends_all_waits(
         self, redis: RedisServer, hosts: Hosts, time: Time
