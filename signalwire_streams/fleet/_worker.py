@@ -313,7 +313,7 @@ class FleetWorker:
         record = await read_run(self._connection, self._keys, run)
         if record is None:
             extra = {"run": run, "batch": number}
-            _LOG.warning("batch %d of %s has expired and is skipped", number, run, extra=extra)
+            _LOG.warning("batch %d of %s is skipped: it has expired, or Redis has lost it", number, run, extra=extra)
             return True
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)

@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import Any, Self
 
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import JournalError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, JournalError, StreamsError
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeptTarget, LeaseLostError, Target
 from signalwire_streams.models import TargetKind
 from signalwire_streams.models._validation import masks_secrets
@@ -26,6 +26,7 @@ _EXPIRY = 0.9  # in Redis; the others need a moment to take over
 _TRUSTED = 0.65  # from when its renewal was sent
 _LEAST = 0.2  # that has to be left when a request is sent
 _RENEWAL = 0.2
+_LEAST_LEASE = 1.0  # seconds; a shorter one is over before Redis has responded
 _RETENTION = 30 * 24 * 3600  # seconds until Redis forgets a keeper that does not come back
 _MOST_AT_ONCE = 500
 _PAUSE = 0.25  # seconds until Redis is tried again
@@ -72,6 +73,10 @@ class RedisJournal:
 
     @masks_secrets
     def __init__(self, url: str, owner: KeeperOwner, *, lease: float, clock: Clock) -> None:
+        if lease < _LEAST_LEASE:
+            raise InvalidRequestError(
+                f"lease must be at least {_LEAST_LEASE:g} second, not {lease!r}: it is in seconds"
+            )
         self._link, self._owner, self._lease, self._clock = _Link(url), owner, lease, clock
         name = f"signalwire-streams:{{{owner.origin.partition('://')[2]}:{owner.project}:{owner.name}}}:keep-1"
         self._keys = f"{name}:lease", f"{name}:targets"

@@ -565,6 +565,10 @@ class TestErrors:
         [
             ({"journal": "redis://:hush@host:port/0"}, "is not a Redis URL, or has an invalid option: write it as"),
             ({"journal": "redis://localhost", "lease": 0}, "lease must be"),
+            (
+                {"journal": "redis://localhost", "lease": 0.03},
+                "lease must be at least 1 second, not 0.03: it is in sec",
+            ),
         ],
     )
     async def test_wrong_argument_is_one_sentence(
