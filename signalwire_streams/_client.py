@@ -292,9 +292,9 @@ class StreamsClient:
                 can use it. Or, for keepers on several hosts, a Redis such as ``redis://host:6379/0`` (extra ``redis``):
                 one of those with this name keeps the streams, and the others stand by. The journal holds no token and
                 no parameter value.
-            lease: seconds within which another keeper takes over if one fails, with a journal in Redis. All of them
-                need the same. It is measured by the monotonic and by the wall clock, whichever goes faster, so that it
-                is not believed after the machine was suspended.
+            lease: seconds, one at least, within which another keeper takes over if one fails, with a journal in Redis.
+                All of them need the same. It is measured by the monotonic and by the wall clock, whichever goes faster,
+                so that it is not believed after the machine was suspended.
             receivers: receivers in this process that the streams lead to, each with a handler, which gets the sessions.
                 They admit each stream by a token of its own, besides their other tokens. A handler that returns ends
                 its stream, so that another one is started.

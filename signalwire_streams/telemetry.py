@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial, wraps
+from threading import RLock
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -52,6 +53,8 @@ Part: TypeAlias = StreamsClient | MediaReceiver | CallbackReceiver | Keeper | Ra
 _Part = TypeVar("_Part")
 _Arguments = ParamSpec("_Arguments")
 _Observe: TypeAlias = Callable[..., Iterator[Observation]]
+_Frames: TypeAlias = Counter[tuple[str, str]]
+"""Numbers of frames, by count and track."""
 
 _LOG = logging.getLogger("signalwire_streams.telemetry")
 _NAME, _PREFIX = "signalwire_streams", "signalwire.streams."
@@ -321,8 +324,9 @@ class _Metrics:
         self.rate_limiters: list[tuple[RateLimiter, Mapping[str, str]]] = []
         self.receivers: list[_ReceiverMetrics] = []
         self.keepers: list[Keeper] = []
-        self.totals = Counter[tuple[str, str]]()  # frames of streams that have ended, by count and track
+        self.totals = _Frames()  # of streams that have ended
         self.rejections = 0  # upgrades, by receivers that are no longer observed
+        self.lock = RLock()  # of the sums of frames, which exporters read in threads of their own
         self.duration = meter.create_histogram(
             f"{_PREFIX}operation.duration",
             "s",
@@ -397,15 +401,18 @@ class _Metrics:
             yield Observation(self.rejections + sum(metrics.rejections for metrics in self.receivers))
 
     def _frames(self, count: str) -> Iterator[Observation]:
-        totals = Counter({track: number for (each, track), number in self.totals.items() if each == count})
-        for session in self._sessions():
-            for track, statistics in session.statistics.tracks.items():
-                totals[_shown(track)] += getattr(statistics, count)
-        for track, number in totals.items():
-            yield Observation(number, {"track": track})
+        with self.lock:
+            totals = Counter(self.totals)
+            for metrics in self.receivers:
+                for session in metrics.sessions:
+                    totals.update(_frames_of(session, (count,)))
+                    totals.subtract(metrics.known[session])
+        for (each, track), number in totals.items():
+            if each == count:
+                yield Observation(number, {"track": track})
 
     def _delays(self) -> Iterator[Observation]:
-        tracks = (track for session in self._sessions() for track in session.statistics.tracks.values())
+        tracks = (track for session in self._sessions() for track in tuple(session.statistics.tracks.values()))
         if self.receivers:
             yield Observation(max((track.delay_ms for track in tracks), default=0.0) / 1_000)
 
@@ -414,7 +421,7 @@ class _Metrics:
             yield Observation(sum(session._queue.depth for session in self._sessions()))
 
     def _sessions(self) -> Iterator[StreamSession]:
-        return (session for metrics in self.receivers for session in metrics.sessions)
+        return (session for metrics in self.receivers for session in tuple(metrics.sessions))
 
     def _targets(self) -> Iterator[Observation]:
         counts = Counter(target.status for keeper in self.keepers for target in keeper.snapshot)
@@ -449,7 +456,10 @@ class _ReceiverMetrics:
     """The streams of one receiver."""
 
     def __init__(self, receiver: MediaReceiver, tracer: Any, metrics: _Metrics) -> None:  # noqa: ANN401  (the same)
-        self.sessions: set[StreamSession] = set()
+        # How many sockets each session has now, and how many of its frames are in the totals: if its stream is started
+        # again, it has one socket after the other, and two for a moment.
+        self.sessions = Counter[StreamSession]()
+        self.known = WeakKeyDictionary[StreamSession, _Frames]()
         self._receiver, self._tracer, self._metrics = receiver, tracer, metrics
         self._rejections_before = receiver.rejected_upgrades
 
@@ -458,15 +468,18 @@ class _ReceiverMetrics:
         return self._receiver.rejected_upgrades - self._rejections_before
 
     def close(self) -> None:
-        self._metrics.rejections += self.rejections
-        while self.sessions:
-            self._keep(self.sessions.pop())
+        with self._metrics.lock:
+            self._metrics.rejections += self.rejections
+            for session in self.sessions:
+                self._keep(session)
+            self.sessions.clear()
 
     def _keep(self, session: StreamSession) -> None:
         """Add the frames of a stream to those of all that have ended."""
-        for track, statistics in session.statistics.tracks.items():
-            for count in _COUNTS:
-                self._metrics.totals[count, _shown(track)] += getattr(statistics, count)
+        frames = _frames_of(session)
+        self._metrics.totals.update(frames)
+        self._metrics.totals.subtract(self.known[session])
+        self.known[session] = frames
 
     @contextmanager
     def observe(self, session: StreamSession) -> Iterator[None]:
@@ -474,28 +487,35 @@ class _ReceiverMetrics:
         start = session.start
         sids = {"stream": session.stream_sid, "conference": start.conference_sid, "call": start.call_sid}
         attributes = {f"signalwire.{kind}.sid": sid for kind, sid in sids.items() if sid is not None}
-        self.sessions.add(session)
+        with self._metrics.lock:
+            before = self.known.setdefault(session, _Frames())
+            self.sessions[session] += 1
         span = _start_span(self._tracer, "session", kind=SpanKind.CONSUMER, attributes=attributes)
         token = attach(set_span_in_context(span))
         try:
             yield
         finally:
             detach(token)
+            self._leave(session)
+            self._end(session, span, before)
+
+    def _leave(self, session: StreamSession) -> None:
+        with self._metrics.lock:
             if session in self.sessions:
-                self.sessions.remove(session)
                 self._keep(session)
-            self._end(session, span)
+                self.sessions[session] -= 1
+                if not self.sessions[session]:
+                    del self.sessions[session]
 
     @_harmless
-    def _end(self, session: StreamSession, span: Span) -> None:
-        reason = session.end_reason or EndReason.SHUTDOWN
+    def _end(self, session: StreamSession, span: Span, before: _Frames) -> None:
+        reason = session.end_reason or session._loss or EndReason.SHUTDOWN
         self._metrics.ended.add(1, {"reason": reason.value})
         span.set_attribute("signalwire.end_reason", reason.value)
         if reason in _FAILED_SESSIONS:
             span.set_status(StatusCode.ERROR, reason.value)
-        for track, statistics in session.statistics.tracks.items():
-            for count in _COUNTS:
-                span.set_attribute(f"signalwire.{_shown(track)}.{count}", getattr(statistics, count))
+        for (count, track), number in _frames_of(session).items():
+            span.set_attribute(f"signalwire.{track}.{count}", number - before[count, track])
         span.end()
 
 
@@ -528,6 +548,14 @@ def _observations(observe: _Observe, _: CallbackOptions) -> list[Observation]:
 
 def _address(client: StreamsClient) -> dict[str, str]:
     return {"server.address": urlsplit(client.origin).hostname or ""}
+
+
+def _frames_of(session: StreamSession, counts: Iterable[str] = _COUNTS) -> _Frames:
+    frames = _Frames()
+    for track, statistics in tuple(session.statistics.tracks.items()):
+        for count in counts:
+            frames[count, _shown(track)] += getattr(statistics, count)
+    return frames
 
 
 def _shown(track: str) -> str:

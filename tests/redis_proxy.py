@@ -121,7 +121,7 @@ async def redis_proxy(server: Path, socket: Path) -> AsyncIterator[RedisProxy]:
 async def _relay(proxy: RedisProxy, client: _Ends, redis: _Ends) -> None:
     try:
         while True:
-            raw, words = await _read_command(client[0])
+            raw, words = await read_command(client[0])
             script = words[1] if words[0].upper() in {b"EVAL", b"EVALSHA"} else b""
             spoiling = proxy.spoiling_of(script)
             if proxy.cuts(script, "before"):
@@ -147,7 +147,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _read_command(reader: asyncio.StreamReader) -> tuple[bytes, list[bytes]]:
+async def read_command(reader: asyncio.StreamReader) -> tuple[bytes, list[bytes]]:
     line = await reader.readuntil(b"\n")
     raw, words = [line], []
     for _ in range(int(line[1:])):

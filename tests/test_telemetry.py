@@ -34,6 +34,7 @@ from signalwire_streams import (
     telemetry,
 )
 from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver
+from signalwire_streams.keep_streaming._kept_targets import KeptTargets
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.telemetry import instrument
@@ -362,6 +363,62 @@ async def test_waiting_events_are_the_depth_and_a_lost_session_is_an_error(expor
     [span] = exported.spans()
     assert dict(span.attributes or {})["signalwire.end_reason"] == "connection_lost"
     assert span.status.status_code is StatusCode.ERROR
+
+
+async def test_session_with_two_sockets_is_one_until_both_are_closed(exported: Exported) -> None:
+    """As while a stream that was started again takes over from one that is still there."""
+    receiver = MediaReceiver(Handler(), bearer_tokens="t")
+    with instrument(receiver, **exported.providers):
+        async with receiver.serve() as url, aiohttp.ClientSession() as http:
+            socket = await http.ws_connect(url, headers={"Authorization": "Bearer t"})
+            for message in (START, media(1), media(2)):
+                await socket.send_json(message)
+            await until(lambda: exported.metrics().get("frames") == [({"track": "inbound"}, 2)])
+            [session], [metrics] = receiver.sessions, telemetry._metrics_of(exported.meter_provider).receivers
+            with metrics.observe(session):
+                await socket.close()
+                await until(lambda: len(exported.spans()) == 1)
+                assert exported.metrics()["sessions.active"] == [({}, 1)]
+            assert exported.metrics()["sessions.active"] == [({}, 0)]
+    assert exported.metrics()["frames"] == [({"track": "inbound"}, 2)]
+
+
+async def test_tracks_and_targets_that_come_while_metrics_are_collected_do_no_harm(
+    client_for: ClientFactory, exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exporters collect them in threads of their own."""
+    receiver, shown, status_of = MediaReceiver(Handler(), bearer_tokens="t"), telemetry._shown, KeptTargets._status_of
+    tracks = list[str]()
+
+    def show(track: str) -> str:
+        """Let another track begin in between."""
+        [session] = receiver.sessions
+        tracks.append(f"track {len(tracks)}")
+        session.statistics.of(tracks[-1])
+        return shown(track)
+
+    def status(targets: KeptTargets, kept: Any) -> Any:
+        """Let another target appear in between."""
+        targets._kept.setdefault("another", kept)
+        return status_of(targets, kept)
+
+    async with SimulatedSpace(conferences=2, participants=0) as space:
+        client = client_for(space)
+        keeping = client.keep_streaming({"url": URL}, name="kept", journal=tmp_path / "kept.db")
+        async with receiver.serve() as url, aiohttp.ClientSession() as http, keeping as keeper:
+            with instrument(receiver, keeper, **exported.providers):
+                async with http.ws_connect(url, headers={"Authorization": "Bearer t"}) as socket:
+                    for message in (START, media(1), media(1, "outbound")):
+                        await socket.send_json(message)
+                    await until(lambda: len(exported.metrics().get("frames", ())) == len(keeper.snapshot) == 2)
+                    with monkeypatch.context() as patch:
+                        patch.setattr(telemetry, "_shown", show)
+                        patch.setattr(KeptTargets, "_status_of", status)
+                        metrics = exported.metrics()
+                    del keeper._targets._kept["another"]
+            assert len(tracks) >= 2
+            assert sum(number for _, number in metrics["frames"]) == 2
+            assert sum(number for _, number in metrics["keeper.targets"]) == 2
 
 
 async def test_spans_of_a_handler_are_below_its_session(exported: Exported) -> None:

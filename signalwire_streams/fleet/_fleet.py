@@ -57,7 +57,7 @@ from signalwire_streams.fleet._status import QUEUED, RESUMED, STOPPING, FleetSta
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream
 from signalwire_streams.models._requests import each
 from signalwire_streams.models._validation import check_seconds, masks_secrets
-from signalwire_streams.redis_rate_limit._store import decode
+from signalwire_streams.redis_rate_limit._store import decode, describe_error
 
 _TIMEOUT, _TIMEOUT_ON_ENTRY = 30.0, 3.0  # seconds that Redis may be unavailable
 _WEEK = 7 * 24 * 3600.0
@@ -92,7 +92,7 @@ class Submission:
             digest = await self._store(items)
         except BaseException:  # also a cancellation: nothing points to the requests yet
             with suppress(FleetError):  # no waiting for Redis: the requests expire
-                await self._discard(Connection(self._connection.client, 0.0))
+                await self._discard(Connection(self._connection.client, 0.0, self._connection.url))
             raise
         # If the reply is lost, the plan may belong to the run, so it stays; if it does not, it expires.
         reply = await self._create(digest)
@@ -147,7 +147,8 @@ class Submission:
             tasks = [self._docket.call(TASK, key=f"{self._run}:{number}")(self._run, number) for number in numbers]
             failed = [task.schedule_exception for task in await self._docket.add_many(tasks) if task.schedule_exception]
             if failed:
-                raise FleetError(f"Redis accepted only a part of the run: {failed[0]}; submit it again")
+                reason = describe_error(failed[0], self._connection.url)
+                raise FleetError(f"Redis accepted only a part of the run: {reason}; submit it again")
         await self._connection.script(SET_ONCE, self._keys.run, QUEUED, "1")
 
 
@@ -221,6 +222,8 @@ class Fleet:
         return f"Fleet(space={self.space!r}, project={self.project!r}, retention={self.retention!r})"
 
     async def __aenter__(self) -> Self:
+        if self._connection is not None:
+            raise ClientStateError("the fleet is open already: use it, or create another Fleet")
         await check_available(self.url, _TIMEOUT_ON_ENTRY)
         docket = Docket(name=self._keys.prefix, url=docket_url(self.url))
         async with AsyncExitStack() as stack:
@@ -308,8 +311,10 @@ class Fleet:
         try:
             await submission.submit(items)
         except (RedisError, OSError) as error:  # docket's own
-            raise FleetError(f"Redis is unavailable: {error}; repeat it for {run!r}") from None
-        return run
+            message = describe_error(error, self.url)
+        else:
+            return run
+        raise FleetError(f"Redis is unavailable: {message}; repeat it for {run!r}")
 
     def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
         """Iterate over the outcomes of a run's starts, in the order in which they ended, until the run is finished.

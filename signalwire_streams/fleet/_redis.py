@@ -16,7 +16,7 @@ from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotErro
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.models._validation import Secret, masks_secrets
-from signalwire_streams.redis_rate_limit._store import create_client, decode
+from signalwire_streams.redis_rate_limit._store import create_client, decode, describe_error
 
 BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
@@ -102,9 +102,10 @@ class Connection:
     cost a further round trip in each pipeline, so the full scripts are sent.
     """
 
-    def __init__(self, client: Any, timeout: float) -> None:  # noqa: ANN401  (docket's in-memory one has no type)
+    def __init__(self, client: Any, timeout: float, url: str = "") -> None:  # noqa: ANN401  (docket's in-memory one has no type)
         self.client = client
         self.timeout = timeout  # seconds that Redis may be unavailable
+        self.url = url  # whose secrets are in no message
         self._is_unavailable = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
@@ -115,19 +116,21 @@ class Connection:
             try:
                 reply = await send(self.client)
             except (RedisError, OSError) as error:
-                permanent = _permanent_failure(error)
-                if permanent is not None:
-                    raise FleetError(permanent) from None
-                if now() + pause - began > self.timeout:
-                    raise FleetError(f"Redis is unavailable: {_message(error)}") from None
-                if not self._is_unavailable:  # logged once, however many commands wait
-                    self._is_unavailable = True
-                    _LOG.warning("fleet Redis unavailable, retrying: %s", _message(error))
+                message = describe_error(error, self.url)
+                permanent = _permanent_failure(error, message)
             else:
                 if self._is_unavailable:
                     self._is_unavailable = False
                     _LOG.warning("fleet Redis available again")
                 return reply
+            # Raised outside the handler, so that redis-py's error, whose text may hold anything, is not its context.
+            if permanent is not None:
+                raise FleetError(permanent)
+            if now() + pause - began > self.timeout:
+                raise FleetError(f"Redis is unavailable: {message}")
+            if not self._is_unavailable:  # logged once, however many commands wait
+                self._is_unavailable = True
+                _LOG.warning("fleet Redis unavailable, retrying: %s", message)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -200,20 +203,20 @@ async def check_available(url: str, timeout: float) -> None:  # noqa: ASYNC109  
     # docket itself would wait for Redis forever.
     if not _is_in_memory(url):
         async with _client(url, timeout) as client:
-            await Connection(client, timeout).run(lambda client: client.ping())
+            await Connection(client, timeout, url).run(lambda client: client.ping())
 
 
 @asynccontextmanager
 async def connect(url: str, docket: Docket, timeout: float) -> AsyncIterator[Connection]:  # noqa: ASYNC109  (of each command)
     async with docket.redis() if _is_in_memory(url) else _client(url, _RESPONSE_TIMEOUT) as client:
-        yield Connection(client, timeout)
+        yield Connection(client, timeout, url)
 
 
 def _client(url: str, timeout: float) -> "Redis":
     return Redis.from_url(url, retry=None, socket_timeout=timeout, socket_connect_timeout=timeout)
 
 
-def _permanent_failure(error: Exception) -> str | None:
+def _permanent_failure(error: Exception, message: str) -> str | None:
     """Return the message for a permanent error, or None for a transient one."""
     if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
         return "this is a Redis Cluster, which is not supported: use a single Redis"
@@ -221,12 +224,8 @@ def _permanent_failure(error: Exception) -> str | None:
     if isinstance(error, AuthenticationError | NoPermissionError) or any(
         words in str(error) for words in ("invalid username-password", "Authentication required")
     ):
-        return f"Redis rejects this user or password: {_message(error)}"
+        return f"Redis rejects this user or password: {message}"
     return None
-
-
-def _message(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Writer:

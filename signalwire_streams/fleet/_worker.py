@@ -1,6 +1,7 @@
 """A worker of the fleet: gets batches from docket, starts their streams, and shuts down gracefully."""
 
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -20,14 +21,14 @@ from docket.instrumentation import healthcheck_server, metrics_server
 from signalwire_streams._client import StreamsClient
 from signalwire_streams._signals import on_signals
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
-from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
+from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
 from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import BATCH, TASK, Connection, Keys, Writer, check_url, connect, docket_url
 from signalwire_streams.fleet._status import WorkerStatus, read_run
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
-from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
+from signalwire_streams.models._validation import check_count, check_seconds, kind_of, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.telemetry import instrument
 
@@ -148,8 +149,7 @@ class FleetWorker:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
-        if name is not None and not (name and name.isprintable()):
-            raise InvalidRequestError("name must be printable text, such as the host's name")
+        _check_parts(client, name, secrets)
         self.url: str = check_url(url)
         self.client = client
         self.concurrency: int = check_count(concurrency, "concurrency")
@@ -166,7 +166,7 @@ class FleetWorker:
         self._completed = 0
         self._recent: deque[tuple[float, int]] = deque()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._is_connected = False
+        self._has_begun = self._is_connected = False
         self._connection: Connection
         self._writer: Writer
         self._leases: Leases
@@ -190,13 +190,17 @@ class FleetWorker:
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
+            ClientStateError: the worker was run before.
             InvalidRequestError: a port of the monitoring is taken, or its host is unknown.
             FleetError: Redis rejects the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; its starts in flight go to other workers.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
         """
+        if self._has_begun:
+            raise ClientStateError("this worker was run before: create a new FleetWorker")
         with self._monitoring():
+            self._has_begun = True
             await self._run()
 
     @contextmanager
@@ -309,7 +313,7 @@ class FleetWorker:
         record = await read_run(self._connection, self._keys, run)
         if record is None:
             extra = {"run": run, "batch": number}
-            _LOG.warning("batch %d of %s has expired and is skipped", number, run, extra=extra)
+            _LOG.warning("batch %d of %s is skipped: it has expired, or Redis has lost it", number, run, extra=extra)
             return True
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
@@ -369,6 +373,11 @@ class FleetWorker:
                 f"{planned.request.target} needs secrets that Redis does not keep: pass secrets= to the workers"
             )
         request = self.secrets(planned)
+        if not isinstance(request, type(planned.request)):
+            raise InvalidRequestError(
+                f"secrets= returned {kind_of(request)} for {planned.request.target}: let it return the "
+                f"{type(planned.request).__name__}"
+            )
         if any(getattr(request, name) != getattr(planned.request, name) for name in ("target", "name", "unnamed")):
             raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
         if planned.signed_tokens and request.authorization_bearer_token is None:
@@ -458,6 +467,15 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
 
     with on_signals(stop):
         yield
+
+
+def _check_parts(client: object, name: object, secrets: object) -> None:
+    if not isinstance(client, StreamsClient):
+        raise InvalidRequestError(f"client must be a StreamsClient, not {kind_of(client)}")
+    if name is not None and not (isinstance(name, str) and name and name.isprintable()):
+        raise InvalidRequestError("name must be printable text, such as the host's name")
+    if (secrets is not None and not callable(secrets)) or inspect.iscoroutinefunction(secrets):
+        raise InvalidRequestError("secrets must be a function, not an async one: def secrets(planned)")
 
 
 def _check_port(port: int | None, name: str) -> int | None:

@@ -185,6 +185,8 @@ def _accept(case: Case, answer: StartAccepted) -> Case:
 
 
 def _refuse_name(case: Case, _: NameRefused) -> Case:
+    if case.attempt.fate is Fate.HEARD:  # a gateway sent its start twice, and the second one was refused
+        return case
     case = case.close()
     if case.state.of_fate(Fate.IN_DOUBT, Fate.ANSWERED, Fate.HEARD):
         if case.has_stream or not any(attempt.is_unwanted for attempt in case.state.attempts):
@@ -193,6 +195,9 @@ def _refuse_name(case: Case, _: NameRefused) -> Case:
     if case.state.of_fate(Fate.ENDING):  # it had the name, and is stopped next
         was_believed = case.state.status is KeepStatus.STREAMING
         return case.report(KeepStatus.WAITING, _CLOSED).wait(0.0) if was_believed else case
+    if any(attempt.is_unwanted for attempt in case.state.of_fate(Fate.ABANDONED)):  # it may have started late
+        case = case.turn(Fate.ABANDONED, to=Fate.ENDING)
+        return case.report(KeepStatus.IN_DOUBT, _OTHER).wait(case.settings.reassert)
     return case.report(KeepStatus.IN_DOUBT, _NOBODYS).wait(case.settings.reassert)
 
 

@@ -84,6 +84,7 @@ class Keeper:
         self._targets = KeptTargets(options, requests, receivers=receivers, **shared)
         self._polls = Polls(self._targets, requests, interval=poll, **shared)
         self._has_begun = self._has_ended = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it was opened
         self._polling: asyncio.Task[None]
 
     def __repr__(self) -> str:
@@ -100,7 +101,7 @@ class Keeper:
         if self._has_begun or self._targets.is_ending:
             raise ClientStateError("this keeper was used before: call keep_streaming again")
         self._targets.journal = await self._open_journal()
-        self._has_begun = True
+        self._has_begun, self._loop = True, asyncio.get_running_loop()
         self._polling = asyncio.create_task(self._tasks.guard(self._polls.run))
         return self
 
@@ -169,7 +170,11 @@ class Keeper:
 
         Args:
             event: a callback whose signature was verified.
+
+        Raises:
+            ClientStateError: the keeper was opened in another event loop.
         """
+        self._check_loop()
         kept = self._targets.get(event.target)
         observation = None if kept is None else observation_of(event, kept.state)
         if kept is not None and observation is not None:
@@ -184,7 +189,7 @@ class Keeper:
 
         Raises:
             InvalidRequestError: it can't be a sid.
-            ClientStateError: the keeper is not open: use it within ``async with``.
+            ClientStateError: the keeper is not open, or was opened in another event loop or thread.
         """
         check_path_segment(sid, "sid")
         self._check_open()
@@ -197,6 +202,18 @@ class Keeper:
     def _check_open(self) -> None:
         if not self._has_begun:
             raise ClientStateError("this keeper is not open: write 'async with client.keep_streaming(...) as keeper'")
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # a thread without one
+            loop = None
+        if self._loop not in {None, loop}:
+            raise ClientStateError(
+                "this keeper belongs to another event loop: from another thread, write "
+                "loop.call_soon_threadsafe(keeper.notice, sid), with the loop in which it was opened"
+            )
 
     def _emit(self, event: KeeperEvent) -> None:
         receiver = getattr(event, "receiver", "")

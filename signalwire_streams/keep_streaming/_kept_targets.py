@@ -31,6 +31,7 @@ from signalwire_streams.keep_streaming._state import (
     Fate,
     GetTarget,
     KeepAction,
+    KeeperRestarted,
     KeepObservation,
     ResponseLost,
     SaveAttempt,
@@ -60,6 +61,7 @@ from signalwire_streams.receiver import MediaReceiver
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
 _AT_ONCE = 200  # requests; more would wait in the client, whose deadline ends them unsent
+_MAX_RELEASED = 10_000  # that are remembered
 _LATE = 300.0  # seconds in which a Space may carry out a start whose response was lost; that is not documented
 _MAY_START = "the response to a start was lost, and the Space may still carry it out"
 
@@ -136,6 +138,7 @@ class KeptTargets:
         self._options, self._requests, self._receivers = options, requests, receivers
         self._clock, self._tasks, self._emit = clock, tasks, emit
         self._kept: dict[str, Kept] = {}  # the sids of conferences and of calls differ
+        self._released: dict[str, KeptTarget] = {}  # whose streams may run
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._asking: set[asyncio.Future[object]] = set()  # templates
         self.breakers = ReceiverBreakers(receivers, emit=emit, resume=self._resume)
@@ -155,7 +158,7 @@ class KeptTargets:
 
     @property
     def snapshot(self) -> tuple[TargetSnapshot, ...]:
-        return tuple(map(self._snapshot_of, self._kept.values()))
+        return tuple(map(self._snapshot_of, self))  # also in another thread, such as that of a metrics exporter
 
     def _snapshot_of(self, kept: Kept) -> TargetSnapshot:
         kind, target = kept.target
@@ -182,7 +185,8 @@ class KeptTargets:
         if self._is_known(sid):
             return
         self.ignored.add(sid)  # until it is decided, so that another poll does not ask again
-        kept = self._new((kind, sid), KeptTarget(state=new_state()), item)
+        released = self._released.get(sid)
+        kept = self._new((kind, sid), released or KeptTarget(state=new_state()), item)
         try:
             kept.prepared = await self.request(kept)
         except StreamsError:  # which its start reports
@@ -192,8 +196,10 @@ class KeptTargets:
         if is_wanted:
             self.ignored.discard(sid)
             if not self._is_known(sid):
+                self._released.pop(sid, None)
                 self._kept[sid] = kept
-                self.observe(kept, TargetListed())
+                is_replaced = kept.prepared is not None and self.is_replaced(kept, kept.prepared)
+                self.observe(kept, TargetListed() if released is None else KeeperRestarted(replaces=is_replaced))
 
     def _is_known(self, sid: str) -> bool:
         return any(sid in known for known in (self._kept, self.ignored, self.ended, self.unrecovered))
@@ -222,6 +228,11 @@ class KeptTargets:
         kept.leave()
         if self._options.on_change is OnChange.REPLACE:
             await self.stop_streams(kept)
+        if kept.record.state.attempts:  # of which it has to be known if it is chosen again
+            self.journal.save_later(kept.target, kept.record)
+            self._released[sid] = kept.record
+            if len(self._released) > _MAX_RELEASED:
+                del self._released[next(iter(self._released))]
         else:
             self.journal.forget(kept.target)
         self._emit(TargetReleased(kind=kind, target=sid))
@@ -231,6 +242,7 @@ class KeptTargets:
         for kept in self:
             kept.leave()
         self._kept.clear()
+        self._released.clear()
         self.ignored.clear()
         self.breakers.forget_unused((), self._clock.now())
         self.unrecovered = {sid for kind, sid in self.journal.targets if kind in self._requests}
@@ -441,4 +453,5 @@ class KeptTargets:
             _LOG.warning("a stream on %s %s may still run: %s", kind, sid, doubts[0], extra={f"{kind}": sid})
             self._emit(StreamingInDoubt(kind=kind, target=sid, reason=doubts[0]))
         else:
+            kept.state = evolve(kept.state, attempts=())
             self.journal.forget(kept.target)

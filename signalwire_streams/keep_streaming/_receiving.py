@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from secrets import token_urlsafe
 
 from attrs import define, field
@@ -41,16 +42,19 @@ class AttemptSocket:
     attempt: int
     receiver: MediaReceiver
     observe: Observe
+    is_expected: Callable[[], bool]
     socket_closed: asyncio.Event = field(factory=asyncio.Event)
 
     def adopt(self, session: StreamSession) -> StreamSession:
         return session
 
     async def on_session(self, session: StreamSession) -> None:
-        if session.stream_sid is None:  # then it could not be stopped
+        is_expected = self.is_expected()  # which may have changed since its upgrade
+        if session.stream_sid is None or not is_expected:
             _LOG.warning(
-                "a stream of attempt %d is closed, since its start event has no sid",
+                "a stream of attempt %d is closed, since %s",
                 self.attempt,
+                "its start event has no sid" if is_expected else "its start was rejected, or is forgotten",
                 extra={"attempt": self.attempt},
             )
             return
@@ -79,7 +83,8 @@ class AttemptTokens:
             return None
         token = self._tokens[attempt] = Secret(token_urlsafe(32))
         for receiver in self._receivers:
-            socket = AttemptSocket(attempt=attempt, receiver=receiver, observe=observe)
+            is_expected = partial(self._tokens.__contains__, attempt)
+            socket = AttemptSocket(attempt=attempt, receiver=receiver, observe=observe, is_expected=is_expected)
             receiver._pending_streams.expect(token, socket)  # noqa: SLF001
         return token
 

@@ -7,14 +7,15 @@ tenure has an id of its own, which fences the records: what an earlier tenure wr
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from math import inf
 from secrets import token_hex
-from typing import Self
+from typing import Any, Self
 
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import JournalError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, JournalError, StreamsError
 from signalwire_streams.keep_streaming._records import KeeperOwner, KeptTarget, LeaseLostError, Target
 from signalwire_streams.models import TargetKind
 from signalwire_streams.models._validation import masks_secrets
@@ -25,6 +26,7 @@ _EXPIRY = 0.9  # in Redis; the others need a moment to take over
 _TRUSTED = 0.65  # from when its renewal was sent
 _LEAST = 0.2  # that has to be left when a request is sent
 _RENEWAL = 0.2
+_LEAST_LEASE = 1.0  # seconds; a shorter one is over before Redis has responded
 _RETENTION = 30 * 24 * 3600  # seconds until Redis forgets a keeper that does not come back
 _MOST_AT_ONCE = 500
 _PAUSE = 0.25  # seconds until Redis is tried again
@@ -38,10 +40,11 @@ local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= known and holder ~= new then return {'taken', redis.call('PTTL', KEYS[1])} end
 local last = redis.call('HGET', KEYS[2], 'tenure')
 local tenure = last == known and known or new
+if last == new then last = redis.call('HGET', KEYS[2], 'before') end
 if lease > 0 then redis.call('SET', KEYS[1], tenure, 'PX', lease) else redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[2], 'tenure', tenure, 'names', names)
+redis.call('HSET', KEYS[2], 'tenure', tenure, 'names', names, 'before', last or '')
 redis.call('EXPIRE', KEYS[2], retention)
-if not last then return {'empty'} end
+if not last or last == '' then return {'empty'} end
 if last ~= known then return {'new', redis.call('HGETALL', KEYS[2])} end
 for i = 6, #ARGV, 2 do
   if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[2], ARGV[i])
@@ -50,6 +53,8 @@ end
 return {'ok'}
 """
 """Take, renew or (with a lease of 0) release the lease, and write if this tenure is the last one that there was.
+
+The tenure before that one is stored too, so that the reply to a call whose reply was lost is the same.
 
 Keys: lease, records. Arguments: tenure, the one to begin if another keeper had one since, milliseconds of the lease,
 seconds of the records, how names are formed, then targets and records, of which an empty one is removed.
@@ -68,6 +73,10 @@ class RedisJournal:
 
     @masks_secrets
     def __init__(self, url: str, owner: KeeperOwner, *, lease: float, clock: Clock) -> None:
+        if lease < _LEAST_LEASE:
+            raise InvalidRequestError(
+                f"lease must be at least {_LEAST_LEASE:g} second, not {lease!r}: it is in seconds"
+            )
         self._link, self._owner, self._lease, self._clock = _Link(url), owner, lease, clock
         name = f"signalwire-streams:{{{owner.origin.partition('://')[2]}:{owner.project}:{owner.name}}}:keep-1"
         self._keys = f"{name}:lease", f"{name}:targets"
@@ -78,7 +87,7 @@ class RedisJournal:
         self.is_lost = True
         self._has_records = False  # which are those of the last tenure
         self._is_ending = False
-        self._failure: StreamsError | None = None
+        self._failure: Exception | None = None
         self._why = ""
         self._records: dict[str, str] = {}
         self._queue: dict[str, str] = {}
@@ -140,6 +149,8 @@ class RedisJournal:
     async def save(self, target: Target, kept: KeptTarget) -> None:
         if self.is_lost or (self._is_ending and self.obstacle is not None):
             raise LeaseLostError
+        if self._failure is not None:
+            raise self._failure
         name = ":".join(target)
         self._write(name, kept.encode())
         saved = self._saving.setdefault(name, asyncio.get_running_loop().create_future())
@@ -178,7 +189,7 @@ class RedisJournal:
             while self.obstacle is None:
                 is_last = len(self._queue) <= _MOST_AT_ONCE
                 await self._exchange(lease=0 if is_last else None)
-                if is_last:
+                if is_last and not self._queue:  # else Redis has just lost its memory
                     self._trusted_until = -inf
         self._drop_saves(LeaseLostError())
         await self._link.aclose()
@@ -207,7 +218,7 @@ class RedisJournal:
                     self._why = f"Redis is unavailable: {error}"
                     if self._is_ending:
                         self._end_waits()
-        except StreamsError as error:
+        except Exception as error:  # noqa: BLE001  (those who wait get it, whatever it is)
             self._failure, self._trusted_until = error, -inf
             self._drop_saves(error)
             self._wake_waiters()
@@ -234,8 +245,7 @@ class RedisJournal:
             case "empty" | "new":
                 self._lose()
                 self._begin_tenure()
-                texts = [decode(text) for text in (rest[0] if rest else ())]
-                self._read(dict(zip(texts[::2], texts[1::2], strict=True)))
+                self._read(rest[0] if rest else ())
             case _:
                 self._confirm(batch)
         self._why = "the lease was not renewed in time"
@@ -246,8 +256,12 @@ class RedisJournal:
     def _begin_tenure(self) -> None:
         self._tenure, self._next_tenure, self._has_records = self._next_tenure, token_hex(16), True
 
-    def _read(self, records: dict[str, str]) -> None:
-        records = {name: text for name, text in records.items() if ":" in name}
+    def _read(self, reply: Sequence[Any]) -> None:
+        try:
+            texts = [decode(text) for text in reply]
+        except UnicodeDecodeError as error:
+            raise JournalError("a record in Redis is not in this version's format") from error
+        records = {name: text for name, text in zip(texts[::2], texts[1::2], strict=True) if ":" in name}
         self.targets, self._records = {}, records
         for name, text in records.items():
             kind, _, sid = name.partition(":")

@@ -22,6 +22,7 @@ from signalwire_streams.keep_streaming._decisions import MAX_ATTEMPTS
 from signalwire_streams.keep_streaming._settings import KeepSettings
 from signalwire_streams.keep_streaming._state import (
     EndedCallback,
+    Fate,
     NameRefused,
     ResponseLost,
     StartAccepted,
@@ -191,7 +192,7 @@ def observation_of(callback: CallbackEvent, state: TargetState) -> CallbackObser
     """Return what a status callback says about an attempt, or None if it says nothing of one.
 
     The callback's URL says of which one it is, or else the stream's sid. A name does not, since several attempts have
-    it, and other starts may.
+    it, and other starts may. If a gateway sent the start of an attempt twice, its URL is that of two streams.
     """
     number = _number(callback.extra.get(ATTEMPT))
     if number is None:
@@ -203,7 +204,9 @@ def observation_of(callback: CallbackEvent, state: TargetState) -> CallbackObser
     if callback.is_duplicate:
         return NameRefused(attempt=number)
     if callback.end_reason is not None:
-        return EndedCallback(attempt=number, reason=callback.end_reason)
+        heard = [each.sid for each in state.of_fate(Fate.HEARD) if each.number == number]
+        is_of_other = heard and callback.stream_sid not in {None, *heard}
+        return None if is_of_other else EndedCallback(attempt=number, reason=callback.end_reason)
     if isinstance(callback, StreamStarted) and callback.stream_sid is not None:
         return StartedCallback(attempt=number, sid=callback.stream_sid)
     return None

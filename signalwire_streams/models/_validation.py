@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache, lru_cache, wraps
 from itertools import zip_longest
 from typing import Any, ParamSpec, SupportsIndex, TypeVar, get_args
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import Attribute, fields, frozen
 
@@ -52,8 +52,9 @@ def secrets_in(url: str) -> tuple[str, ...]:
     """Return the parts of a URL that may not be shown: its query, and its user with password."""
     before, _, query = url.partition("?")
     userinfo = before.partition("://")[2].rpartition("@")[0]
-    values = [value for _, value in parse_qsl(query)]
-    return tuple(part for part in (query, *values, userinfo, userinfo.partition(":")[2]) if part)
+    values, password = [value for _, value in parse_qsl(query)], userinfo.partition(":")[2]
+    parts = (query, *values, userinfo, password, unquote(userinfo), unquote(password))
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 SECRET = "secret"  # noqa: S105  (the key of a mark, not a secret)

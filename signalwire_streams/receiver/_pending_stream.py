@@ -8,13 +8,16 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from signalwire_streams.errors import (
     ApiError,
+    BadRequestError,
     CircuitOpenError,
     ClientStateError,
     InvalidRequestError,
+    NotFoundError,
     OpenError,
     RateLimitedError,
     StreamOutcomeUnknownError,
     StreamsError,
+    UnprocessableError,
 )
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._validation import Secret
@@ -227,9 +230,8 @@ class PendingStream:
                 delay = max(error.retry_after or 0.0, _MIN_DELAY)
                 if clock() + delay > until:
                     raise
-            except ApiError:
-                session = self.session
-                if session is None or session.end_reason in {None, EndReason.IN_DOUBT}:  # else the stream has ended
+            except ApiError as error:
+                if not self._has_ended(error):
                     raise
                 break
             await asyncio.sleep(delay)
@@ -237,6 +239,15 @@ class PendingStream:
         if session is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.wait_closed(), _END_TIMEOUT)
+
+    def _has_ended(self, rejection: ApiError) -> bool:
+        """Return whether the stream has ended, though its stop was rejected."""
+        reason = None if self.session is None else self.session.end_reason
+        if reason in {None, EndReason.IN_DOUBT}:
+            return False
+        # The Space may not have noticed that a socket broke. After a restart, there may be a second stream.
+        is_told = reason in {EndReason.STOPPED, EndReason.CLOSED} and self.restarts is None
+        return is_told or isinstance(rejection, BadRequestError | NotFoundError | UnprocessableError)
 
     @property
     def session(self) -> StreamSession | None:

@@ -107,6 +107,7 @@ class StreamSession:
         self._ended = self._socket_ended = asyncio.Event()  # two of them if the stream is started again
         self._on_lost: Callable[[StreamSession, EndReason], None] | None = None  # which starts it again
         self._started_at: float | None = None  # by the loop's clock
+        self._loss: EndReason | None = None  # the last one
         self._lost_at = 0.0  # when the last message had arrived
         self._numbering: _ContinuedNumbering | None = None  # after a restart
         self._listeners = Listeners()
@@ -258,6 +259,7 @@ class StreamSession:
         if self.end_reason is not None:
             return
         if self._on_lost is not None and reason in _LOSSES:
+            self._loss = reason
             self._detach(received_at)
             self._on_lost(self, reason)
             return

@@ -7,6 +7,7 @@ A.1) does for RTP. `TrackStatistics` and `TrackTimeline` use the same `SequenceT
 from collections.abc import Mapping
 from enum import Enum, auto
 from itertools import count
+from threading import RLock
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -28,6 +29,7 @@ _SPAN = 10.0  # seconds: the least delayed frame is taken from the current span 
 # Frames are counted in batches: in a busy process, whose caches hold little of the code and data for counting, counting
 # one frame alone would cost as much as decoding it.
 _BATCH, _LONG = 32 * 5, 4096  # values, of 32 frames; bytes of audio from which a frame does not wait
+_COUNTING = RLock()  # statistics may be read in another thread, such as that of a metrics exporter
 _STREAMS = count()
 _Payload: TypeAlias = bytes  # a class below has an attribute of that name
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
@@ -343,10 +345,12 @@ class StreamStatistics:
             self._count()
 
     def _count(self) -> None:
-        waiting = iter(self._uncounted)
-        for track, chunk, timestamp, payload, now in zip(waiting, waiting, waiting, waiting, waiting, strict=True):
-            self._of(track)._record(chunk, timestamp, payload, now)  # noqa: SLF001  (private to users, not to us)
-        self._uncounted.clear()
+        with _COUNTING:
+            values = self._uncounted[:]
+            waiting = iter(values)
+            for track, chunk, timestamp, payload, now in zip(waiting, waiting, waiting, waiting, waiting, strict=True):
+                self._of(track)._record(chunk, timestamp, payload, now)  # noqa: SLF001  (private to users, not to us)
+            del self._uncounted[: len(values)]  # further ones may have come
 
     def of(self, track: str | None) -> TrackStatistics:
         """Return the up-to-date statistics of a track; they start at zero when its first frame arrives."""

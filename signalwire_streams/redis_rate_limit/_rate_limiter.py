@@ -13,7 +13,7 @@ from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._rate_limit import PriorityQueue, logged_pause
 from signalwire_streams.models import Priority
-from signalwire_streams.models._validation import check_count, masks_secrets
+from signalwire_streams.models._validation import check_count, kind_of, masks_secrets
 from signalwire_streams.redis_rate_limit._state import LEASE, NO_UPDATE, Fallback, LocalState, StateUpdate
 from signalwire_streams.redis_rate_limit._store import LeaseReply, RateLimiterError, RedisUnavailableError, Store
 
@@ -254,8 +254,10 @@ class RedisRateLimiter:
         """
         if fallback_clients is not None:
             check_count(fallback_clients, "fallback_clients", least=1)
-        if space is not None and not _HOST.fullmatch(space):
-            raise InvalidRequestError("space must be the Space's host, such as 'example.signalwire.com'")
+        if space is not None:
+            _check_host(space)
+        if rate_limit is not None and not isinstance(rate_limit, RateLimit):
+            raise InvalidRequestError(f"rate_limit must be a RateLimit, not {kind_of(rate_limit)}: RateLimit(13_800)")
         self._store = Store(url)
         self._has_fixed_space = space is not None
         self._clock = clock or Clock()
@@ -361,3 +363,8 @@ class RedisRateLimiter:
             raise InvalidRequestError(
                 "this rate limiter does not know its Space: pass it to a StreamsClient, or pass space="
             )
+
+
+def _check_host(space: object) -> None:
+    if not (isinstance(space, str) and _HOST.fullmatch(space)):
+        raise InvalidRequestError("space must be the Space's host, such as 'example.signalwire.com'")

@@ -186,15 +186,9 @@ class RedisLink:
             if "WRONGTYPE" in str(one):
                 return self.failure(f"the Redis at {self.address} has other data under this package's key")
             if isinstance(one, ssl.SSLError | ResponseError):
-                return self.failure(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
+                return self.failure(f"the Redis at {self.address} can't be used: {describe_error(one, self._url)}")
             one = one.__cause__ or one.__context__
-        return RedisUnavailableError(self._redacted(error))
-
-    def _redacted(self, error: BaseException) -> str:
-        text = str(error) or type(error).__name__
-        for secret in secrets_in(self._url):
-            text = text.replace(secret, "…")
-        return " ".join(text.split())[:200]
+        return RedisUnavailableError(describe_error(error, self._url))
 
 
 class Store(RedisLink):
@@ -224,6 +218,14 @@ class Store(RedisLink):
         reply = await self.call(f"signalwire-streams:{{{space}}}:state", arguments=arguments)
         epoch, *state, redis_now, granted, left = map(decode, reply)
         return LeaseReply(State(epoch, *state), redis_now=float(redis_now), tokens=int(granted), left=float(left))
+
+
+def describe_error(error: BaseException, url: str) -> str:
+    """Return the text of an error on one line, without what is secret in the URL, which a server may repeat."""
+    text = str(error) or type(error).__name__
+    for secret in secrets_in(url):
+        text = text.replace(secret, "…")
+    return " ".join(text.split())[:200]
 
 
 def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)

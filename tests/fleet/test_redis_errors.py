@@ -1,10 +1,12 @@
 """Redis answers the fleet's scripts with errors, or loses its answers; and workers die between two scripts."""
 
 import asyncio
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -17,9 +19,12 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, _lua
+from signalwire_streams.fleet._redis import connect
+from signalwire_streams.redis_rate_limit import RateLimiterError, RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
-from tests.redis_proxy import ERRORS, Moment, RedisProxy, redis_proxy
+from tests.redis_proxy import ERRORS, Moment, RedisProxy, read_command, redis_proxy
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 from .conftest import Workers
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences
@@ -209,3 +214,38 @@ async def test_redis_cluster_is_rejected_at_once(space: SimulatedSpace, fleet: F
         await fleet.submit(requests_for(space), run_id="nightly")
     await fleet.submit(requests_for(space), run_id="nightly")
     assert (await fleet.status("nightly")).counts == {"pending": 7}
+
+
+@pytest.mark.parametrize("password", ["hush", "hu%40sh"])
+async def test_password_that_redis_repeats_is_in_no_log_and_no_error(
+    redis_server: RedisServer, client: StreamsClient, caplog: pytest.LogCaptureFixture, password: str
+) -> None:
+    """As a Redis before version 6 does, which does not know the command that has it."""
+
+    async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                _, words = await read_command(reader)
+                command, *arguments = (word.decode() for word in words)
+                writer.write(f"-ERR unknown command '{command}', with args beginning with: {arguments}\r\n".encode())
+        writer.close()
+
+    socket = redis_server.folder / "repeats.sock"
+    async with await asyncio.start_unix_server(repeat, str(socket)):
+        url = f"unix://:{password}@{socket}"
+        docket: Any = None  # which is for an in-memory Redis
+        async with connect(url, docket, 0.0) as connection:
+            with pytest.raises(FleetError, match="unknown command 'HELLO'") as caught:
+                await connection.run(lambda redis: redis.ping())
+        with pytest.raises(RateLimiterError, match="unknown command 'HELLO'") as refused:
+            await RedisRateLimiter(url, space="x").__aenter__()
+        worker = FleetWorker(url, client)
+        working = asyncio.create_task(worker.run())
+        await until(lambda: "Redis unavailable, retrying: unknown command" in caplog.text)
+        worker.stop()
+        await working
+    shown = caplog.text + "".join(traceback.format_exception(caught.value))
+    shown += "".join(traceback.format_exception(refused.value))
+    assert (caught.value.__context__, refused.value.__context__) == (None, None)
+    for secret in {password, unquote(password)}:
+        assert secret not in shown

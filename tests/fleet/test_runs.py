@@ -40,7 +40,7 @@ from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks, until
+from .helpers import PATIENCE, URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks, until
 
 
 async def test_run_starts_every_item_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -364,6 +364,23 @@ class TestSecrets:
         assert "pass secrets= to the workers" in str(first.error)
         assert second.status is BulkStatus.STARTED
 
+    @pytest.mark.parametrize("returned", [None, {"parameters": {"key": "hidden"}}, "hidden"])
+    async def test_secrets_that_are_no_request_are_rejected(
+        self, space: SimulatedSpace, fleet: Fleet, workers: Workers, returned: Any
+    ) -> None:
+        """Rather than repeated for ever."""
+        workers(secrets=lambda _: returned)
+        requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
+        run = await fleet.submit(requests, redact_secrets=True)
+
+        async with asyncio.timeout(PATIENCE):
+            [outcome] = await all_results(fleet, run)
+        assert outcome.status is BulkStatus.REJECTED
+        assert (
+            f"secrets= returned {type(returned).__name__} for {space.conference_sids[0]}: let it return the Start"
+            in (str(outcome.error))
+        )
+
     async def test_secrets_of_another_request_are_rejected(
         self, space: SimulatedSpace, fleet: Fleet, workers: Workers
     ) -> None:
@@ -573,13 +590,37 @@ async def test_invalid_arguments_are_rejected(space: SimulatedSpace, url: str) -
     with pytest.raises(InvalidRequestError, match="retention"):
         Fleet(url, space="example", project="p", retention=0)
     async with StreamsClient(space="example", project="p", token="t") as client:
-        for name in ("", "two\nlines", "\ud800"):
+        for name in ("", "two\nlines", "\ud800", 7):
             with pytest.raises(InvalidRequestError, match="name must be printable text"):
-                FleetWorker(url, client, name=name)
+                FleetWorker(url, client, name=name)  # type: ignore[arg-type]
+
+        async def asynchronous(_: object) -> Any:
+            raise AssertionError
+
+        for secrets in ({"key": "hidden"}, asynchronous):
+            with pytest.raises(InvalidRequestError, match="secrets must be a function, not an async one") as caught:
+                FleetWorker(url, client, secrets=secrets)  # type: ignore[arg-type]
+            assert "hidden" not in str(caught.value)
+        with pytest.raises(InvalidRequestError, match="client must be a StreamsClient, not str"):
+            FleetWorker(url, "example")  # type: ignore[arg-type]
     async with fleet:
+        with pytest.raises(ClientStateError, match="the fleet is open already: use it, or create another Fleet"):
+            await fleet.__aenter__()
         for wrong_name in ("", "a b", "a:b", 7):
             with pytest.raises(InvalidRequestError, match="a run's id"):
                 await fleet.submit([], run_id=wrong_name)  # type: ignore[arg-type]
+
+
+async def test_worker_runs_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A second run would take the connection of the first one, and after its end it would do nothing, silently."""
+    worker = workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    assert len(await all_results(fleet, run)) == 3
+    for end in (False, True):
+        if end:
+            await workers.end(worker)
+        with pytest.raises(ClientStateError, match="this worker was run before: create a new FleetWorker"):
+            await worker.run()
 
 
 @pytest.mark.parametrize(("given", "kept"), [(0.01, 1.0), (1.0, 1.0), (1.5, 1.5)])

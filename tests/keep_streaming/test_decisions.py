@@ -311,6 +311,11 @@ class TestDoubt:
 
 
 class TestNames:
+    @pytest.mark.parametrize("settings", [CONFERENCES, RECEIVED, CALLS, RECEIVED_CALLS])
+    def test_refusal_of_a_stream_that_is_heard_is_of_another_one(self, settings: KeepSettings) -> None:
+        target = Target(settings).run().see(NameRefused(attempt=1))
+        assert (target.fates(), target.last.state.status) == ({1: Fate.HEARD}, KeepStatus.STREAMING)
+
     def test_name_that_nobody_of_us_has_is_told(self) -> None:
         target = Target(CONFERENCES).see(NameRefused(attempt=1))
         [doubt] = target.events()
@@ -410,6 +415,17 @@ class TestRestartOfTheKeeper:
         """A stop by its name would prove nothing."""
         assert Target(CALLS).see(KeeperRestarted(replaces=True)).actions() == ()
         assert Target(RESTARTED_CALLS).see(KeeperRestarted(replaces=True)).actions() == (StopByName(attempt=1),)
+
+    def test_refused_name_may_be_that_of_a_stream_that_was_started_late_and_is_to_be_replaced(self) -> None:
+        target = Target(CONFERENCES).see(ResponseLost(attempt=1, reason="no response"), KeeperRestarted(replaces=True))
+        stop = StopByName(attempt=1)
+        for attempt in (2, 3):  # as often as the name is refused
+            assert target.actions() == (stop,)
+            target.see(StopAnswered(stop=stop, result=StopResult.NOT_FOUND))
+            assert target.actions() == started(attempt)
+            target.see(NameRefused(attempt=attempt))
+            assert target.wait == CONFERENCES.reassert
+            target.see(TimePassed(), after=CONFERENCES.reassert)
 
     def test_request_under_way_is_forgotten(self) -> None:
         target = Target(RECEIVED).run().see(TargetMissing(), KeeperRestarted())

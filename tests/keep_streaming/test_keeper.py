@@ -24,6 +24,7 @@ from signalwire_streams.keep_streaming import (
     OnChange,
     PollingFailed,
     PollingRecovered,
+    StandbyEnded,
     StartsPaused,
     StartsResumed,
     StreamingInDoubt,
@@ -475,6 +476,25 @@ class TestRestart:
         assert {stream.sid for stream in space.streams.active()} == second
         assert space.requests.count("stop-conference-stream") == stopped
 
+    async def test_stream_that_was_started_late_is_replaced_too(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """After the stop by its name, and before the start of the other one, which it makes the Space refuse."""
+        space.duplicate_names = "http-error"
+        [sid, *_] = space.conference_sids
+        options: Any = {"where": lambda item: item.sid == sid, "on_change": "replace", "reassert": 10.0}
+        late = space.faults.add("executed-late", on="start", seconds=20.0, times=1)
+        async with keeping(client, journal, **options):
+            await until(lambda: late.hits == 1)
+        space.faults.add("status", on="start", status=403, times=5)
+        other = {**TEMPLATE, "url": "wss://other.example.com/audio"}
+        async with keeping(client, journal, other, **options) as events:
+            await until(lambda: events.count(StreamingStarted))
+            reasons = [event.reason for event in events.seen if isinstance(event, StreamingInDoubt)]
+            assert reasons[-1] == "the Space refuses the name, which a stream with other fields may have"
+        assert [stream.url for stream in space.streams] == [TEMPLATE["url"], other["url"]]
+        assert [stream.url for stream in space.streams.active()] == [other["url"]]
+
     async def test_streams_are_replaced_once_their_template_is_known(
         self, space: SimulatedSpace, client: StreamsClient, journal: Path
     ) -> None:
@@ -587,8 +607,60 @@ class TestRestart:
         assert alive(space) == sorted(others if on_change == "replace" else space.conference_sids)
         assert space.requests.count("stop-conference-stream") == (on_change == "replace")
         with closing(sqlite3.connect(journal)) as database:
-            assert database.execute("SELECT count(*) FROM targets WHERE sid = ?", (dropped,)).fetchone() == (0,)
+            [records] = database.execute("SELECT count(*) FROM targets WHERE sid = ?", (dropped,)).fetchone()
+        assert records == (on_change == "keep"), "its stream is known as long as it may run"
         assert space.requests.count("start-conference-stream", target=dropped) == 1
+
+    @pytest.mark.parametrize("kind", ["conference", "call"])
+    @pytest.mark.parametrize("by", ["the same keeper", "the next keeper"])
+    async def test_target_that_was_released_and_is_chosen_again_has_one_stream(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, kind: str, by: str
+    ) -> None:
+        """Such as one that the next version does not choose, until that is rolled back."""
+        space.duplicate_names = "allow" if kind == "call" else "http-error"
+        [sid, *_] = space.call_sids if kind == "call" else space.conference_sids
+        chosen = {sid}
+        options: Any = {
+            "where": lambda item: item.sid in chosen,
+            "conferences": kind != "call",
+            "calls": kind == "call",
+        }
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.count(StreamingStarted) == 1)
+        chosen.clear()
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: events.of(sid) == [TargetReleased])
+            chosen.add(sid)
+            if by == "the same keeper":
+                events.keeper.notice(sid)
+                await until(lambda: StreamingRestarted in events.of(sid))
+        async with keeping(client, journal, **options) as events:
+            await until(lambda: StreamingRestarted in events.of(sid))
+            assert StreamingInDoubt not in events.of(sid)
+        assert alive(space) == [sid]
+        assert space.streams.duplicates() == []
+
+    async def test_doubt_about_a_call_that_was_released_is_held_if_it_is_chosen_again(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stop by its name proved nothing. So many are remembered, and no more."""
+        monkeypatch.setattr("signalwire_streams.keep_streaming._kept_targets._MAX_RELEASED", 1)
+        space.duplicate_names, chosen = "allow", set(space.call_sids)
+        options: Any = {"where": lambda item: item.sid in chosen, "conferences": False, "calls": True}
+        late = space.faults.add("executed-late", on="start", seconds=60.0, times=2)
+        async with keeping(client, journal, **options):
+            await until(lambda: late.hits == 2)
+        chosen.clear()
+        async with keeping(client, journal, on_change="replace", **options) as events:
+            await until(lambda: events.count(TargetReleased) == 2)
+            chosen.update(space.call_sids)
+            for sid in space.call_sids:
+                events.keeper.notice(sid)
+            await until(lambda: len(space.streams) >= 2)
+            await asyncio.sleep(60.0)
+            assert len(space.streams) == 3, "the one that was forgotten has a second stream"
+            [held] = [each for each in events.keeper.snapshot if each.status is KeepStatus.IN_DOUBT]
+            assert len(space.streams.alive_on(held.target)) == 1
 
     @pytest.mark.parametrize("on_change", ["keep", "replace"])
     async def test_template_that_skips_a_running_target_releases_it(
@@ -983,21 +1055,29 @@ class TestReceivers:
                 await until(lambda: receiver.rejected_upgrades == 1)
         assert served == []
 
-    async def test_socket_without_a_sid_is_not_served(self, caplog: pytest.LogCaptureFixture) -> None:
-        """It could not be stopped."""
+    @pytest.mark.parametrize(
+        ("sid", "is_expected", "reason"),
+        [
+            (None, True, "its start event has no sid"),  # so that it could not be stopped
+            ("s7", False, "its start was rejected, or is forgotten"),  # since the upgrade
+        ],
+    )
+    async def test_socket_that_can_not_be_kept_is_not_served(
+        self, caplog: pytest.LogCaptureFixture, sid: str | None, is_expected: bool, reason: str
+    ) -> None:
         seen: list[object] = []
 
         async def handle(session: StreamSession) -> None:
             raise AssertionError
 
         receiver = MediaReceiver(handle, bearer_tokens=["another-one"])
-        socket = AttemptSocket(attempt=7, receiver=receiver, observe=seen.append)
-        session: Any = SimpleNamespace(stream_sid=None)
+        socket = AttemptSocket(attempt=7, receiver=receiver, observe=seen.append, is_expected=lambda: is_expected)
+        session: Any = SimpleNamespace(stream_sid=sid)
         await socket.on_session(session)
         with caplog.at_level("INFO", "signalwire_streams.keep_streaming"):
             socket.on_socket_failed("the connection broke")
         assert seen == []
-        assert "attempt 7 is closed, since its start event has no sid" in caplog.text
+        assert f"attempt 7 is closed, since {reason}" in caplog.text
         assert "the socket of attempt 7 failed: the connection broke" in caplog.text
 
 
@@ -1054,6 +1134,32 @@ class TestArguments:
             keeper.notice("room")
         with pytest.raises(InvalidRequestError, match="sid 'a/b' can't be part of a path"):
             keeper.notice("a/b")
+
+    async def test_another_thread_or_event_loop_is_one_sentence_and_changes_nothing(
+        self, space: SimulatedSpace, client: StreamsClient, journal: Path
+    ) -> None:
+        """Such as that of a web application, which is told of a new conference."""
+        [sid, *_] = space.conference_sids
+
+        async def handle(keeper: Keeper) -> None:
+            await keeper.handle_status_callback(StreamStopped(conference_sid=sid))
+
+        async def read(keeper: Keeper) -> None:
+            await anext(aiter(keeper))
+
+        async with keeping(client, journal, reassert=10.0) as events:
+            await until(lambda: events.count(StreamingStarted) == 3)
+            keeper = events.keeper
+            for work in (
+                lambda: keeper.notice(sid),
+                lambda: keeper.notice("another"),
+                lambda: asyncio.run(handle(keeper)),
+                lambda: asyncio.run(read(keeper)),
+            ):
+                with pytest.raises(ClientStateError, match=r"write loop\.call_soon_threadsafe\(keeper\.notice, sid\)"):
+                    await asyncio.to_thread(work)
+            starts = space.requests.count("start-conference-stream", target=sid)
+            await until(lambda: space.requests.count("start-conference-stream", target=sid) == starts + 2)
 
     async def test_one_loop_reads_an_open_keeper(self, client: StreamsClient, journal: Path) -> None:
         keeper = client.keep_streaming({"url": URL}, name="audit", journal=journal, where=lambda _: False)
@@ -1152,3 +1258,31 @@ async def test_pause_is_over_when_another_keeper_may_have_acted() -> None:
     targets.begin_again()
     assert emitted[1:] == [StartsResumed(receiver=receiver)]
     assert targets.breakers.paused_until(receiver) == -inf
+
+
+async def test_obstacles_are_those_whose_end_was_not_reported(client: StreamsClient) -> None:
+    keeper = client.keep_streaming(TEMPLATE, name="audit")
+    here, there = (StartsPaused(receiver=receiver, reason="refused") for receiver in ("wss://a", "wss://b"))
+    before, outage = (PollingFailed(reason=reason) for reason in ("503", "504"))
+
+    def left_after(*events: KeeperEvent) -> list[object]:
+        for event in events:
+            keeper._emit(event)
+        return list(keeper.obstacles)
+
+    assert left_after(here, there, before, outage) == [here, there, outage]
+    assert left_after(StartsResumed(receiver="wss://a")) == [there, outage]
+    assert left_after(PollingRecovered(), StandbyEnded()) == [there]
+
+
+async def test_oldest_events_are_dropped_if_nobody_reads_them(client: StreamsClient, journal: Path) -> None:
+    async with client.keep_streaming(TEMPLATE, name="audit", journal=journal, where=lambda _: False) as keeper:
+        reading = asyncio.ensure_future(anext(aiter(keeper)))
+        await asyncio.sleep(0)
+        first = PollingFailed(reason="0")
+        keeper._emit(first)
+        assert await reading == first, "an event wakes the reader"
+        for number in range(1, 10_002):
+            keeper._emit(PollingFailed(reason=str(number)))
+        assert await anext(aiter(keeper)) == PollingFailed(reason="2")
+        assert len(keeper._events) == 9_999

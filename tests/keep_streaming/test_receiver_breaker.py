@@ -286,3 +286,60 @@ def test_refusals_of_one_target_count_once() -> None:
         now = kept.states["room"].next_at
     assert kept.states["room"].early_ends == 5
     assert kept.changes == []
+
+
+def test_stream_that_was_heard_and_then_rejected_counts_as_rejected_only() -> None:
+    kept = Rooms()
+    kept.start(rooms(3))
+    kept.accept(rooms(3), heard=True)
+    kept.refuse(rooms(3), 1.0)
+    assert kept.changes == [True]
+
+
+def test_stream_that_was_rejected_and_then_heard_counts_as_heard_only() -> None:
+    kept = Rooms()
+    first, again, *others = rooms(21)
+    kept.start([first, again, *others])
+    kept.accept([first, again, *others])
+    kept.accept([first], heard=True)
+    kept.refuse([again])
+    kept.start([again], 1.0)
+    kept.accept([again], 1.0, heard=True)
+    kept.refuse(others, 2.0)
+    assert kept.changes == [], "19 were rejected, and two heard"
+    kept.start(["another"], 2.0)
+    kept.refuse(["another"], 2.0)
+    assert kept.changes == [True]
+
+
+def test_stream_that_was_heard_is_decided() -> None:
+    kept = Rooms()
+    kept.start(rooms(12))
+    kept.accept(rooms(12), heard=True)
+    others = ["a", "b", "c"]
+    kept.start(others, 11.0)
+    kept.refuse(others, 11.0)
+    assert kept.changes == [True]
+
+
+def test_stream_of_a_target_that_was_rejected_before_leaves_nothing_undecided() -> None:
+    kept = Rooms()
+    first, second, third, *_ = rooms(5)
+    kept.start(rooms(5))
+    kept.accept(rooms(5))
+    kept.refuse([first, second])
+    kept.start([first, second], 1.0)
+    kept.refuse([third], 1.0)
+    assert kept.changes == [True], "three were rejected, and two are undecided"
+
+
+def test_rejection_of_before_the_last_stream_that_lived_is_forgotten_though_another_target_was_rejected_since() -> None:
+    kept = Rooms()
+    for name, now in (("again", 0.0), ("once", 5.0), ("heard", 6.0), ("again", 12.0)):
+        kept.start([name], now)
+        kept.accept([name], now, heard=name == "heard")
+        kept.refuse([name] if name != "heard" else [], now)
+    kept.update(16.0)
+    kept.start(["last"], 17.0)
+    kept.refuse(["last"], 17.0)
+    assert kept.changes == [], "two were rejected since that one was heard"

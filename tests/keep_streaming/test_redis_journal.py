@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -204,6 +205,21 @@ class TestHolder:
         assert not await journal.acquire()
         assert kept(1).encode().encode() in record(redis, "conference:room-1")
         assert kept(2).encode().encode() in record(redis, "call:call-1")
+
+    async def test_redis_that_lost_its_memory_and_then_a_response_gets_the_records_again(
+        self, redis: RedisServer, time: Time
+    ) -> None:
+        """A Redis that restarts may well be too slow for its first response."""
+        async with redis_proxy(redis.socket, redis.folder / "proxy.sock") as proxy, opened(proxy.url, time) as hosts:
+            journal = await hosts.open()
+            await journal.acquire()
+            await journal.save(ROOM, kept(1))
+            redis.ask("FLUSHALL")
+            proxy.spoil(SCRIPT, "", times=2)
+            await journal.save(CALL, kept(2))
+            assert not await journal.acquire()
+            assert kept(1).encode().encode() in record(redis, "conference:room-1")
+            assert kept(2).encode().encode() in record(redis, "call:call-1")
 
     async def test_save_of_a_target_that_ends_while_redis_loses_its_memory_returns(
         self, redis: RedisServer, hosts: Hosts
@@ -453,6 +469,19 @@ class TestEnd:
         assert await again.acquire()
         assert again.targets == records
 
+    async def test_redis_that_lost_its_memory_before_the_end_gets_the_records_again(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+        await journal.save(ROOM, kept(1))
+        redis.ask("FLUSHALL")
+        await journal.aclose()
+        assert redis.ask("EXISTS", LEASE) == b":0\r\n"
+        again = await hosts.open()
+        assert await again.acquire()
+        assert again.targets == {ROOM: kept(1)}
+
     async def test_end_that_is_cancelled_releases_the_lease(self, hosts: Hosts) -> None:
         journal = await hosts.open()
         assert await journal.acquire()
@@ -483,6 +512,39 @@ class TestErrors:
         with pytest.raises(JournalError, match="the record 'conference:room-1' in Redis is not in this version's"):
             await hosts.open()
 
+    async def test_record_that_is_no_text_is_reported_at_once_and_after_a_standby(
+        self, redis: RedisServer, hosts: Hosts
+    ) -> None:
+        first, second = await hosts.open(), await hosts.open()
+        await first.acquire()
+        acquiring = asyncio.create_task(second.acquire())
+        redis.ask(
+            "EVAL", "redis.call('HSET', KEYS[1], 'call:1', '\\255'); redis.call('DEL', KEYS[2])", "2", RECORDS, LEASE
+        )
+        message = "a record in Redis is not in this version's format"
+        async with asyncio.timeout(10):
+            with pytest.raises(JournalError, match=message):
+                await acquiring
+        redis.ask("DEL", LEASE)
+        with pytest.raises(JournalError, match=message):
+            await hosts.open()
+
+    async def test_bug_ends_all_waits(self, hosts: Hosts, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+        journal = await hosts.open()
+        await journal.acquire()
+
+        async def fail(**_: object) -> float:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(journal, "_exchange", fail)
+        time.now += SECONDS
+        async with asyncio.timeout(10):
+            save = partial(journal.save, ROOM, kept(1))
+            for wait in (save, journal.permit, journal.acquire, save):
+                with pytest.raises(ZeroDivisionError):
+                    await wait()
+        monkeypatch.undo()
+
     async def test_redis_that_can_not_be_used_any_more_ends_all_waits(
         self, redis: RedisServer, hosts: Hosts, time: Time
     ) -> None:
@@ -503,6 +565,10 @@ class TestErrors:
         [
             ({"journal": "redis://:hush@host:port/0"}, "is not a Redis URL, or has an invalid option: write it as"),
             ({"journal": "redis://localhost", "lease": 0}, "lease must be"),
+            (
+                {"journal": "redis://localhost", "lease": 0.03},
+                "lease must be at least 1 second, not 0.03: it is in sec",
+            ),
         ],
     )
     async def test_wrong_argument_is_one_sentence(

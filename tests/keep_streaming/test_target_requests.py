@@ -1,6 +1,7 @@
 """What is sent for an attempt, and what responses and callbacks say about it."""
 
 from collections.abc import AsyncIterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -194,6 +195,27 @@ class TestStop:
         assert answer.result is StopResult.FAILED
 
 
+class TestStopAll:
+    @pytest.mark.parametrize("kind", [CONFERENCE, CALL])
+    @pytest.mark.parametrize("count", [7, 8])
+    async def test_name_is_stopped_too_if_an_attempt_may_have_been_forgotten(
+        self, space: SimulatedSpace, client: StreamsClient, kind: TargetKind, count: int
+    ) -> None:
+        """Eight are remembered. On a call each stream was stopped before the next one was started."""
+        space.duplicate_names = "allow"
+        requests, sid = requests_of(client, kind), (space.conference_sids if kind is CONFERENCE else space.call_sids)[0]
+        attempts = []
+        for number in range(count):
+            answer = await requests.start(request_on(sid, kind), number)
+            assert isinstance(answer, StartAccepted)
+            attempts.append(StreamAttempt(number=number, fate=Fate.ENDING, sid=answer.sid))
+        assert await requests.stop_all(sid, attempts, "audit", deadline_at=inf) == ()
+        by_name = [request.path for request in space.requests if request.path.endswith(f"/audit-{sid}")]
+        assert len(by_name) == (kind is CONFERENCE and count == 8)
+        assert space.requests.count(f"stop-{kind}-stream") == count + len(by_name)
+        assert space.streams.active() == []
+
+
 class TestGet:
     async def test_target_in_progress_is_returned(self, space: SimulatedSpace, client: StreamsClient) -> None:
         [sid, *_] = space.conference_sids
@@ -218,7 +240,12 @@ class TestGet:
 
 
 class TestCallback:
-    STATE = TargetState(attempts=(StreamAttempt(number=7, fate=Fate.ANSWERED, sid="s7"),))
+    STATE = TargetState(
+        attempts=(
+            StreamAttempt(number=6, fate=Fate.HEARD, sid="s6"),
+            StreamAttempt(number=7, fate=Fate.ANSWERED, sid="s7"),
+        )
+    )
 
     @pytest.mark.parametrize(
         ("event", "observed"),
@@ -227,6 +254,12 @@ class TestCallback:
             (StreamStarted(stream_sid="s7"), StartedCallback(attempt=7, sid="s7")),
             (StreamStopped(stream_sid="s7"), EndedCallback(attempt=7, reason="it was stopped")),
             (StreamFailed(extra={"keep_attempt": "7"}, error="lost"), EndedCallback(attempt=7, reason="lost")),
+            (
+                StreamStopped(stream_sid="s6", extra={"keep_attempt": "6"}),
+                EndedCallback(attempt=6, reason="it was stopped"),
+            ),
+            (StreamFailed(extra={"keep_attempt": "6"}, error="lost"), EndedCallback(attempt=6, reason="lost")),
+            (StreamFailed(stream_sid="of a repeated start", extra={"keep_attempt": "6"}, error="lost"), None),
             (StreamFailed(extra={"keep_attempt": "8"}, error="Duplicated stream name"), NameRefused(attempt=8)),
             (StreamFailed(stream_sid="s7", error="Duplicated stream name"), None),
             (StreamStopped(stream_sid="s8", stream_name="audit-room"), None),

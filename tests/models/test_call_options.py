@@ -119,12 +119,13 @@ def test_redacted_url_drops_query_and_credentials(url: str, shown: str) -> None:
         ("https://example.com/a", ()),
         ("https://example.com/a?key=hush", ("key=hush", "hush")),
         ("https://ada@example.com/a", ("ada",)),
-        ("https://ada:hush@example.com/a?key=hush", ("key=hush", "hush", "ada:hush", "hush")),
+        ("https://ada:hush@example.com/a?key=hush", ("key=hush", "hush", "ada:hush")),
         ("https://ada:hu@sh@example.com/a", ("ada:hu@sh", "hu@sh")),
+        ("https://ada:hu%40sh@example.com/a", ("ada:hu%40sh", "hu%40sh", "ada:hu@sh", "hu@sh")),
         ("https://example.com/?to=a@b", ("to=a@b", "a@b")),
         ("", ()),
     ],
 )
 def test_secrets_in_url_are_query_and_credentials(url: str, parts: tuple[str, ...]) -> None:
-    """A query, each value in it, the user with password, and the password alone are secrets."""
+    """A query, each value in it, the user with password, and the password alone are secrets, escaped or not."""
     assert secrets_in(url) == parts

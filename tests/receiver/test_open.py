@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+import socket
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -756,6 +758,31 @@ async def test_stream_that_cannot_be_stopped_raises_open_error(
         await use()
     assert endless.requests.count("stop-conference-stream") == 1
     assert receiver.sessions == set()  # its socket is closed all the same, which may end it, and may not
+
+
+@pytest.mark.parametrize(("status", "is_told"), [(403, True), (500, True), (404, False)])
+async def test_stream_whose_socket_broke_and_that_cannot_be_stopped_raises_open_error(
+    client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any, status: int, is_told: bool
+) -> None:
+    """The Space may not have noticed that the socket broke."""
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent, AsyncExitStack() as stack:
+        fields: Any = {"url": "wss://rx.example.com/a", "socket_timeout": 5}
+        opened = receiver.open(client_for(silent).conferences, silent.conference_sids[0], **fields)
+        opening = asyncio.ensure_future(stack.enter_async_context(opened))
+        await until(lambda: bool(silent.streams.active()))
+        [stream] = silent.streams.active()
+        peer = await dial(url, stream.authorization_bearer_token)
+        await peer.send_json({"event": "start", "start": {"streamSid": stream.sid}})
+        session = await opening
+        peer.get_extra_info("socket")._sock.shutdown(socket.SHUT_RDWR)
+        await session.wait_closed()
+        assert session.end_reason is EndReason.LOST
+        silent.faults.add("status", on="stop", status=status, body="api")
+        with pytest.raises(OpenError, match="may still be running") if is_told else nullcontext():
+            await stack.aclose()
+        assert silent.requests.count("stop-conference-stream") >= 1
+        assert silent.streams.active() == [stream]
 
 
 async def test_token_admits_one_socket(

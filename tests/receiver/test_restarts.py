@@ -12,6 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from signalwire_streams import InvalidRequestError, OpenError, RetryPolicy, StreamOutcomeUnknownError, TransportError
 from signalwire_streams.callbacks import StreamFailed
@@ -21,6 +26,7 @@ from signalwire_streams.keep_streaming._target_requests import TargetRequests
 from signalwire_streams.receiver import EndReason, GapEvent, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import PcmFrame, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
+from signalwire_streams.telemetry import instrument
 from tests import waiting
 from tests.uvicorn_server import for_each_server as pytest_generate_tests  # noqa: F401  (a hook of pytest)
 
@@ -132,6 +138,41 @@ async def test_session_goes_on_over_a_new_socket(make: Any, how: str, call: bool
     assert (there.space.streams.active(), there.space.streams.duplicates()) == ([], [])
     media = [event for event in there.events if isinstance(event, MediaEvent)]
     assert [event.chunk for event in media] == sorted({event.chunk for event in media})
+
+
+@any_server
+async def test_telemetry_counts_each_frame_once_and_each_stream_by_its_own_end(make: Any) -> None:
+    there: Setting = await make()
+    reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
+    providers: dict[str, Any] = {"meter_provider": MeterProvider([reader]), "tracer_provider": TracerProvider()}
+    providers["tracer_provider"].add_span_processor(SimpleSpanProcessor(exporter))
+
+    def metric(name: str) -> dict[str, int]:
+        data: Any = reader.get_metrics_data()
+        [metrics] = [scope.metrics for resource in data.resource_metrics for scope in resource.scope_metrics]
+        [found] = [each for each in metrics if each.name == f"signalwire.streams.{name}"]
+        return {next(iter(point.attributes.values())): point.value for point in found.data.data_points}
+
+    with instrument(there.receiver, **providers):
+        async with there.open() as session:
+            reading = asyncio.create_task(there.read(session))
+            for _ in range(2):
+                there.line.reset()
+                await there.gap()
+                await asyncio.sleep(0.2)
+            assert metric("frames")["inbound"] == session.statistics.tracks["inbound"].frames
+        await reading
+        await until(lambda: len(exporter.get_finished_spans()) == 3)
+        inbound = session.statistics.tracks["inbound"]
+        assert metric("frames")["inbound"] == inbound.frames
+        assert metric("frames.lost")["inbound"] == inbound.missing
+        ends = metric("sessions.ended")
+    assert ends.pop("stopped") == 1
+    assert sum(ends.values()) == 2
+    assert ends.keys() <= {"connection_lost", "closed"}
+    spans = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
+    assert sum(int(str(span["signalwire.inbound.frames"])) for span in spans) == inbound.frames
+    assert len({span["signalwire.stream.sid"] for span in spans}) == 3
 
 
 async def test_session_ends_when_the_conference_is_over(make: Any) -> None:

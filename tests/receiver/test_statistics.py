@@ -1,6 +1,8 @@
 """Statistics of a stream: missing, repeated and late frames, delay and jitter."""
 
 import random
+from threading import Event, RLock, Thread
+from typing import Any
 from weakref import WeakSet
 
 import pytest
@@ -267,3 +269,47 @@ def test_frames_that_wait_to_be_counted_are_no_work_for_the_garbage_collector() 
         statistics._record(event, 0.0)
         del event
     assert len(living) == 0
+
+
+class Contended:
+    """A lock that says when a thread waits for it."""
+
+    def __init__(self) -> None:
+        self.lock, self.has_waited = RLock(), Event()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            self.has_waited.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_statistics_can_be_read_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exporters of metrics do. Counts that the two threads make at once are not made twice, and none is lost."""
+    lock, statistics, count = Contended(), StreamStatistics(), TrackStatistics._record
+    monkeypatch.setattr("signalwire_streams.receiver._statistics._COUNTING", lock, raising=False)
+    threads = list[Thread]()
+
+    def read() -> None:
+        _ = statistics.tracks
+        lock.has_waited.set()
+
+    def count_beside(track: TrackStatistics, *frame: Any) -> None:
+        """Let another thread read, and a frame arrive, while the first one is counted."""
+        if not threads:
+            threads.append(Thread(target=read))
+            threads[0].start()
+            assert lock.has_waited.wait(30)
+            statistics._record(MediaEvent(track="inbound", payload=b"12", chunk=3), 0.0)
+        count(track, *frame)
+
+    monkeypatch.setattr(TrackStatistics, "_record", count_beside)
+    statistics._most = 100  # so that they are counted when they are read
+    for chunk in (1, 2):
+        statistics._record(MediaEvent(track="inbound", payload=b"12", chunk=chunk), 0.0)
+    _ = statistics.tracks
+    threads[0].join(30)
+    track = statistics.tracks["inbound"]
+    assert (track.frames, track.missing, track.duplicates) == (3, 0, 0)

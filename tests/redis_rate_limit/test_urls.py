@@ -52,6 +52,10 @@ def test_invalid_arguments_are_rejected() -> None:
         RedisRateLimiter("redis://localhost", fallback_clients=0)
     with pytest.raises(InvalidRequestError, match=r"the Space's host, such as"):
         RedisRateLimiter("redis://localhost", space="https://a b")
+    with pytest.raises(InvalidRequestError, match=r"the Space's host, such as"):
+        RedisRateLimiter("redis://localhost", space=7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=r"rate_limit must be a RateLimit, not int: RateLimit\(13_800\)"):
+        RedisRateLimiter("redis://localhost", rate_limit=100)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="not both"):
         StreamsClient(
             space="x",
