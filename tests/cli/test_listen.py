@@ -478,6 +478,7 @@ async def test_broken_pipe_ends_listen(tmp_path: Path, processes: str) -> None:
         (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
         (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
         (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
+        (("--allow-anonymous", "--seconds", "0.1", "--health-port", "0"), "0 is not in the range 1<=x<=65535"),
     ],
 )
 async def test_listen_rejects_invalid_arguments(
@@ -537,11 +538,12 @@ async def test_listen_ends_when_stdout_is_on_a_full_disk(
     assert len(sound_of(tmp_path / "recordings" / "s-1.wav")[1]) == 1600
 
 
-async def test_listener_says_that_it_is_alive_and_ready(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "host"), [((), "127.0.0.1"), (("--health-host", "127.0.0.2"), "127.0.0.2")])
+async def test_listener_says_that_it_is_alive_and_ready(tmp_path: Path, options: tuple[str, ...], host: str) -> None:
     port = free_port()
-    async with listening(tmp_path, "--health-port", str(port)) as listener, aiohttp.ClientSession() as http:
+    async with listening(tmp_path, "--health-port", str(port), *options) as listener, aiohttp.ClientSession() as http:
         for path in ("healthz", "readyz"):
-            async with http.get(f"http://127.0.0.1:{port}/{path}") as response:
+            async with http.get(f"http://{host}:{port}/{path}") as response:
                 assert (response.status, await response.text()) == (200, "ok\n")
         await listener.end()
 
