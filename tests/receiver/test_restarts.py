@@ -617,7 +617,7 @@ async def test_numbering_goes_on_after_a_gap(by_hand: ByHand) -> None:
         peer_again = await by_hand.dial(1, early, start_event("next"))
         for frame in (
             media_event(2, timestamp=20),
-            media_event(1, track="outbound"),
+            media_event(2, track="outbound"),
             {"event": "media", "media": {"payload": ""}},
             media_event(1, track="untimed"),
         ):
@@ -630,7 +630,7 @@ async def test_numbering_goes_on_after_a_gap(by_hand: ByHand) -> None:
         assert second.timestamp == first.timestamp + 20
         assert (first.chunk, second.chunk) == (first.timestamp // 20, first.chunk + 1)
         assert [event.chunk for event in before] == [1, 2]
-        assert (other.chunk, other.timestamp) == (1, None)
+        assert (other.chunk, other.timestamp) == (2, None)
         assert (bare.chunk, bare.timestamp) == (None, None)
         assert (untimed.chunk, untimed.timestamp) == (8, None)
 
