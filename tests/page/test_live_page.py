@@ -137,6 +137,16 @@ async def test_opened_stream_shows_each_frame(browser: Browser, call: Call) -> N
             await view.read()
 
 
+async def test_audio_below_the_range_of_a_meter_has_no_level(browser: Browser, call: Call) -> None:
+    caller = await call("s-1")
+    view = await browser.view()
+    row = await view.row("s-1")
+    await view.open(row["id"])
+    await caller.speak(20, b"\xfe" * 160)  # 8 of 32,767
+    await view.until(lambda: view.rows[row["id"]]["state"] == "live")
+    assert (view.rows[row["id"]]["levels"], max(view.wave)) == ([0, 0], 0)
+
+
 async def test_unknown_encoding_has_no_level_and_no_sound(browser: Browser, call: Call) -> None:
     caller = await call("s-1", encoding="audio/opus")
     view = await browser.view()
