@@ -22,7 +22,7 @@ LOUD = tone(500)
 
 
 async def test_rows_appear_and_go(browser: Browser, call: Call, handler: Handler) -> None:
-    """A stream's row has its target, levels, loss and delay; it says why the stream ended, and then goes."""
+    """A stream's row has its target, levels, loss and delay; it says for ten seconds why it ended, and then goes."""
     view = await browser.view()
     await view.until(lambda: view.wholes)
     caller = await call("s-1", callSid="call-1", customParameters={"pin": "secret-1234"})
@@ -40,7 +40,9 @@ async def test_rows_appear_and_go(browser: Browser, call: Call, handler: Handler
 
     await caller.stop()
     await view.until(lambda: view.rows[row["id"]]["state"] == "ended: stopped")
+    ended_at = asyncio.get_running_loop().time()
     await view.until(lambda: not view.rows)
+    assert asyncio.get_running_loop().time() - ended_at == pytest.approx(10, abs=1)
     assert handler.events == 42
 
 
