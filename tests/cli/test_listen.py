@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import pytest
@@ -163,6 +163,20 @@ async def test_listen_mono_passthrough_writes_a_file_per_track(tmp_path: Path) -
         content = file.read_bytes()
         assert content[20:22] == b"\x07\x00"
         assert LOUD * 5 in content
+
+
+@pytest.mark.parametrize("byte_order", ["little", "big"])
+async def test_l16_audio_is_recorded_in_the_byte_order_that_is_named(
+    tmp_path: Path, byte_order: Literal["little", "big"]
+) -> None:
+    async with listening(tmp_path, "--byte-order", byte_order) as listener, dialled(listener.url) as peer:
+        await begin(peer, tracks=["inbound"], encoding="audio/x-L16")
+        await speak(peer, 1, tracks=["inbound"])
+        await stop(peer)
+        facts = await listener.ended()
+    channels, samples = sound_of(facts["files"][0])
+    pairs = zip(LOUD[::2], LOUD[1::2], strict=True)
+    assert [*samples[::channels]][:80] == [int.from_bytes(pair, byte_order, signed=True) for pair in pairs]
 
 
 async def test_listen_never_overwrites_a_file(tmp_path: Path) -> None:
