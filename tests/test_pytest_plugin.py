@@ -478,6 +478,30 @@ def test_marker_allows_leaks(suite: Suite) -> None:
     done.assert_outcomes(passed=1)
 
 
+def test_stream_that_was_left_over_is_closed_at_once_after_the_check(suite: Suite) -> None:
+    """The check has already waited for it."""
+    done = suite(
+        """
+        import asyncio, pytest
+        from tests.idle_clock import idle_clock
+
+        @pytest.fixture
+        async def ended_at(idle_clock):
+            times = []
+            yield times
+            assert asyncio.get_running_loop().time() - times[0] < 3, "the end took long"
+
+        @pytest.mark.signalwire_space(allow_leaks=True)
+        async def test_it(ended_at, stream_receiver, start):
+            await start()
+            await stream_receiver.next_stream()
+            ended_at.append(asyncio.get_running_loop().time())
+        """,
+        grace=NONE,
+    )
+    done.assert_outcomes(passed=1)
+
+
 def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
     """And what the Space knows about it."""
     done = suite(

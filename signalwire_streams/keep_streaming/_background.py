@@ -59,7 +59,7 @@ class Alarm:
 
     def set(self, delay: float, action: Callable[[], object]) -> None:
         self.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(delay, 0.0), action)
+        self._timer = asyncio.get_running_loop().call_later(delay, action)
 
     def cancel(self) -> None:
         if self._timer is not None:

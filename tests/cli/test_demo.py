@@ -62,6 +62,13 @@ async def test_demo_recordings_equal_what_was_sent(
     assert len(list((tmp_path / "new" / "heard").glob("*.wav"))) == 20
 
 
+async def test_seed_of_a_demo_decides_which_conferences_it_records(bare_shell: Shell, tmp_path: Path) -> None:
+    ran = await bare_shell("demo", "--conferences", "1", "--seed", "7", "--recordings", str(tmp_path / "heard"))
+    assert ran.code == 0
+    sids = SimulatedSpace(conferences=2, seed=7).conference_sids
+    assert {path.name for path in (tmp_path / "heard").glob("*")} == {f"{sid}.wav" for sid in sids}
+
+
 async def test_demo_reports_a_recording_that_differs(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo fails if a recording differs from what was sent."""
     monkeypatch.setattr(demo, "_sent", lambda track, length: None)
@@ -113,6 +120,17 @@ async def test_demo_reports_a_failed_start(bare_shell: Shell, monkeypatch: pytes
     assert "Something went wrong" in ran.out
     assert ran.err.startswith("error: start a stream on conference")
     assert (await bare_shell("demo", "--conferences", "1", "--json")).json["ok"] is False
+
+
+async def test_demo_reports_its_first_five_failures(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(conferences: int, seed: int) -> SimulatedSpace:
+        space = SimulatedSpace(conferences=conferences, seed=seed)
+        space.faults.add("status", on="start", status=403)
+        return space
+
+    monkeypatch.setattr(demo, "simulated_space", refusing)
+    ran = await bare_shell("demo", "--conferences", "6")
+    assert [line.partition(" on ")[0] for line in ran.err.splitlines()] == ["error: start a stream"] * 5
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for a child")

@@ -57,8 +57,8 @@ async def test_health_is_not_ready_while_it_drains(space: SimulatedSpace, tmp_pa
     port = free_port()
     slow = space.faults.add("latency", on="start", seconds=600.0)
     async with (
-        keeping(space, tmp_path, "--health-port", str(port)) as keeper,
-        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as probe,
+        keeping(space, tmp_path, "--health-host", "127.0.0.2", "--health-port", str(port)) as keeper,
+        aiohttp.ClientSession(f"http://127.0.0.2:{port}") as probe,
     ):
 
         async def status(path: str) -> int:

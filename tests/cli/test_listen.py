@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import pytest
@@ -163,6 +163,20 @@ async def test_listen_mono_passthrough_writes_a_file_per_track(tmp_path: Path) -
         content = file.read_bytes()
         assert content[20:22] == b"\x07\x00"
         assert LOUD * 5 in content
+
+
+@pytest.mark.parametrize("byte_order", ["little", "big"])
+async def test_l16_audio_is_recorded_in_the_byte_order_that_is_named(
+    tmp_path: Path, byte_order: Literal["little", "big"]
+) -> None:
+    async with listening(tmp_path, "--byte-order", byte_order) as listener, dialled(listener.url) as peer:
+        await begin(peer, tracks=["inbound"], encoding="audio/x-L16")
+        await speak(peer, 1, tracks=["inbound"])
+        await stop(peer)
+        facts = await listener.ended()
+    channels, samples = sound_of(facts["files"][0])
+    pairs = zip(LOUD[::2], LOUD[1::2], strict=True)
+    assert [*samples[::channels]][:80] == [int.from_bytes(pair, byte_order, signed=True) for pair in pairs]
 
 
 async def test_listen_never_overwrites_a_file(tmp_path: Path) -> None:
@@ -478,6 +492,7 @@ async def test_broken_pipe_ends_listen(tmp_path: Path, processes: str) -> None:
         (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
         (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
         (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
+        (("--allow-anonymous", "--seconds", "0.1", "--health-port", "0"), "0 is not in the range 1<=x<=65535"),
     ],
 )
 async def test_listen_rejects_invalid_arguments(
@@ -537,11 +552,12 @@ async def test_listen_ends_when_stdout_is_on_a_full_disk(
     assert len(sound_of(tmp_path / "recordings" / "s-1.wav")[1]) == 1600
 
 
-async def test_listener_says_that_it_is_alive_and_ready(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "host"), [((), "127.0.0.1"), (("--health-host", "127.0.0.2"), "127.0.0.2")])
+async def test_listener_says_that_it_is_alive_and_ready(tmp_path: Path, options: tuple[str, ...], host: str) -> None:
     port = free_port()
-    async with listening(tmp_path, "--health-port", str(port)) as listener, aiohttp.ClientSession() as http:
+    async with listening(tmp_path, "--health-port", str(port), *options) as listener, aiohttp.ClientSession() as http:
         for path in ("healthz", "readyz"):
-            async with http.get(f"http://127.0.0.1:{port}/{path}") as response:
+            async with http.get(f"http://{host}:{port}/{path}") as response:
                 assert (response.status, await response.text()) == (200, "ok\n")
         await listener.end()
 

@@ -207,6 +207,15 @@ def test_a_terminal_gets_two_lines_that_fit_and_one_for_the_cursor(look: Progres
     assert facts.rstrip() == everything or (facts.endswith("…") and everything.startswith(facts[:-1]))
 
 
+@pytest.mark.parametrize(("done", "total", "part"), [(0, 0, 0.0), (0, 1, 0.0), (1, 1, 1.0), (5, 10, 0.5)])
+def test_bar_is_filled_by_the_part_that_is_done(done: int, total: int, part: float) -> None:
+    written = io.StringIO()
+    look = Progress(title="Starting", done=done, total=total, facts=())
+    Console(file=written, width=80, color_system=None).print(draw(look))
+    bar = written.getvalue().split("\n")[0].removeprefix("Starting  ").removesuffix(f"  {done} of {total}  ")
+    assert bar.count("━") / len(bar) == pytest.approx(part, abs=0.01)
+
+
 # Where it is shown.
 
 

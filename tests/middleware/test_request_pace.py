@@ -265,6 +265,16 @@ def test_429_of_a_request_sent_after_the_cut_cuts_again() -> None:
     assert bucket.rate == pytest.approx(full * 0.49, rel=0.001)
 
 
+def test_second_cut_is_of_the_rate_that_has_come_back_until_then() -> None:
+    """Even if no request has asked for a token in the meantime."""
+    bucket = TokenBucket(RateLimit())
+    full = bucket.rate
+    bucket.on_throttled(100.0, 99.0, 0.0)
+    half = (full * 0.3 / 0.4) ** (1 / 3) / 2
+    bucket.on_throttled(100.0 + half, 100.1, 0.0)
+    assert bucket.rate == pytest.approx(0.7 * (full - 0.4 * half**3))
+
+
 def test_rate_has_a_lower_bound() -> None:
     """However many 429s there are, a request is sent now and then."""
     bucket = TokenBucket(RateLimit())

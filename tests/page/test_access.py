@@ -38,6 +38,16 @@ async def test_link_is_exchanged_for_a_cookie(link: str, browse: Browse) -> None
     await (await browser.socket()).close()
 
 
+async def test_pages_on_two_ports_of_a_host_are_both_open_in_one_browser(
+    browser: Browser, stack: AsyncExitStack
+) -> None:
+    """Browsers send a host's cookies to all of its ports, and keep one of each name."""
+    link = await stack.enter_async_context(LivePage().serve())
+    other = Browser(browser.session, link)
+    assert (await other.enter()).status == 200
+    assert [(await page.get()).status for page in (browser, other)] == [200, 200]
+
+
 async def test_link_works_once(link: str, browse: Browse) -> None:
     assert (await (await browse(link)).enter()).status == 200
     response = await (await browse(link)).enter()

@@ -23,7 +23,7 @@ LOUD = tone(500)
 
 
 async def test_rows_appear_and_go(browser: Browser, call: Call, handler: Handler) -> None:
-    """A stream's row has its target, levels, loss and delay; it says why the stream ended, and then goes."""
+    """A stream's row has its target, levels, loss and delay; it says for ten seconds why it ended, and then goes."""
     view = await browser.view()
     await view.until(lambda: view.wholes)
     caller = await call("s-1", callSid="call-1", customParameters={"pin": "secret-1234"})
@@ -41,7 +41,9 @@ async def test_rows_appear_and_go(browser: Browser, call: Call, handler: Handler
 
     await caller.stop()
     await view.until(lambda: view.rows[row["id"]]["state"] == "ended: stopped")
+    ended_at = asyncio.get_running_loop().time()
     await view.until(lambda: not view.rows)
+    assert asyncio.get_running_loop().time() - ended_at == pytest.approx(10, abs=1)
     assert handler.events == 42
 
 
@@ -136,6 +138,16 @@ async def test_opened_stream_shows_each_frame(browser: Browser, call: Call) -> N
         await caller.speak(200)  # the meter falls
         while view.wave[:2] != [0, 0]:
             await view.read()
+
+
+async def test_audio_below_the_range_of_a_meter_has_no_level(browser: Browser, call: Call) -> None:
+    caller = await call("s-1")
+    view = await browser.view()
+    row = await view.row("s-1")
+    await view.open(row["id"])
+    await caller.speak(20, b"\xfe" * 160)  # 8 of 32,767
+    await view.until(lambda: view.rows[row["id"]]["state"] == "live" and len(view.wave) >= 4)
+    assert (view.rows[row["id"]]["levels"], max(view.wave)) == ([0, 0], 0)
 
 
 async def test_unknown_encoding_has_no_level_and_no_sound(browser: Browser, call: Call) -> None:

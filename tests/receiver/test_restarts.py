@@ -236,6 +236,18 @@ async def test_restart_is_repeated_while_it_is_rejected(
 
 
 @any_server
+async def test_stream_that_lasted_for_some_seconds_is_started_again_at_once(make: Any) -> None:
+    there: Setting = await make()
+    async with there.open() as session:
+        reading = asyncio.create_task(there.read(session))
+        for _ in range(2):
+            await asyncio.sleep(3.0)
+            there.line.reset()
+            assert (await there.gap()).seconds < 0.5
+    await reading
+
+
+@any_server
 async def test_every_loss_is_a_gap(make: Any) -> None:
     """Three losses in a row; a stream that is lost soon after its start is not started again at once."""
     there: Setting = await make()
@@ -646,7 +658,7 @@ async def test_numbering_goes_on_after_a_gap(by_hand: ByHand) -> None:
         peer_again = await by_hand.dial(1, early, start_event("next"))
         for frame in (
             media_event(2, timestamp=20),
-            media_event(1, track="outbound"),
+            media_event(2, track="outbound"),
             {"event": "media", "media": {"payload": ""}},
             media_event(1, track="untimed"),
         ):
@@ -659,9 +671,27 @@ async def test_numbering_goes_on_after_a_gap(by_hand: ByHand) -> None:
         assert second.timestamp == first.timestamp + 20
         assert (first.chunk, second.chunk) == (first.timestamp // 20, first.chunk + 1)
         assert [event.chunk for event in before] == [1, 2]
-        assert (other.chunk, other.timestamp) == (1, None)
+        assert (other.chunk, other.timestamp) == (2, None)
         assert (bare.chunk, bare.timestamp) == (None, None)
         assert (untimed.chunk, untimed.timestamp) == (8, None)
+
+
+@any_server
+@pytest.mark.parametrize(("before", "after"), [(None, None), (140, None), (None, 20)])
+async def test_numbering_without_timestamps_goes_on_as_if_nothing_was_lost(
+    by_hand: ByHand, before: int | None, after: int | None
+) -> None:
+    async with by_hand.open() as (session, peer):
+        await peer.send_json(media_event(7, timestamp=before))
+        events = aiter(session)
+        await anext(events)
+        lose(peer)
+        peer_again = await by_hand.dial(1)
+        for chunk in (1, 2):
+            await peer_again.send_json(media_event(chunk, timestamp=after))
+        gap, first, second = [await anext(events) for _ in range(3)]
+        assert isinstance(gap, GapEvent)
+        assert (first.chunk, second.chunk) == (8, 9)
 
 
 @any_server

@@ -370,6 +370,21 @@ async def test_clear_at_barge_in_is_measured() -> None:
     assert report.heard_ms == pytest.approx(600, abs=40)
 
 
+async def test_recording_ends_with_the_call_that_the_endpoint_closes_during_an_interruption() -> None:
+    async def behave(there: Endpoint) -> None:
+        await there.until_start()
+        await there.until("media", 55)
+        await there.play(FRAME * 250)
+        await there.until("media", 30)
+
+    report = await dialled(behave, barge_in=True)
+    first, again, heard = report.recording
+    assert (first.track, again.track, heard.track) == ("inbound", "inbound", "outbound")
+    assert again.timestamp == pytest.approx(1400, abs=40)
+    assert again.timestamp + len(again.payload) / 8 == pytest.approx(heard.timestamp + len(heard.payload) / 8, abs=40)
+    assert first.payload.startswith(again.payload)
+
+
 async def test_silent_endpoint_is_awaited_no_longer_for_its_clear() -> None:
     report = await dialled(nothing, barge_in=True, seconds=2)
     assert rules(report) == [EndpointRule.NO_AUDIO]
@@ -440,9 +455,11 @@ async def test_audio_after_a_clear_is_named() -> None:
     assert report.received_ms == 2000
 
 
-async def test_clear_is_awaited_as_long_as_its_limit_lasts() -> None:
-    """Also if that is longer than what the caller says and the pause after it."""
-    report = await dialled(interrupted(190), audio=Tone(seconds=0.2), barge_in=True, max_clear_ms=4000)
+@pytest.mark.parametrize("answer_seconds", [2.0, 5.0])
+async def test_clear_is_awaited_as_long_as_its_limit_lasts(answer_seconds: float) -> None:
+    """Also if that is longer than what the caller says and the pause after it, or than the answer."""
+    endpoint = interrupted(190, seconds=answer_seconds)
+    report = await dialled(endpoint, audio=Tone(seconds=0.2), barge_in=True, max_clear_ms=4000)
     assert report.broken_rules == ()
 
 

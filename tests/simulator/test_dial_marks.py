@@ -1,5 +1,6 @@
 """What a caller expects of an endpoint's marks, of the pace of its audio, and of the tokens that it checks."""
 
+import asyncio
 import re
 from base64 import b64encode
 from typing import Any
@@ -82,6 +83,32 @@ async def test_audio_that_the_callers_end_has_cut_off_needs_no_mark_yet() -> Non
         await there.until("stop")
 
     assert await sentences(behave, require_mark=True, seconds=3) == []
+
+
+async def test_mark_that_is_due_returns_before_the_stop_of_a_caller_who_was_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy machine notices the end of the audio and that of the call at the same time."""
+    loop, blocked = asyncio.get_running_loop(), 0.0
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + blocked)
+    events: list[str] = []
+
+    async def behave(there: Endpoint) -> None:
+        nonlocal blocked
+        await there.until_start()
+        await there.until("media", 55)
+        await there.play(FRAME * 50)
+        await there.mark()
+        await there.until("media", 10)
+        blocked = 20.0
+        await there.until("stop")
+        events.extend(message["event"] for message in there.messages if message["event"] != "media")
+
+    async with serving(behave) as (url, _):
+        report = await dial_media(url, seconds=5)
+    assert (report.marks, report.marks_returned) == (1, 1)
+    assert events[-2:] == ["mark", "stop"]
 
 
 async def test_audio_cut_off_by_the_endpoints_close_is_named_once() -> None:
