@@ -61,7 +61,6 @@ from signalwire_streams.receiver import MediaReceiver
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
 _AT_ONCE = 200  # requests; more would wait in the client, whose deadline ends them unsent
-_MAX_RELEASED = 10_000  # that are remembered
 _LATE = 300.0  # seconds in which a Space may carry out a start whose response was lost; that is not documented
 _MAY_START = "the response to a start was lost, and the Space may still carry it out"
 
@@ -138,7 +137,7 @@ class KeptTargets:
         self._options, self._requests, self._receivers = options, requests, receivers
         self._clock, self._tasks, self._emit = clock, tasks, emit
         self._kept: dict[str, Kept] = {}  # the sids of conferences and of calls differ
-        self._released: dict[str, KeptTarget] = {}  # whose streams may run
+        self._released: dict[str, KeptTarget] = {}  # of the keeper before, whose streams may run
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._asking: set[asyncio.Future[object]] = set()  # templates
         self.breakers = ReceiverBreakers(receivers, emit=emit, resume=self._resume)
@@ -231,8 +230,6 @@ class KeptTargets:
         if kept.record.state.attempts:  # of which it has to be known if it is chosen again
             self.journal.save_later(kept.target, kept.record)
             self._released[sid] = kept.record
-            if len(self._released) > _MAX_RELEASED:
-                del self._released[next(iter(self._released))]
         else:
             self.journal.forget(kept.target)
         self._emit(TargetReleased(kind=kind, target=sid))
