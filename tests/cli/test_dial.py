@@ -123,6 +123,25 @@ async def test_recording_is_a_wav_file(hurried: Shell, tmp_path: Path) -> None:
     assert samples[1::2].count(b"\x55\x55") == 320
 
 
+@pytest.mark.parametrize(("audio", "is_heard"), [("tone", True), ("silence", False)])
+async def test_caller_sends_the_audio_that_is_named(
+    hurried: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, audio: str, is_heard: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def listen(there: Endpoint) -> None:
+        await there.until_start()
+        await there.until("stop")
+
+    async with serving(listen) as (url, _):
+        arguments = ("--one-way", "--record", "call.wav", "--codec", "L16", "--seconds", "1")
+        ran = await hurried("dial", url, "--audio", audio, *arguments)
+    assert ran.code == 0
+    with wave.open("call.wav") as recording:
+        samples = memoryview(recording.readframes(recording.getnframes())).cast("h")
+    assert any(samples[0::2]) is is_heard
+
+
 async def test_file_that_disappears_fails(hurried: Shell, tmp_path: Path) -> None:
     """And the socket is closed."""
     path = tmp_path / "hello.wav"
