@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from signalwire_streams import ClientStateError, InvalidRequestError, SignedTokens, StreamsClient
+from signalwire_streams import ClientStateError, InvalidRequestError, StreamsClient
 from signalwire_streams.receiver import MediaReceiver, StreamSession, decode_event
 from signalwire_streams.receiver.audio import AudioFormat
 from signalwire_streams.simulator import SimulatedSpace
@@ -147,11 +147,3 @@ def test_text_is_no_audio(encoding: str) -> None:
     for one in convert:
         with pytest.raises(InvalidRequestError, match="audio must be bytes, not str: decode base64 first"):
             one(text)
-
-
-def test_token_for_what_is_no_request() -> None:
-    tokens: Any = SignedTokens("k" * 32)
-    with pytest.raises(
-        InvalidRequestError, match="for a StartConferenceStream or StartCallStream, not for a str: pass the"
-    ):
-        tokens.mint("CF1")
