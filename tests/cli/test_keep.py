@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import signal
 import sys
 import wave
@@ -432,6 +433,20 @@ async def test_streams_are_recorded_by_the_names_of_their_conferences(tmp_path: 
         with wave.open(file) as audio:
             assert audio.getnframes() == 1600
     assert "hush" not in json.dumps(keeper.lines)
+
+
+@posix_only
+async def test_pipe_is_told_where_recordings_go_and_what_listens(space: SimulatedSpace, tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme")
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    receive = ("--receive", str(tmp_path / "new"), "--cert", str(tmp_path / "both.pem"))
+    arguments = ("--name", "audit", "--journal", str(tmp_path / "kept.db"), *receive)
+    async with process("keep", *arguments, environment=credentials(space)) as child:
+        first = [await line_of(child) for _ in range(3)]
+        await end_of(child, signal.SIGINT)
+    assert re.fullmatch(
+        re.escape(f"Recordings: {tmp_path / 'new'}; listening on ") + r"wss://127\.0\.0\.1:\d+/\n", first[2]
+    )
 
 
 @posix_only
