@@ -140,6 +140,20 @@ async def test_cli_submit_with_secrets_needs_workers_that_have_them(
     assert [stream.authorization_bearer_token for stream in space.streams] == ["hidden"] * 3
 
 
+async def test_cli_status_in_a_terminal_shows_the_whole_name_of_a_run(
+    shell: Shell, space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the other commands take; the time of its submission makes way."""
+    name = "nightly-" * 6 + "2026-12-31"
+    await shell("submit", "--all-in-progress", "--run-id", name, "--url", URL)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for variable, value in {"COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    titles, run, *_ = (await shell("status")).splitlines()
+    assert "SUBMITTED" not in titles
+    assert run.split()[0] == name
+
+
 async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     targets = tmp_path / "targets.txt"
     targets.write_text("\n".join(space.call_sids))
