@@ -140,6 +140,15 @@ async def test_opened_stream_shows_each_frame(browser: Browser, call: Call) -> N
             await view.read()
 
 
+async def test_row_is_sent_again_only_if_it_has_changed(browser: Browser, call: Call) -> None:
+    await call("s-1")
+    view = await browser.view()
+    await view.row("s-1")
+    messages = [json.loads(await view.socket.receive_str()) for _ in range(10)]
+    rows = [row for message in messages for row in message.get("rows", [])]
+    assert len(rows) <= 3, "its numbers are read in every fifth tick"
+
+
 async def test_audio_below_the_range_of_a_meter_has_no_level(browser: Browser, call: Call) -> None:
     caller = await call("s-1")
     view = await browser.view()
