@@ -189,6 +189,9 @@ def test_resume_does_not_guess_between_two_lines() -> None:
 def test_resume_rejects_a_file_whose_line_makes_another_stream() -> None:
     with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams"):
         resumed([line(NEW)], {}, again=[line(OLD)])
+    started = [line(token="a", name="first"), line(token="b", name="second")]
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) do not match the streams"):
+        resumed(started, {}, again=[started[0], line(OLD, "b", name="second")])
 
 
 def test_resume_accepts_a_file_that_only_repeats_the_secrets() -> None:

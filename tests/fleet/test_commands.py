@@ -91,6 +91,7 @@ async def test_cli_fleet_from_submit_to_stop(
 
     followed = await shell("status", "nightly", "--follow")
     assert "started" in followed
+    assert "fleet resume" not in followed, "nothing is left to start"
     assert "3 of 3" in shell.err
     told = [json.loads(line) for line in (await shell("results", "nightly")).splitlines()]
     assert {line["status"] for line in told} == {"started"}
