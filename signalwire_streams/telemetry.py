@@ -24,6 +24,7 @@ from signalwire_streams.keep_streaming._events import KeepStatus
 from signalwire_streams.keep_streaming._keeper import Keeper
 from signalwire_streams.middleware._rate_limit import RateLimiter
 from signalwire_streams.models import Attempt, Priority, RetryDecision
+from signalwire_streams.models._validation import a_kind_of
 from signalwire_streams.receiver._media_receiver import MediaReceiver
 from signalwire_streams.receiver._session import EndReason, StreamSession
 
@@ -183,7 +184,7 @@ class Instrumentation:
         if callable(getattr(part, "wait_until_allowed", None)):
             return partial(self._add_rate_limiter, attributes={})
         raise InvalidRequestError(
-            f"a {type(part).__name__} can't be instrumented: pass a StreamsClient, a MediaReceiver, a "
+            f"{a_kind_of(part)} can't be instrumented: pass a StreamsClient, a MediaReceiver, a "
             "CallbackReceiver, a Keeper or a rate limiter"
         )
 

@@ -26,7 +26,13 @@ from signalwire_streams.models import (
     TargetKind,
 )
 from signalwire_streams.models._requests import WIRE_NAME
-from signalwire_streams.models._validation import check_count, check_path_segment, needs_no_escaping, secrets_of
+from signalwire_streams.models._validation import (
+    a_kind_of,
+    check_count,
+    check_path_segment,
+    needs_no_escaping,
+    secrets_of,
+)
 
 # The beginning of an encoded lone surrogate; no valid text is encoded like this.
 _SURROGATE = re.compile("%ED%[AB]")
@@ -146,7 +152,7 @@ def day(value: date | str | None, what: str) -> str | None:
     if isinstance(value, datetime):
         return _aware(value, what).astimezone(UTC).date().isoformat()
     if not isinstance(value, date):
-        raise InvalidRequestError(f"{what} is a {type(value).__name__}: write it as date(2026, 12, 31)")
+        raise InvalidRequestError(f"{what} is {a_kind_of(value)}: write it as date(2026, 12, 31)")
     return value.isoformat()
 
 
@@ -155,7 +161,7 @@ def moment(value: datetime | str | None, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, datetime):
-        raise InvalidRequestError(f"{what} is a {type(value).__name__}: write it as datetime(..., tzinfo=UTC)")
+        raise InvalidRequestError(f"{what} is {a_kind_of(value)}: write it as datetime(..., tzinfo=UTC)")
     return format_datetime(_aware(value, what).astimezone(UTC), usegmt=True)
 
 

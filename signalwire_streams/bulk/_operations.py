@@ -29,6 +29,7 @@ from signalwire_streams.models import (
     StartConferenceStream,
     StreamStatus,
 )
+from signalwire_streams.models._validation import a_kind_of
 from signalwire_streams.resources._streams import Streams, check_stream
 
 Send: TypeAlias = Callable[[], Awaitable[Stream]]
@@ -225,7 +226,7 @@ class StopStreams(_StreamOperation[Stream]):
 
 def _check_item(stream: object) -> str:
     if not isinstance(stream, ConferenceStream | CallStream):
-        raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
+        raise InvalidRequestError(f"an item is {a_kind_of(stream)}: pass ConferenceStream or CallStream")
     return check_stream(stream)
 
 

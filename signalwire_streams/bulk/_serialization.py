@@ -16,7 +16,7 @@ from signalwire_streams.models import (
     StartCallStream,
     StartConferenceStream,
 )
-from signalwire_streams.models._validation import SECRET, redact_url
+from signalwire_streams.models._validation import SECRET, a_kind_of, redact_url
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 Stream: TypeAlias = ConferenceStream | CallStream
@@ -104,9 +104,7 @@ class PlannedRequest:
 def check_request(request: object) -> Start:
     # Fields that a subclass adds would neither be sent nor stored.
     if not isinstance(request, StartConferenceStream | StartCallStream) or type(request) not in _WRITTEN:
-        raise InvalidRequestError(
-            f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
-        )
+        raise InvalidRequestError(f"an item is {a_kind_of(request)}: pass StartConferenceStream or StartCallStream")
     return request
 
 

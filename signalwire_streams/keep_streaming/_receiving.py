@@ -10,7 +10,7 @@ from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.keep_streaming._state import SocketClosed, SocketOpened
-from signalwire_streams.models._validation import Secret
+from signalwire_streams.models._validation import Secret, a_kind_of
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 
 _LOG = logging.getLogger("signalwire_streams.keep_streaming")
@@ -28,7 +28,7 @@ def check_receivers(receivers: object) -> tuple[MediaReceiver, ...]:
     for receiver in listed:
         if not isinstance(receiver, MediaReceiver):
             raise InvalidRequestError(
-                f"receivers contains a {type(receiver).__name__}: write receivers=[receiver], with a MediaReceiver"
+                f"receivers contains {a_kind_of(receiver)}: write receivers=[receiver], with a MediaReceiver"
             )
         if receiver._handler is None:  # noqa: SLF001  (what is private to its users is not to this package)
             raise InvalidRequestError("a receiver has no handler for the streams: write MediaReceiver(handler, ...)")

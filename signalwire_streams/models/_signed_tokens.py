@@ -19,6 +19,7 @@ from signalwire_streams.models._validation import (
     HidesSecrets,
     Secret,
     Unusable,
+    a_kind_of,
     is_encodable,
     kind_of,
     mask,
@@ -126,7 +127,7 @@ class SignedTokens(HidesSecrets):
         """
         if not isinstance(getattr(request, "target", None), str):
             raise InvalidRequestError(
-                f"the request is a {kind_of(request)}: pass StartConferenceStream or StartCallStream"
+                f"the request is {a_kind_of(request)}: pass StartConferenceStream or StartCallStream"
             )
         return self._minter(request)()
 

@@ -245,7 +245,7 @@ def check_patience(value: object, what: str) -> float:
 def check_awaitable(value: object, expected: str) -> Awaitable[object]:
     """Check that a user's handler returned something to await, and return it; *expected* is how to write it."""
     if not inspect.isawaitable(value):
-        raise InvalidRequestError(f"the handler returned a {kind_of(value)}, which can't be awaited: write {expected}")
+        raise InvalidRequestError(f"the handler returned {a_kind_of(value)}, which can't be awaited: write {expected}")
     return value
 
 
@@ -342,6 +342,12 @@ def kind_of(value: object) -> str:
     if isinstance(value, Unusable):
         return value.kind
     return "str" if isinstance(value, Secret) else type(value).__name__
+
+
+def a_kind_of(value: object) -> str:
+    """Return the same with its article, such as ``an int``."""
+    kind = kind_of(value)
+    return f"{'an' if kind[0] in 'aeioAEIO' else 'a'} {kind}"
 
 
 def mask(value: object) -> object:

@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 from aiohttp import web
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import kind_of
+from signalwire_streams.models._validation import a_kind_of, kind_of
 
 Authorize: TypeAlias = Callable[[web.BaseRequest], bool | Awaitable[bool]]
 """A function that returns True if a request may see the page."""
@@ -64,7 +64,7 @@ class Access:
     def __init__(self, authorize: Authorize | None, allowed_hosts: Collection[str]) -> None:
         if authorize is not None and not callable(authorize):
             raise InvalidRequestError(
-                f"authorize is a {kind_of(authorize)}: write async def authorize(request), which returns True or False"
+                f"authorize is {a_kind_of(authorize)}: write async def authorize(request), which returns True or False"
             )
         hosts: object = allowed_hosts
         if isinstance(hosts, str) or not isinstance(hosts, Collection) or not all(map(_is_host, hosts)):

@@ -16,7 +16,7 @@ from signalwire_streams.bulk import BulkRun
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.keep_streaming import Keeper
 from signalwire_streams.middleware import RateLimit
-from signalwire_streams.models._validation import check_count, kind_of
+from signalwire_streams.models._validation import a_kind_of, check_count, kind_of
 from signalwire_streams.page._access import HEADERS, Access, Authorize, RejectedError, is_loopback, set_cookie
 from signalwire_streams.page._board import Board, KeeperRows, RunRow
 from signalwire_streams.page._sockets import PageSocket, Sockets, play
@@ -98,7 +98,7 @@ class LivePage:
         for receiver in receivers:
             if not isinstance(receiver, MediaReceiver):
                 raise InvalidRequestError(
-                    f"receivers contains a {kind_of(receiver)}: pass MediaReceivers, as [receiver]"
+                    f"receivers contains {a_kind_of(receiver)}: pass MediaReceivers, as [receiver]"
                 )
         self._pages = Sockets(check_count(max_pages, "max_pages"), "Too many pages are open: close one.")
         self._listeners = Sockets(check_count(max_listeners, "max_listeners"), "Too many listen: try again later.")
@@ -131,7 +131,7 @@ class LivePage:
         """
         if not isinstance(run, BulkRun):
             raise InvalidRequestError(
-                f"runs contains a {kind_of(run)}: pass what client.start_streams returns, as [run]"
+                f"runs contains {a_kind_of(run)}: pass what client.start_streams returns, as [run]"
             )
         if not isinstance(title, str):
             raise InvalidRequestError(f"title must be a str, not {kind_of(title)}")
@@ -154,7 +154,7 @@ class LivePage:
         """
         if not isinstance(keeper, Keeper):
             raise InvalidRequestError(
-                f"keepers contains a {kind_of(keeper)}: pass what client.keep_streaming returns, as [keeper]"
+                f"keepers contains {a_kind_of(keeper)}: pass what client.keep_streaming returns, as [keeper]"
             )
         self._board.keepers.append(KeeperRows(keeper, _MAX_ROWS))
 

@@ -17,6 +17,7 @@ from signalwire_streams._asgi import Application, Receive, Scope, Send, headers_
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import (
     Unusable,
+    a_kind_of,
     check_count,
     check_flag,
     check_patience,
@@ -507,9 +508,9 @@ class _Admission:
 
 def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:
     if handler is not None and not callable(handler):
-        raise InvalidRequestError(f"the handler is a {type(handler).__name__}: write async def handler(session)")
+        raise InvalidRequestError(f"the handler is {a_kind_of(handler)}: write async def handler(session)")
     if isinstance(tokens, Unusable):
-        raise InvalidRequestError(f"bearer_tokens is a {kind_of(tokens)}: pass a token, several, or a function")
+        raise InvalidRequestError(f"bearer_tokens is {a_kind_of(tokens)}: pass a token, several, or a function")
     if handler is not None and tokens == ():
         raise InvalidRequestError(
             "a handler needs bearer_tokens=...: the tokens of the streams that it accepts (None accepts any)"

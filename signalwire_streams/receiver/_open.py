@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, StartOptions
 from signalwire_streams.models._requests import WhenLost, each
-from signalwire_streams.models._validation import check_seconds, kind_of, masks_secrets
+from signalwire_streams.models._validation import a_kind_of, check_seconds, masks_secrets
 from signalwire_streams.receiver._connection import abandon
 from signalwire_streams.receiver._pending_stream import Callback, PendingStream, PendingStreams, Restarts, Starts
 from signalwire_streams.receiver._session import StreamSession
@@ -116,9 +116,7 @@ class BulkStartAndReceive:
 
     def _add(self, request: Start) -> PendingStream:
         if not isinstance(request, StartConferenceStream | StartCallStream):
-            raise InvalidRequestError(
-                f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
-            )
+            raise InvalidRequestError(f"an item is {a_kind_of(request)}: pass StartConferenceStream or StartCallStream")
         if request.authorization_bearer_token is not None:
             raise InvalidRequestError(_OWN_TOKEN)
         return self._pending.add(request.target, request.name)
@@ -273,7 +271,7 @@ class StarterMixin:
         check_seconds(socket_timeout, "socket_timeout")
         if not hasattr(streams, "start_stream"):
             raise InvalidRequestError(
-                f"a {kind_of(streams)} can't start a stream: pass client.conferences or client.calls"
+                f"{a_kind_of(streams)} can't start a stream: pass client.conferences or client.calls"
             )
         if when_lost not in get_args(WhenLost):
             raise InvalidRequestError(f"when_lost must be 'end' or 'restart', not {when_lost!r}")
@@ -326,7 +324,7 @@ class StarterMixin:
         self._pending_streams.check_open()
         check_seconds(socket_timeout, "socket_timeout")
         if not hasattr(client, "start_streams"):
-            raise InvalidRequestError(f"a {kind_of(client)} can't start many streams: pass the client itself")
+            raise InvalidRequestError(f"{a_kind_of(client)} can't start many streams: pass the client itself")
         run = BulkStartAndReceive(client, self._pending_streams, socket_timeout)
         run.start(requests, concurrency)
         async with _closing_with(run.close()):
@@ -348,8 +346,7 @@ def _restarts_of(streams: object) -> Callable[..., Restarts]:
     restarts: Callable[..., Restarts] | None = getattr(streams, "_restarts", None)
     if restarts is None:
         raise InvalidRequestError(
-            f"when_lost='restart' needs more than a {type(streams).__name__} can do: pass client.conferences or "
-            "client.calls"
+            f"when_lost='restart' needs more than {a_kind_of(streams)} can do: pass client.conferences or client.calls"
         )
     return restarts
 

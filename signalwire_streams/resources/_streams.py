@@ -34,6 +34,7 @@ from signalwire_streams.models import (
     TargetKind,
 )
 from signalwire_streams.models._validation import (
+    a_kind_of,
     check_deadline,
     check_flag,
     check_path_segment,
@@ -256,7 +257,7 @@ class Streams(Generic[_Stream]):
                 f"the stream is missing: pass a {model.__name__}, or the {field} and a sid or a name"
             )
         if not isinstance(stream, str | model):
-            raise InvalidRequestError(f"stream is a {type(stream).__name__}: pass a {model.__name__}, a sid or a name")
+            raise InvalidRequestError(f"stream is {a_kind_of(stream)}: pass a {model.__name__}, a sid or a name")
         own_target = None if isinstance(stream, str) else check_stream(stream)
         sid = check_path_segment(own_target if target is None else target, field)
         if own_target is not None and own_target != sid:

@@ -167,7 +167,7 @@ async def test_stop_takes_stream_alone(space: SimulatedSpace, client: StreamsCli
         ((sid,), "the stream is missing: pass a ConferenceStream, or the conference_sid and a sid or a name"),
         ((None,), "the stream is missing"),
         ((CallStream(call_sid=call, sid="s"),), "stream is a CallStream: pass a ConferenceStream, a sid or a name"),
-        ((7,), "stream is a int"),
+        ((7,), "stream is an int"),
         ((7, "name"), "conference_sid must be a str, not int"),
         ((ConferenceStream(conference_sid=sid, sid="s"), "name"), "conference_sid must be a str"),
         ((space.conference_sids[1], ConferenceStream(conference_sid=sid, sid="s")), "belongs to another"),

@@ -84,7 +84,7 @@ async def generator(session: StreamSession) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("handler", "kind"), [(not_async, "NoneType"), (generator, "async_generator")], ids=["def", "yield"]
+    ("handler", "kind"), [(not_async, "a NoneType"), (generator, "an async_generator")], ids=["def", "yield"]
 )
 @pytest.mark.usefixtures("idle_clock")
 async def test_handler_that_is_not_async(
@@ -96,7 +96,7 @@ async def test_handler_that_is_not_async(
     [record] = [record for record in caplog.records if record.exc_info]
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == (
-        f"the handler returned a {kind}, which can't be awaited: write async def handler(session)"
+        f"the handler returned {kind}, which can't be awaited: write async def handler(session)"
     )
 
 

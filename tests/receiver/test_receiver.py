@@ -439,7 +439,7 @@ async def test_invalid_first_websocket_frame_is_logged_once(
         ({"bidirectional": "no"}, "bidirectional must be True or False, not 'no'"),
         ({"overflow": "shut"}, "overflow 'shut' is unknown: write one of"),
         ({"byte_order": "middle"}, "byte_order 'middle' is unknown: write 'little' or 'big'"),
-        ({"bearer_tokens": 5}, "bearer_tokens is a int: pass a token, several, or a function"),
+        ({"bearer_tokens": 5}, "bearer_tokens is an int: pass a token, several, or a function"),
         ({"handler": "x"}, "the handler is a str: write async def handler"),
         ({"bearer_tokens": b"t"}, "bearer_tokens is a bytes: pass a token"),
         ({"bearer_tokens": ["t", ""]}, "a bearer token is empty"),
