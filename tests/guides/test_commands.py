@@ -24,6 +24,7 @@ from attrs import define, field
 
 from signalwire_streams.callbacks import SIGNATURE_HEADER, sign
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
+from signalwire_streams.simulator import SimulatedSpace
 from tests.cli.shell import PATIENCE, Ran, Shell, end_of, process
 from tests.guides.documents import BLOCKS, ROOT, Block
 from tests.ports import free_port
@@ -56,6 +57,7 @@ class Terminal:
     """Where the commands of one block are typed: a directory, the environment, and ports in place of those it names."""
 
     folder: Path
+    space: SimulatedSpace
     environment: dict[str, str]
     shell: Shell
     stack: AsyncExitStack
@@ -117,9 +119,7 @@ class Terminal:
         if "simulate" in command:
             await self.read_exports(child)
         elif "keep " in command:
-            async with asyncio.timeout(PATIENCE):
-                assert child.stdout is not None
-                assert await child.stdout.readline()
+            await until(lambda: len(self.space.streams.active()) == len(self.space.conference_sids), timeout=PATIENCE)
         program = re.search(r"\w+\.py", command)
         text = command if program is None else command + self.adapt((self.folder / program[0]).read_text())
         for port in self.ports.values():
@@ -180,7 +180,7 @@ async def terminal(
     environment = someone.environment | {"PATH": path, "PYTHONUNBUFFERED": "1"}
     sids = {"CONFERENCE_SID": space.conference_sids[0], "CALL_SID": space.call_sids[0]}
     async with AsyncExitStack() as stack:
-        yield Terminal(folder, environment, Shell(capsys, monkeypatch), stack, sids)
+        yield Terminal(folder, space, environment, Shell(capsys, monkeypatch), stack, sids)
 
 
 @pytest.mark.parametrize(
