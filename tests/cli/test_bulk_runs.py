@@ -453,6 +453,16 @@ async def test_status_lists_items_by_status(bare_shell: Shell, space: SimulatedS
     assert (none.code, len(none.rows)) == (0, 1)
 
 
+async def test_narrow_terminal_shows_whole_targets_of_items(bare_shell: Shell, space: SimulatedSpace) -> None:
+    """They are what other commands take; the columns behind them are cut."""
+    targets = await some_of_each(space)
+    bare_shell.pretend_terminal(60)
+    ran = await bare_shell(*STATUS, "--list", "unknown")
+    header, row = ran.rows
+    assert header.split()[:3] == ["KIND", "TARGET", "STATUS"]
+    assert row.split()[:3] == ["conference", targets["unknown"], "unknown"]
+
+
 async def test_status_lists_items_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
     targets = await some_of_each(space)
     ran = await bare_shell(*STATUS, "--json", "--list", "rejected", "--list", "started")

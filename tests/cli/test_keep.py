@@ -37,6 +37,7 @@ from signalwire_streams.keep_streaming import (
 from signalwire_streams.models import TargetKind
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone
 from tests import waiting
+from tests.redis_server import redis_servers
 
 from .bulk_runs import files_in
 from .shell import PATIENCE, URL, Ran, Shell, credentials, end_of, line_of, process
@@ -237,6 +238,31 @@ async def test_only_what_matches_is_kept(space: SimulatedSpace, tmp_path: Path) 
         await keeper.wait_for("streaming_started")
         _, report = await keeper.end()
     assert (report["live"], alive(space)) == (1, [chosen])
+
+
+@posix_only
+async def test_running_streams_are_started_again_at_the_interval_of_reassert(
+    space: SimulatedSpace, tmp_path: Path
+) -> None:
+    async with keeping(space, tmp_path, "--reassert", "0.2") as keeper:
+        await keeper.wait_for("streaming_started", 3)
+        await space.requests.wait_for(9, "start-conference-stream", timeout=PATIENCE)
+        ran, _ = await keeper.end()
+    assert ran.code == 0
+    assert alive(space) == sorted(space.conference_sids)
+
+
+@posix_only
+async def test_journal_in_redis_is_leased_for_the_seconds_of_lease(space: SimulatedSpace, tmp_path: Path) -> None:
+    with redis_servers() as start:
+        redis = start("--maxmemory-policy", "noeviction")
+        async with keeping(space, tmp_path, "--journal", redis.url, "--lease", "600") as keeper:
+            await keeper.wait_for("streaming_started", 3)
+            [*_, key, _] = redis.ask("KEYS", "*:lease").split(b"\r\n")
+            milliseconds = int(redis.ask("PTTL", key.decode())[1:])
+            ran, _ = await keeper.end()
+    assert ran.code == 0
+    assert 100_000 < milliseconds <= 600_000
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,11 @@ def shell(
     return Shell(capsys, environment)
 
 
-@pytest.fixture
-async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[asyncio.subprocess.Process]:
-    token = tmp_path / "token.txt"
-    token.write_text("hidden")
-    words = ["fleet", "worker", "--rate", "1000", "--bearer-token-file", str(token)]
+@asynccontextmanager
+async def working(shell: Shell, fleet: Fleet, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a worker in a process of its own."""
     process = await fork(
-        *words,
+        *("fleet", "worker", "--rate", "1000", *options),
         imports=["signalwire_streams._cli.fleet"],
         environment=os.environ | shell.environment,
     )
@@ -79,6 +78,14 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
         process.kill()
         await process.wait()
     process.close()
+
+
+@pytest.fixture
+async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[asyncio.subprocess.Process]:
+    token = tmp_path / "token.txt"
+    token.write_text("hidden")
+    async with working(shell, fleet, "--bearer-token-file", str(token)) as process:
+        yield process
 
 
 async def test_cli_fleet_from_submit_to_stop(
@@ -123,6 +130,25 @@ async def test_cli_fleet_from_submit_to_stop(
     assert ended.endswith(" ended.")
     assert "No active workers." in await shell("status")
     assert "There are no runs." not in await shell("status")
+
+
+async def test_cli_worker_takes_its_lease_and_shutdown_timeout_from_options(
+    shell: Shell, redis_server: RedisServer, fleet: Fleet, space: SimulatedSpace
+) -> None:
+    """It ends long before the default timeout, although its request hangs."""
+    hung = space.faults.add("hang", on="start")
+    await shell("submit", "--all-in-progress", "--run-id", "nightly", "--url", URL)
+    async with working(shell, fleet, "--lease-seconds", "600", "--shutdown-timeout", "0.1") as process:
+        await space.requests.wait_for(1, "start-conference-stream", timeout=PATIENCE)
+        [*_, key, _] = redis_server.ask("KEYS", "*:nightly:*:lease:*").split(b"\r\n")
+        milliseconds = int(redis_server.ask("PTTL", key.decode())[1:])
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15.0):
+            _, notes = await process.communicate()
+        assert process.returncode == 0
+    hung.remove()
+    assert 100_000 < milliseconds <= 600_000
+    assert "finishes what is in progress within 0.1 s" in notes.decode()
 
 
 async def test_cli_submit_with_secrets_needs_workers_that_have_them(

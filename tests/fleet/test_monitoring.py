@@ -25,8 +25,8 @@ def url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-async def read(port: int) -> str:
-    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/") as response:
+async def read(port: int, host: str = "127.0.0.1") -> str:
+    async with aiohttp.ClientSession() as http, http.get(f"http://{host}:{port}/") as response:
         return f"{response.status} {await response.text()}"
 
 
@@ -42,7 +42,8 @@ async def test_worker_of_the_command_line_serves_health_and_metrics(
         "SIGNALWIRE_FLEET_REDIS": redis_server.url,
     }
     process = await fork(
-        *("fleet", "worker", "--rate", "1000", "--health-port", str(health), "--metrics-port", str(metrics)),
+        *("fleet", "worker", "--rate", "1000", "--monitoring-host", "127.0.0.2"),
+        *("--health-port", str(health), "--metrics-port", str(metrics)),
         imports=["signalwire_streams._cli.fleet"],
         environment=os.environ | environment,
     )
@@ -54,15 +55,15 @@ async def test_worker_of_the_command_line_serves_health_and_metrics(
         await until(works)
         run = await fleet.submit(on_conferences(space.conference_sids))
         await all_results(fleet, run)
-        assert await read(health) == "200 OK"
-        text = await read(metrics)
+        assert await read(health, "127.0.0.2") == "200 OK"
+        text = await read(metrics, "127.0.0.2")
         assert 'signalwire_streams_attempts_total{operation="conference_start"' in text.replace("otel_scope", "x")
         assert space.token not in text
     finally:
         process.terminate()
         await process.wait()
     with pytest.raises(aiohttp.ClientConnectorError):
-        await read(health)
+        await read(health, "127.0.0.2")
 
 
 async def test_metrics_of_a_worker_are_those_of_its_client(
