@@ -116,7 +116,7 @@ class LeaseLoop:
         closed = self._state.time_until_open(now)
         wanted, wait = (0, closed) if closed else self._fallback.allowance(min(waiting, LEASE), now)
         if not (wanted or self._state.has_update):
-            return min(max(wait, age / _SOONEST), _MAX_DELAY) if waiting else 0.0
+            return self._pause(wait) if waiting else 0.0
         rate = self._state.rate(now)
         reply = await self._exchange(priority, wanted, self._state.update)
         if not wanted:
@@ -181,7 +181,11 @@ class LeaseLoop:
             wait = self._fallback.try_acquire(now)
             if not wait:
                 self.queue.grant(now + age)
-        return min(max(wait, age / _SOONEST), _MAX_DELAY)
+        return self._pause(wait)
+
+    def _pause(self, seconds: float) -> float:
+        """Bound a wait: the shortest ones would only burn a core, and during long ones the state may change."""
+        return min(max(seconds, self._state.quota.age / _SOONEST), _MAX_DELAY)
 
     def _lose(self, why: str) -> None:
         """Begin the fallback, and probe until Redis is back."""
