@@ -391,14 +391,14 @@ async def test_tracks_and_targets_that_come_while_metrics_are_collected_do_no_ha
     tracks = list[str]()
 
     def show(track: str) -> str:
-        """Let another track begin in between."""
+        """Show a track after another one has begun."""
         [session] = receiver.sessions
         tracks.append(f"track {len(tracks)}")
         session.statistics.of(tracks[-1])
         return shown(track)
 
     def status(targets: KeptTargets, kept: Any) -> Any:
-        """Let another target appear in between."""
+        """Return a status after another target has appeared."""
         targets._kept.setdefault("another", kept)
         return status_of(targets, kept)
 

@@ -50,7 +50,7 @@ class Time:
         self.waits += 1
 
     async def several_waits(self) -> None:
-        """Let those who wait look again several times."""
+        """Wait until those on standby have looked again several times."""
         enough = self.waits + 5
         await until(lambda: self.waits >= enough)
 

@@ -297,7 +297,7 @@ def test_statistics_can_be_read_in_another_thread(monkeypatch: pytest.MonkeyPatc
         lock.has_waited.set()
 
     def count_beside(track: TrackStatistics, *frame: Any) -> None:
-        """Let another thread read, and a frame arrive, while the first one is counted."""
+        """Count a frame while another thread reads and a second frame arrives."""
         if not threads:
             threads.append(Thread(target=read))
             threads[0].start()
