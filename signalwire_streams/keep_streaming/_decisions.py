@@ -188,7 +188,9 @@ def _refuse_name(case: Case, _: NameRefused) -> Case:
     if case.attempt.fate is Fate.HEARD:  # a gateway sent its start twice, and the second one was refused
         return case
     case = case.close()
-    if case.state.of_fate(Fate.IN_DOUBT, Fate.ANSWERED, Fate.HEARD):
+    if may_run := case.state.of_fate(Fate.IN_DOUBT, Fate.ANSWERED, Fate.HEARD):
+        if any(attempt.settles_at <= case.now for attempt in may_run):  # it lasts: an earlier failure is over
+            case = case.set(failures=0)
         if case.has_stream or not any(attempt.is_unwanted for attempt in case.state.attempts):
             return case.believe()
         return case.report(KeepStatus.IN_DOUBT, _OTHER).wait(case.settings.reassert)

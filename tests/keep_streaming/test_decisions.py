@@ -232,6 +232,22 @@ class TestLoss:
         assert target.events() == (TargetFailing(reason="403", failures=1),)
         assert target.see(TimePassed(), after=1.0).actions() == started(2)
 
+    def test_waits_begin_anew_once_a_refused_name_proves_that_its_stream_lasts(self) -> None:
+        """Failures a day apart are not consecutive."""
+        target = Target(CONFERENCES).see(StartAccepted(attempt=1, sid="s1"))
+        for number in range(2, 20, 2):
+            target.see(TimePassed(), after=60.0).see(ResponseLost(attempt=number, reason="cut"))
+            assert target.wait == 1.0
+            target.see(TimePassed(), after=1.0).see(NameRefused(attempt=number + 1))
+            assert target.wait == 60.0
+
+    def test_waits_grow_while_a_stream_has_not_lasted(self) -> None:
+        target = Target(CONFERENCES).see(ResponseLost(attempt=1, reason="cut"))
+        assert target.wait == 1.0
+        target.see(TimePassed(), after=1.0).see(NameRefused(attempt=2))
+        target.see(TimePassed(), after=60.0).see(ResponseLost(attempt=3, reason="cut"))
+        assert target.wait == 2.0
+
     def test_waits_begin_anew_when_the_keeper_restarts(self) -> None:
         target = Target(CONFERENCES)
         for number in (1, 2):
