@@ -323,7 +323,8 @@ class _ProtocolWrapper(asyncio.Protocol):
 
     def is_doubtful(self) -> bool:
         """Return False if `check` would find nothing."""
-        return self._is_unfit() or self._has_data()
+        # The time last, right before the write: a process is most often suspended in a system call.
+        return self._has_data() or self._is_unfit()
 
     def _is_unfit(self) -> bool:
         return (
