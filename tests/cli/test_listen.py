@@ -25,6 +25,7 @@ from attrs import define
 
 from signalwire_streams import InvalidRequestError, StreamsClient
 from signalwire_streams._cli.listen_recording import Recording, RecordingOptions
+from signalwire_streams.receiver import MediaEvent
 from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
 from tests.ports import free_port
@@ -247,6 +248,23 @@ async def test_listen_records_tracks_with_long_names(tmp_path: Path, encoding: s
     files = {facts["tracks"][name]["file"] for name in names}
     assert len(files) == len(names)
     assert all(path.stat().st_size > 500 for path in files_in(tmp_path))
+
+
+def test_longest_names_that_a_peer_may_choose_make_files(tmp_path: Path) -> None:
+    """File systems take 255 bytes."""
+    session: Any = SimpleNamespace(
+        stream_sid="s" * 300,
+        start=SimpleNamespace(tracks=["t" * 64, "u" * 64], custom_parameters={"room": "r" * 300}),
+        audio_format=AudioFormat("audio/x-mulaw", 8000),
+    )
+    options = RecordingOptions(directory=tmp_path, layout="mono", target_parameter="room")
+    for _ in range(12):
+        recording = Recording(options, session)
+        recording.open()
+        recording.write(MediaEvent(track="v" * 300, payload=bytes(160)))
+        recording.close()
+    assert len(files_in(tmp_path)) == 36
+    assert {path.name.partition("-")[0] for path in files_in(tmp_path)} == {"r" * 80}
 
 
 def test_listen_reports_why_a_file_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

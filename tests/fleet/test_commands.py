@@ -19,7 +19,7 @@ from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import fork
 from tests.redis_server import RedisServer
 
-from .helpers import PATIENCE, URL, all_results, until
+from .helpers import PATIENCE, URL, all_results, redis_of, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
@@ -179,6 +179,14 @@ async def test_cli_status_in_a_terminal_shows_the_whole_name_of_a_run(
     titles, run, *_ = (await shell("status")).splitlines()
     assert "SUBMITTED" not in titles
     assert run.split()[0] == name
+
+
+async def test_cli_status_says_if_a_run_is_not_fully_submitted(shell: Shell, fleet: Fleet) -> None:
+    told = "It is not fully submitted: if its submit or resume was interrupted, repeat the same command."
+    await shell("submit", "--all-in-progress", "--run-id", "nightly", "--url", URL)
+    assert told not in await shell("status", "nightly")
+    await redis_of(fleet).hdel(fleet._keys.run("nightly"), "queued")
+    assert told in await shell("status", "nightly")
 
 
 async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
