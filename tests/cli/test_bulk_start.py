@@ -310,10 +310,11 @@ async def test_call_start_with_lost_response_is_resent_only_on_request(
     assert table(ran).get("unknown") == (None if resend else "1")
 
 
-async def test_concurrency_option_limits_requests_in_flight(bare_shell: Shell) -> None:
+@pytest.mark.parametrize("options", [(), ("--no-journal",)])
+async def test_concurrency_option_limits_requests_in_flight(bare_shell: Shell, options: tuple[str, ...]) -> None:
     async with held_space(conferences=7) as (space, held):
         bare_shell.set(credentials(space))
-        going = asyncio.create_task(bare_shell(*START, "--all-in-progress", *TO_URL, "--concurrency", "3"))
+        going = asyncio.create_task(bare_shell(*START, "--all-in-progress", *TO_URL, "--concurrency", "3", *options))
         await until(lambda: held.most == 3)
         held.let_go()
         ran = await going

@@ -105,7 +105,8 @@ async def test_cli_fleet_from_submit_to_stop(
     assert {line["target"] for line in told} == set(space.conference_sids)
     status: Any = json.loads(await shell("status", "nightly", "--json"))
     assert (status["counts"], status["is_finished"], len(status["workers"])) == ({"started": 3}, True, 1)
-    assert [line.split()[0] for line in (await shell("status")).splitlines()[:2]] == ["RUN", "nightly"]
+    titles, row, *_ = (await shell("status")).splitlines()
+    assert (titles.split()[0], row.split()[0], row.split()[-1]) == ("RUN", "nightly", "finished")
     overview: Any = json.loads(await shell("status", "--json"))
     assert [run["run"] for run in overview["runs"]] == ["nightly"]
     assert [found["limit"] for found in overview["workers"]] == [status["limit"]]
@@ -197,9 +198,11 @@ async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: Simulat
     out = await shell("status", "r", "--once")
     assert "pending" in out
     assert "No active workers" in out
+    assert (await shell("status")).splitlines()[1].endswith(" running")
     cancelled = await shell("cancel", "r")
     assert cancelled.startswith("Run r is cancelled.\n")
     assert "not attempted" in cancelled
+    assert (await shell("status")).splitlines()[1].endswith(" cancelled")
     assert (await shell("cancel", "r")).startswith("Run r was already cancelled.\n")
     assert json.loads(await shell("cancel", "r", "--json"))["status_before"] == "cancelled"
     assert "signalwire-streams fleet resume r" in await shell("status", "r", "--once", code=1)
