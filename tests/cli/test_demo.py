@@ -71,7 +71,10 @@ async def test_demo_recordings_equal_what_was_sent(
     for name in ("frames_missing", "frames_dropped", "streams_alive", "duplicate_streams", "sockets_open"):
         assert audio[name] == 0, name
     assert len(list((tmp_path / "new" / "heard").glob("*.wav"))) == 20
-    assert spaces[-1].requests.count("start-conference-stream") > 20
+    assert 0 < audio["jitter_seconds"] < 2
+    rejected = [stream for stream in spaces[-1].streams if stream.error is not None]
+    assert {stream.error for stream in rejected} == {"Duplicated stream name"}
+    assert len(rejected) == len({stream.target_sid for stream in rejected})
 
 
 async def test_seed_of_a_demo_decides_which_conferences_it_records(bare_shell: Shell, tmp_path: Path) -> None:

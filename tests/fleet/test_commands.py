@@ -268,6 +268,15 @@ async def test_cli_fleet_without_redis_names_the_variable_to_set(shell: Shell, m
         assert "set SIGNALWIRE_FLEET_REDIS (or --redis)" in shell.err
 
 
+@pytest.mark.parametrize("name", ["SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID"])
+async def test_cli_fleet_without_space_or_project_names_the_variables_to_set(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name)
+    await shell("status", code=2)
+    assert shell.err == ("error: set SIGNALWIRE_SPACE (or --space) and SIGNALWIRE_PROJECT_ID (or --project)\n")
+
+
 async def test_cli_fleet_without_extra_names_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docket", None)
     monkeypatch.delitem(sys.modules, "signalwire_streams.fleet")
