@@ -676,6 +676,17 @@ async def test_resume_takes_secrets_from_the_file(
     assert b"hush" not in ran.out.encode() + bytes_in(folder)
 
 
+async def test_resume_that_fails_again_says_to_pass_the_secrets_again(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    """Although one of its streams has none."""
+    source = await begin_with_secrets(shell, space, tmp_path)
+    space.faults.add("status", on="start", status=404, times=3)
+    ran = await shell(*RESUME, source)
+    assert ran.code == 1
+    assert "Resume (and pass its secrets again):" in ran.out
+
+
 async def test_resume_takes_secrets_from_options(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:

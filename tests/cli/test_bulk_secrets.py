@@ -89,6 +89,7 @@ def test_resume_matches_streams_without_a_name_by_their_order() -> None:
         ([line(NEW, "a", unnamed=True), line(None, "b", unnamed=True)], {}, ["a"]),
         ([line(None, "a"), line(NEW, "b"), line(NEW, "c", name="n")], {"url": NEW, "unnamed": True}, ["a", "b", "c"]),
         ([line(None, "a", track="inbound_track"), line(NEW, "b")], {"url": NEW, "unnamed": True}, ["a", "b"]),
+        ([line(token="a", unnamed=True), line(token=None, unnamed=True)], {}, ["a", None]),
         (
             [line(None, "a"), line(None, "b", track="inbound_track"), line(NEW, "c")],
             {"url": NEW, "unnamed": True, "track": "inbound_track"},
