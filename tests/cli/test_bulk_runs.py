@@ -460,6 +460,7 @@ async def test_narrow_terminal_shows_whole_targets_of_items(bare_shell: Shell, s
     ran = await bare_shell(*STATUS, "--list", "unknown")
     header, row = ran.rows
     assert header.split()[:3] == ["KIND", "TARGET", "STATUS"]
+    assert not {"SID", "NAME"} & set(header.split())
     assert row.split()[:3] == ["conference", targets["unknown"], "unknown"]
 
 

@@ -1,5 +1,6 @@
 """``demo``: its claims hold, and it says so when they don't."""
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -110,6 +111,16 @@ async def test_demo_writes_a_table(bare_shell: Shell) -> None:
     assert max(map(len, ran.out.splitlines())) < 80
     assert "Every conference got its stream exactly once" in ran.out
     assert "\x1b" not in ran.out
+
+
+async def test_demo_shows_its_progress_on_a_terminal(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("signalwire_streams._cli.progress._DRAWN_EVERY", 0.0)
+    bare_shell.set({"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"})
+    ran = await bare_shell("demo", "--conferences", "13")
+    assert ran.code == 0
+    shown = set(re.findall(r"([A-Z][a-z]+ing) .* of (\d+) ", ran.err))
+    assert shown == {("Starting", "13"), ("Stopping", "13"), ("Recording", "2")}
 
 
 async def test_demo_fits_eighty_columns(bare_shell: Shell) -> None:

@@ -15,9 +15,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, Group
 
-from signalwire_streams._cli.listen import _levels, bar, draw
+from signalwire_streams._cli.listen import Listener, _levels, bar, draw
 from signalwire_streams._cli.listen_recording import RecordingOptions
-from signalwire_streams._cli.listen_server import RecordingServer, Report, ServerOptions, Warned
+from signalwire_streams._cli.listen_server import Ended, RecordingServer, Report, ServerOptions, Warned
 from signalwire_streams._cli.progress import live_table
 from signalwire_streams.receiver.audio import AudioFormat
 
@@ -133,6 +133,26 @@ def test_table_fits_the_terminal(height: int, count: int) -> None:
         more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
         assert shown + sum(more) == count
         assert lines[-1].startswith(f"Listening: {count} live")
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_table_never_hides_a_single_stream(count: int) -> None:
+    """Its row takes the place of the line that would count it."""
+    lines = drawn([row(number) for number in range(count)], height=10)
+    assert not any(line.startswith("and 1 more") for line in lines)
+
+
+def test_last_line_counts_the_audio_of_live_and_ended_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of unknown encoding adds none."""
+    options: Any = None
+    listener = Listener(options, streams=None, as_json=False)
+    monkeypatch.setattr(listener, "_server", SimpleNamespace(streams=lambda: [row(1), row(2, seconds=None)]), False)
+    for seconds in (60.0, None):
+        listener.report(Ended("s-1", "s-1 ended", {"seconds": seconds, "files": [], "error": None}, lost=0))
+    written = io.StringIO()
+    console = Console(file=written, width=80, color_system=None)
+    console.print(listener._draw(console))
+    assert written.getvalue().splitlines()[-1].rstrip() == "Listening: 2 live, 2 ended, 1 h 2 min of audio"
 
 
 def test_table_shows_streams_of_unknown_encoding_or_track_names() -> None:
