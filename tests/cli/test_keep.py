@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import wave
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,14 @@ from signalwire_streams.keep_streaming import (
     PollingFailed,
     StandbyStarted,
     StartsPaused,
+    StreamingInDoubt,
+    StreamingRestarted,
+    StreamingStarted,
     StreamTemplate,
+    TargetEnded,
+    TargetEvent,
+    TargetFailing,
+    TargetReleased,
     TargetSnapshot,
 )
 from signalwire_streams.models import TargetKind
@@ -141,7 +148,7 @@ async def test_directory_that_can_not_be_written_is_one_sentence(
     shell.environment.chdir(tmp_path)
     ran = await shell("keep", *AUDIT, "--receive", "file/new", "--port", "1")
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith("error: can't write to file/new: ")
+    assert re.fullmatch("error: can't write to file/new: .*: name another --receive\n", ran.err)
     assert space.requests.count() == 0
 
 
@@ -420,6 +427,30 @@ def test_obstacle_is_shown_until_it_ends(
     keeper.obstacles = ()
     assert (runner.last_line, runner.is_well) == ("Keeping: 0 live, 0 ended", True)
     assert capsys.readouterr().out.splitlines()[0].partition(" ")[2] == line
+
+
+@pytest.mark.parametrize(
+    ("events", "is_well", "missed"),
+    [
+        ((), False, 0),
+        ((StreamingStarted,), True, 0),
+        ((StreamingRestarted,), True, 0),
+        ((TargetReleased,), True, 0),
+        ((StreamingStarted, TargetEnded), True, 0),
+        ((TargetEnded,), False, 1),
+    ],
+)
+@pytest.mark.parametrize("trouble", [TargetFailing, StreamingInDoubt])
+def test_trouble_counts_until_a_stream_starts_or_the_target_is_released(
+    trouble: type[TargetEvent], events: Sequence[type[TargetEvent]], missed: int, *, is_well: bool
+) -> None:
+    """A target that ends before that has had no stream."""
+    account = Account("example", "p", as_json=False)
+    runner = KeepRunner(account, None, template={}, kinds=[], journal="kept.db", on_exit="leave")
+    runner.note(trouble(target="room-1"))
+    for event in events:
+        runner.note(event(target="room-1"))
+    assert (runner.is_well, runner._missed) == (is_well, missed)
 
 
 # What is received.

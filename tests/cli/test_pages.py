@@ -72,16 +72,17 @@ async def test_listen_shows_its_streams(tmp_path: Path) -> None:
     assert (ran.code, ran.json["sid"], ran.err) == (0, "s-1", "")
 
 
-async def test_bulk_start_shows_its_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rate", "limit"), [((), 1242.0), (("--rate", "500"), 500.0)])
+async def test_bulk_start_shows_its_run(tmp_path: Path, rate: tuple[str, ...], limit: float) -> None:
     async with SimulatedSpace(conferences=40) as space:
         space.faults.add("latency", seconds=0.3)
         options = ("--all-in-progress", "--url", "wss://rx.example.com/audio", "--concurrency", "4", "--page=0")
         journal = ("--journal", str(tmp_path / "run.db"))
-        async with process("bulk", "start", *options, *journal, environment=credentials(space)) as child:
+        async with process("bulk", "start", *options, *journal, *rate, environment=credentials(space)) as child:
             async with opened(await link_of(child)) as page:
                 run = await shown(page, "runs")
             ran = await end_of(child)
-    assert (run["title"], run["total"], run["limit"]) == ("Starting streams", 40, 1242.0)
+    assert (run["title"], run["total"], run["limit"]) == ("Starting streams", 40, limit)
     assert ran.code == 0
     assert "Started 40 of 40 streams" in ran.out
 
