@@ -36,7 +36,6 @@ from signalwire_streams.keep_streaming import (
     StreamingStarted,
     StreamTemplate,
     TargetEnded,
-    TargetEvent,
     TargetFailing,
     TargetReleased,
     TargetSnapshot,
@@ -442,7 +441,7 @@ def test_obstacle_is_shown_until_it_ends(
 )
 @pytest.mark.parametrize("trouble", [TargetFailing, StreamingInDoubt])
 def test_trouble_counts_until_a_stream_starts_or_the_target_is_released(
-    trouble: type[TargetEvent], events: Sequence[type[TargetEvent]], missed: int, *, is_well: bool
+    trouble: Any, events: Sequence[Any], missed: int, *, is_well: bool
 ) -> None:
     """A target that ends before that has had no stream."""
     account = Account("example", "p", as_json=False)
