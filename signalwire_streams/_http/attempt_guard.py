@@ -323,7 +323,7 @@ class _ProtocolWrapper(asyncio.Protocol):
 
     def is_doubtful(self) -> bool:
         """Return False if `check` would find nothing."""
-        # The time last, right before the write: a process is most often suspended in a system call.
+        # The time last, right before the write: the process may be suspended in the system call.
         return self._has_data() or self._is_unfit()
 
     def _is_unfit(self) -> bool:

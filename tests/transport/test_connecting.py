@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -264,6 +265,29 @@ async def test_request_whose_time_ran_out_while_process_was_suspended_is_not_wri
 
     assert [attempt.sent for attempt in attempts] == ["no", "yes"]
     assert not stream.ambiguous
+    assert space.requests.count("start-conference-stream") == 1
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="the kernel is asked only where there is poll")
+async def test_request_whose_time_ran_out_in_the_last_system_call_is_not_written(
+    space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole process is stopped for a minute while it asks the kernel about the connection."""
+    loop = asyncio.get_running_loop()
+    before, stops = loop.time, [60.0]
+
+    def poll() -> select.poll:
+        if stops:
+            seconds = stops.pop()
+            monkeypatch.setattr(loop, "time", lambda: before() + seconds)
+        return select.poll()
+
+    attempts: list[Attempt] = []
+    client = client_for(space, on_attempt=attempts.append)
+    monkeypatch.setattr("signalwire_streams._http.attempt_guard._poll", poll)
+    await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert [attempt.sent for attempt in attempts] == ["no", "yes"]
     assert space.requests.count("start-conference-stream") == 1
 
 
