@@ -454,7 +454,7 @@ async def test_status_lists_items_by_status(bare_shell: Shell, space: SimulatedS
 
 
 async def test_narrow_terminal_shows_whole_targets_of_items(bare_shell: Shell, space: SimulatedSpace) -> None:
-    """They are what other commands take; the columns behind them are cut."""
+    """They are what other commands take; other columns are dropped or cut."""
     targets = await some_of_each(space)
     bare_shell.pretend_terminal(60)
     ran = await bare_shell(*STATUS, "--list", "unknown")

@@ -142,11 +142,12 @@ def test_table_never_hides_a_single_stream(count: int) -> None:
     assert not any(line.startswith("and 1 more") for line in lines)
 
 
-def test_last_line_counts_the_audio_of_live_and_ended_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_line_counts_the_audio_of_live_and_ended_streams() -> None:
     """A stream of unknown encoding adds none."""
     options: Any = None
+    server: Any = SimpleNamespace(streams=lambda: [row(1), row(2, seconds=None)])
     listener = Listener(options, streams=None, as_json=False)
-    monkeypatch.setattr(listener, "_server", SimpleNamespace(streams=lambda: [row(1), row(2, seconds=None)]), False)
+    listener._server = server
     for seconds in (60.0, None):
         listener.report(Ended("s-1", "s-1 ended", {"seconds": seconds, "files": [], "error": None}, lost=0))
     written = io.StringIO()
