@@ -175,3 +175,16 @@ async def test_interrupted_submit_names_the_status_command(
     message = "interrupted: a part of the run may have been submitted; see signalwire-streams fleet status --project p"
     assert (ran.code, ran.err) == (130, f"{message}\n")
     assert not options or ran.json["message"] == message
+
+
+async def test_interrupt_before_the_command_runs_ends_quietly(
+    bare_shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As during the imports of a command."""
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("signalwire_streams._cli.main.import_module", interrupt)
+    ran = await bare_shell("demo")
+    assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
